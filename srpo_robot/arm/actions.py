@@ -1,0 +1,80 @@
+"""Action spaces: between the vectors that datasets and policies hold and the joint commands that an arm takes.
+
+The first dimensions of the state are what the action is about, in the same order, so that lerobot's relative actions
+(action minus state) are displacements from where the arm is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from srpo_robot.arm import kinematics
+from srpo_robot.arm.limits import Limits
+from srpo_robot.errors import CommandRefused, RecipeError
+from srpo_robot.records import JOINTS, ArmCommand, ArmState
+
+TCP_NAMES = ("tcp.x", "tcp.y", "tcp.z", "gripper")
+JOINT_NAMES = (*(f"joint{i}.pos" for i in range(1, JOINTS + 1)), "gripper.pos")
+
+
+@dataclass(frozen=True, eq=False)
+class ActionSpace:
+    """What one action means. `names`: of the action; `state_names`: of observation.state."""
+
+    names: tuple[str, ...]
+    state_names: tuple[str, ...]
+    limits: Limits
+    posture_rad: np.ndarray  # (7,) the elbow posture that inverse kinematics stays near
+
+    def command(self, action: np.ndarray, previous: ArmCommand) -> ArmCommand:
+        """The joint command that `action` (A,) asks for, solved from `previous`, the command executed last.
+
+        Raises:
+            CommandRefused: wrong length or not finite.
+        """
+        if action.shape != (len(self.names),):
+            raise CommandRefused(f"an action has {action.shape} values, this arm takes {len(self.names)}: {self.names}")
+        if not np.isfinite(action).all():
+            raise CommandRefused("an action with NaN or infinity was refused; the arm holds. Check the policy's output")
+        if self.names == JOINT_NAMES:
+            return ArmCommand(action[:JOINTS], float(action[JOINTS]))
+        # A target outside the box is pulled to its wall first: along the wall the arm may still slide.
+        target = np.clip(action[:3], self.limits.box_min_m, self.limits.box_max_m)
+        solution = kinematics.inverse(
+            target,
+            kinematics.TOOL_DOWN,
+            previous.joints_rad,
+            self.limits.tcp_offset_m,
+            self.limits.joint_min_rad,
+            self.limits.joint_max_rad,
+            posture_rad=self.posture_rad,
+        )
+        return ArmCommand(solution.joints_rad if solution.reached else previous.joints_rad, float(action[3]))
+
+    def action(self, command: ArmCommand) -> np.ndarray:
+        """The action that `command` amounts to, (A,); the inverse of `command` for what was executed."""
+        if self.names == JOINT_NAMES:
+            return np.append(command.joints_rad, command.gripper_m)
+        return np.append(kinematics.tcp_position(command.joints_rad, self.limits.tcp_offset_m), command.gripper_m)
+
+    def state(self, state: ArmState, commanded: ArmCommand) -> np.ndarray:
+        """observation.state, (S,): what was measured, then what was commanded last."""
+        measured = self.action(ArmCommand(state.joints_rad, state.gripper_m))
+        target = self.action(commanded)
+        return np.concatenate([measured, target if self.names == JOINT_NAMES else target[:3]])
+
+
+def make_action_space(kind: str, limits: Limits, posture_rad: np.ndarray) -> ActionSpace:
+    """The action space `kind` ("tcp": TCP position with the tool pointing down, and gripper; "joints").
+
+    Raises:
+        RecipeError: another kind.
+    """
+    if kind == "tcp":
+        return ActionSpace(TCP_NAMES, (*TCP_NAMES, "target.x", "target.y", "target.z"), limits, posture_rad)
+    if kind == "joints":
+        targets = tuple(f"target.{name}" for name in JOINT_NAMES)
+        return ActionSpace(JOINT_NAMES, (*JOINT_NAMES, *targets), limits, posture_rad)
+    raise RecipeError(f"no action space {kind!r}; there are: tcp, joints")

@@ -1,0 +1,120 @@
+"""xArm 7 kinematics from its modified DH parameters: forward, Jacobian, damped least-squares inverse. numpy only.
+
+Source: the vendor's published xArm 7 table (modified DH, Craig's convention); at zero angles the flange is at
+(0.206, 0, 0.1205) m with the tool axis pointing down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from srpo_robot.records import JOINTS
+
+DH_ALPHA = np.array([0.0, -90.0, 90.0, 90.0, 90.0, 90.0, -90.0]) * np.pi / 180.0  # [rad]
+DH_A = np.array([0.0, 0.0, 0.0, 0.0525, 0.0775, 0.0, 0.076])  # [m]
+DH_D = np.array([0.267, 0.0, 0.293, 0.0, 0.3425, 0.0, 0.097])  # [m]
+TOOL_DOWN = np.diag([1.0, -1.0, -1.0])  # R_base_tool of a gripper that points at the table, fingers along y
+
+
+def frames(joints_rad: np.ndarray) -> np.ndarray:
+    """Poses of the base and of the seven joint frames, (8, 4, 4), T_base_i; the last one is the flange."""
+    poses = np.empty((JOINTS + 1, 4, 4))
+    poses[0] = np.eye(4)
+    cos_alpha, sin_alpha = np.cos(DH_ALPHA), np.sin(DH_ALPHA)
+    cos_theta, sin_theta = np.cos(joints_rad), np.sin(joints_rad)
+    for i in range(JOINTS):
+        ca, sa, ct, st = cos_alpha[i], sin_alpha[i], cos_theta[i], sin_theta[i]
+        link = np.array(
+            [
+                [ct, -st, 0.0, DH_A[i]],
+                [st * ca, ct * ca, -sa, -sa * DH_D[i]],
+                [st * sa, ct * sa, ca, ca * DH_D[i]],
+                [0.0, 0.0, 0.0, 1.0],
+            ]
+        )
+        poses[i + 1] = poses[i] @ link
+    return poses
+
+
+def tcp_pose(joints_rad: np.ndarray, tcp_offset_m: np.ndarray) -> np.ndarray:
+    """T_base_tcp, (4, 4); `tcp_offset_m` (3,) is the tool centre point in the flange frame [m]."""
+    pose = frames(joints_rad)[-1].copy()
+    pose[:3, 3] += pose[:3, :3] @ np.asarray(tcp_offset_m)
+    return pose
+
+
+def tcp_position(joints_rad: np.ndarray, tcp_offset_m: np.ndarray) -> np.ndarray:
+    """Position of the tool centre point in the base frame, (3,) [m]."""
+    return tcp_pose(joints_rad, tcp_offset_m)[:3, 3]
+
+
+def jacobian(joints_rad: np.ndarray, tcp_offset_m: np.ndarray) -> np.ndarray:
+    """Geometric Jacobian of the TCP in the base frame, (6, 7): linear [m/rad] above angular [rad/rad]."""
+    poses = frames(joints_rad)
+    tcp = poses[-1][:3, 3] + poses[-1][:3, :3] @ np.asarray(tcp_offset_m)
+    axes, origins = poses[1:, :3, 2], poses[1:, :3, 3]  # each joint turns about its own frame's z
+    return np.vstack([np.cross(axes, tcp - origins).T, axes.T])
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """An inverse kinematics result; `reached` is False where the residual stayed above the tolerance."""
+
+    joints_rad: np.ndarray  # (7,)
+    residual_m: float  # position error [m]
+    residual_rad: float  # orientation error [rad]
+    reached: bool
+
+
+def inverse(
+    position_m: np.ndarray,
+    rotation: np.ndarray,
+    start_rad: np.ndarray,
+    tcp_offset_m: np.ndarray,
+    joint_min_rad: np.ndarray,
+    joint_max_rad: np.ndarray,
+    posture_rad: np.ndarray | None = None,
+    iterations: int = 50,
+    tolerance_m: float = 5e-4,
+    tolerance_rad: float = 2e-3,
+) -> Solution:
+    """Joint angles near `start_rad` whose TCP is at `position_m` (3,) with `rotation` (3, 3), inside the joint range.
+
+    Damped least squares (Nakamura and Hanafusa 1986) with a null-space pull towards `posture_rad`, so that the elbow of
+    the redundant arm stays where it was taught. Never raises: the caller decides what an unreached target means.
+    """
+    joints = np.clip(np.asarray(start_rad, dtype=np.float64), joint_min_rad, joint_max_rad)
+    posture = joints if posture_rad is None else np.asarray(posture_rad)
+    offset = np.asarray(tcp_offset_m)
+    eye = np.eye(JOINTS)
+    for _ in range(iterations):
+        pose = tcp_pose(joints, offset)
+        error = np.concatenate([position_m - pose[:3, 3], _rotation_vector(rotation @ pose[:3, :3].T)])
+        if np.linalg.norm(error[:3]) < tolerance_m and np.linalg.norm(error[3:]) < tolerance_rad:
+            break
+        j = jacobian(joints, offset)
+        damped = j.T @ np.linalg.inv(j @ j.T + 1e-5 * np.eye(6))
+        step = damped @ error + (eye - damped @ j) @ (0.1 * (posture - joints))
+        joints = np.clip(joints + np.clip(step, -0.3, 0.3), joint_min_rad, joint_max_rad)
+    pose = tcp_pose(joints, offset)
+    residual_m = float(np.linalg.norm(position_m - pose[:3, 3]))
+    residual_rad = float(np.linalg.norm(_rotation_vector(rotation @ pose[:3, :3].T)))
+    return Solution(joints, residual_m, residual_rad, residual_m < 2 * tolerance_m and residual_rad < 2 * tolerance_rad)
+
+
+def _rotation_vector(rotation: np.ndarray) -> np.ndarray:
+    """Axis times angle of a rotation matrix, (3,) [rad]; good to pi."""
+    cosine = np.clip((np.trace(rotation) - 1.0) / 2.0, -1.0, 1.0)
+    angle = np.arccos(cosine)
+    skew = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+    if angle < 1e-7:
+        return skew / 2.0
+    if np.pi - angle < 1e-4:  # the skew part vanishes: read the axis off the symmetric part
+        axis = np.sqrt(np.maximum((np.diag(rotation) + 1.0) / 2.0, 0.0))
+        k = int(np.argmax(axis))
+        axis = (rotation[:, k] + rotation[k, :]) / (4.0 * axis[k])
+        axis[k] = np.sqrt(max((rotation[k, k] + 1.0) / 2.0, 0.0))
+        return angle * axis / np.linalg.norm(axis)
+    return angle * skew / (2.0 * np.sin(angle))

@@ -1,0 +1,1 @@
+"""The LeRobot-format buffer: the only room that opens a LeRobotDataset."""

@@ -1,0 +1,1 @@
+"""Evaluation runs: a policy, an arm, trials and their statistics."""

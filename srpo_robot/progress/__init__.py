@@ -1,0 +1,1 @@
+"""From frames to progress: windows, embeddings, references, distances, progress and trajectory reward."""

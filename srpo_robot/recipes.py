@@ -1,0 +1,191 @@
+"""TOML recipe -> frozen dataclass, once, at the edge; an unknown key is an error that names the closest known one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from srpo_robot.errors import RecipeError
+
+FOLDERS = ("datasets", "policies", "hardware")
+
+
+# --- what a recipe holds ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CameraRecipe:
+    """One camera. The dataset's feature key is "observation.images." + name."""
+
+    name: str
+    height_px: int
+    width_px: int
+
+
+@dataclass(frozen=True)
+class LimitsRecipe:
+    """Bounds that no command passes. Angles [rad], lengths [m], speeds [rad/s] or [m/s]; box in the base frame."""
+
+    joint_min_rad: tuple[float, ...]
+    joint_max_rad: tuple[float, ...]
+    max_joint_speed_rad_s: float
+    box_min_m: tuple[float, ...]  # lowest TCP position (x, y, z)
+    box_max_m: tuple[float, ...]  # highest TCP position (x, y, z)
+    gripper_min_m: float
+    gripper_max_m: float
+    max_gripper_speed_m_s: float
+
+
+@dataclass(frozen=True)
+class HardwareRecipe:
+    """An arm as it stands in the lab (hardware/*.toml)."""
+
+    name: str
+    kind: Literal["mock", "xarm7"]
+    fps: float  # control and recording rate [Hz]
+    home_rad: tuple[float, ...]
+    tcp_offset_m: tuple[float, ...]  # flange -> TCP, tool frame
+    cameras: tuple[CameraRecipe, ...]
+    limits: LimitsRecipe
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """One task of a lab (datasets/*.toml)."""
+
+    name: str  # what --task takes, for example "put-apple"
+    instruction: str  # what the policy reads
+    cameras: tuple[str, ...]
+    action_space: Literal["tcp", "joints"]
+    time_limit_s: float
+    success: str  # the rule in words, printed with every result
+    target: str  # the object that the instruction names
+    distractors: tuple[str, ...] = ()
+    swap_probability: float = 0.0  # chance that the target and a distractor change places in a layout
+
+
+@dataclass(frozen=True)
+class PolicyRecipe:
+    """A policy and how it is fine-tuned (policies/*.toml)."""
+
+    name: str
+    family: Literal["pi0"]
+    base: str = ""  # checkpoint folder or Hub id to start from; "" builds from `config` with fresh weights
+    config: dict[str, Any] = field(default_factory=dict)  # fields of lerobot's policy config
+    tiny: dict[str, int] = field(default_factory=dict)  # sizes lerobot hard-codes; only where base is ""
+    steps: int = 30_000  # optimizer steps
+    batch_size: int = 32  # samples per optimizer step and process
+    learning_rate: float = 2.5e-5  # peak; lerobot's preset for pi0
+    warmup_steps: int = 1_000
+    final_learning_rate: float = 2.5e-6  # end of the cosine
+    weight_decay: float = 0.01
+    grad_clip_norm: float = 1.0
+    ema_decay: float = 0.0  # 0: no averaging; the averaged weights are what the checkpoint carries
+    beta: float = 1.0  # temperature of exp(A / beta), Peng et al. 2019
+    w_max: float = 20.0  # cap on exp(A / beta) before scaling to mean 1
+    horizon: int = 0  # frames of the chunk advantage; 0: the policy's n_action_steps
+    shift: int = 1  # 1: R[t+H] - R[t]; 0 with horizon 1 is the paper's D_t
+    tail: Literal["divide", "raw", "drop"] = "divide"  # how a horizon cut by the episode's end counts
+    kappa: float = 0.0  # share of the trajectory advantage
+    seed: int = 0
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def packaged_folder(folder: str) -> Path:
+    """Where the recipes that ship with the package are: beside it in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    inside = package / "_recipes" / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def find(folder: str, name: str) -> Path:
+    """The recipe `name`: a path, else ./FOLDER/name.toml (the lab's), else the packaged one.
+
+    Raises:
+        RecipeError: none; the message lists those there are.
+    """
+    stem = name.removesuffix(".toml").replace("-", "_")
+    places = [Path.cwd() / folder, packaged_folder(folder)]
+    if name.endswith(".toml") or "/" in name:
+        places_tried = [Path(name)]
+    else:
+        places_tried = [place / f"{stem}.toml" for place in places]
+    for path in places_tried:
+        if path.is_file():
+            return path
+    known = sorted({path.stem.replace("_", "-") for place in places for path in place.glob("*.toml")})
+    close = difflib.get_close_matches(stem.replace("_", "-"), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise RecipeError(f"no recipe {name!r} in {folder}/{hint} There are: {', '.join(known) or 'none'}")
+
+
+def load[T](cls: type[T], folder: str, name: str) -> T:
+    """Read the recipe `name` of `folder` into the frozen dataclass `cls`.
+
+    Raises:
+        RecipeError: not found, not TOML, an unknown or missing key, a value of the wrong type.
+    """
+    path = find(folder, name)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    return build(cls, table, str(path))
+
+
+def build[T](cls: type[T], table: dict[str, Any], where: str) -> T:
+    """A dataclass from a TOML table; nested tables become nested dataclasses, arrays tuples.
+
+    Raises:
+        RecipeError: see `load`.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            raise RecipeError(f"{where}: unknown key {key!r}; {hint}")
+    missing = [
+        name
+        for name, f in known.items()
+        if name not in table and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise RecipeError(f"{where}: missing key {', '.join(map(repr, missing))}")
+    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in table.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(value, dict):
+        return build(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(args[0], item, where) for item in value)
+    if origin is Literal:
+        if value not in args:
+            raise RecipeError(f"{where} is {value!r}; choices: {', '.join(map(repr, args))}")
+        return value
+    if origin in (Union, types.UnionType):
+        return value
+    if origin is dict and isinstance(value, dict):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Any or (isinstance(hint, type) and type(value) is hint):
+        return value
+    raise RecipeError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def digest(recipe: Any) -> str:
+    """A short hash of a recipe's content (dataclass or JSON-able), for table metadata and file names."""
+    content = asdict(recipe) if is_dataclass(recipe) and not isinstance(recipe, type) else recipe
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
