@@ -1,0 +1,67 @@
+"""Sidecar tables under DATASET/srpo: parquet, written whole or not at all, each naming its recipe and its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from srpo_robot.errors import StaleTable
+
+_KEY = b"srpo"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns by name, each (n,), and what the table was made from."""
+
+    columns: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+
+def write_table(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write `columns` (equal lengths) atomically: a reader sees the old table or the new one, never half."""
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    table = table.replace_schema_metadata({_KEY: json.dumps(dict(metadata), sort_keys=True).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_table(path: Path, *, refresh: str, **expected: Any) -> Table:
+    """Read a table and check that its metadata agrees with `expected`.
+
+    Args:
+        path: the parquet file.
+        refresh: the command that makes the table anew, for the error message.
+        expected: metadata values that must be equal, for example `dataset="1f..."`.
+
+    Raises:
+        StaleTable: absent, unreadable, or made from something else.
+    """
+    if not path.is_file():
+        raise StaleTable(f"{path} does not exist; run: {refresh}")
+    try:
+        table = pq.read_table(path)
+        metadata = json.loads((table.schema.metadata or {})[_KEY])
+    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError):
+        raise StaleTable(f"{path} is not a table of srpo-robot; run: {refresh}") from None
+    for name, value in expected.items():
+        if metadata.get(name) != value:
+            raise StaleTable(f"{path} was made from another state of its {name}; run: {refresh}")
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    return Table(columns, metadata)
