@@ -57,7 +57,7 @@ class Curve:
     Attributes:
         episode_index: episode_index in the dataset.
         distance: (T,) L2 distance to the references; NaN before the first window.
-        progress: (T,) progress in [0, 1]; NaN before the first window and where it is undefined.
+        progress: (T,) progress in [0, 1], before the first window held at its value; NaN throughout where undefined.
         scored: (T,) True where a window was embedded, False where the distance was interpolated or there is none.
         reason: why progress is NaN throughout ("" where it is not).
     """

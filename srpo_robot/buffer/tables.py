@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -29,10 +30,14 @@ class Table:
         return self.columns[name]
 
 
-def write_table(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Write `columns` (equal lengths) atomically: a reader sees the old table or the new one, never half."""
+def write_table(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Table:
+    """Write `columns` (equal lengths) atomically: a reader sees the old table or the new one, never half.
+
+    The metadata gets a `content` hash of the columns, by which a child table names its parent.
+    """
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    table = table.replace_schema_metadata({_KEY: json.dumps(dict(metadata), sort_keys=True).encode()})
+    stamped = {**metadata, "content": _content_hash(columns)}
+    table = table.replace_schema_metadata({_KEY: json.dumps(stamped, sort_keys=True).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -40,6 +45,16 @@ def write_table(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+    return Table(dict(columns), stamped)
+
+
+def _content_hash(columns: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        values = columns[name]
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(json.dumps(values.tolist()).encode() if values.dtype == object else values.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_table(path: Path, *, refresh: str, **expected: Any) -> Table:

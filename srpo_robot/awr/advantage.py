@@ -1,0 +1,92 @@
+"""Progress -> advantages (eq. 15 and the chunk form). numpy in, numpy out.
+
+The paper weights frame t by the standardised increment D_t = R_t - R_{t-1}. A policy trains on the chunk
+a_t..a_{t+H-1}, so what trains here by default is the standardised gain over that chunk: aggregate first, standardise
+after. `horizon=1, shift=0` is the paper to the letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from srpo_robot.errors import UsageError
+
+Tail = Literal["divide", "raw", "drop"]
+
+
+@dataclass(frozen=True, eq=False)
+class Advantages:
+    """Per frame, over all episodes in order; NaN where progress is undefined (and where the tail is dropped).
+
+    Attributes:
+        increment: (N,) D_t = R_t - R_{t-1}, 0 at t = 0 [progress].
+        step: (N,) A_t = (D_t - mu)/sigma, mu and sigma over all trajectories.
+        chunk: (N,) standardised gain over the horizon, what trains by default.
+    """
+
+    increment: np.ndarray
+    step: np.ndarray
+    chunk: np.ndarray
+
+
+def standardise(values: np.ndarray) -> np.ndarray:
+    """(x - mu)/sigma with mu and sigma (population) over the finite entries; 0 where sigma is 0; NaN stays NaN."""
+    finite = values[np.isfinite(values)]
+    if len(finite) == 0:
+        return values.copy()
+    sigma = finite.std()
+    # A constant's computed sigma is a rounding residue, not 0: compare it with the values' own magnitude.
+    if sigma <= 1e-12 * max(1.0, float(np.abs(finite).max())):
+        return np.where(np.isfinite(values), 0.0, np.nan)
+    return (values - finite.mean()) / sigma
+
+
+def increments(value: np.ndarray) -> np.ndarray:
+    """D_t = R_t - R_{t-1} of one episode, (T,); D_0 = 0; NaN throughout where the value is undefined."""
+    steps = np.diff(value, prepend=value[:1])
+    return steps
+
+
+def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "divide") -> np.ndarray:
+    """Gain of one episode's value R (T,) over the chunk that starts at each frame: (T,).
+
+    shift 1: G_t = R_{min(t+H, T-1)} - R_t, caused by the actions a_t..a_{t+H-1}. shift 0 starts and ends one frame
+    earlier; with H = 1 it is D_t. In the last frames the horizon that is left shrinks: `divide` makes G a gain per
+    frame (0 at the last frame, which has no successor), `raw` leaves it, `drop` makes frames without a full horizon NaN.
+    """
+    if horizon < 1 or shift not in (0, 1):
+        raise UsageError(f"horizon {horizon} must be at least 1 and shift {shift} 0 or 1")
+    length = len(value)
+    start = np.maximum(np.arange(length) + shift - 1, 0)
+    end = np.minimum(np.arange(length) + shift - 1 + horizon, length - 1)
+    end = np.maximum(end, start)
+    gain = value[end] - value[start]
+    left = end - start
+    if tail == "divide":
+        return gain / np.maximum(left, 1)
+    if tail == "drop":
+        full = np.arange(length) + shift - 1 + horizon <= length - 1
+        return np.where(full, gain, np.nan)
+    return gain
+
+
+def advantages(
+    values: Sequence[np.ndarray], horizon: int, shift: int = 1, tail: Tail = "divide"
+) -> Advantages:
+    """Advantages of a dataset from its episodes' values (each (T_i,)), standardised over all trajectories together."""
+    increment = np.concatenate([increments(value) for value in values])
+    gain = np.concatenate([chunk_gain(value, horizon, shift, tail) for value in values])
+    return Advantages(increment, standardise(increment), standardise(gain))
+
+
+def trajectory_advantage(rewards: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+    """A_i = (g_i - mu_g)/sigma_g over the episodes of the same task (eq. 6): (E,); NaN rewards stay NaN."""
+    advantage = np.full(len(rewards), np.nan)
+    names = np.array(tasks)
+    for task in dict.fromkeys(tasks):
+        advantage[names == task] = standardise(rewards[names == task])
+    return advantage

@@ -1,0 +1,149 @@
+"""The mock cell in MuJoCo: lockstep, seeded from outside, no wall clock. Nothing moves between calls of `step`."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from srpo_robot.errors import RecipeError
+from srpo_robot.mock import rendering, scene
+from srpo_robot.mock.objects import THINGS
+from srpo_robot.mock.tasks import Layout, SceneFacts, Task, task_named
+from srpo_robot.recipes import HardwareRecipe, TaskRecipe
+from srpo_robot.records import JOINTS, ArmCommand, ArmState
+
+_SETTLE_S = 0.1  # objects come to rest before a trial starts
+
+
+class CellSim:
+    """Arm, gripper, objects and cameras, and the privileged view on them that only scripts and judges may use."""
+
+    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe) -> None:
+        """Raises RecipeError where the mock cell has no such task, camera or tool."""
+        self.hardware = hardware
+        self.recipe = task
+        self.task: Task = task_named(task.name)
+        self.layout: Layout | None = None
+        self.placed_for_s = 0.0  # how long the success rule has held, up to now
+        self._model = mujoco.MjModel.from_xml_string(scene.mjcf(hardware))
+        self._data = mujoco.MjData(self._model)
+        self._sizes = {camera.name: (camera.height_px, camera.width_px) for camera in hardware.cameras}
+        self._arm_q = np.array([self._model.joint(f"joint{i + 1}").qposadr[0] for i in range(JOINTS)])
+        self._arm_v = np.array([self._model.joint(f"joint{i + 1}").dofadr[0] for i in range(JOINTS)])
+        self._finger_q = np.array([self._model.joint(f"finger_{side}").qposadr[0] for side in ("left", "right")])
+        self._renderer: rendering.Renderer | None = None
+        self._target = np.zeros(JOINTS + 1)  # joints [rad] and opening [m] that the motors hold
+        self._place_arm(ArmCommand(np.array(hardware.home_rad), hardware.limits.gripper_max_m))
+        self._park(set(THINGS))
+
+    def close(self) -> None:
+        """Free the renderer; safe to call twice. The next `render` makes a new one."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def reset(self, layout: Layout, start: ArmCommand) -> None:
+        """Lay out the scene with the arm at rest at `start`; the clock starts at 0.
+
+        Raises:
+            RecipeError: `layout` is of another task.
+        """
+        if layout.task != self.recipe.name:
+            raise RecipeError(f"this cell is set up for {self.recipe.name!r}, the layout is of {layout.task!r}")
+        mujoco.mj_resetData(self._model, self._data)
+        self._park(set(THINGS) - {item.name for item in layout.objects})
+        for item in layout.objects:
+            half = item.yaw_rad / 2.0
+            self.move_object(item.name, np.array([item.x_m, item.y_m, THINGS[item.name].rest_m]))
+            self._pose(item.name)[3:7] = [np.cos(half), 0.0, 0.0, np.sin(half)]
+        self._data.mocap_pos[0] = [*layout.plate_m, 0.0]
+        self._place_arm(start)
+        self.layout = layout
+        for _ in range(round(_SETTLE_S / scene.TIMESTEP_S)):
+            mujoco.mj_step(self._model, self._data)
+        self._data.time = 0.0
+        self.placed_for_s = 0.0
+        mujoco.mj_forward(self._model, self._data)
+
+    def step(self, command: ArmCommand, period_s: float) -> None:
+        """Move the motors' targets in a straight line to `command` over `period_s`, and physics with them."""
+        start, goal = self._target, np.append(command.joints_rad, command.gripper_m)
+        steps = round(period_s / scene.TIMESTEP_S)
+        for i in range(1, steps + 1):
+            self._drive(start + (goal - start) * (i / steps))
+            mujoco.mj_step(self._model, self._data)
+        mujoco.mj_forward(self._model, self._data)  # positions, for images and facts, at the new state
+        placed = self.layout is not None and self.task.succeeded(self.facts(), self.layout.target)
+        self.placed_for_s = self.placed_for_s + period_s if placed else 0.0
+
+    def freeze(self) -> None:
+        """Make the motors hold what is measured now, from rest."""
+        self._data.qvel[self._arm_v] = 0.0
+        state = self.state()
+        self._drive(np.append(state.joints_rad, state.gripper_m))
+        mujoco.mj_forward(self._model, self._data)
+
+    # --- what is where --------------------------------------------------------------------------------------------
+
+    def state(self) -> ArmState:
+        """What the arm's encoders would say."""
+        return ArmState(
+            float(self._data.time), self._data.qpos[self._arm_q], float(self._data.qpos[self._finger_q].sum())
+        )
+
+    def facts(self) -> SceneFacts:
+        """Everything the simulator knows about the objects of the layout."""
+        names = [] if self.layout is None else [item.name for item in self.layout.objects]
+        return SceneFacts(
+            tcp_m=self._data.site("tcp").xpos.copy(),
+            gripper_m=self.state().gripper_m,
+            objects_m={name: self._data.body(name).xpos.copy() for name in names},
+            speeds_m_s={name: float(np.linalg.norm(self._data.joint(name).qvel[:3])) for name in names},
+            plate_m=self._data.mocap_pos[0, :2].copy(),
+        )
+
+    def stage(self) -> float:
+        """Oracle of progress in [0, 1]: reaching, carrying, placed (see the task); 0 before the first layout."""
+        return 0.0 if self.layout is None else self.task.stage(self.facts(), self.layout.target)
+
+    def render(self, camera: str) -> np.ndarray:
+        """uint8 (H, W, 3) RGB in the size of the recipe.
+
+        Raises:
+            SrpoRobotError: SRPO_RENDERER forces a renderer that does not work here.
+        """
+        if self._renderer is None:
+            self._renderer = rendering.make_renderer(self._model)
+        return self._renderer.render(self._data, camera, *self._sizes[camera])
+
+    def move_object(self, name: str, position_m: np.ndarray) -> None:
+        """Put an object somewhere else, upright and at rest; a hand that interferes, for tests and perturbations."""
+        self._pose(name)[:] = [*position_m, 1.0, 0.0, 0.0, 0.0]
+        self._data.joint(name).qvel[:] = 0.0
+        mujoco.mj_forward(self._model, self._data)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _pose(self, name: str) -> np.ndarray:
+        """Position and quaternion of a free object, a writable view, (7,)."""
+        return self._data.joint(name).qpos
+
+    def _park(self, names: set[str]) -> None:
+        """Objects out of use stand behind the arm, out of both cameras' sight."""
+        for i, name in enumerate(sorted(names)):
+            self.move_object(name, np.array([-1.0, 0.2 * i, THINGS[name].rest_m]))
+
+    def _place_arm(self, start: ArmCommand) -> None:
+        self._data.qpos[self._arm_q] = start.joints_rad
+        self._data.qpos[self._finger_q] = start.gripper_m / 2.0
+        self._data.qvel[self._arm_v] = 0.0
+        self._drive(np.append(start.joints_rad, start.gripper_m))
+        mujoco.mj_forward(self._model, self._data)
+
+    def _drive(self, target: np.ndarray) -> None:
+        """Set the motors' targets: seven joints [rad], then the opening [m], half of it for each finger."""
+        self._target = target
+        self._data.ctrl[:JOINTS] = target[:JOINTS]
+        self._data.ctrl[JOINTS:] = target[JOINTS] / 2.0

@@ -1,0 +1,166 @@
+"""Images of the mock cell: EGL, else OSMesa, else rays cast by MuJoCo itself, which needs no graphics library at all.
+
+MuJoCo picks its GL library once, at import, from MUJOCO_GL; PyOpenGL does so from PYOPENGL_PLATFORM. A library that is
+present but broken can raise, print at exit or crash. So each one is tried in a child process first, and the contexts are
+made from MuJoCo's backend modules directly, whatever MUJOCO_GL says. The light sits at the camera, so that all
+renderers shade alike: brightness follows the angle between surface and viewing direction.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from typing import Protocol
+
+import mujoco
+import numpy as np
+
+from srpo_robot.errors import SrpoRobotError
+
+CHOICE = "SRPO_RENDERER"
+GL_BACKENDS = ("egl", "osmesa")
+BACKENDS = (*GL_BACKENDS, "ray")
+
+_PROBE = """
+import sys, importlib, mujoco
+context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(32, 32)
+context.make_current()
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+print("works", flush=True)
+"""
+
+
+class Renderer(Protocol):
+    """Draws one model; `close` frees what it holds and may be called twice."""
+
+    def render(self, data: mujoco.MjData, camera: str, height_px: int, width_px: int) -> np.ndarray:
+        """uint8 (H, W, 3) RGB of `camera` at the state of `data`, whose positions have been computed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@functools.cache
+def works(backend: str) -> bool:
+    """Whether a GL backend can draw here; found out in a child process, once."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    environment["MUJOCO_GL"] = "disable"
+    probe = subprocess.run(
+        [sys.executable, "-c", _PROBE, backend], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    return probe.stdout.strip() == "works"
+
+
+def backend() -> str:
+    """The backend in use: SRPO_RENDERER where it is set, else the first of egl, osmesa that works, else ray.
+
+    Raises:
+        SrpoRobotError: SRPO_RENDERER names none, or one that does not work here.
+    """
+    forced = os.environ.get(CHOICE, "").strip().lower()
+    if forced and forced not in BACKENDS:
+        raise SrpoRobotError(f"{CHOICE}={forced!r} is no renderer; choices: {', '.join(BACKENDS)}")
+    if forced in GL_BACKENDS and not works(forced):
+        raise SrpoRobotError(f"{CHOICE}={forced} does not work on this machine; unset it or use {CHOICE}=ray")
+    return forced or next((name for name in GL_BACKENDS if works(name)), "ray")
+
+
+def make_renderer(model: mujoco.MjModel) -> Renderer:
+    """The renderer of `backend()` for `model`. Raises what `backend` raises."""
+    name = backend()
+    return RayRenderer(model) if name == "ray" else GLRenderer(model, name)
+
+
+class GLRenderer:
+    """OpenGL, off screen. One context for all cameras of the model, as large as its off-screen buffer."""
+
+    def __init__(self, model: mujoco.MjModel, backend: str) -> None:
+        buffer = model.vis.global_
+        platform = os.environ.get("PYOPENGL_PLATFORM", backend)
+        if platform != backend:
+            raise SrpoRobotError(
+                f"PyOpenGL is already set to {platform!r} in this process; unset PYOPENGL_PLATFORM or use {CHOICE}=ray"
+            )
+        self._context = importlib.import_module(f"mujoco.{backend}").GLContext(buffer.offwidth, buffer.offheight)
+        self._context.make_current()
+        self._mjr: mujoco.MjrContext | None = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
+        self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 16)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0  # a shadow pass costs ten times the picture
+        self._model = model
+        self._option = mujoco.MjvOption()
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        # Registered after the backend's own exit handler, so it runs before it: freed while the display still exists.
+        atexit.register(self.close)
+
+    def render(self, data: mujoco.MjData, camera: str, height_px: int, width_px: int) -> np.ndarray:
+        """See `Renderer.render`."""
+        if self._mjr is None:
+            raise SrpoRobotError("the renderer is closed; make a new one")
+        self._view.fixedcamid = self._model.camera(camera).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, data, self._option, None, self._view, everything, self._scene)
+        self._context.make_current()
+        window = mujoco.MjrRect(0, 0, width_px, height_px)
+        mujoco.mjr_render(window, self._scene, self._mjr)
+        pixels = np.empty((height_px, width_px, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(pixels, None, window, self._mjr)
+        return np.ascontiguousarray(pixels[::-1])  # GL's rows start at the bottom
+
+    def close(self) -> None:
+        """Free the context; safe to call twice."""
+        if self._mjr is None:
+            return
+        atexit.unregister(self.close)
+        self._context.make_current()
+        self._mjr.free()
+        self._mjr = None
+        self._context.free()
+
+
+class RayRenderer:
+    """One ray a pixel by `mj_multiRay`: flat colours, shaded by the surface normal. No antialiasing."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        self._model = model
+        light = model.vis.headlight
+        self._ambient, self._diffuse = np.array(light.ambient), np.array(light.diffuse)
+        # One row more than there are geoms: index -1, "nothing hit", is the black background.
+        self._colours = np.vstack([model.geom_rgba[:, :3], np.zeros(3)])
+
+    def render(self, data: mujoco.MjData, camera: str, height_px: int, width_px: int) -> np.ndarray:
+        """See `Renderer.render`."""
+        view = data.camera(camera)
+        axes = view.xmat.reshape(3, 3)
+        rays = _pixel_rays(float(self._model.camera(camera).fovy[0]), height_px, width_px) @ axes.T
+        count = len(rays)
+        geom, distance, normal = np.empty(count, np.int32), np.empty(count), np.empty(count * 3)
+        mujoco.mj_multiRay(
+            self._model, data, view.xpos, rays.ravel(), None, True, -1, geom, distance, normal, count, mujoco.mjMAXVAL
+        )
+        facing = np.clip(normal.reshape(-1, 3) @ axes[:, 2], 0.0, 1.0)[:, None]  # the light shines along the camera's -z
+        shade = np.clip(self._ambient + self._diffuse * facing, 0.0, 1.0)
+        return (self._colours[geom] * shade * 255.0 + 0.5).astype(np.uint8).reshape(height_px, width_px, 3)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@functools.lru_cache(maxsize=8)
+def _pixel_rays(fovy_deg: float, height_px: int, width_px: int) -> np.ndarray:
+    """Unit directions through pixel centres, row by row from the top left, (H*W, 3), camera frame (looks along -z)."""
+    scale = np.tan(np.radians(fovy_deg) / 2.0) / (height_px / 2.0)
+    x = (np.arange(width_px) + 0.5 - width_px / 2.0) * scale
+    y = (height_px / 2.0 - np.arange(height_px) - 0.5) * scale
+    grid_x, grid_y = np.meshgrid(x, y)
+    rays = np.stack([grid_x, grid_y, -np.ones_like(grid_x)], axis=-1).reshape(-1, 3)
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    rays.setflags(write=False)
+    return rays
