@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from srpo_robot.arm import kinematics
-from srpo_robot.arm.limits import Limits
+from srpo_robot.arm.limits import Limited, Limits
 from srpo_robot.errors import CommandRefused, RecipeError
 from srpo_robot.records import JOINTS, ArmCommand, ArmState
 
@@ -28,8 +28,11 @@ class ActionSpace:
     limits: Limits
     posture_rad: np.ndarray  # (7,) the elbow posture that inverse kinematics stays near
 
-    def command(self, action: np.ndarray, previous: ArmCommand) -> ArmCommand:
+    def command(self, action: np.ndarray, previous: ArmCommand) -> Limited:
         """The joint command that `action` (A,) asks for, solved from `previous`, the command executed last.
+
+        A TCP target outside the workspace box is pulled to its wall first ("workspace_box"): along the wall the arm may
+        still slide. One that the arm cannot reach becomes a hold ("unreachable").
 
         Raises:
             CommandRefused: wrong length or not finite.
@@ -39,9 +42,9 @@ class ActionSpace:
         if not np.isfinite(action).all():
             raise CommandRefused("an action with NaN or infinity was refused; the arm holds. Check the policy's output")
         if self.names == JOINT_NAMES:
-            return ArmCommand(action[:JOINTS], float(action[JOINTS]))
-        # A target outside the box is pulled to its wall first: along the wall the arm may still slide.
+            return Limited(ArmCommand(action[:JOINTS], float(action[JOINTS])), ())
         target = np.clip(action[:3], self.limits.box_min_m, self.limits.box_max_m)
+        clips = ("workspace_box",) if np.any(target != action[:3]) else ()
         solution = kinematics.inverse(
             target,
             kinematics.TOOL_DOWN,
@@ -51,7 +54,9 @@ class ActionSpace:
             self.limits.joint_max_rad,
             posture_rad=self.posture_rad,
         )
-        return ArmCommand(solution.joints_rad if solution.reached else previous.joints_rad, float(action[3]))
+        if not solution.reached:
+            return Limited(ArmCommand(previous.joints_rad, float(action[3])), (*clips, "unreachable"))
+        return Limited(ArmCommand(solution.joints_rad, float(action[3])), clips)
 
     def action(self, command: ArmCommand) -> np.ndarray:
         """The action that `command` amounts to, (A,); the inverse of `command` for what was executed."""

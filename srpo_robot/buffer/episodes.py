@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +27,13 @@ SIDECAR = "srpo"
 
 
 def quiet_lerobot() -> None:
-    """Keep lerobot's 100-line torchcodec traceback (no system ffmpeg) off the terminal; it falls back to PyAV by itself."""
+    """Keep what lerobot's parts print off the terminal; call it before importing lerobot.
+
+    Without system ffmpeg it logs a 100-line torchcodec traceback and falls back to PyAV by itself; the AV1 encoder prints
+    its settings for every file.
+    """
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
+    os.environ.setdefault("SVT_LOG", "1")  # errors only; read when an encoder opens
 
 
 @dataclass(frozen=True, eq=False)

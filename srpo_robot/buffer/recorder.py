@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import open_buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import quiet_lerobot
 from srpo_robot.errors import DatasetError
 
 
@@ -63,8 +64,7 @@ class Recorder:
     @property
     def episodes(self) -> int:
         """Episodes on disk."""
-        info = self.root / "meta" / "info.json"
-        return int(json.loads(info.read_text())["total_episodes"]) if info.is_file() else 0
+        return recorded_episodes(self.root)
 
     def begin(self) -> None:
         """Open the dataset for one episode."""
@@ -92,6 +92,8 @@ class Recorder:
 
     def end(self, success: bool | None) -> int:
         """Write the episode and return its index. `success` None discards it (a void trial) and returns -1."""
+        import datasets
+
         dataset, self._dataset = self._dataset, None
         if success is None or not dataset.has_pending_frames():
             if dataset.has_pending_frames():
@@ -99,17 +101,19 @@ class Recorder:
             dataset.finalize()
             return -1
         dataset.writer.episode_buffer["next.success"][-1] = np.array([success])
+        datasets.disable_progress_bars()  # a bar per episode; lerobot switches them on again whenever it loads a dataset
         dataset.save_episode()
         dataset.finalize()
         return self.episodes - 1
 
 
-def _remove_empty_dataset(root: Path) -> None:
-    import shutil
+def recorded_episodes(root: Path) -> int:
+    """Finished episodes of the dataset in `root`; 0 where there is none."""
+    info = root / "meta" / "info.json"
+    return int(json.loads(info.read_text())["total_episodes"]) if info.is_file() else 0
 
+
+def _remove_empty_dataset(root: Path) -> None:
     if (root / "data").exists():
         raise DatasetError(f"{root} holds files but no finished episode; move it away or give another --root")
     shutil.rmtree(root)
-
-
-__all__ = ["Recorder", "dataset_features", "open_buffer"]

@@ -25,9 +25,10 @@ _WHITE_SHARE = 0.4  # standard deviation of the white part, as a share of the sl
 class MockArm(Arm):
     """An xArm 7 in MuJoCo. Time passes only in `send`, one control period a call.
 
-    With `disturbance_m` > 0 the motors are driven beside the command: slowly varying plus white noise in TCP space, added
-    after the limits and kept inside the workspace box. `commanded`, and so what is recorded as the action, stays clean:
-    demonstrations then show how to come back from states the expert alone would not visit (DART, Laskey et al. 2017).
+    With `disturbance_m` > 0 the motors are driven beside the command: slowly varying plus white noise in TCP space,
+    added after the limits and kept inside the workspace box. `commanded`, and so what is recorded as the action, stays
+    clean: demonstrations then show how to come back from states that the expert alone would not visit (DART, Laskey et
+    al. 2017).
     """
 
     def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, disturbance_m: float = 0.0) -> None:

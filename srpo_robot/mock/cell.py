@@ -1,4 +1,6 @@
 """The mock cell in MuJoCo: lockstep, seeded from outside, no wall clock. Nothing moves between calls of `step`."""
+# pyright: reportAttributeAccessIssue=false
+# (mujoco is a compiled module without stubs)
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ THINGS: dict[str, Thing] = {
         # The neck weighs next to nothing, so that the pear rights itself.
         geoms=f"""
         <geom type="sphere" size="0.027" rgba="0.68 0.80 0.12 1" mass="0.10" {_SOFT}/>
-        <geom type="capsule" fromto="0 0 0.018 0 0 0.036" size="0.015" rgba="0.68 0.80 0.12 1" mass="0.002" {_SOFT}/>""",
+        <geom type="capsule" fromto="0 0 0.018 0 0 0.036" size="0.015" rgba="0.68 0.80 0.12 1" mass="0.002"
+              {_SOFT}/>""",
     ),
     "cube": Thing(
         rest_m=0.022,

@@ -1,10 +1,12 @@
 """Images of the mock cell: EGL, else OSMesa, else rays cast by MuJoCo itself, which needs no graphics library at all.
 
 MuJoCo picks its GL library once, at import, from MUJOCO_GL; PyOpenGL does so from PYOPENGL_PLATFORM. A library that is
-present but broken can raise, print at exit or crash. So each one is tried in a child process first, and the contexts are
-made from MuJoCo's backend modules directly, whatever MUJOCO_GL says. The light sits at the camera, so that all
+present but broken can raise, print at exit or crash. So each one is tried in a child process first, and the contexts
+are made from MuJoCo's backend modules directly, whatever MUJOCO_GL says. The light sits at the camera, so that all
 renderers shade alike: brightness follows the angle between surface and viewing direction.
 """
+# pyright: reportAttributeAccessIssue=false
+# (mujoco is a compiled module without stubs)
 
 from __future__ import annotations
 
@@ -50,9 +52,8 @@ def works(backend: str) -> bool:
     """Whether a GL backend can draw here; found out in a child process, once."""
     environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     environment["MUJOCO_GL"] = "disable"
-    probe = subprocess.run(
-        [sys.executable, "-c", _PROBE, backend], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    command = [sys.executable, "-c", _PROBE, backend]
+    probe = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     return probe.stdout.strip() == "works"
 
 
@@ -65,9 +66,11 @@ def backend() -> str:
     forced = os.environ.get(CHOICE, "").strip().lower()
     if forced and forced not in BACKENDS:
         raise SrpoRobotError(f"{CHOICE}={forced!r} is no renderer; choices: {', '.join(BACKENDS)}")
-    if forced in GL_BACKENDS and not works(forced):
-        raise SrpoRobotError(f"{CHOICE}={forced} does not work on this machine; unset it or use {CHOICE}=ray")
-    return forced or next((name for name in GL_BACKENDS if works(name)), "ray")
+    # PyOpenGL keeps the first library a process used, and says which.
+    open_to = [name for name in GL_BACKENDS if os.environ.get("PYOPENGL_PLATFORM", name) == name]
+    if forced in GL_BACKENDS and not (forced in open_to and works(forced)):
+        raise SrpoRobotError(f"{CHOICE}={forced} does not work here; unset it or use {CHOICE}=ray")
+    return forced or next((name for name in open_to if works(name)), "ray")
 
 
 def make_renderer(model: mujoco.MjModel) -> Renderer:
@@ -81,11 +84,6 @@ class GLRenderer:
 
     def __init__(self, model: mujoco.MjModel, backend: str) -> None:
         buffer = model.vis.global_
-        platform = os.environ.get("PYOPENGL_PLATFORM", backend)
-        if platform != backend:
-            raise SrpoRobotError(
-                f"PyOpenGL is already set to {platform!r} in this process; unset PYOPENGL_PLATFORM or use {CHOICE}=ray"
-            )
         self._context = importlib.import_module(f"mujoco.{backend}").GLContext(buffer.offwidth, buffer.offheight)
         self._context.make_current()
         self._mjr: mujoco.MjrContext | None = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
@@ -145,8 +143,8 @@ class RayRenderer:
         mujoco.mj_multiRay(
             self._model, data, view.xpos, rays.ravel(), None, True, -1, geom, distance, normal, count, mujoco.mjMAXVAL
         )
-        facing = np.clip(normal.reshape(-1, 3) @ axes[:, 2], 0.0, 1.0)[:, None]  # the light shines along the camera's -z
-        shade = np.clip(self._ambient + self._diffuse * facing, 0.0, 1.0)
+        facing = np.clip(normal.reshape(-1, 3) @ axes[:, 2], 0.0, 1.0)  # the light shines along the camera's -z
+        shade = np.clip(self._ambient + self._diffuse * facing[:, None], 0.0, 1.0)
         return (self._colours[geom] * shade * 255.0 + 0.5).astype(np.uint8).reshape(height_px, width_px, 3)
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from srpo_robot.arm.kinematics import DH_A, DH_ALPHA, DH_D
@@ -13,12 +15,14 @@ from srpo_robot.records import JOINTS
 TIMESTEP_S = 0.002
 CAMERAS = ("front", "wrist")
 
-# Position gain [Nm/rad], velocity gain [Nm s/rad], torque limit [Nm], joint damping [Nm s/rad]: MuJoCo Menagerie's xArm 7.
+# MuJoCo Menagerie's xArm 7: position gain [Nm/rad], velocity gain [Nm s/rad], torque limit [Nm], damping [Nm s/rad].
 _GAINS = [(1500, 150, 50, 10)] * 2 + [(1000, 100, 30, 5)] * 3 + [(800, 80, 20, 2)] * 2
 _LINK_RADIUS_M = (0.052, 0.052, 0.047, 0.045, 0.042, 0.038, 0.034)
 _LINK_MASS_KG = (2.5, 1.9, 1.7, 1.8, 1.5, 1.3, 0.5)  # the arm weighs 13.7 kg; a plausible share each
 _FINGER_THICK_M = 0.004  # half of it, along the closing direction
 _FINGER_LONG_M = 0.062
+# Stiffer than MuJoCo's default, which lets 15 N press the pads millimetres into a light apple; the pad's values count.
+_PAD = 'condim="6" friction="1.5 0.05 0.003" solref="0.004 1" priority="1"'
 
 
 def mjcf(hardware: HardwareRecipe) -> str:
@@ -32,7 +36,7 @@ def mjcf(hardware: HardwareRecipe) -> str:
         raise RecipeError(f"the mock cell has no camera {unknown[0]!r}; it has: {', '.join(CAMERAS)}")
     x, y, reach = hardware.tcp_offset_m
     if x != 0.0 or y != 0.0 or reach < _FINGER_LONG_M:
-        raise RecipeError(f"the mock gripper needs tcp_offset_m [0, 0, z] with z >= {_FINGER_LONG_M}, not {[x, y, reach]}")
+        raise RecipeError(f"the mock gripper needs tcp_offset_m [0, 0, z], z >= {_FINGER_LONG_M}, not {[x, y, reach]}")
     height = max((camera.height_px for camera in hardware.cameras), default=1)
     width = max((camera.width_px for camera in hardware.cameras), default=1)
     return f"""<mujoco model="srpo_mock_cell">
@@ -47,7 +51,7 @@ def mjcf(hardware: HardwareRecipe) -> str:
   </visual>
   <worldbody>
     <geom name="table" type="plane" size="2 2 0.1" rgba="0.42 0.36 0.30 1" condim="6" friction="1 0.02 0.003"/>
-    {_camera("front", np.array([0.86, -0.03, 0.64]), np.array([0.405, -0.03, 0.05]), np.array([0.0, 0.0, 1.0]), 40)}
+    {_camera("front", np.array([0.86, -0.03, 0.64]), np.array([0.380, -0.03, 0.06]), np.array([0.0, 0.0, 1.0]), 40)}
     <geom type="cylinder" fromto="0 0 0 0 0 0.16" size="0.06" rgba="0.75 0.77 0.80 1" contype="0" conaffinity="0"/>
     {_arm(hardware)}
     {_plate()}
@@ -80,7 +84,7 @@ def _link_vector(i: int) -> np.ndarray:
 
 
 def _link_geom(i: int) -> str:
-    """Link i + 1 as a capsule to the next joint, or a ball where the axes meet. Looks only: the box limit guards the arm."""
+    """Link i + 1 as a capsule to the next joint, or a ball where the axes meet. It collides with nothing."""
     radius = _LINK_RADIUS_M[i]
     look = f'rgba="0.75 0.77 0.80 1" mass="{_LINK_MASS_KG[i]}" contype="0" conaffinity="0"'
     end = _link_vector(i + 1) if i + 1 < JOINTS else np.zeros(3)
@@ -91,21 +95,23 @@ def _link_geom(i: int) -> str:
 
 def _hand(reach_m: float, opening_m: float) -> str:
     """Palm, wrist camera, TCP site and two fingers that slide along the tool's y; at opening 0 the pads touch."""
-    palm_end = reach_m - _FINGER_LONG_M
+    palm_end, half = reach_m - _FINGER_LONG_M, _FINGER_LONG_M / 2
     fingers = ""
     for name, side in (("left", 1), ("right", -1)):
         fingers += f"""
       <body name="finger_{name}" pos="0 {side * _FINGER_THICK_M} {palm_end}" gravcomp="1">
-        <joint name="finger_{name}" type="slide" axis="0 {side} 0" range="0 {opening_m / 2}" armature="0.05" damping="5"/>
-        <geom name="pad_{name}" type="box" size="0.010 {_FINGER_THICK_M} {_FINGER_LONG_M / 2}" pos="0 0 {_FINGER_LONG_M / 2}"
-              rgba="0.12 0.12 0.13 1" mass="0.05" condim="6" friction="1.5 0.05 0.003"/>
+        <joint name="finger_{name}" type="slide" axis="0 {side} 0" range="0 {opening_m / 2}" armature="0.05"
+               damping="5"/>
+        <geom name="pad_{name}" type="box" size="0.010 {_FINGER_THICK_M} {half}" pos="0 0 {half}"
+              rgba="0.12 0.12 0.13 1" mass="0.05" {_PAD}/>
       </body>"""
     # Beside the hand on the side away from the arm, tilted by 20 degrees: the fingertips lie below the image's centre.
     lens = np.array([0.080, 0.0, palm_end - 0.045])
-    camera = _camera("wrist", lens, lens + [-0.342, 0.0, 0.940], np.array([1.0, 0.0, 0.0]), 80)
+    camera = _camera("wrist", lens, lens + np.array([-0.342, 0.0, 0.940]), np.array([1.0, 0.0, 0.0]), 80)
     return f"""
     <body name="hand" gravcomp="1">
-      <geom name="palm" type="box" size="0.015 0.052 {palm_end / 2}" pos="0 0 {palm_end / 2}" rgba="0.25 0.26 0.28 1" mass="0.6"/>
+      <geom name="palm" type="box" size="0.015 0.052 {palm_end / 2}" pos="0 0 {palm_end / 2}"
+            rgba="0.25 0.26 0.28 1" mass="0.6"/>
       <site name="tcp" pos="0 0 {reach_m}" size="0.002" rgba="0 0 0 0"/>
       {camera}{fingers}
     </body>"""
@@ -115,10 +121,9 @@ def _plate() -> str:
     """A disc with a rim of 24 short capsules; a mocap body, so that a layout can move it."""
     angles = np.arange(25) * (2 * np.pi / 24)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * PLATE_RADIUS_M
-    rim_z, rim_radius = PLATE_RIM_M - 0.005, 0.005
+    z, look = PLATE_RIM_M - 0.005, 'size="0.005" rgba="0.80 0.84 0.90 1"'
     rim = "".join(
-        f'<geom type="capsule" fromto="{_text([*a, rim_z])} {_text([*b, rim_z])}" size="{rim_radius}" rgba="0.80 0.84 0.90 1"/>'
-        for a, b in zip(ring[:-1], ring[1:], strict=True)
+        f'<geom type="capsule" fromto="{_text([*a, z])} {_text([*b, z])}" {look}/>' for a, b in pairwise(ring)
     )
     return f"""<body name="plate" mocap="true" pos="0.4 -0.2 0">
       <geom name="plate" type="cylinder" size="{PLATE_RADIUS_M} {PLATE_TOP_M / 2}" pos="0 0 {PLATE_TOP_M / 2}"

@@ -1,4 +1,4 @@
-"""Tasks of the mock cell: where things lie for a seed, and when a task is done. Pure: numpy in, answers out, no physics.
+"""Tasks of the mock cell: where things lie for a seed, and when a task is done. Pure functions, no physics.
 
 A new task is a `Task` entry in `TASKS`: how it is laid out, when it has succeeded, and an oracle of its progress.
 """
@@ -157,9 +157,8 @@ def _lay_out_place(recipe: TaskRecipe, seed: int) -> Layout:
     if swapped:
         points[:2] = points[1::-1].copy()
     turns = rng.uniform(-0.3, 0.3, len(present))
-    objects = tuple(
-        Placement(name, float(x), float(y), float(yaw)) for name, (x, y), yaw in zip(present, points, turns, strict=True)
-    )
+    where = np.column_stack([points, turns]).tolist()
+    objects = tuple(Placement(name, *spot) for name, spot in zip(present, where, strict=True))
     return Layout(recipe.name, recipe.target, seed, objects, (float(plate[0]), float(plate[1])), swapped)
 
 

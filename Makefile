@@ -1,0 +1,44 @@
+# make demo | test | check | format | build: each creates .venv by itself where it is missing.
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+# Threads: small models and two cores; the math libraries' own pools only get in each other's way.
+export OMP_NUM_THREADS ?= 2
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test check format build clean
+help:
+	@echo "make demo    the whole loop on the mock cell, offline, with a report at the end"
+	@echo "make test    the tests"
+	@echo "make check   ruff, pyright, the rooms' layers"
+	@echo "make format  ruff's formatter and fixes"
+	@echo "make build   wheel and sdist in dist/"
+
+$(READY): pyproject.toml constraints.txt
+	@sh scripts/make_venv.sh $(VENV)
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/srpo-robot demo
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+build: $(READY)
+	@$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,158 @@
+"""Typer: the commands and their options. Parses, calls, prints; the work is in the modules beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from srpo_robot import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Score robot episodes by self-reference (SRPO), fine-tune a policy by advantage, evaluate it on the arm.",
+)
+
+Dataset = Annotated[str, typer.Argument(help="A LeRobot v3.0 dataset: a folder, or a Hub id like user/name.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here, for scripts.", dir_okay=False)]
+ArmName = Annotated[str, typer.Option("--arm", help="A recipe of hardware/, for example mock.")]
+TaskName = Annotated[str, typer.Option("--task", help="A recipe of datasets/, for example put-apple.")]
+Seed = Annotated[int, typer.Option(help="Seed of layouts and choices.", min=0)]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command(epilog="Example: srpo-robot init my-lab")
+def init(folder: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
+    """Put the packaged recipes (tasks, policies, hardware) into a folder of your own, to edit."""
+    from srpo_robot.cli.lab import init_lab
+
+    init_lab(folder)
+
+
+@app.command(epilog="Example: srpo-robot record --arm mock --task put-apple --episodes 40 --root data/apple --failure-rate 0.5")
+def record(
+    root: Annotated[Path, typer.Option(help="Dataset folder: new, or one to append to.")],
+    episodes: Annotated[int, typer.Option(help="Episodes to add.", min=1)],
+    task: TaskName,
+    arm: ArmName = "mock",
+    failure_rate: Annotated[float, typer.Option(help="Share of episodes that fail on purpose.", min=0.0, max=1.0)] = 0.5,
+    seed: Seed = 0,
+) -> None:
+    """Record demonstrations into a buffer. On the mock arm: scripted, with chosen failures."""
+    from srpo_robot.cli.running import record_demonstrations
+
+    record_demonstrations(arm, task, root, episodes, failure_rate, seed)
+
+
+@app.command(epilog="Example: srpo-robot label data/apple --csv labels.csv")
+def label(
+    dataset: Dataset,
+    csv: Annotated[Path | None, typer.Option(help="episode_index,success[,group] with a header.", dir_okay=False)] = None,
+    all_success: Annotated[bool, typer.Option("--all-success", help="Every unlabelled episode is a success.")] = False,
+    camera: Annotated[str | None, typer.Option(help="Whose frames to show; the first by default.")] = None,
+    relabel: Annotated[bool, typer.Option("--relabel", help="With keys: show labelled episodes too.")] = False,
+) -> None:
+    """Say which episodes are successes: by keys (the last frame and a strip are shown), by CSV, or by rule."""
+    from srpo_robot.cli.labelling import label_dataset
+
+    label_dataset(dataset, csv, all_success, camera, relabel)
+
+
+@app.command("score-dataset", epilog="Example: srpo-robot score-dataset data/apple --encoder facebook/vjepa2-vitl-fpc64-256")
+def score_dataset(
+    dataset: Dataset,
+    encoder: Annotated[
+        str, typer.Option(help="V-JEPA 2: a Hub id (facebook/vjepa2-vitl-fpc64-256), a folder, or embedded-random.")
+    ] = "embedded-random",
+    camera: Annotated[str | None, typer.Option(help="Which camera; the first by default.")] = None,
+    windows: Annotated[
+        str, typer.Option(help="dense (every frame, the paper) or stride:K (every K-th and the last; K times cheaper).")
+    ] = "stride:4",
+    min_window: Annotated[int, typer.Option(help="Last frame of the first window, t0.", min=1)] = 10,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    skip_task: Annotated[list[str] | None, typer.Option(help="Leave this task out; may be repeated.")] = None,
+    skip_bad_episodes: Annotated[
+        bool, typer.Option("--skip-bad-episodes", help="Leave out episodes whose video cannot be decoded, and list them.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Embed growing windows, measure progress by the task's own successes, and write DATASET/srpo/."""
+    from srpo_robot.cli.scoring import score_command
+
+    score_command(
+        dataset, encoder, camera, windows, min_window, device, dtype, tuple(skip_task or ()), skip_bad_episodes, json
+    )
+
+
+@app.command("train-awr", epilog="Example: srpo-robot train-awr data/apple --policy pi0-tiny --output outputs/awr")
+def train_awr(
+    dataset: Dataset,
+    policy: Annotated[str, typer.Option(help="A recipe of policies/, for example pi0-tiny.")],
+    output: Annotated[Path, typer.Option(help="New folder for checkpoints and metrics.")],
+    weights: Annotated[
+        Literal["awr", "uniform", "success"],
+        typer.Option(help="awr: by advantage; uniform: SFT; success: filtered behaviour cloning."),
+    ] = "awr",
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of the recipe's.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step, instead of the recipe's.", min=1)] = None,
+    beta: Annotated[float | None, typer.Option(help="Temperature of exp(A / beta).")] = None,
+    w_max: Annotated[float | None, typer.Option(help="Cap on exp(A / beta).")] = None,
+    horizon: Annotated[int | None, typer.Option(help="Frames of the chunk advantage.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.", min=0)] = None,
+    device: Device = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
+) -> None:
+    """Fine-tune a policy on a scored buffer, each frame weighted by its advantage."""
+    from srpo_robot.cli.training import TrainOverrides, train_command
+
+    overrides = TrainOverrides(steps, batch_size, beta, w_max, horizon, seed)
+    train_command(dataset, policy, output, weights, overrides, device, resume)
+
+
+@app.command(epilog="Example: srpo-robot run --arm mock --policy outputs/awr --task put-apple --trials 20 --output outputs/run")
+def run(
+    policy: Annotated[str, typer.Option(help="A checkpoint: a training's output folder, or one checkpoint in it.")],
+    task: TaskName,
+    output: Annotated[Path, typer.Option(help="New folder for trials.jsonl and the recorded trials.")],
+    arm: ArmName = "mock",
+    trials: Annotated[int, typer.Option(help="Number of trials.", min=1)] = 20,
+    record_to: Annotated[Path | None, typer.Option(help="Append the trials to this dataset instead of OUTPUT/dataset.")] = None,
+    seed: Seed = 10_000,
+    device: Device = "cpu",
+    json: Json = None,
+) -> None:
+    """Evaluation runs: each trial is a row in trials.jsonl and an episode with the executed actions and the verdict."""
+    from srpo_robot.cli.running import run_trials
+
+    run_trials(arm, task, policy, output, trials, record_to, seed, device, json)
+
+
+@app.command(epilog="Example: srpo-robot demo --root demo")
+def demo(
+    root: Annotated[Path, typer.Option(help="Where everything goes; a second call goes on from what is there.")] = Path("demo"),
+    episodes: Annotated[int, typer.Option(help="Episodes in the buffer.", min=4)] = 40,
+    steps: Annotated[int, typer.Option(help="Training steps for each of AWR and SFT.", min=2)] = 700,
+    trials: Annotated[int, typer.Option(help="Trials for each.", min=1)] = 10,
+) -> None:
+    """The whole loop on the mock cell, small and offline: record, score, train, run, report."""
+    from srpo_robot.cli.demo import run_demo
+
+    run_demo(root, episodes, steps, trials)

@@ -1,0 +1,87 @@
+"""The terminal: one console, one progress bar, one way to say what went wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class RateColumn(ProgressColumn):
+    """Work done per second, in the bar's own unit."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        unit = task.fields.get("unit", "it")
+        if speed is None:
+            return Text(f"- {unit}/s", style="progress.data.speed")
+        text = f"{speed:.1f} {unit}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s/{unit}"
+        return Text(text, style="progress.data.speed")
+
+
+class Bar:
+    """One running progress bar."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, by: float = 1.0, note: str = "") -> None:
+        self._progress.update(self._task, advance=by, note=note)
+
+    def at(self, completed: float, note: str = "") -> None:
+        self._progress.update(self._task, completed=completed, note=note)
+
+
+@contextmanager
+def bar(what: str, total: float, unit: str) -> Iterator[Bar]:
+    """A progress bar with a rate and an ETA, on standard error."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=errors) as progress:
+        yield Bar(progress, progress.add_task(what, total=total, unit=unit, note=""))
+
+
+def warn(text: str) -> None:
+    """One line of warning on standard error."""
+    errors.print(f"[yellow]warning:[/] {text}", soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line on standard output, never wrapped: a script may read it."""
+    console.print(text, soft_wrap=True)
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table; the first column is text, the others numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 else "right")
+    return made
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a table; undefined is said, not shown as 0."""
+    return "undefined" if value != value else f"{value:.{digits}f}"  # NaN is the only value unlike itself
+
+
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Write `content` where --json asked for it."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2, default=str) + "\n")

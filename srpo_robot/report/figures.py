@@ -1,0 +1,81 @@
+"""Figures as PNG files, drawn off-screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.axes
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from srpo_robot.records import Curve, Episode
+
+SUCCESS, FAILURE, MUTED = "#1b7f5c", "#c2452d", "#6b7280"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as PNG. No pyplot, so no display and no global state."""
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, facecolor="white")
+
+
+def draw_curves(episodes: Sequence[Episode], curves: Sequence[Curve], path: Path, note: str) -> None:
+    """Progress over time, one panel for successes and one for failures, with the median over normalised time.
+
+    `note` stands under the figure: what the curves come from.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, success, colour in ((panels[0], True, SUCCESS), (panels[1], False, FAILURE)):
+        members = [(e, c) for e, c in zip(episodes, curves, strict=True) if e.success is success]
+        shown = [(e, c) for e, c in members if np.isfinite(c.progress).all()]
+        for episode, curve in shown:
+            _curve(axes, episode, curve, colour)
+        if len(shown) > 2:
+            _median(axes, shown)
+        undefined = len(members) - len(shown)
+        title = f"{'successes' if success else 'failures'} ({len(members)})"
+        axes.set_title(title + (f", {undefined} undefined" if undefined else ""), loc="left", color=colour)
+        axes.set_xlabel("time [s]")
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(color="#e5e7eb", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("progress")
+    figure.supxlabel(note, fontsize=8, color=MUTED, x=0.01, ha="left")
+    save(figure, path)
+
+
+def _curve(axes: matplotlib.axes.Axes, episode: Episode, curve: Curve, colour: str) -> None:
+    scored = np.flatnonzero(curve.scored)
+    seconds = np.arange(episode.length) / episode.fps
+    start = scored[0] if len(scored) else 0  # the held part before the first window is not drawn
+    axes.plot(seconds[start:], curve.progress[start:], color=colour, linewidth=1.0, alpha=0.55)
+    axes.plot(seconds[-1], curve.progress[-1], "o", color=colour, markersize=3)
+
+
+def _median(axes: matplotlib.axes.Axes, shown: Sequence[tuple[Episode, Curve]]) -> None:
+    grid = np.linspace(0, 1, 100)
+    resampled = np.stack([np.interp(grid, np.linspace(0, 1, len(c.progress)), c.progress) for _, c in shown])
+    span_s = float(np.median([(e.length - 1) / e.fps for e, _ in shown]))
+    axes.plot(grid * span_s, np.median(resampled, axis=0), color="black", linewidth=1.8, label="median")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def draw_losses(losses: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+    """Training losses: name -> (steps, losses), smoothed over 20 steps for the eye."""
+    figure = Figure(figsize=(6.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, (steps, values)), colour in zip(losses.items(), (SUCCESS, MUTED, FAILURE), strict=False):
+        width = min(20, len(values))
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], smooth, label=name, color=colour, linewidth=1.4)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss, mean of 20 steps")
+    axes.set_yscale("log")
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    save(figure, path)
