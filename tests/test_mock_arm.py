@@ -64,8 +64,6 @@ def test_the_disturbance_has_its_size_and_leaves_the_command_clean(monkeypatch: 
         clean = arm.reference()
         for _ in range(2000):
             assert (arm.hold().command.joints_rad == clean.joints_rad).all()
-        for command in driven:
-            assert arm.limits.inside_box(command.joints_rad)
         tcp = np.array([kinematics.tcp_position(c.joints_rad, arm.limits.tcp_offset_m) for c in driven])
         off = tcp - kinematics.tcp_position(clean.joints_rad, arm.limits.tcp_offset_m)
         # Slow and white part: 0.01 * sqrt(1 + 0.4^2) = 10.8 mm; lag-1 correlation exp(-0.1 / 0.8) / 1.16 = 0.76.
@@ -73,23 +71,38 @@ def test_the_disturbance_has_its_size_and_leaves_the_command_clean(monkeypatch: 
         assert np.corrcoef(off[:-1, 0], off[1:, 0])[0, 1] == pytest.approx(0.76, abs=0.06)
 
 
+def test_the_disturbance_leaves_the_box_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = dataclasses.replace(HARDWARE.limits, box_min_m=(0.39, -0.01, 0.24), box_max_m=(0.41, 0.01, 0.26))
+    arm, cell = make_mock(dataclasses.replace(HARDWARE, limits=limits), TASK, disturbance_m=0.01)
+    with arm:
+        driven = capture(arm, monkeypatch)
+        for seed in range(5):
+            cell.reset(seed)
+            for _ in range(60):
+                arm.hold()
+        assert len(driven) == 300
+        for command in driven:
+            assert_inside(command, arm.limits)
+
+
 @pytest.mark.parametrize("disturbance", [0.0, 0.01])
-def test_the_same_seed_gives_the_same_states(disturbance: float) -> None:
-    def states(arm_seed: int) -> np.ndarray:
+def test_the_same_seed_gives_the_same_states_whatever_came_before(disturbance: float) -> None:
+    def states(seed: int, steps_before: int) -> np.ndarray:
         arm, cell = make_mock(HARDWARE, TASK, wide_starts=0.5, disturbance_m=disturbance)
         rows = []
         with arm:
-            cell.reset(arm_seed + 1)
-            arm.hold()
-            cell.reset(arm_seed)
+            cell.reset(99)
+            for _ in range(steps_before):
+                arm.hold()
+            cell.reset(seed)
             for i in range(10):
                 arm.send(ArmCommand(arm.reference().joints_rad + 0.03, 0.01 * i))
                 state = arm.observe().state
                 rows.append([state.time_s, *state.joints_rad, state.gripper_m])
         return np.array(rows)
 
-    assert (states(3) == states(3)).all()
-    assert not np.allclose(states(3), states(4))
+    assert (states(3, 0) == states(3, 5)).all()
+    assert not np.allclose(states(3, 0), states(4, 0))
 
 
 def test_reset_puts_the_command_at_the_start_and_describes_the_layout() -> None:
@@ -135,6 +148,8 @@ def test_verdict_needs_half_a_second_and_failure_needs_the_end() -> None:
             arm.hold()
             verdicts.append(cell.verdict(ended=False))
         assert verdicts == [None] * 4 + [True] * 2
+        cell.reset(2)
+        assert cell.verdict(ended=False) is None
 
 
 def test_stop_holds_what_is_measured_and_is_idempotent() -> None:

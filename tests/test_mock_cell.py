@@ -1,12 +1,13 @@
 """Physics of the mock cell against kinematics, and the success rule on it."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from srpo_robot.arm import kinematics
-from srpo_robot.errors import RecipeError
+from srpo_robot.errors import ArmError, RecipeError
 from srpo_robot.mock import tasks
 from srpo_robot.mock.cell import CellSim
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe, load
@@ -109,6 +110,18 @@ def test_reset_forgets_everything(sim: CellSim) -> None:
         sim.reset(tasks.layout(TASK, 5), HOME)
         hold(sim, HOME, 2)
     assert (states[0] == states[1]).all()
+
+
+def test_physics_that_diverged_is_an_error_until_the_next_reset(
+    sim: CellSim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs it to a file in the working directory
+    sim.reset(tasks.layout(TASK, 0), HOME)
+    sim.move_object("apple", np.full(3, np.nan))
+    with pytest.raises(ArmError, match="physics diverged; reset the workcell"):
+        hold(sim, HOME, 1)
+    sim.reset(tasks.layout(TASK, 0), HOME)
+    hold(sim, HOME, 1)
 
 
 def test_a_layout_of_another_task_is_refused(sim: CellSim) -> None:

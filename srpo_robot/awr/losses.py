@@ -13,8 +13,8 @@ from srpo_robot.errors import TrainingError
 def per_sample_loss(policy: Any, batch: dict[str, Any]) -> Tensor:
     """The policy's own loss for each sample of a preprocessed batch: (B,), with gradient.
 
-    For pi0 it is the flow-matching error at one random noise and time a sample, averaged over the chunk and the action's
-    real dimensions (lerobot's `PI0Policy.forward`). `policy` may be wrapped by accelerate.
+    For pi0 it is the flow-matching error at one random noise and time a sample, averaged over the chunk and the real
+    dimensions of the action (lerobot's `PI0Policy.forward`). `policy` may be wrapped by accelerate.
     """
     loss, _ = policy(batch, reduction="none")
     return loss
@@ -24,8 +24,8 @@ def awr_loss(per_sample: Tensor, weights: Tensor, index: Tensor | None = None) -
     """mean(w * l) over the batch, a sample of AWR's objective E[w l].
 
     Not divided by the sum of the batch's weights, as lerobot's loop does: that cancels the weights at batch size 1,
-    dampens them in small batches, and makes the estimate biased. The weights have mean 1 over the dataset instead, so the
-    step size is that of the unweighted loss.
+    dampens them in small batches, and makes the estimate biased. The weights have mean 1 over the dataset instead, so
+    the step size is that of the unweighted loss.
 
     Args:
         per_sample: (B,) losses.

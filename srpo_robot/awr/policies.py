@@ -65,11 +65,13 @@ _FLAT_STATE = 1e-4  # [state units] below it a dimension counts as constant and 
 # --- building -----------------------------------------------------------------------------------------------------
 
 
-def build_policy(recipe: PolicyRecipe, buffer: Buffer, device: str | torch.device = "cpu") -> tuple[PI0Policy, Any, Any]:
+def build_policy(
+    recipe: PolicyRecipe, buffer: Buffer, device: str | torch.device = "cpu"
+) -> tuple[PI0Policy, Any, Any]:
     """The policy that `recipe` describes, for the cameras, state and action of `buffer`.
 
-    Fresh weights depend on `recipe.seed` alone; with `recipe.base` they are that checkpoint's. Normalisation statistics
-    are always the dataset's.
+    Fresh weights depend on `recipe.seed` alone; with `recipe.base` they are that checkpoint's. Normalisation
+    statistics are always the dataset's.
 
     Returns:
         policy: lerobot's PI0Policy on `device`, in training mode.
@@ -104,8 +106,8 @@ def check_columns(buffer: Buffer) -> None:
     missing += [] if buffer.cameras else ["observation.images.*"]
     if missing:
         raise DatasetError(
-            f"{buffer.root.name} has no {' and no '.join(missing)}; a policy learns from cameras, observation.state and "
-            "action, so record with 'srpo-robot record' or use a dataset that has them (scoring needs only cameras)"
+            f"{buffer.root.name} has no {' and no '.join(missing)}; a policy learns from cameras, observation.state "
+            "and action: record with 'srpo-robot record', or use a dataset that has them (scoring needs only cameras)"
         )
 
 
@@ -118,11 +120,20 @@ def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
     return dict(read_record(base).get("tiny", {}))
 
 
+def weights_dtype(recipe: PolicyRecipe) -> str:
+    """ "float32" or "bfloat16": what the policy's weights are, by the recipe or else by its base."""
+    if "dtype" in recipe.config or not recipe.base:
+        return str(recipe.config.get("dtype", "float32"))
+    return _saved_config(checkpoint_folder(recipe.base), "cpu").dtype
+
+
 def _configure(recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: str) -> PI0Config:
     known = [field.name for field in fields(PI0Config)]
     for key in recipe.config:
         if key in _DERIVED or key.startswith(("optimizer_", "scheduler_")):
-            raise RecipeError(f"recipe {recipe.name}: config.{key} is not set there; it follows from the recipe or dataset")
+            raise RecipeError(
+                f"recipe {recipe.name}: config.{key} is not set there; it follows from the recipe or dataset"
+            )
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -141,7 +152,7 @@ def _configure(recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: 
     try:
         config = draccus.decode(PI0Config, values)
     except (draccus.utils.DraccusException, ValueError, TypeError) as error:
-        raise RecipeError(f"recipe {recipe.name}: {one_line(error)}") from None
+        raise RecipeError(f"recipe {recipe.name}: {one_line(error.__cause__ or error)}") from None
     _set_features(config, recipe, buffer)
     return config
 
@@ -206,7 +217,9 @@ def _check_sizes(sizes: Mapping[str, int], config: PI0Config) -> None:
         what = "unknown" if wrong[0] in sizes else "missing"
         raise RecipeError(f"[tiny] has {what} {', '.join(map(repr, wrong))}; it takes {', '.join(SIZES)}")
     if config.image_resolution[0] % sizes["patch"]:
-        raise RecipeError(f"[tiny] patch {sizes['patch']} does not divide image_resolution {config.image_resolution[0]}")
+        raise RecipeError(
+            f"[tiny] patch {sizes['patch']} does not divide image_resolution {config.image_resolution[0]}"
+        )
     if sizes["vision_width"] % sizes["vision_heads"]:
         raise RecipeError(f"[tiny] vision_heads {sizes['vision_heads']} does not divide vision_width")
 
@@ -289,7 +302,7 @@ def normalisation_stats(buffer: Buffer, config: PI0Config) -> dict[str, dict[str
 
 
 def column_stats(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-dimension statistics of (N, D) values: mean, std (population), min, max and the quantiles lerobot may ask for."""
+    """Per-dimension statistics of (N, D) values: mean, std (population), min, max and quantiles of lerobot's modes."""
     values = np.asarray(values, dtype=np.float64)
     quantiles = {f"q{q:02d}": np.quantile(values, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
     return {
@@ -306,8 +319,8 @@ def relative_stats(
 ) -> dict[str, np.ndarray]:
     """Statistics of a[t+k] - state[t] over all t and all k < chunk that stay inside the episode of t.
 
-    lerobot's `compute_relative_action_stats` leaves out starts within a chunk of the episode's end; those are trained on,
-    so they count here.
+    lerobot's `compute_relative_action_stats` leaves out starts within a chunk of the episode's end; those are trained
+    on, so they count here.
 
     Args:
         action: (N, A) absolute actions.
@@ -327,11 +340,15 @@ def relative_stats(
     start = np.arange(len(action))
     inside = [start[start + k < end] for k in range(chunk)]  # one lag at a time: never (N, chunk, A) in memory
     lags = [(k, rows) for k, rows in enumerate(inside) if len(rows)]
+
+    def relative() -> Iterator[np.ndarray]:
+        return (action[rows + k] - offset[rows] for k, rows in lags)
+
     count = sum(len(rows) for _, rows in lags)
-    mean = sum((action[rows + k] - offset[rows]).sum(axis=0) for k, rows in lags) / count
-    variance = sum(((action[rows + k] - offset[rows] - mean) ** 2).sum(axis=0) for k, rows in lags) / count
-    low = np.min([(action[rows + k] - offset[rows]).min(axis=0) for k, rows in lags], axis=0)
-    high = np.max([(action[rows + k] - offset[rows]).max(axis=0) for k, rows in lags], axis=0)
+    mean = np.sum([part.sum(axis=0) for part in relative()], axis=0) / count
+    variance = np.sum([((part - mean) ** 2).sum(axis=0) for part in relative()], axis=0) / count
+    low = np.min([part.min(axis=0) for part in relative()], axis=0)
+    high = np.max([part.max(axis=0) for part in relative()], axis=0)
     return {"mean": mean, "std": np.sqrt(variance), "min": low, "max": high}
 
 
@@ -353,7 +370,9 @@ def word_tokenizer(tasks: list[str], vocab: int) -> PreTrainedTokenizerFast:
     words = sorted({word for task in tasks for word, _ in split.pre_tokenize_str(task.lower())})
     ids = {word: number for number, word in enumerate(["<pad>", "<unk>", *words])}
     if len(ids) > vocab:
-        raise RecipeError(f"the dataset's instructions have {len(words)} words; set [tiny] vocab to at least {len(ids)}")
+        raise RecipeError(
+            f"the dataset's instructions have {len(words)} words; set [tiny] vocab to at least {len(ids)}"
+        )
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = split
@@ -367,11 +386,14 @@ def _tokenizer(base: Path | None, sizes: Mapping[str, int], tasks: list[str]) ->
     return word_tokenizer(tasks, sizes["vocab"]) if sizes else None
 
 
-def _make_processors(config: PI0Config, stats: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> tuple[Any, Any]:
+def _make_processors(
+    config: PI0Config, stats: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None
+) -> tuple[Any, Any]:
     original = processor_pi0.TokenizerProcessorStep
 
     def with_tokenizer(tokenizer_name: str, **options: Any) -> TokenizerProcessorStep:
-        return original(tokenizer=tokenizer, **options)  # lerobot hard-codes the name and has no setting for it
+        # lerobot hard-codes the name. Padding to the batch's longest instruction: the same result with fewer tokens.
+        return original(tokenizer=tokenizer, **options | {"padding": "longest"})
 
     processor_pi0.TokenizerProcessorStep = original if tokenizer is None else with_tokenizer
     try:
@@ -395,7 +417,9 @@ def _check_instructions(preprocessor: Any, buffer: Buffer) -> None:
     for task in buffer.meta.tasks.index:
         length = len(step.input_tokenizer(f"{task}\n")["input_ids"])
         if length > step.max_length:
-            raise RecipeError(f"the instruction {task!r} has {length} tokens; set config.tokenizer_max_length to {length}")
+            raise RecipeError(
+                f"the instruction {task!r} has {length} tokens; set config.tokenizer_max_length to {length}"
+            )
 
 
 def tokenizer_step(preprocessor: Any) -> TokenizerProcessorStep:
@@ -412,13 +436,13 @@ def load_policy(
     """The policy of a checkpoint, ready to act.
 
     Args:
-        checkpoint: a `pretrained_model` folder, a checkpoint's folder (`checkpoints/000100`), a run's output folder (its
-            last checkpoint is taken), or a Hub id.
+        checkpoint: a `pretrained_model` folder, a checkpoint's folder (`checkpoints/000100`), a run's output folder
+            (its last checkpoint is taken), or a Hub id.
         device: where it runs.
 
     Returns:
-        policy (in evaluation mode), preprocessor, postprocessor as `build_policy`, and the checkpoint's srpo.json: how it
-        was made ({} where another trainer made it).
+        policy (in evaluation mode), preprocessor, postprocessor as `build_policy`, and the checkpoint's srpo.json: how
+        it was made ({} where another trainer made it).
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not exactly those of the configuration.
@@ -442,7 +466,9 @@ def load_weights(policy: PI0Policy, path: Path) -> None:
     try:
         loaded = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)}); copy or download the checkpoint again") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({one_line(error)}); copy or download the checkpoint again"
+        ) from None
     loaded = _current_names(loaded)
     own = policy.state_dict()
     missing, unexpected = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
@@ -489,7 +515,9 @@ def checkpoint_folder(checkpoint: str | Path) -> Path:
     elif str(checkpoint).count("/") == 1 and not str(checkpoint).startswith((".", "/", "~")):
         folder = _from_hub(str(checkpoint))
     else:
-        raise CheckpointError(f"there is no checkpoint {checkpoint}; give a run's output folder or a Hub id (user/name)")
+        raise CheckpointError(
+            f"there is no checkpoint {checkpoint}; give a run's output folder or a Hub id (user/name)"
+        )
     _require(folder, "config.json", WEIGHTS)
     return folder
 
@@ -499,7 +527,9 @@ def _inside(root: Path) -> Path:
     for place in places:
         if (place / "config.json").is_file() or (place / WEIGHTS).is_file():
             return place
-    raise CheckpointError(f"{root} holds no checkpoint: no config.json in it, in pretrained_model/ or checkpoints/last/")
+    raise CheckpointError(
+        f"{root} holds no checkpoint: no config.json there, in pretrained_model/ or checkpoints/last/"
+    )
 
 
 def _from_hub(hub_id: str) -> Path:
@@ -515,7 +545,9 @@ def _from_hub(hub_id: str) -> Path:
 def _require(folder: Path, *names: str) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; it is incomplete: copy or download it again")
+        raise CheckpointError(
+            f"{folder} has no {' and no '.join(missing)}; it is incomplete: copy or download it again"
+        )
 
 
 def _saved_config(folder: Path, device: str) -> PI0Config:
@@ -550,11 +582,13 @@ def _saved_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / TOKENIZER} cannot be read ({one_line(error)}); copy the checkpoint again") from None
+        raise CheckpointError(
+            f"{folder / TOKENIZER} cannot be read ({one_line(error)}); copy the checkpoint again"
+        ) from None
 
 
 def write_record(folder: Path, preprocessor: Any, record: Mapping[str, Any]) -> None:
-    """Add to a saved policy what `load_policy` needs beyond lerobot's files: srpo.json and the policy's own tokenizer."""
+    """Add to a saved policy what `load_policy` needs beyond lerobot's files: srpo.json and its own tokenizer."""
     tokenizer = tokenizer_step(preprocessor).tokenizer
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / TOKENIZER)

@@ -22,6 +22,8 @@ from srpo_robot.buffer.labels import read_labels
 from srpo_robot.errors import DatasetError, UndecodableFrame
 from srpo_robot.records import Episode
 
+av.logging.set_level(av.logging.FATAL)  # what libav cannot read becomes an exception; its own lines say less
+
 CODEBASE = "v3.0"
 SIDECAR = "srpo"
 
@@ -136,7 +138,7 @@ class Buffer:
         """
         if name not in self.meta.features:
             raise DatasetError(f"{self.root} has no {name!r}; its columns are: {', '.join(self.meta.features)}")
-        table = self._data.to_table(columns=["index", name])
+        table = self._data.to_table(columns=list(dict.fromkeys(["index", name])))
         order = np.argsort(table["index"].to_numpy(), kind="stable")
         values = table[name].combine_chunks()
         if pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):

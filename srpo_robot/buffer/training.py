@@ -19,7 +19,7 @@ class FrameSource(Protocol):
     """Where decoded frames come from."""
 
     def __call__(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
-        """The frames of every camera by global index (B,): camera's feature key -> float32 (B, 3, H, W) RGB in [0, 1]."""
+        """The frames (B,) of every camera, by global index: feature key -> float32 (B, 3, H, W) RGB in [0, 1]."""
         ...
 
 
@@ -44,8 +44,8 @@ class MemoryFrames:
 class DiskFrames:
     """Frames decoded when asked for, through lerobot's reader: a seek to the keyframe before each one.
 
-    Nothing is kept. Training draws frames at random, so every epoch decodes every frame again: a few milliseconds a frame
-    and camera, slower than the step of a tiny policy; loader workers hide it behind the step of a large one.
+    Nothing is kept. Training draws frames at random, so every epoch decodes every frame again: a few milliseconds a
+    frame and camera, slower than the step of a tiny policy; loader workers hide it behind the step of a large one.
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -61,7 +61,7 @@ class DiskFrames:
 
     def _item(self, frame: int) -> dict[str, Any]:
         try:
-            return self._dataset[frame]
+            return self._dataset[frame]  # type: ignore[return-value]  # a list only for a slice
         except Exception as error:  # PyAV, torchcodec and PIL raise dozens of kinds
             raise UndecodableFrame(f"frame {frame} (global index) cannot be decoded: {one_line(error)[:200]}") from None
 
@@ -102,16 +102,16 @@ class TrainingSet(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample.
 
-        observation.images.*: float32 (3, H, W) RGB in [0, 1]. Other observation.*: (S,). action: (chunk, A), the actions
-        of this and the following frames, the episode's last one repeated past its end, where action_is_pad (chunk,) is
-        True. task: the instruction. index, episode_index: scalars.
+        observation.images.*: float32 (3, H, W) RGB in [0, 1]. Other observation.*: (S,). action: (chunk, A), the
+        actions of this and the following frames, the episode's last one repeated past its end, where action_is_pad
+        (chunk,) is True. task: the instruction. index, episode_index: scalars.
         """
         return {key: values[0] for key, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A batch of samples, gathered at once: as `__getitem__` with a leading batch dimension; tasks are a list."""
         rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"frames are 0 to {len(self) - 1}")
         ahead = rows[:, None] + np.arange(self.chunk)
         end = self._end[rows, None]

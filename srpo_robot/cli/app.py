@@ -22,7 +22,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the result
 ArmName = Annotated[str, typer.Option("--arm", help="A recipe of hardware/, for example mock.")]
 TaskName = Annotated[str, typer.Option("--task", help="A recipe of datasets/, for example put-apple.")]
 Seed = Annotated[int, typer.Option(help="Seed of layouts and choices.", min=0)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, cuda, cuda:1, ...")]
 
 
 def _version(asked: bool) -> None:
@@ -86,7 +86,7 @@ def score_dataset(
         str, typer.Option(help="dense (every frame, the paper) or stride:K (every K-th and the last; K times cheaper).")
     ] = "stride:4",
     min_window: Annotated[int, typer.Option(help="Last frame of the first window, t0.", min=1)] = 10,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     skip_task: Annotated[list[str] | None, typer.Option(help="Leave this task out; may be repeated.")] = None,
     skip_bad_episodes: Annotated[
@@ -117,7 +117,7 @@ def train_awr(
     w_max: Annotated[float | None, typer.Option(help="Cap on exp(A / beta).")] = None,
     horizon: Annotated[int | None, typer.Option(help="Frames of the chunk advantage.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.", min=0)] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
 ) -> None:
     """Fine-tune a policy on a scored buffer, each frame weighted by its advantage."""
@@ -136,7 +136,7 @@ def run(
     trials: Annotated[int, typer.Option(help="Number of trials.", min=1)] = 20,
     record_to: Annotated[Path | None, typer.Option(help="Append the trials to this dataset instead of OUTPUT/dataset.")] = None,
     seed: Seed = 10_000,
-    device: Device = "cpu",
+    device: Device = "auto",
     json: Json = None,
 ) -> None:
     """Evaluation runs: each trial is a row in trials.jsonl and an episode with the executed actions and the verdict."""

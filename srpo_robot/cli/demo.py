@@ -85,17 +85,17 @@ def _score(dataset: Path, root: Path) -> dict[str, Any]:
     from srpo_robot.progress.encoder import EMBEDDED
 
     path = root / "score.json"
-    score_command(str(dataset), EMBEDDED, "front", "stride:4", 10, "cpu", "float32", (), False, path)
+    score_command(str(dataset), EMBEDDED, "front", "stride:4", 10, "auto", "float32", (), False, path)
     return json.loads(path.read_text())
 
 
 def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps: int) -> None:
-    from srpo_robot.awr.train import finished_steps
+    from srpo_robot.awr.train import last_checkpoint
     from srpo_robot.buffer.episodes import open_buffer
     from srpo_robot.cli.training import train_buffer
     from srpo_robot.recipes import PolicyRecipe, load
 
-    done = finished_steps(output)
+    done = int(last_checkpoint(output).name) if (output / "checkpoints").is_dir() else 0
     if done >= steps:
         say(f"{output} is trained.")
         return
@@ -106,7 +106,7 @@ def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps
 def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:
     from srpo_robot.cli.running import run_trials
 
-    return run_trials(ARM, TASK, str(checkpoint), output, trials, None, 10_000, "cpu", None)
+    return run_trials(ARM, TASK, str(checkpoint), output, trials, None, 10_000, "auto", None)
 
 
 def _report(root: Path, dataset: Path, summary: dict[str, Any], runs: dict[str, list[Trial]]) -> Path:

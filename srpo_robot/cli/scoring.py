@@ -9,6 +9,7 @@ import numpy as np
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table, warn, write_json
+from srpo_robot.cli.devices import resolve
 from srpo_robot.progress.pipeline import Scored, ScoreSettings, score_buffer
 from srpo_robot.progress.windows import parse_stride, window_ends
 
@@ -35,7 +36,7 @@ def score_command(
     settings = ScoreSettings(encoder, buffer.camera(camera), windows, min_window, skip_tasks=skip_tasks)
     if encoder == EMBEDDED:
         warn(RANDOM_WARNING)
-    model = load_encoder(encoder, device, dtype)
+    model = load_encoder(encoder, resolve(device), dtype)
     total = sum(len(window_ends(e.length, stride, min_window)) for e in buffer.episodes)
     done = 0
     with bar("embedding windows", total, "window") as progress:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table
+from srpo_robot.cli.devices import resolve
 from srpo_robot.recipes import PolicyRecipe, load
 
 
@@ -47,16 +48,16 @@ def train_buffer(
     recipe: PolicyRecipe,
     scheme: Literal["awr", "uniform", "success"],
     output: Path,
-    device: str = "cpu",
+    device: str = "auto",
     resume: bool = False,
 ) -> Path:
     """See `train_command`, with the buffer and the recipe at hand."""
-    from srpo_robot.awr.policies import require_trainable
+    from srpo_robot.awr.policies import check_columns
     from srpo_robot.awr.tables import Weighting, baseline_weights, mean_weight_by_label, weigh_buffer
     from srpo_robot.awr.train import train
     from srpo_robot.progress.pipeline import read_progress
 
-    require_trainable(buffer)
+    check_columns(buffer)
     provenance: dict[str, object] = {"dataset": str(buffer.root), "fingerprint": buffer.fingerprint, "weights": scheme}
     if scheme == "awr":
         horizon = recipe.horizon or int(recipe.config.get("n_action_steps", 50))
@@ -76,13 +77,14 @@ def train_buffer(
     console.print(made)
     means = mean_weight_by_label(buffer, weights)
     say("mean weight of a frame: " + ", ".join(f"{kind} {number(mean, 2)}" for kind, mean in means.items()))
+    where = "cpu" if resolve(device) == "cpu" else "auto"  # accelerate places each process on its own GPU
     with bar(f"training, {scheme}", recipe.steps, "step") as progress:
 
         def on_step(step: int, total: int, metrics: dict[str, float]) -> None:
             progress.at(step, f"loss {metrics['loss']:.3f}")
 
         last = train(
-            buffer, recipe, weights.values, output, device=device, resume=resume, on_step=on_step, provenance=provenance
+            buffer, recipe, weights.values, output, device=where, resume=resume, on_step=on_step, provenance=provenance
         )
     say(f"Checkpoint: {last}")
     return last

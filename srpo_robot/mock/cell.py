@@ -7,14 +7,15 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from srpo_robot.errors import RecipeError
+from srpo_robot.errors import ArmError, RecipeError
 from srpo_robot.mock import rendering, scene
 from srpo_robot.mock.objects import THINGS
-from srpo_robot.mock.tasks import Layout, SceneFacts, Task, task_named
+from srpo_robot.mock.tasks import SUCCESS_HOLD_S, Layout, SceneFacts, Task, task_named
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import JOINTS, ArmCommand, ArmState
 
 _SETTLE_S = 0.1  # objects come to rest before a trial starts
+_DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 
 class CellSim:
@@ -70,12 +71,18 @@ class CellSim:
         mujoco.mj_forward(self._model, self._data)
 
     def step(self, command: ArmCommand, period_s: float) -> None:
-        """Move the motors' targets in a straight line to `command` over `period_s`, and physics with them."""
+        """Move the motors' targets in a straight line to `command` over `period_s`, and physics with them.
+
+        Raises:
+            ArmError: physics diverged; MuJoCo has put the model back to its zero pose.
+        """
         start, goal = self._target, np.append(command.joints_rad, command.gripper_m)
         steps = round(period_s / scene.TIMESTEP_S)
         for i in range(1, steps + 1):
             self._drive(start + (goal - start) * (i / steps))
             mujoco.mj_step(self._model, self._data)
+        if any(self._data.warning[kind].number for kind in _DIVERGED):
+            raise ArmError("the mock cell's physics diverged; reset the workcell and lower the speed limits")
         mujoco.mj_forward(self._model, self._data)  # positions, for images and facts, at the new state
         placed = self.layout is not None and self.task.succeeded(self.facts(), self.layout.target)
         self.placed_for_s = self.placed_for_s + period_s if placed else 0.0
@@ -105,6 +112,10 @@ class CellSim:
             speeds_m_s={name: float(np.linalg.norm(self._data.joint(name).qvel[:3])) for name in names},
             plate_m=self._data.mocap_pos[0, :2].copy(),
         )
+
+    def succeeded(self) -> bool:
+        """Whether the success rule has held for `SUCCESS_HOLD_S` up to now."""
+        return self.placed_for_s > SUCCESS_HOLD_S - scene.TIMESTEP_S  # a sum of periods must not miss it by rounding
 
     def stage(self) -> float:
         """Oracle of progress in [0, 1]: reaching, carrying, placed (see the task); 0 before the first layout."""

@@ -29,7 +29,7 @@ _OPEN_STEPS = 3
 _PATIENCE_STEPS = 12  # at the object without being aligned: close anyway, and find out
 _STILL_STEPS = 20  # frozen tail of a stop
 _LONGEST_STEPS = 140  # gives up
-_DROP_CLEAR_M = 0.17  # of the plate's centre: a dropped apple must not roll onto it
+_DROP_CLEAR_M = 0.24  # of the plate's centre: an apple let go on the way flies and rolls on for up to 0.2 m
 
 
 class Failure(StrEnum):
@@ -186,7 +186,8 @@ class Demonstrator:
                 if finished and self._cares() and not on_plate(view.facts, self._plan.name):
                     return Phase.APPROACH
             case _:
-                finished = self._phase_steps >= self._plan.home_steps
+                awaits_verdict = self.failure is Failure.NONE and not self.sim.succeeded()
+                finished = self._phase_steps >= self._plan.home_steps and not awaits_verdict
         if self._cares() and self._lost(view, finished):
             return Phase.APPROACH
         return _NEXT.get(self.phase, Phase.DONE) if finished else self.phase

@@ -49,11 +49,11 @@ THINGS: dict[str, Thing] = {
         <geom type="box" size="0.022 0.022 0.022" rgba="0.10 0.25 0.80 1" mass="0.08" {_SOFT}/>""",
     ),
     "can": Thing(
-        rest_m=0.035,
-        grasp_m=-0.010,
+        rest_m=0.028,
+        grasp_m=-0.008,
         width_m=0.048,
         geoms=f"""
-        <geom type="cylinder" size="0.024 0.035" rgba="0.45 0.15 0.60 1" mass="0.10" {_SOFT}/>""",
+        <geom type="cylinder" size="0.024 0.028" rgba="0.45 0.15 0.60 1" mass="0.10" {_SOFT}/>""",
     ),
 }
 

@@ -53,7 +53,10 @@ def works(backend: str) -> bool:
     environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     environment["MUJOCO_GL"] = "disable"
     command = [sys.executable, "-c", _PROBE, backend]
-    probe = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    try:
+        probe = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:  # a driver that hangs does not work either
+        return False
     return probe.stdout.strip() == "works"
 
 

@@ -51,7 +51,7 @@ def mjcf(hardware: HardwareRecipe) -> str:
   </visual>
   <worldbody>
     <geom name="table" type="plane" size="2 2 0.1" rgba="0.42 0.36 0.30 1" condim="6" friction="1 0.02 0.003"/>
-    {_camera("front", np.array([0.86, -0.03, 0.64]), np.array([0.380, -0.03, 0.06]), np.array([0.0, 0.0, 1.0]), 40)}
+    {_camera("front", np.array([0.86, -0.06, 0.64]), np.array([0.385, -0.06, 0.06]), np.array([0.0, 0.0, 1.0]), 37)}
     <geom type="cylinder" fromto="0 0 0 0 0 0.16" size="0.06" rgba="0.75 0.77 0.80 1" contype="0" conaffinity="0"/>
     {_arm(hardware)}
     {_plate()}

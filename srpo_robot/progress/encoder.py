@@ -15,6 +15,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 from transformers import AutoConfig, VJEPA2Config, VJEPA2Model
+from transformers.utils import logging as transformers_logging
 
 from srpo_robot.errors import CheckpointError, UsageError
 
@@ -113,6 +114,7 @@ def _load(name: str) -> VJEPA2Model:
             raise CheckpointError(f"{name} has no weights file; give a folder with model.safetensors")
     elif name.count("/") != 1 or name.startswith((".", "/")):
         raise CheckpointError(f"no encoder {name!r}; give {EMBEDDED!r}, a folder, or a Hub id like {PUBLISHED!r}")
+    transformers_logging.disable_progress_bar()  # a bar for every load; this command line has its own
     try:
         config = AutoConfig.from_pretrained(name)
         if not isinstance(config, VJEPA2Config):

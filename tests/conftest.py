@@ -1,0 +1,86 @@
+"""Shared fixtures: small real datasets, written by the project's own recorder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and lerobot are imported: tests never look for a network
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+REAL_DATA = Path(os.environ.get("SRPO_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def moving_square(length: int, reach: float, size: int = 48) -> np.ndarray:
+    """A video of a bright square that goes `reach` of the way across: uint8 (T, size, size, 3)."""
+    frames = np.full((length, size, size, 3), 40, dtype=np.uint8)
+    for t in range(length):
+        x = round((size - 12) * reach * t / max(length - 1, 1))
+        frames[t, 18:30, x : x + 12] = (230, 60, 50)
+    return frames
+
+
+def record_squares(root: Path, episodes: list[tuple[str, int, float, bool]]) -> Path:
+    """Record (task, length, reach, success) episodes of two cameras with state and action; returns `root`."""
+    from srpo_robot.buffer.recorder import Recorder, dataset_features
+
+    names = ("x", "y")
+    recorder = Recorder(root, 10.0, dataset_features({"front": (48, 48), "side": (48, 48)}, names, names), "test")
+    for task, length, reach, success in episodes:
+        recorder.begin()
+        video = moving_square(length, reach)
+        for t in range(length):
+            state = np.array([t / length, reach])
+            recorder.add({"front": video[t], "side": video[t].transpose(1, 0, 2).copy()}, state, state * 2, task)
+        recorder.end(success)
+    return root
+
+
+SQUARES = [
+    ("go right", 24, 1.0, True),
+    ("go right", 20, 0.95, True),
+    ("go right", 22, 0.3, False),
+    ("go right", 18, 0.5, False),
+]
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four labelled episodes of one task; read-only by agreement (copy it to write)."""
+    return record_squares(tmp_path_factory.mktemp("squares") / "data", SQUARES)
+
+
+@pytest.fixture
+def squares_copy(squares: Path, tmp_path: Path) -> Path:
+    """A copy of `squares` that a test may change."""
+    import shutil
+
+    return shutil.copytree(squares, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A V-JEPA 2 of 32 px and 4 frames, saved with save_pretrained as the Hub's are."""
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    config = VJEPA2Config(
+        crop_size=32, frames_per_clip=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2,
+        pred_hidden_size=24, pred_num_hidden_layers=1, pred_num_attention_heads=2, pred_num_mask_tokens=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder") / "vjepa2"
+    VJEPA2Model(config).save_pretrained(folder)
+    return folder
+
+
+def real_data(name: str) -> Path:
+    """A real dataset by name; skips, with the reason, where the machine does not have it."""
+    path = REAL_DATA / name
+    if not path.is_dir():
+        pytest.skip(f"no real recordings at {path}; set SRPO_REAL_DATA to the folder that holds {name}")
+    return path

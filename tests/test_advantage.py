@@ -1,0 +1,139 @@
+"""Advantages and weights: by hand, and by law."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from srpo_robot.awr.advantage import advantages, chunk_gain, increments, standardise, trajectory_advantage
+from srpo_robot.awr.weights import awr_weights, success_weights, uniform_weights
+from srpo_robot.errors import TrainingError, UsageError
+
+VALUE = np.array([0.0, 0.0, 0.1, 0.4, 0.3, 1.0])
+values = hnp.arrays(np.float64, st.integers(2, 40), elements=st.floats(0, 1, width=32))
+
+
+# --- by hand
+
+
+def test_increments():
+    assert increments(VALUE) == pytest.approx([0.0, 0.0, 0.1, 0.3, -0.1, 0.7])
+
+
+def test_chunk_gain_looks_forward_over_the_horizon():
+    assert chunk_gain(VALUE, 2, tail="raw") == pytest.approx([0.1, 0.4, 0.2, 0.6, 0.7, 0.0])
+
+
+def test_the_tail_is_divided_by_the_horizon_that_is_left():
+    # full horizons: gain / 2; frame 4 has one frame left; the last has none
+    assert chunk_gain(VALUE, 2) == pytest.approx([0.05, 0.2, 0.1, 0.3, 0.7, 0.0])
+
+
+def test_the_tail_can_be_dropped():
+    assert chunk_gain(VALUE, 2, tail="drop") == pytest.approx([0.1, 0.4, 0.2, 0.6, np.nan, np.nan], nan_ok=True)
+
+
+def test_horizon_one_without_shift_is_the_papers_increment():
+    assert chunk_gain(VALUE, 1, shift=0, tail="raw") == pytest.approx(increments(VALUE))
+
+
+def test_step_advantages_of_two_episodes_are_standardised_together():
+    found = advantages([np.array([0.0, 1.0]), np.array([0.0, 0.5, 0.5])], horizon=1)
+    # increments 0 1 | 0 .5 0: mean .3, population variance .16
+    assert found.increment == pytest.approx([0.0, 1.0, 0.0, 0.5, 0.0])
+    assert found.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
+
+
+def test_trajectory_advantage_is_per_task():
+    found = trajectory_advantage(np.array([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "b"])
+    assert found.tolist() == [1.0, -1.0, 0.0, 0.0]
+
+
+def test_weights_by_hand():
+    weights = awr_weights(np.array([0.0, np.log(3.0), 9.0, np.nan]), beta=1.0, w_max=4.0)
+    # raw 1, 3, 4 (capped), 0 (undefined): mean 2
+    assert weights.values == pytest.approx([0.5, 1.5, 2.0, 0.0])
+    assert weights.clipped_fraction == pytest.approx(1 / 3)
+    assert weights.effective_sample_size == pytest.approx(16 / 6.5)
+    assert weights.undefined == 1
+
+
+def test_a_large_advantage_does_not_overflow():
+    assert awr_weights(np.array([1e6, 0.0]), 0.1, 20.0).values == pytest.approx([40 / 21, 2 / 21])
+
+
+# --- laws
+
+
+@given(values, st.integers(1, 20))
+def test_raw_gains_are_sums_of_increments(value, horizon):
+    steps = increments(value)
+    gain = chunk_gain(value, horizon, tail="raw")
+    for t in range(len(value)):
+        assert gain[t] == pytest.approx(steps[t + 1 : t + 1 + horizon].sum(), abs=1e-9)
+
+
+@given(values, st.floats(-5, 5), st.sampled_from(["divide", "raw"]))
+def test_a_constant_added_to_the_value_changes_nothing(value, constant, tail):
+    assert chunk_gain(value + constant, 3, tail=tail) == pytest.approx(chunk_gain(value, 3, tail=tail), abs=1e-9)
+
+
+@given(values)
+def test_standardised_is_mean_0_and_std_1_or_all_0(value):
+    z = standardise(value)
+    if np.any(z):
+        assert z.mean() == pytest.approx(0, abs=1e-6)
+        assert z.std() == pytest.approx(1)
+    else:
+        assert np.ptp(value) == pytest.approx(0, abs=1e-9)
+
+
+advantage_arrays = hnp.arrays(np.float64, st.integers(1, 50), elements=st.floats(-8, 8))
+
+
+@given(advantage_arrays, st.floats(0.2, 3), st.floats(1, 50))
+def test_weights_have_mean_1_and_rise_with_the_advantage(advantage, beta, w_max):
+    weights = awr_weights(advantage, beta, w_max).values
+    assert weights.mean() == pytest.approx(1)
+    assert np.all(np.diff(weights[np.argsort(advantage)]) >= -1e-12)
+
+
+@given(advantage_arrays, st.floats(-2, 2), st.floats(0.5, 3))
+def test_below_the_cap_a_constant_added_to_every_advantage_changes_no_weight(advantage, constant, beta):
+    before = awr_weights(advantage, beta, 1e12)
+    after = awr_weights(advantage + constant, beta, 1e12)
+    assert (before.clipped_fraction, after.clipped_fraction) == (0.0, 0.0)
+    assert after.values == pytest.approx(before.values, rel=1e-9)
+
+
+@given(advantage_arrays)
+def test_the_effective_sample_size_is_between_1_and_n(advantage):
+    ess = awr_weights(advantage, 1.0, 20.0).effective_sample_size
+    assert 1 - 1e-9 <= ess <= len(advantage) + 1e-9
+
+
+def test_baselines():
+    assert uniform_weights(3).values.tolist() == [1.0, 1.0, 1.0]
+    assert success_weights(np.array([True, False, False, True])).values.tolist() == [2.0, 0.0, 0.0, 2.0]
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(("beta", "w_max"), [(0.0, 20.0), (-1.0, 20.0), (1.0, 0.0), (np.nan, 20.0)])
+def test_beta_and_w_max_must_be_positive(beta, w_max):
+    with pytest.raises(UsageError, match="must be positive"):
+        awr_weights(np.zeros(3), beta, w_max)
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(TrainingError, match="no finite advantage"):
+        awr_weights(np.full(3, np.nan), 1.0, 20.0)
+    with pytest.raises(TrainingError, match="no success"):
+        success_weights(np.zeros(3, dtype=bool))
+
+
+def test_a_horizon_must_be_at_least_one_frame():
+    with pytest.raises(UsageError, match="at least 1"):
+        chunk_gain(VALUE, 0)

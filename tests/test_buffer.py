@@ -1,0 +1,262 @@
+"""The buffer: episodes, frames, columns, labels, tables, recording."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SQUARES, moving_square, real_data, record_squares
+
+from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.labels import Label, parse_csv, require_labels, write_labels
+from srpo_robot.buffer.recorder import Recorder, dataset_features, recorded_episodes
+from srpo_robot.buffer.tables import read_table, write_table
+from srpo_robot.errors import DatasetError, StaleTable, UndecodableFrame, UnlabelledError
+
+
+def checksums(root: Path) -> dict[str, str]:
+    """Of the recorded files; the sidecar is this package's own."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "srpo" not in path.relative_to(root).parts
+    }
+
+
+# --- episodes and frames
+
+
+def test_episodes_carry_task_length_cameras_and_label(squares):
+    buffer = open_buffer(squares)
+    assert [(e.task, e.length, e.success) for e in buffer.episodes] == [(t, n, s) for t, n, _, s in SQUARES]
+    assert [e.first_frame for e in buffer.episodes] == [0, 24, 44, 66]
+    assert buffer.cameras == ("observation.images.front", "observation.images.side")
+    assert (buffer.fps, buffer.total_frames) == (10.0, 84)
+
+
+def test_frames_are_those_that_were_recorded_up_to_compression(squares):
+    buffer = open_buffer(squares)
+    for episode, (_, length, reach, _) in zip(buffer.episodes, SQUARES, strict=True):
+        frames = buffer.frames(episode, buffer.camera("front"))
+        assert frames.shape == (length, 48, 48, 3)
+        assert frames.dtype == np.uint8
+        assert np.abs(frames.astype(int) - moving_square(length, reach)).mean() < 6
+
+
+def test_frames_agree_with_lerobots_own_decoding(squares):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    buffer = open_buffer(squares)
+    theirs = LeRobotDataset("local/squares", root=squares, video_backend="pyav")
+    for episode in buffer.episodes:
+        ours = buffer.frames(episode, "observation.images.side")
+        for t in (0, episode.length // 2, episode.length - 1):
+            image = theirs[episode.first_frame + t]["observation.images.side"].permute(1, 2, 0).numpy()
+            assert (image * 255).round().astype(np.uint8).tolist() == ours[t].tolist()
+
+
+def test_columns_come_in_the_order_of_the_index(squares):
+    buffer = open_buffer(squares)
+    assert buffer.column("index").tolist() == list(range(84))
+    assert buffer.column("action").shape == (84, 2)
+    assert buffer.column("action") == pytest.approx(2 * buffer.column("observation.state"))
+    with pytest.raises(DatasetError, match="no 'torque'; its columns are: .*action"):
+        buffer.column("torque")
+
+
+def test_an_unknown_camera_lists_those_there_are(squares):
+    with pytest.raises(DatasetError, match="no camera 'top' .* there are: front, side"):
+        open_buffer(squares).camera("top")
+
+
+def test_a_videos_identity_survives_appending_and_differs_between_videos(squares_copy):
+    before = open_buffer(squares_copy)
+    identities = [before.video_identity(e, c) for e in before.episodes for c in before.cameras]
+    assert len(set(identities)) == len(identities)
+    record_squares(squares_copy, [("go right", 12, 0.7, False)])
+    after = open_buffer(squares_copy)
+    assert [after.video_identity(e, c) for e in after.episodes[:4] for c in after.cameras] == identities
+    assert after.fingerprint != before.fingerprint
+
+
+def test_real_video_and_real_images():
+    video = open_buffer(real_data("table_tidy"))
+    assert [e.success for e in video.episodes] == [True, True] + [False] * 6
+    frames = video.frames(video.episodes[2], video.camera("left_wrist"))
+    assert frames.shape == (149, 240, 320, 3)
+    images = open_buffer(real_data("bridge_mini"))
+    assert all(e.success is None for e in images.episodes)
+    assert images.frames(images.episodes[7], images.camera(None)).shape == (10, 64, 64, 3)
+
+
+# --- what is no dataset
+
+
+def test_a_folder_that_is_no_dataset(tmp_path):
+    with pytest.raises(DatasetError, match=r"no LeRobot dataset: it has no meta/info.json"):
+        open_buffer(tmp_path)
+    with pytest.raises(DatasetError, match="is no folder"):
+        open_buffer(tmp_path / "absent" / "deeper")
+
+
+def test_a_v21_dataset_names_lerobots_converter(tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text(json.dumps({"codebase_version": "v2.1"}))
+    with pytest.raises(DatasetError, match=r"v2\.1.*convert_dataset_v21_to_v30"):
+        open_buffer(tmp_path)
+
+
+def test_the_converter_that_the_message_names_exists():
+    import importlib.util
+
+    assert importlib.util.find_spec("lerobot.scripts.convert_dataset_v21_to_v30") is not None
+
+
+def test_a_hub_id_without_a_network_is_one_line():
+    with pytest.raises(DatasetError, match="cannot open nobody/nothing from the Hub") as caught:
+        open_buffer("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 900])
+def test_an_undecodable_video_names_episode_and_frame(squares_copy, keep):
+    path = sorted((squares_copy / "videos" / "observation.images.front").rglob("*.mp4"))[1]
+    path.write_bytes(path.read_bytes()[:keep])
+    buffer = open_buffer(squares_copy)
+    with pytest.raises(UndecodableFrame, match=r"episode 1, observation.images.front, frame \d+ cannot be decoded"):
+        buffer.frames(buffer.episodes[1], buffer.camera("front"))
+    assert len(buffer.frames(buffer.episodes[0], buffer.camera("front"))) == 24
+
+
+def test_a_video_that_ends_early_names_the_first_missing_frame(squares_copy):
+    path = sorted((squares_copy / "videos" / "observation.images.front").rglob("*.mp4"))
+    shutil.copy(path[3], path[0])  # 18 frames where 24 were recorded
+    buffer = open_buffer(squares_copy)
+    with pytest.raises(UndecodableFrame, match="episode 0, .* frame 18 cannot be decoded"):
+        buffer.frames(buffer.episodes[0], buffer.camera("front"))
+
+
+# --- labels
+
+
+def test_the_sidecar_comes_before_the_recording(squares_copy):
+    write_labels(open_buffer(squares_copy), {2: Label(True, "take")})
+    buffer = open_buffer(squares_copy)
+    assert [e.success for e in buffer.episodes] == [True, True, True, False]
+    assert [e.group for e in buffer.episodes] == ["episode 0", "episode 1", "take", "episode 3"]
+
+
+def test_episode_metadata_comes_before_frames(squares_copy):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, path in enumerate(sorted((squares_copy / "meta" / "episodes").rglob("*.parquet"))):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("success", pa.array([[False, None, True, None][number]], pa.bool_())), path)
+    assert [e.success for e in open_buffer(squares_copy).episodes] == [False, True, True, False]
+
+
+def test_labels_add_up_and_leave_the_recording_alone(squares_copy):
+    before = checksums(squares_copy)
+    write_labels(open_buffer(squares_copy), {0: Label(False, "")})
+    write_labels(open_buffer(squares_copy), {0: Label(None, "a"), 3: Label(True, "b")})
+    buffer = open_buffer(squares_copy)
+    assert (buffer.episodes[0].success, buffer.episodes[0].group) == (False, "a")
+    assert (buffer.episodes[3].success, buffer.episodes[3].group) == (True, "b")
+    assert checksums(squares_copy) == before
+
+
+def test_unlabelled_episodes_are_listed_with_the_ways_to_label():
+    buffer = open_buffer(real_data("bridge_mini"))
+    with pytest.raises(UnlabelledError, match=r"25 of 25 .*0, 1, 2, .*keys.*--csv.*--all-success"):
+        require_labels(buffer)
+
+
+def test_a_csv(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("episode_index,success,group\n0,true,a\n1,F,a\n2,,b\n")
+    assert parse_csv(path, 3) == {0: Label(True, "a"), 1: Label(False, "a"), 2: Label(None, "b")}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("episode_index,success\n0,maybe\n", "line 2: success is 'maybe'"),
+        ("episode_index,success\n0,1\n9,1\n", "line 3: no episode '9'; there are 0 to 2"),
+        ("a,b\n1,2\n", "needs a header"),
+        ("", "needs a header"),
+    ],
+)
+def test_a_bad_csv_names_the_line(tmp_path, text, says):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=says):
+        parse_csv(path, 3)
+
+
+# --- tables
+
+
+def test_tables_round_trip_and_refuse_another_parent(tmp_path):
+    path = tmp_path / "t.parquet"
+    written = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.0])}, {"dataset": "x"})
+    table = read_table(path, refresh="srpo-robot score-dataset D", dataset="x")
+    assert table["a"].tolist() == [0, 1, 2]
+    assert np.isnan(table["b"][1])
+    assert table.metadata == written.metadata
+    with pytest.raises(StaleTable, match="another state of its dataset; run: srpo-robot score-dataset D"):
+        read_table(path, refresh="srpo-robot score-dataset D", dataset="y")
+    other = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.5])}, {"dataset": "x"})
+    assert other.metadata["content"] != written.metadata["content"]
+
+
+@pytest.mark.parametrize("content", [None, b"no parquet"])
+def test_a_missing_or_broken_table_says_how_to_make_it(tmp_path, content):
+    path = tmp_path / "t.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StaleTable, match="run: make it"):
+        read_table(path, refresh="make it")
+
+
+# --- recording
+
+
+def test_a_finished_episode_is_whole_on_disk_while_the_next_is_recorded(tmp_path):
+    root = record_squares(tmp_path / "d", SQUARES[:1])
+    recorder = Recorder(root, 10.0, dataset_features({"front": (48, 48), "side": (48, 48)}, ("x", "y"), ("x", "y")), "test")
+    recorder.begin()
+    frame = moving_square(1, 0.0)[0]
+    recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")
+    half_way = open_buffer(root)  # what a reader, or a crash now, would find
+    assert len(half_way.episodes) == 1
+    assert len(half_way.frames(half_way.episodes[0], half_way.cameras[0])) == 24
+    assert recorder.end(None) == -1
+    assert recorded_episodes(root) == 1
+
+
+def test_a_void_first_episode_leaves_a_folder_that_can_be_recorded_to(tmp_path):
+    features = dataset_features({"front": (48, 48)}, ("x",), ("x",))
+    recorder = Recorder(tmp_path / "d", 10.0, features, "test")
+    for success in (None, True):
+        recorder.begin()
+        for frame in moving_square(3, 1.0):
+            recorder.add({"front": frame}, np.zeros(1), np.zeros(1), "go")
+        recorder.end(success)
+    assert [e.success for e in open_buffer(tmp_path / "d").episodes] == [True]
+
+
+def test_appending_something_else_is_refused(squares_copy, tmp_path):
+    names = ("x", "y")
+    with pytest.raises(DatasetError, match=r"another 'observation.images.front'"):
+        Recorder(squares_copy, 10.0, dataset_features({"front": (64, 64)}, names, names), "test")
+    with pytest.raises(DatasetError, match="recorded at 10 fps, this run at 20"):
+        Recorder(squares_copy, 20.0, dataset_features({"front": (48, 48)}, names, names), "test")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("do not delete")
+    with pytest.raises(DatasetError, match="exists and is no dataset"):
+        Recorder(tmp_path / "full", 10.0, dataset_features({}, names, names), "test")

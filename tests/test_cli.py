@@ -1,0 +1,269 @@
+"""The command line as a user meets it: exit codes, one-line errors, and nothing lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import real_data, record_squares
+from test_buffer import checksums
+
+from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.cli import main
+from srpo_robot.cli.labelling import film_strip, half_blocks, label_by_keys, shrink
+
+COMMANDS = ("init", "record", "label", "score-dataset", "train-awr", "run", "demo")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srpo-robot", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *says: str) -> None:
+    """Exit code 2 and one line of error that says what would work."""
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for text in says:
+        assert text in lines[0]
+
+
+# --- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(cli, command):
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert f"Example: srpo-robot {command}" in " ".join(out.split())
+
+
+def test_help_is_quick_because_no_room_is_imported():
+    script = (
+        "import sys\nimport srpo_robot.cli.app\n"
+        "assert not {'torch', 'lerobot', 'mujoco', 'matplotlib'} & set(sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_an_unknown_option_is_usage():
+    result = subprocess.run(
+        [sys.executable, "-m", "srpo_robot.cli", "score-dataset", "--speed", "9"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "--speed" in result.stderr
+
+
+# --- init
+
+
+def test_init_hands_out_recipes_that_are_found_first(cli, tmp_path, monkeypatch):
+    assert cli("init", tmp_path / "lab")[0] == 0
+    names = {str(path.relative_to(tmp_path / "lab")) for path in (tmp_path / "lab").rglob("*.toml")}
+    assert {"datasets/put_apple.toml", "policies/pi0_tiny.toml", "hardware/mock.toml"} <= names
+    refused(cli("init", tmp_path / "lab"), "already has datasets, policies, hardware", "nothing was changed")
+    path = tmp_path / "lab" / "datasets" / "put_apple.toml"
+    path.write_text(path.read_text().replace("time_limit_s", "time_limits"))
+    monkeypatch.chdir(tmp_path / "lab")
+    result = cli("record", "--task", "put-apple", "--episodes", 1, "--root", tmp_path / "d")
+    refused(result, "unknown key 'time_limits'; did you mean 'time_limit_s'?")
+
+
+# --- datasets that cannot be scored
+
+
+def test_what_is_no_dataset(cli, tmp_path):
+    refused(cli("score-dataset", tmp_path), "no LeRobot dataset")
+    refused(cli("score-dataset", tmp_path / "nowhere"), "is no folder")
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text('{"codebase_version": "v2.1"}')
+    refused(cli("score-dataset", tmp_path), "v2.1", "lerobot.scripts.convert_dataset_v21_to_v30")
+
+
+def test_unlabelled_episodes(cli, tmp_path):
+    data = shutil.copytree(real_data("bridge_mini"), tmp_path / "bridge")
+    refused(cli("score-dataset", data), "25 of 25 episodes are unlabelled", "--csv FILE", "--all-success")
+    assert not (data / "srpo").exists()
+
+
+def test_a_task_without_success(cli, tmp_path):
+    root = record_squares(tmp_path / "d", [("go right", 12, 1.0, True), ("go left", 12, 0.2, False)])
+    refused(cli("score-dataset", root), "'go left' has no success", "--skip-task 'go left'")
+    code, out, err = cli("score-dataset", root, "--skip-task", "go left")
+    assert code == 0
+    assert "left out" in out
+    assert "undefined (its task was left out" in err
+
+
+def test_an_unknown_camera_window_encoder_or_device(cli, squares_copy):
+    refused(cli("score-dataset", squares_copy, "--camera", "top"), "no camera 'top'", "front, side")
+    refused(cli("score-dataset", squares_copy, "--windows", "sparse"), "dense, stride:K")
+    refused(cli("score-dataset", squares_copy, "--encoder", "vjepa9"), "embedded-random")
+    refused(cli("score-dataset", squares_copy, "--device", "quantum"), "no device 'quantum'", "--device cpu")
+
+
+def test_an_undecodable_video_names_episode_and_frame_and_loses_nothing(cli, squares_copy, tiny_encoder_folder):
+    path = sorted((squares_copy / "videos" / "observation.images.front").rglob("*.mp4"))[3]
+    path.write_bytes(path.read_bytes()[:700])
+    before = checksums(squares_copy)
+    options = ("--encoder", tiny_encoder_folder, "--min-window", 6)
+    refused(cli("score-dataset", squares_copy, *options), "episode 3", "frame 0", "--skip-bad-episodes")
+    assert len(list((squares_copy / "srpo" / "embeddings.zarr").glob("*/zarr.json"))) == 3  # what was done is kept
+    code, _, err = cli("score-dataset", squares_copy, *options, "--skip-bad-episodes")
+    assert code == 0
+    assert "left out episode 3" in err
+    assert checksums(squares_copy) == before
+
+
+# --- scoring
+
+
+def test_scoring_writes_tables_picture_and_summary(cli, squares_copy, tiny_encoder_folder, tmp_path):
+    before = checksums(squares_copy)
+    path = tmp_path / "summary.json"
+    code, out, _ = cli(
+        "score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6, "--json", path
+    )
+    assert code == 0
+    assert "4 episodes, 84 frames, 4 episodes embedded now" in out
+    for name in ("progress.parquet", "advantage.parquet", "curves.png"):
+        assert (squares_copy / "srpo" / name).stat().st_size > 0
+    task = json.loads(path.read_text())["tasks"]["go right"]
+    assert (task["episodes"], task["successes"], task["clusters"]) == (4, 2, [2])
+    assert task["final_progress_success"] == 1.0
+    assert 0 <= task["final_progress_failure"] < 1
+    assert checksums(squares_copy) == before
+
+
+def test_random_weights_are_said_to_be_random(cli, squares_copy):
+    code, _, err = cli("score-dataset", squares_copy)
+    assert code == 0
+    assert "random weights" in err
+
+
+def test_episodes_shorter_than_the_first_window_are_named(cli, squares_copy, tiny_encoder_folder):
+    code, _, err = cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 19)
+    assert code == 0
+    assert "progress of 2 episodes is undefined" in err
+    assert "[1, 3]" in err  # 20 frames have one window that ends at frame 19, 18 frames have none
+
+
+# --- training
+
+
+def test_training_without_action(cli, tmp_path):
+    data = shutil.copytree(real_data("table_tidy"), tmp_path / "tidy")
+    result = cli("train-awr", data, "--policy", "pi0-tiny", "--output", tmp_path / "out", "--weights", "uniform")
+    refused(result, "action")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_on_no_score_or_a_stale_one(cli, squares_copy, tiny_encoder_folder, tmp_path):
+    train = ("train-awr", squares_copy, "--policy", "pi0-tiny", "--output", tmp_path / "out")
+    refused(cli(*train), "progress.parquet does not exist", "srpo-robot score-dataset")
+    assert cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)[0] == 0
+    (tmp_path / "labels.csv").write_text("episode_index,success\n2,true\n")
+    assert cli("label", squares_copy, "--csv", tmp_path / "labels.csv")[0] == 0
+    refused(cli(*train), "another state of its labels", "srpo-robot score-dataset")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_options_that_cannot_be(cli, squares_copy, tiny_encoder_folder, tmp_path):
+    assert cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)[0] == 0
+    train = ("train-awr", squares_copy, "--output", tmp_path / "out")
+    refused(cli(*train, "--policy", "pi0-tiny", "--beta", "-1"), "must be positive")
+    refused(cli(*train, "--policy", "pi0-tny"), "did you mean 'pi0-tiny'")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("keep")
+    refused(cli(*train, "--policy", "pi0-tiny"), "exists", "--resume", "--output")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "keep"
+
+
+# --- running
+
+
+def test_an_unknown_arm_or_task(cli, tmp_path):
+    run = ("run", "--policy", tmp_path, "--output", tmp_path / "o")
+    refused(cli(*run, "--arm", "xarm8", "--task", "put-apple"), "no recipe 'xarm8' in hardware/", "mock")
+    refused(cli(*run, "--arm", "mock", "--task", "fold-laundry"), "no recipe 'fold-laundry' in datasets/", "put-apple")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_checkpoint_that_is_none(cli, tmp_path):
+    result = cli("run", "--policy", tmp_path / "nothing", "--task", "put-apple", "--output", tmp_path / "o")
+    refused(result, "nothing")
+    assert not (tmp_path / "o").exists()
+
+
+# --- labels
+
+
+def test_labels_by_csv_and_by_rule(cli, tmp_path):
+    data = shutil.copytree(real_data("bridge_mini"), tmp_path / "bridge")
+    before = checksums(data)
+    (tmp_path / "labels.csv").write_text("episode_index,success\n0,false\n")
+    assert cli("label", data, "--csv", tmp_path / "labels.csv")[0] == 0
+    code, out, _ = cli("label", data, "--all-success")
+    assert code == 0
+    assert "unlabelled" in out
+    labels = [e.success for e in open_buffer(data).episodes]
+    assert labels == [False] + [True] * 24
+    assert checksums(data) == before
+
+
+def test_labelling_by_keys_needs_a_terminal(cli, squares_copy, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
+    refused(cli("label", squares_copy, "--relabel"), "needs a terminal", "--csv")
+    refused(cli("label", squares_copy, "--all-success", "--csv", "x.csv"), "exclude each other")
+
+
+def test_keys_label_go_back_skip_and_quit_and_each_answer_is_kept(squares_copy):
+    buffer = open_buffer(squares_copy)
+    keys, shown = iter("f s?b f q"), []
+    answers = label_by_keys(
+        buffer, list(buffer.episodes), buffer.camera(None), lambda: next(keys), lambda e, f: shown.append((e.index, f.shape))
+    )
+    # 0: f | 1: skip | 2: s | 3: ? asks again, then b | 2: skip | 3: f | then nothing is left
+    assert answers == {0: False, 2: True, 3: False}
+    assert [index for index, _ in shown] == [0, 1, 2, 3, 3, 2, 3]
+    assert shown[0][1] == (7, 48, 48, 3)
+    assert [e.success for e in open_buffer(squares_copy).episodes] == [False, True, True, False]
+
+
+def test_the_last_frame_is_always_in_the_strip():
+    frames = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.uint8)
+    assert film_strip(frames)[-1, 0, 0, 0] == 29
+    assert len(film_strip(frames[:2])) == 2
+
+
+def test_pictures_in_the_terminal_carry_their_colours():
+    image = np.zeros((4, 3, 3), dtype=np.uint8)
+    image[0] = (255, 0, 0)
+    image[3] = (0, 0, 255)
+    text = half_blocks(image)
+    assert text.plain == "▀▀▀\n▀▀▀\n"
+    first = text.spans[0].style
+    assert "#ff0000" in str(first)
+    assert "#000000" in str(first)
+    assert shrink(image, 2, 6).shape == (2, 6, 3)

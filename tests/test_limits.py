@@ -1,0 +1,106 @@
+"""Limits: whatever is asked, what comes out is inside; what was inside is not touched."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srpo_robot.arm import kinematics
+from srpo_robot.arm.limits import LAYERS, Limits, limit
+from srpo_robot.errors import CommandRefused, RecipeError
+from srpo_robot.recipes import HardwareRecipe, LimitsRecipe, load
+from srpo_robot.records import ArmCommand
+
+HARDWARE = load(HardwareRecipe, "hardware", "mock")
+LIMITS = Limits.from_recipe(HARDWARE.limits, HARDWARE.tcp_offset_m, 0.1)
+HOME = ArmCommand(np.array(HARDWARE.home_rad), 0.04)
+wild = st.lists(st.floats(-1e6, 1e6) | st.floats(-3, 3), min_size=8, max_size=8)
+
+
+def inside(command: ArmCommand) -> bool:
+    return bool(
+        np.all(command.joints_rad >= LIMITS.joint_min_rad)
+        and np.all(command.joints_rad <= LIMITS.joint_max_rad)
+        and LIMITS.gripper_min_m <= command.gripper_m <= LIMITS.gripper_max_m
+        and LIMITS.inside_box(command.joints_rad)
+    )
+
+
+@given(st.lists(wild, min_size=1, max_size=12))
+def test_no_sequence_of_commands_leaves_the_limits(sequence):
+    previous = HOME
+    for values in sequence:
+        limited = limit(ArmCommand(np.array(values[:7]), values[7]), previous, LIMITS)
+        assert inside(limited.command)
+        step = np.abs(limited.command.joints_rad - previous.joints_rad).max()
+        assert step <= LIMITS.joint_step_rad + 1e-12
+        assert abs(limited.command.gripper_m - previous.gripper_m) <= LIMITS.gripper_step_m + 1e-12
+        assert set(limited.clips) <= set(LAYERS)
+        previous = limited.command
+
+
+@given(st.lists(st.floats(-0.01, 0.01), min_size=7, max_size=7), st.floats(-0.01, 0.01))
+def test_a_small_step_inside_passes_untouched(delta, opening):
+    asked = ArmCommand(HOME.joints_rad + np.array(delta), HOME.gripper_m + opening)
+    limited = limit(asked, HOME, LIMITS)
+    assert limited.clips == ()
+    assert limited.command.joints_rad == pytest.approx(asked.joints_rad, abs=1e-15)
+    assert limited.command.gripper_m == pytest.approx(asked.gripper_m, abs=1e-15)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", range(8))
+def test_what_is_not_finite_is_refused(bad, where):
+    values = np.append(HOME.joints_rad, HOME.gripper_m)
+    values[where] = bad
+    with pytest.raises(CommandRefused, match="NaN or infinity"):
+        limit(ArmCommand(values[:7], float(values[7])), HOME, LIMITS)
+
+
+def test_a_long_step_keeps_its_direction():
+    asked = ArmCommand(HOME.joints_rad + np.array([0.4, 0.2, 0, 0, 0, 0, 0]), HOME.gripper_m)
+    limited = limit(asked, HOME, LIMITS)
+    moved = limited.command.joints_rad - HOME.joints_rad
+    assert limited.clips == ("joint_step",)
+    assert moved[0] == pytest.approx(0.12)  # 1.2 rad/s for 0.1 s
+    assert moved[1] == pytest.approx(0.06)
+
+
+def test_the_box_stops_the_way_down_at_its_floor():
+    command = HOME
+    target = kinematics.inverse(
+        np.array([0.40, 0.0, -0.05]), kinematics.TOOL_DOWN, HOME.joints_rad, LIMITS.tcp_offset_m,
+        LIMITS.joint_min_rad, LIMITS.joint_max_rad,
+    )  # fmt: skip
+    clips: set[str] = set()
+    for _ in range(40):
+        limited = limit(ArmCommand(target.joints_rad, 0.04), command, LIMITS)
+        clips |= set(limited.clips)
+        command = limited.command
+    height = kinematics.tcp_position(command.joints_rad, LIMITS.tcp_offset_m)[2]
+    assert "workspace_box" in clips
+    assert LIMITS.box_min_m[2] - 1e-6 <= height < LIMITS.box_min_m[2] + 0.02
+
+
+def test_from_outside_the_box_only_a_step_that_ends_inside_is_let_through():
+    outside = ArmCommand(np.zeros(7), 0.04)  # at zero the TCP is below the table
+    assert not LIMITS.inside_box(outside.joints_rad)
+    away = limit(ArmCommand(outside.joints_rad + 0.01, 0.04), outside, LIMITS)
+    assert away.command.joints_rad == pytest.approx(outside.joints_rad)
+    assert "workspace_box" in away.clips
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"joint_min_rad": (0.0,) * 6}, "has 6 numbers, expected 7"),
+        ({"box_min_m": (1.0, 1.0, 1.0)}, "below its maximum"),
+        ({"max_joint_speed_rad_s": 0.0}, "speed above zero"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(change, says):
+    from dataclasses import asdict
+
+    recipe = LimitsRecipe(**(asdict(HARDWARE.limits) | change))
+    with pytest.raises(RecipeError, match=says):
+        Limits.from_recipe(recipe, HARDWARE.tcp_offset_m, 0.1)

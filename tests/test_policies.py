@@ -1,0 +1,344 @@
+"""A tiny real pi0: built from a recipe, saved, moved, loaded; and everything that must be refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from srpo_robot.awr import policies
+from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.recorder import Recorder, dataset_features
+from srpo_robot.buffer.training import TrainingSet
+from srpo_robot.errors import CheckpointError, DatasetError, RecipeError
+from srpo_robot.recipes import PolicyRecipe, load
+
+torch.set_num_threads(1)
+ACTION_NAMES = ("tcp.x", "tcp.y", "tcp.z", "gripper")
+STATE_NAMES = (*ACTION_NAMES, "target.x", "target.y", "target.z")
+TASKS = ("put the apple on the plate", "wipe the board")
+RECIPE = PolicyRecipe(
+    name="smaller-than-tiny",
+    family="pi0",
+    config={
+        "chunk_size": 4,
+        "n_action_steps": 2,
+        "num_inference_steps": 2,
+        "image_resolution": [16, 16],
+        "max_state_dim": 8,
+        "max_action_dim": 5,
+        "tokenizer_max_length": 8,
+        "use_relative_actions": True,
+    },
+    tiny={
+        "width": 16,
+        "expert_width": 16,
+        "depth": 1,
+        "mlp": 16,
+        "head_dim": 4,
+        "vision_width": 16,
+        "vision_depth": 1,
+        "vision_heads": 2,
+        "vision_mlp": 16,
+        "patch": 8,
+        "vocab": 16,
+    },
+    steps=4,
+    batch_size=4,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    final_learning_rate=1e-3,
+    ema_decay=0.9,
+    save_every=100,
+    seed=5,
+)
+
+
+def record_dataset(
+    root: Path, lengths: tuple[int, ...] = (7, 5), state_names: tuple[str, ...] = STATE_NAMES, pixels: int = 32
+) -> Buffer:
+    """Random walks with random images; two cameras, two tasks."""
+    random = np.random.default_rng(0)
+    cameras = {"front": (pixels, pixels), "wrist": (pixels, pixels)}
+    recorder = Recorder(root, 10, dataset_features(cameras, state_names, ACTION_NAMES), "mock")
+    for number, length in enumerate(lengths):
+        recorder.begin()
+        for _ in range(length):
+            images = {name: random.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in cameras.items()}
+            action = random.normal([0.4, 0.0, 0.2, 0.05], 0.02)
+            state = np.concatenate([action + random.normal(0, 0.01, 4), action[:3]])
+            recorder.add(images, state, action, TASKS[number % 2])
+        recorder.end(success=number % 2 == 0)
+    return open_buffer(root)
+
+
+@pytest.fixture(scope="module")
+def buffer(tmp_path_factory):
+    return record_dataset(tmp_path_factory.mktemp("policies") / "walks")
+
+
+@pytest.fixture(scope="module")
+def built(buffer):
+    return policies.build_policy(RECIPE, buffer)
+
+
+@pytest.fixture
+def saved(built, tmp_path):
+    policy, preprocessor, postprocessor = built
+    folder = tmp_path / "run" / "checkpoints" / "000004" / "pretrained_model"
+    policy.save_pretrained(folder)
+    preprocessor.save_pretrained(folder)
+    postprocessor.save_pretrained(folder)
+    policies.write_record(folder, preprocessor, {"tiny": RECIPE.tiny, "step": 4})
+    (folder.parent.parent / "last").symlink_to("000004")
+    return folder
+
+
+def observation(task: str = TASKS[0]) -> dict:
+    random = torch.Generator().manual_seed(1)
+    images = {f"observation.images.{name}": torch.rand(3, 32, 32, generator=random) for name in ("front", "wrist")}
+    return {**images, "observation.state": torch.rand(7, generator=random), "task": task}
+
+
+def act(built: tuple, task: str = TASKS[0]) -> torch.Tensor:
+    policy, preprocessor, postprocessor = built
+    batch = preprocessor(observation(task))
+    noise = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(2))
+    return postprocessor(policy.predict_action_chunk(batch, noise=noise))
+
+
+# --- building ---
+
+
+def test_features_and_sizes_come_from_recipe_and_dataset(built):
+    policy = built[0]
+    assert list(policy.config.image_features) == ["observation.images.front", "observation.images.wrist"]
+    assert policy.config.action_feature_names == list(ACTION_NAMES)
+    assert policy.config.image_resolution == (16, 16)
+    assert sum(p.numel() for p in policy.parameters()) < 50_000
+
+
+def test_same_seed_same_weights_and_the_global_generator_is_left_alone(buffer, built):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    again = policies.build_policy(RECIPE, buffer)[0].state_dict()
+    other = policies.build_policy(replace(RECIPE, seed=6), buffer)[0].state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(value, again[name]) for name, value in built[0].state_dict().items())
+    assert not torch.equal(again["model.action_out_proj.weight"], other["model.action_out_proj.weight"])
+
+
+def test_lerobot_is_left_as_it_was(buffer):
+    names = "get_gemma_config", "PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"
+    before = [getattr(policies.modeling_pi0, name) for name in names]
+    with pytest.raises(ZeroDivisionError), policies.architecture(RECIPE.tiny):
+        raise ZeroDivisionError
+    assert before == [getattr(policies.modeling_pi0, name) for name in names]
+
+
+def test_actions_go_through_the_processors_and_come_back(buffer, built):
+    _, preprocessor, postprocessor = built
+    batch = TrainingSet(buffer, 4).__getitems__([0, 3, 11])
+    processed = preprocessor(batch)
+    assert not torch.allclose(processed["action"], batch["action"])
+    torch.testing.assert_close(postprocessor(processed["action"]), batch["action"], rtol=1e-5, atol=1e-6)
+
+
+def test_normalised_relative_actions_have_mean_0_and_std_1(buffer, built):
+    batch = TrainingSet(buffer, 4).__getitems__(range(12))
+    inside = built[1](batch)["action"][~batch["action_is_pad"]]
+    torch.testing.assert_close(inside.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(inside.std(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_relative_statistics_by_hand():
+    action = np.array([[1.0, 9.0], [2.0, 8.0], [4.0, 7.0], [10.0, 1.0]])
+    state = np.array([[0.0, 5.0, 1.0], [1.0, 5.0, 1.0], [3.0, 5.0, 1.0], [10.0, 5.0, 1.0]])
+    stats = policies.relative_stats(action, state, [(0, 3), (3, 4)], 2, np.array([True, False]))
+    relative = [1 - 0, 2 - 1, 4 - 3, 10 - 10, 2 - 0, 4 - 1]  # three lags 0 and one, then two lags 1 inside the episode
+    absolute = [9, 8, 7, 1, 8, 7]
+    np.testing.assert_allclose(stats["mean"], [np.mean(relative), np.mean(absolute)])
+    np.testing.assert_allclose(stats["std"], [np.std(relative), np.std(absolute)])
+    np.testing.assert_allclose((stats["min"], stats["max"]), [[0, 1], [3, 9]])
+
+
+def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
+    columns = {key: buffer.column(key).copy() for key in ("observation.state", "action")}
+    columns["observation.state"][:, 6] = columns["action"][:, 3] = 0.1
+    monkeypatch.setattr(Buffer, "column", lambda self, key: columns[key])
+    recipe = replace(RECIPE, config=RECIPE.config | {"use_relative_actions": False})
+    config = policies._configure(recipe, buffer, None, "cpu")
+    stats = policies.normalisation_stats(buffer, config)
+    assert stats["observation.state"]["std"][6] == 1.0
+    assert stats["action"]["std"][3] == 1e-4
+
+
+def test_unknown_words_become_one_token_and_padding_does_not_act(built):
+    policy, preprocessor, postprocessor = built
+    tokens = preprocessor(observation("fold the towel"))["observation.language.tokens"]
+    known = preprocessor(observation(TASKS[0]))["observation.language.tokens"]
+    assert tokens[0, 0] == tokens[0, 2] == 1 and 1 not in known
+    assert not torch.allclose(act(built, TASKS[0]), act(built, TASKS[1]))
+    both = [observation(TASKS[0]), observation(TASKS[1])]  # the shorter instruction is padded beside the longer one
+    batch = {key: [o[key] for o in both] if key == "task" else torch.stack([o[key] for o in both]) for key in both[0]}
+    noise = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(2)).expand(2, -1, -1)
+    chunk = postprocessor(policy.predict_action_chunk(preprocessor(batch), noise=noise))
+    torch.testing.assert_close(chunk[1:], act(built, TASKS[1]), rtol=1e-4, atol=1e-6)
+
+
+# --- checkpoints ---
+
+
+def test_round_trip_gives_equal_actions_wherever_the_folder_lies(built, saved, tmp_path, capsys):
+    want = act(built)
+    run = saved.parent.parent.parent
+    shutil.move(run, tmp_path / "moved")
+    moved = tmp_path / "moved"
+    for checkpoint in (moved, moved / "checkpoints" / "000004", moved / "checkpoints" / "000004" / "pretrained_model"):
+        policy, preprocessor, postprocessor, record = policies.load_policy(checkpoint)
+        assert not policy.training
+        assert record["step"] == 4
+        assert torch.equal(act((policy, preprocessor, postprocessor)), want)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_can_be_the_base_of_a_recipe(buffer, built, saved):
+    recipe = replace(RECIPE, base=str(saved), tiny={}, seed=99)
+    policy, *_ = policies.build_policy(recipe, buffer)
+    assert policy.training
+    assert all(torch.equal(v, built[0].state_dict()[k]) for k, v in policy.state_dict().items())
+    with pytest.raises(RecipeError, match=r"drop \[tiny\]"):
+        policies.build_policy(replace(recipe, tiny=RECIPE.tiny), buffer)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "policy_preprocessor.json"])
+def test_missing_file_is_refused(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"has no {name}; it is incomplete"):
+        policies.load_policy(saved)
+
+
+def test_missing_statistics_are_refused(saved):
+    next(saved.glob("*normalizer_processor.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="processors cannot be loaded"):
+        policies.load_policy(saved)
+
+
+def change_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_renamed_missing_or_reshaped_weights_are_refused(saved, tmp_path):
+    name = "model.state_proj.weight"
+    changes = {
+        "1 missing .*state_proj.* 1 unknown": lambda w: w.update({"model.other.weight": w.pop(name)}),
+        "1 missing .*state_proj.* 0 unknown": lambda w: w.pop(name),
+        r"state_proj.weight is \(16, 4\)": lambda w: w.update({name: w[name][:, :4].contiguous()}),
+    }
+    for number, (message, change) in enumerate(changes.items()):
+        folder = shutil.copytree(saved, tmp_path / f"changed{number}")
+        change_weights(folder, change)
+        with pytest.raises(CheckpointError, match=message):
+            policies.load_policy(folder)
+
+
+def test_openpi_names_are_understood(built, saved):
+    embedding = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+    head = "model.paligemma_with_expert.paligemma.lm_head.weight"
+
+    def as_openpi(weights):
+        weights[head] = weights.pop(embedding)
+        for name in list(weights):
+            weights[name.removeprefix("model.").replace("action_time_mlp", "time_mlp")] = weights.pop(name)
+
+    change_weights(saved, as_openpi)
+    policy, *_ = policies.load_policy(saved)
+    own, loaded = built[0].state_dict(), policy.state_dict()
+    assert torch.equal(own[embedding], loaded[embedding])
+    assert torch.equal(own["model.action_time_mlp_in.weight"], loaded["model.action_time_mlp_in.weight"])
+
+
+def test_damaged_files_are_one_line_errors(saved):
+    (saved / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="cannot be read") as error:
+        policies.load_policy(saved)
+    assert "\n" not in str(error.value)
+    (saved / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
+        policies.load_policy(saved)
+    (saved / "config.json").write_text(json.dumps({"type": "act"}))
+    with pytest.raises(CheckpointError, match="holds a 'act' policy"):
+        policies.load_policy(saved)
+
+
+def test_no_checkpoint_there(tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        policies.load_policy(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        policies.load_policy(tmp_path / "nowhere")
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"nobody/nothing is no folder here .*\(offline\)"):
+        policies.load_policy("nobody/nothing")
+
+
+# --- refusals while building ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {"chunk_sise": 4}}, "did you mean 'chunk_size'"),
+        ({"config": {"optimizer_lr": 1.0}}, "follows from the recipe"),
+        ({"config": {"max_action_dim": 3}}, "set config.max_action_dim to at least 4"),
+        ({"config": {"tokenizer_max_length": 5}}, "set config.tokenizer_max_length to 6"),
+        ({"config": {"n_action_steps": 9}}, "cannot be greater than chunk_size"),
+        ({"tiny": {"vocab": 8}}, r"set \[tiny\] vocab to at least 9"),
+        ({"tiny": {"patch": 7}}, "does not divide image_resolution"),
+        ({"tiny": {"widht": 16}}, "unknown 'widht'"),
+    ],
+)
+def test_bad_recipe_is_one_line(buffer, change, message):
+    recipe = replace(RECIPE, **{key: getattr(RECIPE, key) | value for key, value in change.items()})
+    with pytest.raises(RecipeError, match=message) as error:
+        policies.build_policy(recipe, buffer)
+    assert "\n" not in str(error.value)
+
+
+def test_relative_actions_need_a_state_that_begins_with_the_action(tmp_path):
+    other = record_dataset(tmp_path / "other", (3,), tuple(reversed(STATE_NAMES)))
+    with pytest.raises(RecipeError, match=r"needs observation\.state to begin with the action's names"):
+        policies.build_policy(RECIPE, other)
+    policies.build_policy(replace(RECIPE, config=RECIPE.config | {"use_relative_actions": False}), other)
+
+
+@pytest.mark.parametrize("key", ["action", "observation.state"])
+def test_dataset_without_state_or_action(buffer, key, monkeypatch):
+    monkeypatch.setattr(buffer.meta.info, "features", {k: v for k, v in buffer.meta.features.items() if k != key})
+    with pytest.raises(DatasetError, match=f"walks has no {key};"):
+        policies.build_policy(RECIPE, buffer)
+
+
+def test_full_size_names_the_gate_of_its_tokenizer(buffer, monkeypatch):
+    def gated(*_, **__):
+        raise OSError("403 gated repo")
+
+    monkeypatch.setattr("lerobot.processor.tokenizer_processor.AutoTokenizer.from_pretrained", gated)
+    with pytest.raises(CheckpointError, match=r"accept its licence at https://huggingface.co/google/paligemma"):
+        policies.build_policy(replace(RECIPE, tiny={}), buffer)
+
+
+def test_packaged_recipes_load_and_pi0_tiny_builds(buffer):
+    assert load(PolicyRecipe, "policies", "pi0").base == "lerobot/pi0_base"
+    tiny = load(PolicyRecipe, "policies", "pi0-tiny")
+    policy, *_ = policies.build_policy(tiny, buffer)
+    assert 300_000 < sum(p.numel() for p in policy.parameters()) < 500_000
