@@ -87,7 +87,7 @@ class PolicyRecipe:
     weight_decay: float = 0.01
     grad_clip_norm: float = 1.0
     ema_decay: float = 0.0  # 0: no averaging; the averaged weights are what the checkpoint carries
-    save_every: int = 1_000  # steps between checkpoints; one is always written at the end
+    save_every: int = 1_000  # steps between checkpoints; 0: only the one that is always written at the end
     cache_gb: float = 4.0  # decoded frames are kept in memory up to this size, else read from disk one by one
     beta: float = 1.0  # temperature of exp(A / beta), Peng et al. 2019
     w_max: float = 20.0  # cap on exp(A / beta) before scaling to mean 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and lerobot are imported: tests never look for a network
 
@@ -68,10 +69,10 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A V-JEPA 2 of 32 px and 4 frames, saved with save_pretrained as the Hub's are."""
     from transformers import VJEPA2Config, VJEPA2Model
 
-    config = VJEPA2Config(
-        crop_size=32, frames_per_clip=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2,
-        pred_hidden_size=24, pred_num_hidden_layers=1, pred_num_attention_heads=2, pred_num_mask_tokens=1,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"crop_size": 32, "frames_per_clip": 4, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "mlp_ratio": 2, "pred_hidden_size": 24, "pred_num_hidden_layers": 1}
+    sizes |= {"pred_num_attention_heads": 2, "pred_num_mask_tokens": 1}
+    config = VJEPA2Config(**sizes)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("encoder") / "vjepa2"
     VJEPA2Model(config).save_pretrained(folder)

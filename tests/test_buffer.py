@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def test_frames_agree_with_lerobots_own_decoding(squares):
     for episode in buffer.episodes:
         ours = buffer.frames(episode, "observation.images.side")
         for t in (0, episode.length // 2, episode.length - 1):
-            image = theirs[episode.first_frame + t]["observation.images.side"].permute(1, 2, 0).numpy()
+            item: Any = theirs[episode.first_frame + t]
+            image = item["observation.images.side"].permute(1, 2, 0).numpy()
             assert (image * 255).round().astype(np.uint8).tolist() == ours[t].tolist()
 
 

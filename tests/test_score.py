@@ -88,7 +88,7 @@ def test_one_cluster_out_of_many_is_called_degenerate():
     points = np.linspace(0, 1, 8)[:, None]
     assert nn2_references(points).degenerate
     many = [episode(i, True) for i in range(8)] + [episode(8, False)]
-    windows = [line(5.0, 3.0, v) for v in points.ravel()] + [line(5.0, 4.0, 2.0)]
+    windows = [line(5.0, 3.0, float(v)) for v in points.ravel()] + [line(5.0, 4.0, 2.0)]
     assert any("one cluster" in text for text in score(many, windows).warnings)
 
 

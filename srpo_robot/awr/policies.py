@@ -76,7 +76,8 @@ def build_policy(
     Returns:
         policy: lerobot's PI0Policy on `device`, in training mode.
         preprocessor: batch of a `TrainingSet`, or one observation -> what the policy takes.
-        postprocessor: the policy's action chunk (B, H, A) or (B, A) -> absolute actions in the dataset's units.
+        postprocessor: the policy's action chunk (B, H, A) -> absolute actions in the dataset's units. Relative actions
+            are added to the state that the preprocessor saw last, so take a whole chunk through it at once.
 
     Raises:
         DatasetError: no camera, no state or no action in the dataset.
@@ -203,7 +204,8 @@ def _xavier(policy: PI0Policy, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for module in policy.modules():
         if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight, generator=generator)
+            fresh = torch.empty(module.weight.shape)  # drawn on the CPU: the same weights on any device
+            module.weight.data.copy_(nn.init.xavier_uniform_(fresh, generator=generator))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

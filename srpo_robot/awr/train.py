@@ -51,6 +51,7 @@ from lerobot.common.train_utils import (  # noqa: E402
     get_step_checkpoint_dir,
     load_training_state,
     save_checkpoint,
+    should_save_checkpoint,
     update_last_checkpoint,
 )
 from lerobot.configs.default import DatasetConfig  # noqa: E402
@@ -116,7 +117,9 @@ def train(
     with _interruptible() as interrupted, _MetricsLog(output, run.first_step, accelerator.is_main_process) as log:
         batches = _forever(run.loader)
         for step in range(run.first_step + 1, total + 1):
+            began = time.perf_counter()
             metrics = _step(run, next(batches), table, step)
+            metrics["seconds"] = time.perf_counter() - began  # with the loading of its batch
             log.write(step, metrics)
             try:
                 if on_step is not None and accelerator.is_main_process:
@@ -124,7 +127,7 @@ def train(
             except KeyboardInterrupt:
                 interrupted.set()
             stop = _any_process(accelerator, interrupted.is_set())
-            if stop or step == total or step % recipe.save_every == 0:
+            if stop or should_save_checkpoint(step, recipe.save_every, total):
                 checkpoint = _save(run, step, total)
             if stop:
                 raise KeyboardInterrupt
@@ -322,9 +325,8 @@ def _load_state(start: Path, optimizer: Any, scheduler: Any) -> tuple[int, Any, 
     try:
         return load_training_state(start, optimizer, scheduler)
     except Exception as error:  # whatever a half-copied folder makes lerobot's readers raise
-        raise CheckpointError(
-            f"{start / 'training_state'} cannot be read ({one_line(error)[:120]}); delete {start.name} to resume before it"
-        ) from None
+        why = one_line(error)[:120]
+        raise CheckpointError(f"{start} cannot be resumed ({why}); delete it to go on from the one before") from None
 
 
 def _loader(buffer: Buffer, recipe: PolicyRecipe, chunk: int, first_step: int, processes: int) -> DataLoader:
@@ -342,7 +344,6 @@ def _loader(buffer: Buffer, recipe: PolicyRecipe, chunk: int, first_step: int, p
         num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context="spawn" if workers else None,  # video decoders do not survive a fork
-        generator=torch.Generator().manual_seed(recipe.seed),  # else it draws from the global one
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -387,7 +388,6 @@ def _forever(loader: Any) -> Iterator[dict[str, Any]]:
 
 
 def _step(run: _Run, batch: dict[str, Any], weights: torch.Tensor, step: int) -> dict[str, float]:
-    began = time.perf_counter()
     accelerator, index = run.accelerator, batch["index"]
     seed_step(run.recipe.seed, step, accelerator.process_index)
     with accelerator.autocast():
@@ -407,7 +407,7 @@ def _step(run: _Run, batch: dict[str, Any], weights: torch.Tensor, step: int) ->
         values = torch.tensor(list(info.values()), device=accelerator.device)
         means: Any = accelerator.reduce(values, "mean")
         info = dict(zip(info, means.tolist(), strict=True))
-    return info | {"lr": rate, "grad_norm": float(norm), "seconds": time.perf_counter() - began}
+    return info | {"lr": rate, "grad_norm": float(norm)}
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

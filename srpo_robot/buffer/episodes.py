@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+from av.error import FFmpegError
 from PIL import Image
 
 from srpo_robot.buffer.labels import read_labels
@@ -126,7 +128,7 @@ class Buffer:
                     seconds = float(packet.pts * stream.time_base)
                     if start_s - half <= seconds < end_s - half:
                         digest.update(bytes(packet))
-            except av.FFmpegError as error:
+            except FFmpegError as error:
                 raise UndecodableFrame(f"episode {episode.index}, {camera}: {path.name} cannot be read: {error}") from None
         return digest.hexdigest()[:32]
 
@@ -175,7 +177,7 @@ class Buffer:
     def _open_video(self, path: Path, episode: Episode, camera: str) -> Any:
         try:
             return av.open(str(path))
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise UndecodableFrame(_broken(episode, camera, 0, f"{path.name} cannot be opened: {error}")) from None
 
     def _decode_video(self, episode: Episode, camera: str) -> np.ndarray:
@@ -197,7 +199,7 @@ class Buffer:
                     frames.append(frame.to_ndarray(format="rgb24"))
                     if len(frames) == episode.length:
                         break
-            except av.FFmpegError as error:
+            except FFmpegError as error:
                 raise UndecodableFrame(_broken(episode, camera, len(frames), error)) from None
         if len(frames) != episode.length:
             raise UndecodableFrame(_broken(episode, camera, len(frames), "the video ends there"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,18 @@ from srpo_robot.errors import CheckpointError, UsageError
 
 EMBEDDED = "embedded-random"
 PUBLISHED = "facebook/vjepa2-vitl-fpc64-256"
+EMBEDDED_CONFIG: dict[str, Any] = {
+    "crop_size": 96,
+    "frames_per_clip": 16,
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "mlp_ratio": 4,
+    "pred_hidden_size": 48,  # the predictor is dropped after load: as small as it may be
+    "pred_num_hidden_layers": 1,
+    "pred_num_attention_heads": 2,
+    "pred_num_mask_tokens": 1,
+}
 RANDOM_WARNING = "the embedded encoder has random weights: it shows the plumbing, its scores mean nothing"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in V-JEPA 2's processor
@@ -49,7 +61,7 @@ class VJEPA2Encoder:
         """Keeps the encoder and drops the predictor. Raises UsageError on an unknown dtype."""
         if dtype not in DTYPES:
             raise UsageError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-        config = model.config
+        config: Any = model.config
         self.frames_per_clip = int(config.frames_per_clip)
         self.crop_px = int(config.crop_size)
         # The processor's rule: the shorter side becomes 256/224 of the crop.
@@ -88,18 +100,7 @@ def load_encoder(name: str, device: str = "cpu", dtype: str = "float32") -> VJEP
 
 def _embedded() -> VJEPA2Model:
     """A small V-JEPA 2 from a config with a fixed seed: 96 px, 16 frames, 192 wide, 6 layers; random weights."""
-    config = VJEPA2Config(
-        crop_size=96,
-        frames_per_clip=16,
-        hidden_size=192,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        mlp_ratio=4,
-        pred_hidden_size=48,
-        pred_num_hidden_layers=1,
-        pred_num_attention_heads=2,
-        pred_num_mask_tokens=1,
-    )
+    config = VJEPA2Config(**EMBEDDED_CONFIG)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return VJEPA2Model(config)
@@ -120,10 +121,11 @@ def _load(name: str) -> VJEPA2Model:
         if not isinstance(config, VJEPA2Config):
             raise CheckpointError(f"{name} is a {config.model_type!r} model; V-JEPA 2 is needed, for example {PUBLISHED}")
         # crop_size fixes the RoPE grid: another size would run without error and with wrong positions.
-        model, info = VJEPA2Model.from_pretrained(name, config=config, output_loading_info=True)
+        loaded: Any = VJEPA2Model.from_pretrained(name, config=config, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise CheckpointError(f"cannot load {name}: {why}; without a network give a folder on this machine") from None
+    model, info = loaded
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise CheckpointError(f"{name}: {len(wrong)} weights are missing or do not match, for example {wrong[0]!r}")
