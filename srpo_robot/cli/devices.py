@@ -21,3 +21,10 @@ def resolve(device: str) -> str:
         why = str(error).splitlines()[0]
         raise UsageError(f"no device {device!r} here ({why}); take --device cpu or auto") from None
     return device
+
+
+def few_threads() -> None:
+    """At most two threads: a tiny model's operators are too small to share, and more threads only wait for each other."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), 2))

@@ -11,7 +11,7 @@ from srpo_robot.arm.actions import ActionSpace, make_action_space
 from srpo_robot.arm.arm import Workcell
 from srpo_robot.buffer.recorder import Recorder, dataset_features, recorded_episodes
 from srpo_robot.cli.console import bar, console, number, say, table, warn, write_json
-from srpo_robot.cli.devices import resolve
+from srpo_robot.cli.devices import few_threads, resolve
 from srpo_robot.errors import RecipeError, UsageError
 from srpo_robot.evaluation.policy import Policy, TrainedPolicy
 from srpo_robot.evaluation.runtime import Outcome, Setup, run_episode
@@ -106,6 +106,8 @@ def run_trials(
     hardware, work = load_recipes(arm_name, task_name)
     arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0)
     policy = TrainedPolicy(checkpoint, space, work.instruction, work.cameras, resolve(device))
+    if policy.provenance.get("tiny"):
+        few_threads()
     recorder = make_recorder(record_to or output / "dataset", hardware, work, space)
     done = _begin_run(output, {"arm": arm_name, "task": work.name, "policy": str(checkpoint), "seed": seed})
     with arm, bar("trials", trials, "trial") as progress:

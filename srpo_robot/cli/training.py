@@ -8,7 +8,7 @@ from typing import Literal
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table
-from srpo_robot.cli.devices import resolve
+from srpo_robot.cli.devices import few_threads, resolve
 from srpo_robot.recipes import PolicyRecipe, load
 
 
@@ -77,6 +77,8 @@ def train_buffer(
     console.print(made)
     means = mean_weight_by_label(buffer, weights)
     say("mean weight of a frame: " + ", ".join(f"{kind} {number(mean, 2)}" for kind, mean in means.items()))
+    if recipe.tiny:
+        few_threads()
     where = "cpu" if resolve(device) == "cpu" else "auto"  # accelerate places each process on its own GPU
     with bar(f"training, {scheme}", recipe.steps, "step") as progress:
 
