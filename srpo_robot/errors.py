@@ -1,4 +1,4 @@
-"""The error tree: every refusal this package makes on purpose is a `SrpoRobotError` of one line that says what would work."""
+"""The error tree: every refusal made on purpose is a `SrpoRobotError` of one line that says what would work."""
 
 
 class SrpoRobotError(Exception):

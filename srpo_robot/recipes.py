@@ -157,9 +157,7 @@ def build[T](cls: type[T], table: dict[str, Any], where: str) -> T:
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
             raise RecipeError(f"{where}: unknown key {key!r}; {hint}")
     missing = [
-        name
-        for name, f in known.items()
-        if name not in table and f.default is MISSING and f.default_factory is MISSING
+        name for name, f in known.items() if name not in table and f.default is MISSING and f.default_factory is MISSING
     ]
     if missing:
         raise RecipeError(f"{where}: missing key {', '.join(map(repr, missing))}")

@@ -230,7 +230,9 @@ def test_a_missing_or_broken_table_says_how_to_make_it(tmp_path, content):
 
 def test_a_finished_episode_is_whole_on_disk_while_the_next_is_recorded(tmp_path):
     root = record_squares(tmp_path / "d", SQUARES[:1])
-    recorder = Recorder(root, 10.0, dataset_features({"front": (48, 48), "side": (48, 48)}, ("x", "y"), ("x", "y")), "test")
+    recorder = Recorder(
+        root, 10.0, dataset_features({"front": (48, 48), "side": (48, 48)}, ("x", "y"), ("x", "y")), "test"
+    )
     recorder.begin()
     frame = moving_square(1, 0.0)[0]
     recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")

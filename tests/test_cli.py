@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +68,10 @@ def test_help_is_quick_because_no_room_is_imported():
 
 def test_an_unknown_option_is_usage():
     result = subprocess.run(
-        [sys.executable, "-m", "srpo_robot.cli", "score-dataset", "--speed", "9"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "srpo_robot.cli", "score-dataset", "--speed", "9"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 2
     assert "--speed" in result.stderr
@@ -242,7 +244,11 @@ def test_keys_label_go_back_skip_and_quit_and_each_answer_is_kept(squares_copy):
     buffer = open_buffer(squares_copy)
     keys, shown = iter("f s?b f q"), []
     answers = label_by_keys(
-        buffer, list(buffer.episodes), buffer.camera(None), lambda: next(keys), lambda e, f: shown.append((e.index, f.shape))
+        buffer,
+        list(buffer.episodes),
+        buffer.camera(None),
+        lambda: next(keys),
+        lambda e, f: shown.append((e.index, f.shape)),
     )
     # 0: f | 1: skip | 2: s | 3: ? asks again, then b | 2: skip | 3: f | then nothing is left
     assert answers == {0: False, 2: True, 3: False}

@@ -25,7 +25,9 @@ def test_prepared_frames_equal_transformers_processor_bit_for_bit(tiny_encoder_f
     encoder = load_encoder(str(tiny_encoder_folder))
     video = random_video(4, height, width)
     processor = VJEPA2VideoProcessor(size={"shortest_edge": encoder.resize_px}, crop_size=encoder.crop_px)
-    theirs = processor(torch.from_numpy(video).permute(0, 3, 1, 2), do_normalize=False, do_rescale=False, return_tensors="pt")
+    theirs = processor(
+        torch.from_numpy(video).permute(0, 3, 1, 2), do_normalize=False, do_rescale=False, return_tensors="pt"
+    )
     ours = torch.from_numpy(encoder.prepare(video)).permute(0, 3, 1, 2)
     assert torch.equal(ours, theirs["pixel_values_videos"][0].to(torch.uint8))
 

@@ -37,7 +37,9 @@ class Arm(ABC):
         self._open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.stop()
         finally:
@@ -94,5 +96,5 @@ class Workcell(Protocol):
         ...
 
     def verdict(self, ended: bool) -> bool | None:
-        """True: success. False: failure, only once `ended` (time is up or the policy is done). None: not decided yet."""
+        """True: success. False: failure, only once `ended` (time is up or the policy is done). None: undecided."""
         ...

@@ -12,8 +12,8 @@ import numpy as np
 
 from srpo_robot.arm import kinematics
 from srpo_robot.errors import CommandRefused, RecipeError
-from srpo_robot.records import JOINTS, ArmCommand
 from srpo_robot.recipes import LimitsRecipe
+from srpo_robot.records import JOINTS, ArmCommand
 
 LAYERS = ("joint_range", "gripper_range", "joint_step", "gripper_step", "workspace_box")
 _BOX_TOLERANCE_M = 1e-6
@@ -83,8 +83,8 @@ class Limited:
 def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     """Bring `asked` inside `limits`, stepping from `previous`, the command that was executed last.
 
-    A joint step that is too long is scaled as a whole, so the direction stays. A step that would leave the workspace box
-    goes as far along its path as the box allows; from outside the box only steps that end inside are let through.
+    A joint step that is too long is scaled as a whole, so the direction stays. A step that would leave the workspace
+    box goes as far along its path as the box allows; from outside the box only steps that end inside are let through.
 
     Raises:
         CommandRefused: a value is not finite. It is never repaired: what made it is broken.

@@ -47,8 +47,7 @@ def standardise(values: np.ndarray) -> np.ndarray:
 
 def increments(value: np.ndarray) -> np.ndarray:
     """D_t = R_t - R_{t-1} of one episode, (T,); D_0 = 0; NaN throughout where the value is undefined."""
-    steps = np.diff(value, prepend=value[:1])
-    return steps
+    return np.diff(value, prepend=value[:1])
 
 
 def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "divide") -> np.ndarray:
@@ -56,7 +55,8 @@ def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "di
 
     shift 1: G_t = R_{min(t+H, T-1)} - R_t, caused by the actions a_t..a_{t+H-1}. shift 0 starts and ends one frame
     earlier; with H = 1 it is D_t. In the last frames the horizon that is left shrinks: `divide` makes G a gain per
-    frame (0 at the last frame, which has no successor), `raw` leaves it, `drop` makes frames without a full horizon NaN.
+    frame (0 at the last frame, which has no successor), `raw` leaves it, `drop` makes frames without a full horizon
+    NaN.
     """
     if horizon < 1 or shift not in (0, 1):
         raise UsageError(f"horizon {horizon} must be at least 1 and shift {shift} 0 or 1")
@@ -74,9 +74,7 @@ def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "di
     return gain
 
 
-def advantages(
-    values: Sequence[np.ndarray], horizon: int, shift: int = 1, tail: Tail = "divide"
-) -> Advantages:
+def advantages(values: Sequence[np.ndarray], horizon: int, shift: int = 1, tail: Tail = "divide") -> Advantages:
     """Advantages of a dataset from its episodes' values (each (T_i,)), standardised over all trajectories together."""
     increment = np.concatenate([increments(value) for value in values])
     gain = np.concatenate([chunk_gain(value, horizon, shift, tail) for value in values])

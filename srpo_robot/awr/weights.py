@@ -1,4 +1,4 @@
-"""Advantage -> training weight, per frame: exp(A / beta), capped, scaled to mean 1 (Peng et al. 2019, arXiv 1910.00177)."""
+"""Advantage -> weight of a frame: exp(A / beta), capped, scaled to mean 1 (Peng et al. 2019, arXiv 1910.00177)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def awr_weights(advantage: np.ndarray, beta: float, w_max: float) -> Weights:
     exponent = advantage / beta
     cap = np.log(w_max)
     clipped = defined & (exponent > cap)
-    raw = np.where(defined, np.exp(np.where(defined, np.minimum(exponent, cap), 0.0)), 0.0)  # cap before exp: no overflow
+    raw = np.where(
+        defined, np.exp(np.where(defined, np.minimum(exponent, cap), 0.0)), 0.0
+    )  # cap before exp: no overflow
     return _scaled(raw, float(clipped.sum() / defined.sum()), int((~defined).sum()))
 
 

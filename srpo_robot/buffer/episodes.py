@@ -33,8 +33,8 @@ SIDECAR = "srpo"
 def quiet_lerobot() -> None:
     """Keep what lerobot's parts print off the terminal; call it before importing lerobot.
 
-    Without system ffmpeg it logs a 100-line torchcodec traceback and falls back to PyAV by itself; the AV1 encoder prints
-    its settings for every file.
+    Without system ffmpeg it logs a 100-line torchcodec traceback and falls back to PyAV by itself; the AV1 encoder
+    prints its settings for every file.
     """
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
     os.environ.setdefault("SVT_LOG", "1")  # errors only; read when an encoder opens
@@ -129,7 +129,9 @@ class Buffer:
                     if start_s - half <= seconds < end_s - half:
                         digest.update(bytes(packet))
             except FFmpegError as error:
-                raise UndecodableFrame(f"episode {episode.index}, {camera}: {path.name} cannot be read: {error}") from None
+                raise UndecodableFrame(
+                    f"episode {episode.index}, {camera}: {path.name} cannot be read: {error}"
+                ) from None
         return digest.hexdigest()[:32]
 
     def column(self, name: str) -> np.ndarray:

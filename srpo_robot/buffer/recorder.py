@@ -16,7 +16,7 @@ from srpo_robot.errors import DatasetError
 def dataset_features(
     cameras: dict[str, tuple[int, int]], state_names: tuple[str, ...], action_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The LeRobot feature table of a recording: video per camera (name -> height, width [px]), state, action, success."""
+    """LeRobot's feature table of a recording: a video per camera (name -> height, width [px]), state, action, success."""
     features: dict[str, Any] = {
         f"observation.images.{name}": {
             "dtype": "video",
@@ -52,7 +52,9 @@ class Recorder:
     def _check_same(self) -> None:
         info = json.loads((self.root / "meta" / "info.json").read_text())
         if info["fps"] != self.fps:
-            raise DatasetError(f"{self.root} is recorded at {info['fps']} fps, this run at {self.fps}; use another --root")
+            raise DatasetError(
+                f"{self.root} is recorded at {info['fps']} fps, this run at {self.fps}; use another --root"
+            )
         for name, feature in self.features.items():
             have = info["features"].get(name)
             if have is None or list(have["shape"]) != list(feature["shape"]) or have["names"] != feature["names"]:
@@ -101,7 +103,7 @@ class Recorder:
             dataset.finalize()
             return -1
         dataset.writer.episode_buffer["next.success"][-1] = np.array([success])
-        datasets.disable_progress_bars()  # a bar per episode; lerobot switches them on again whenever it loads a dataset
+        datasets.disable_progress_bars()  # one an episode; lerobot switches them on again whenever it loads a dataset
         dataset.save_episode()
         dataset.finalize()
         return self.episodes - 1

@@ -1,4 +1,4 @@
-"""The command line. The only room that knows every other; each is imported when its command runs, so --help is quick."""
+"""The command line. The only room that knows every other; each is imported when its command runs: --help is quick."""
 
 from __future__ import annotations
 
@@ -21,5 +21,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer has turned Ctrl-C into this
-            errors.print("stopped; what was finished is on disk, the same command goes on from there (train-awr: with --resume)")
+            errors.print(
+                "stopped; what was finished is on disk, the same command goes on from there (train-awr: with --resume)"
+            )
         raise

@@ -33,7 +33,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options before the command."""
 
@@ -46,13 +48,17 @@ def init(folder: Annotated[Path, typer.Argument(help="A new or empty folder.")])
     init_lab(folder)
 
 
-@app.command(epilog="Example: srpo-robot record --arm mock --task put-apple --episodes 40 --root data/apple --failure-rate 0.5")
+@app.command(
+    epilog="Example: srpo-robot record --arm mock --task put-apple --episodes 40 --root data/apple --failure-rate 0.5"
+)
 def record(
     root: Annotated[Path, typer.Option(help="Dataset folder: new, or one to append to.")],
     episodes: Annotated[int, typer.Option(help="Episodes to add.", min=1)],
     task: TaskName,
     arm: ArmName = "mock",
-    failure_rate: Annotated[float, typer.Option(help="Share of episodes that fail on purpose.", min=0.0, max=1.0)] = 0.5,
+    failure_rate: Annotated[
+        float, typer.Option(help="Share of episodes that fail on purpose.", min=0.0, max=1.0)
+    ] = 0.5,
     seed: Seed = 0,
 ) -> None:
     """Record demonstrations into a buffer. On the mock arm: scripted, with chosen failures."""
@@ -64,7 +70,9 @@ def record(
 @app.command(epilog="Example: srpo-robot label data/apple --csv labels.csv")
 def label(
     dataset: Dataset,
-    csv: Annotated[Path | None, typer.Option(help="episode_index,success[,group] with a header.", dir_okay=False)] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="episode_index,success[,group] with a header.", dir_okay=False)
+    ] = None,
     all_success: Annotated[bool, typer.Option("--all-success", help="Every unlabelled episode is a success.")] = False,
     camera: Annotated[str | None, typer.Option(help="Whose frames to show; the first by default.")] = None,
     relabel: Annotated[bool, typer.Option("--relabel", help="With keys: show labelled episodes too.")] = False,
@@ -75,7 +83,9 @@ def label(
     label_dataset(dataset, csv, all_success, camera, relabel)
 
 
-@app.command("score-dataset", epilog="Example: srpo-robot score-dataset data/apple --encoder facebook/vjepa2-vitl-fpc64-256")
+@app.command(
+    "score-dataset", epilog="Example: srpo-robot score-dataset data/apple --encoder facebook/vjepa2-vitl-fpc64-256"
+)
 def score_dataset(
     dataset: Dataset,
     encoder: Annotated[
@@ -90,7 +100,8 @@ def score_dataset(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     skip_task: Annotated[list[str] | None, typer.Option(help="Leave this task out; may be repeated.")] = None,
     skip_bad_episodes: Annotated[
-        bool, typer.Option("--skip-bad-episodes", help="Leave out episodes whose video cannot be decoded, and list them.")
+        bool,
+        typer.Option("--skip-bad-episodes", help="Leave out episodes whose video cannot be decoded, and list them."),
     ] = False,
     json: Json = None,
 ) -> None:
@@ -127,14 +138,18 @@ def train_awr(
     train_command(dataset, policy, output, weights, overrides, device, resume)
 
 
-@app.command(epilog="Example: srpo-robot run --arm mock --policy outputs/awr --task put-apple --trials 20 --output outputs/run")
+@app.command(
+    epilog="Example: srpo-robot run --arm mock --policy outputs/awr --task put-apple --trials 20 --output outputs/run"
+)
 def run(
     policy: Annotated[str, typer.Option(help="A checkpoint: a training's output folder, or one checkpoint in it.")],
     task: TaskName,
     output: Annotated[Path, typer.Option(help="New folder for trials.jsonl and the recorded trials.")],
     arm: ArmName = "mock",
     trials: Annotated[int, typer.Option(help="Number of trials.", min=1)] = 20,
-    record_to: Annotated[Path | None, typer.Option(help="Append the trials to this dataset instead of OUTPUT/dataset.")] = None,
+    record_to: Annotated[
+        Path | None, typer.Option(help="Append the trials to this dataset instead of OUTPUT/dataset.")
+    ] = None,
     seed: Seed = 10_000,
     device: Device = "auto",
     json: Json = None,
@@ -147,7 +162,9 @@ def run(
 
 @app.command(epilog="Example: srpo-robot demo --root demo")
 def demo(
-    root: Annotated[Path, typer.Option(help="Where everything goes; a second call goes on from what is there.")] = Path("demo"),
+    root: Annotated[Path, typer.Option(help="Where everything goes; a second call goes on from what is there.")] = Path(
+        "demo"
+    ),
     episodes: Annotated[int, typer.Option(help="Episodes in the buffer.", min=4)] = 40,
     steps: Annotated[int, typer.Option(help="Training steps for each of AWR and SFT.", min=2)] = 700,
     trials: Annotated[int, typer.Option(help="Trials for each.", min=1)] = 10,

@@ -1,4 +1,4 @@
-"""`srpo-robot demo`: the whole loop on the mock cell. Each stage leaves its result on disk; a second call goes on there."""
+"""`srpo-robot demo`: the loop on the mock cell. Each stage leaves its result on disk; a second call goes on there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from srpo_robot.records import Trial
 ARM, TASK, POLICY = "mock", "put-apple", "pi0-tiny"
 SEED = 0
 SAY_PLAINLY = (
-    "These are numbers of a mock: one simulated task, a tiny policy trained for minutes, an encoder with random weights. "
-    "They show that the loop runs, not that the method works."
+    "These are numbers of a mock: one simulated task, a tiny policy trained for minutes, an encoder with random "
+    "weights. They show that the loop runs, not that the method works."
 )
 
 
@@ -131,8 +131,8 @@ def _report(root: Path, dataset: Path, summary: dict[str, Any], runs: dict[str, 
         Section(
             "Scores",
             notes=(
-                "Progress of every episode, by label. In the paper's profile a success is measured against its own end, so "
-                "it ends at 1 by construction: that successes end higher than failures says nothing here.",
+                "Progress of every episode, by label. In the paper's profile a success is measured against its own "
+                "end, so it ends at 1 by construction: that successes end higher than failures says nothing here.",
             ),
             warnings=tuple(summary["warnings"]),
             tables=(score_rows,),

@@ -24,7 +24,7 @@ def resolve(device: str) -> str:
 
 
 def few_threads() -> None:
-    """At most two threads: a tiny model's operators are too small to share, and more threads only wait for each other."""
+    """At most two threads: a tiny model's operators are too small to share among more."""
     import torch
 
     torch.set_num_threads(min(torch.get_num_threads(), 2))

@@ -9,7 +9,7 @@ from typing import Any
 
 from srpo_robot.arm.actions import ActionSpace, make_action_space
 from srpo_robot.arm.arm import Workcell
-from srpo_robot.buffer.recorder import Recorder, dataset_features, recorded_episodes
+from srpo_robot.buffer.recorder import Recorder, dataset_features
 from srpo_robot.cli.console import bar, console, number, say, table, warn, write_json
 from srpo_robot.cli.devices import few_threads, resolve
 from srpo_robot.errors import RecipeError, UsageError
@@ -61,7 +61,7 @@ def make_recorder(root: Path, hardware: HardwareRecipe, work: TaskRecipe, space:
 def record_demonstrations(
     arm_name: str, task_name: str, root: Path, episodes: int, failure_rate: float, seed: int
 ) -> Recorder:
-    """Record scripted demonstrations; the physics labels them. Every finished episode is on disk before the next begins.
+    """Record scripted demonstrations, labelled by the physics. Each is whole on disk before the next begins.
 
     Raises:
         RecipeError, DatasetError: see `load_recipes` and `Recorder`.
@@ -74,7 +74,9 @@ def record_demonstrations(
     first, outcomes = recorder.episodes, []
     with arm, bar("recording", episodes, "episode") as progress:
         demonstrator = Demonstrator(arm.sim, failure_rate=failure_rate)
-        setup = Setup(arm, workcell, space, work.instruction, DEMONSTRATION_LIMIT_S, work.cameras, stop_on_success=False)
+        setup = Setup(
+            arm, workcell, space, work.instruction, DEMONSTRATION_LIMIT_S, work.cameras, stop_on_success=False
+        )
         for number_ in range(first, first + episodes):
             outcome = run_episode(setup, demonstrator, seed + number_, recorder)
             outcomes.append(outcome)

@@ -88,7 +88,9 @@ def summarise(buffer: Buffer, scored: Scored) -> dict[str, Any]:
 
 
 def _mean_final(buffer: Buffer, scored: Scored, members: list[int], success: bool) -> float | None:
-    return _mean(np.array([scored.scores.curves[i].progress[-1] for i in members if buffer.episodes[i].success == success]))
+    return _mean(
+        np.array([scored.scores.curves[i].progress[-1] for i in members if buffer.episodes[i].success == success])
+    )
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -99,7 +101,7 @@ def _mean(values: np.ndarray) -> float | None:
 def print_summary(buffer: Buffer, scored: Scored, summary: dict[str, Any]) -> None:
     """The summary as a table, then what was left out, then the warnings."""
     made = table(
-        f"{len(buffer.episodes)} episodes, {buffer.total_frames} frames, {scored.embedded.computed} episodes embedded now",
+        f"{summary['episodes']} episodes, {summary['frames']} frames, {summary['embedded_now']} episodes embedded now",
         "task", "episodes", "success", "final p, success", "final p, failure", "reward, failure", "clusters",
     )  # fmt: skip
     for task, row in summary["tasks"].items():

@@ -30,7 +30,12 @@ class TrainedPolicy:
     """A lerobot checkpoint with its own pre- and post-processors."""
 
     def __init__(
-        self, checkpoint: str | Path, space: ActionSpace, instruction: str, cameras: tuple[str, ...], device: str = "cpu"
+        self,
+        checkpoint: str | Path,
+        space: ActionSpace,
+        instruction: str,
+        cameras: tuple[str, ...],
+        device: str = "cpu",
     ) -> None:
         """Load and check.
 
@@ -76,4 +81,6 @@ def _check_fit(config: Any, space: ActionSpace, cameras: tuple[str, ...]) -> Non
     }
     for what, (trained, here) in sizes.items():
         if trained != here:
-            raise CheckpointError(f"the checkpoint's {what} has {trained} values, this task's has {here}; train on its data")
+            raise CheckpointError(
+                f"the checkpoint's {what} has {trained} values, this task's has {here}; train on its data"
+            )

@@ -66,8 +66,8 @@ def run_episode(
 ) -> Outcome:
     """Run one episode and record what was executed.
 
-    A frame holds what was seen, and the action that was executed from there, after all limits. Where the policy asks for
-    something that is not a number, the arm holds and the episode is void.
+    A frame holds what was seen, and the action that was executed from there, after all limits. Where the policy asks
+    for something that is not a number, the arm holds and the episode is void.
 
     Raises:
         ArmError: the arm faulted; the frames recorded so far are discarded with the episode, earlier ones are on disk.

@@ -1,4 +1,4 @@
-"""Embed the windows of a buffer's episodes into the store: decode once, prepare once, encode in batches, commit each."""
+"""Embed the windows of a buffer's episodes: decode once, prepare once, encode in batches, commit each to the store."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def embed_episode(
     ends = window_ends(episode.length, stride, min_window)
     batches = []
     for start in range(0, len(ends), encoder.batch_clips):
-        indices = np.stack([clip_indices(end, encoder.frames_per_clip) for end in ends[start : start + encoder.batch_clips]])
+        indices = np.stack(
+            [clip_indices(end, encoder.frames_per_clip) for end in ends[start : start + encoder.batch_clips]]
+        )
         batches.append(encoder.encode(frames[indices]))
     embeddings = np.concatenate(batches)
     bad = ~np.isfinite(embeddings).all(axis=1) | ~embeddings.any(axis=1)

@@ -75,7 +75,7 @@ class VJEPA2Encoder:
         self._std = torch.tensor(_STD, device=self._device).view(1, 1, 3, 1, 1) * 255
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
-        """Resize the shorter side and crop the centre, bit for bit as transformers' VJEPA2VideoProcessor, kept as uint8."""
+        """Resize the shorter side and crop the centre, bit for bit as transformers' VJEPA2VideoProcessor, as uint8."""
         video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         video = tvf.resize(video, [self.resize_px], interpolation=InterpolationMode.BILINEAR, antialias=True)
         return tvf.center_crop(video, [self.crop_px, self.crop_px]).permute(0, 2, 3, 1).contiguous().numpy()
@@ -119,7 +119,9 @@ def _load(name: str) -> VJEPA2Model:
     try:
         config = AutoConfig.from_pretrained(name)
         if not isinstance(config, VJEPA2Config):
-            raise CheckpointError(f"{name} is a {config.model_type!r} model; V-JEPA 2 is needed, for example {PUBLISHED}")
+            raise CheckpointError(
+                f"{name} is a {config.model_type!r} model; V-JEPA 2 is needed, for example {PUBLISHED}"
+            )
         # crop_size fixes the RoPE grid: another size would run without error and with wrong positions.
         loaded: Any = VJEPA2Model.from_pretrained(name, config=config, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:

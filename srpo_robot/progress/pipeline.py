@@ -63,9 +63,7 @@ def score_buffer(
     _check_tasks(buffer, settings.skip_tasks)
     store = EmbeddingStore(buffer.sidecar / STORE)
     stride = parse_stride(settings.windows)
-    embedded = embed_buffer(
-        buffer, encoder, store, settings.camera, stride, settings.min_window, skip_bad, on_episode
-    )
+    embedded = embed_buffer(buffer, encoder, store, settings.camera, stride, settings.min_window, skip_bad, on_episode)
     scores = score(buffer.episodes, embedded.windows, settings.alpha, settings.skip_tasks)
     table = write_table(
         buffer.sidecar / TABLE,

@@ -88,7 +88,9 @@ def dense_distance(ends: np.ndarray, distance: np.ndarray) -> np.ndarray:
     if len(ends) == 1:
         return distance.copy()
     dense = PchipInterpolator(ends, distance)(np.arange(ends[0], ends[-1] + 1))
-    dense[ends - ends[0]] = distance  # exact where it was measured: a success is at distance 0 from itself, not at -1e-17
+    dense[ends - ends[0]] = (
+        distance  # exact where it was measured: a success is at distance 0 from itself, not at -1e-17
+    )
     return np.clip(dense, distance.min(), distance.max())
 
 
