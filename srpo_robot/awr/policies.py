@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import draccus
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from srpo_robot.awr.normalisation import normalisation_stats
+from srpo_robot.awr.tiny import architecture, check_sizes, initialise, word_tokenizer
 from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
 from srpo_robot.errors import CheckpointError, DatasetError, RecipeError, one_line
 from srpo_robot.recipes import PolicyRecipe
@@ -31,10 +29,10 @@ quiet_lerobot()
 
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig  # noqa: E402  (after quiet_lerobot)
 from lerobot.policies.factory import make_pre_post_processors  # noqa: E402
-from lerobot.policies.pi0 import modeling_pi0, processor_pi0  # noqa: E402
+from lerobot.policies.pi0 import processor_pi0  # noqa: E402
 from lerobot.policies.pi0.configuration_pi0 import PI0Config  # noqa: E402
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy  # noqa: E402
-from lerobot.processor import RelativeActionsProcessorStep, TokenizerProcessorStep  # noqa: E402
+from lerobot.processor import TokenizerProcessorStep  # noqa: E402
 from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402
 from lerobot.utils.feature_utils import dataset_to_policy_features  # noqa: E402
 
@@ -43,23 +41,8 @@ TOKENIZER = "tokenizer"
 WEIGHTS = "model.safetensors"
 PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 GATED = "google/paligemma-3b-pt-224"
-SIZES = (
-    "width",
-    "expert_width",
-    "depth",
-    "mlp",
-    "head_dim",
-    "vision_width",
-    "vision_depth",
-    "vision_heads",
-    "vision_mlp",
-    "patch",
-    "vocab",
-)
 # These follow from the recipe, the dataset or the machine; in `config` they would contradict them.
 _DERIVED = ("input_features", "output_features", "action_feature_names", "device", "pretrained_path", "push_to_hub")
-_FLAT_ACTION = 1e-4  # [action units] floor of an action's std: a constant dimension must not amplify rounding
-_FLAT_STATE = 1e-4  # [state units] below it a dimension counts as constant and is not scaled
 
 
 # --- building -----------------------------------------------------------------------------------------------------
@@ -89,7 +72,7 @@ def build_policy(
     sizes = tiny_sizes(recipe, base)
     config = _configure(recipe, buffer, base, str(device))
     if sizes:
-        _check_sizes(sizes, config)
+        check_sizes(sizes, config)
     tokenizer = _tokenizer(base, sizes, [str(task) for task in buffer.meta.tasks.index])
     preprocessor, postprocessor = _make_processors(config, normalisation_stats(buffer, config), tokenizer)
     _check_instructions(preprocessor, buffer)
@@ -97,7 +80,7 @@ def build_policy(
     if base is not None:
         load_weights(policy, base / WEIGHTS)
     elif sizes:
-        _xavier(policy, recipe.seed)
+        initialise(policy, recipe.seed)
     return policy.to(device), preprocessor, postprocessor
 
 
@@ -199,186 +182,7 @@ def _construct(config: PI0Config, sizes: Mapping[str, int], seed: int) -> PI0Pol
         return PI0Policy(config)
 
 
-def _xavier(policy: PI0Policy, seed: int) -> None:
-    """Xavier for all linear layers: the initialisation that the tiny sizes were tried with (normal 0.02 was not)."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in policy.modules():
-        if isinstance(module, nn.Linear):
-            fresh = torch.empty(module.weight.shape)  # drawn on the CPU: the same weights on any device
-            module.weight.data.copy_(nn.init.xavier_uniform_(fresh, generator=generator))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-# --- sizes that lerobot hard-codes ---------------------------------------------------------------------------------
-
-
-def _check_sizes(sizes: Mapping[str, int], config: PI0Config) -> None:
-    wrong = sorted(set(sizes) ^ set(SIZES))
-    if wrong:
-        what = "unknown" if wrong[0] in sizes else "missing"
-        raise RecipeError(f"[tiny] has {what} {', '.join(map(repr, wrong))}; it takes {', '.join(SIZES)}")
-    if config.image_resolution[0] % sizes["patch"]:
-        raise RecipeError(
-            f"[tiny] patch {sizes['patch']} does not divide image_resolution {config.image_resolution[0]}"
-        )
-    if sizes["vision_width"] % sizes["vision_heads"]:
-        raise RecipeError(f"[tiny] vision_heads {sizes['vision_heads']} does not divide vision_width")
-
-
-@contextmanager
-def architecture(sizes: Mapping[str, int]) -> Iterator[None]:
-    """While open, PI0Policy is built with `sizes` (keys: SIZES) in place of lerobot's; {} changes nothing.
-
-    lerobot reads the widths from a module function and hard-codes vision tower and vocabulary, so those names in its
-    module are replaced. Not for concurrent threads. Heads stay 8, key-value heads 1: lerobot reshapes by that.
-    """
-    if not sizes:
-        yield
-        return
-    gemma, paligemma, causal = (
-        modeling_pi0.get_gemma_config,
-        modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma,
-        modeling_pi0.PiGemmaForCausalLM,
-    )
-
-    def small_gemma(variant: str) -> Any:
-        width = sizes["width" if variant == "gemma_2b" else "expert_width"]
-        return modeling_pi0.GemmaConfig(width, sizes["depth"], sizes["mlp"], 8, 1, sizes["head_dim"])
-
-    def small_paligemma(config: Any) -> Any:
-        _shrink(config, sizes)
-        return paligemma(config=config)
-
-    def small_causal(config: Any) -> Any:
-        config.vocab_size = sizes["vocab"]
-        return causal(config=config)
-
-    modeling_pi0.get_gemma_config = small_gemma
-    modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma = small_paligemma
-    modeling_pi0.PiGemmaForCausalLM = small_causal
-    try:
-        yield
-    finally:
-        modeling_pi0.get_gemma_config = gemma
-        modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma = paligemma
-        modeling_pi0.PiGemmaForCausalLM = causal
-
-
-def _shrink(config: Any, sizes: Mapping[str, int]) -> None:
-    """Set a Hugging Face PaliGemma configuration to `sizes`."""
-    config._vocab_size = sizes["vocab"]
-    config.vocab_size = sizes["vocab"]
-    config.image_token_index = sizes["vocab"] - 1
-    config.hidden_size = config.projection_dim = sizes["width"]
-    config.text_config.vocab_size = sizes["vocab"]
-    vision = config.vision_config
-    vision.hidden_size, vision.intermediate_size = sizes["vision_width"], sizes["vision_mlp"]
-    vision.num_hidden_layers, vision.num_attention_heads = sizes["vision_depth"], sizes["vision_heads"]
-    vision.patch_size, vision.projection_dim = sizes["patch"], sizes["width"]
-
-
-# --- normalisation ------------------------------------------------------------------------------------------------
-
-
-def normalisation_stats(buffer: Buffer, config: PI0Config) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics of state and action over the whole dataset, as lerobot's normalizer takes them; images are not scaled.
-
-    With relative actions they are those of the relative chunk, which is what the policy then predicts.
-    """
-    state, action = buffer.column(OBS_STATE), buffer.column(ACTION)
-    stats = {OBS_STATE: column_stats(state)}
-    if config.use_relative_actions:
-        bounds = [(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
-        mask = _relative_mask(config, action.shape[1])
-        stats[ACTION] = relative_stats(action, state, bounds, config.chunk_size, mask)
-    else:
-        stats[ACTION] = column_stats(action)
-    for key in (OBS_STATE, ACTION):
-        if not np.isfinite(stats[key]["mean"]).all():
-            raise DatasetError(f"{buffer.root.name}: {key} holds NaN or infinity; record those episodes again")
-    spread = stats[OBS_STATE]["std"]
-    stats[OBS_STATE]["std"] = np.where(spread < _FLAT_STATE, 1.0, spread)
-    stats[ACTION]["std"] = np.maximum(stats[ACTION]["std"], _FLAT_ACTION)
-    return stats
-
-
-def column_stats(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-dimension statistics of (N, D) values: mean, std (population), min, max and quantiles of lerobot's modes."""
-    values = np.asarray(values, dtype=np.float64)
-    quantiles = {f"q{q:02d}": np.quantile(values, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
-    return {
-        "mean": values.mean(axis=0),
-        "std": values.std(axis=0),
-        "min": values.min(axis=0),
-        "max": values.max(axis=0),
-        **quantiles,
-    }
-
-
-def relative_stats(
-    action: np.ndarray, state: np.ndarray, bounds: list[tuple[int, int]], chunk: int, mask: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Statistics of a[t+k] - state[t] over all t and all k < chunk that stay inside the episode of t.
-
-    lerobot's `compute_relative_action_stats` leaves out starts within a chunk of the episode's end; those are trained
-    on, so they count here.
-
-    Args:
-        action: (N, A) absolute actions.
-        state: (N, S) states, S >= A, whose first A values are what the action is about.
-        bounds: first frame and one past the last, per episode.
-        chunk: length of a chunk.
-        mask: (A,) True where the action is made relative; elsewhere it stays absolute.
-
-    Returns:
-        mean, std (population), min, max: (A,) each.
-    """
-    action, state = np.asarray(action, dtype=np.float64), np.asarray(state, dtype=np.float64)
-    offset = state[:, : action.shape[1]] * mask
-    end = np.zeros(len(action), dtype=np.int64)
-    for first, last in bounds:
-        end[first:last] = last
-    start = np.arange(len(action))
-    inside = [start[start + k < end] for k in range(chunk)]  # one lag at a time: never (N, chunk, A) in memory
-    lags = [(k, rows) for k, rows in enumerate(inside) if len(rows)]
-
-    def relative() -> Iterator[np.ndarray]:
-        return (action[rows + k] - offset[rows] for k, rows in lags)
-
-    count = sum(len(rows) for _, rows in lags)
-    mean = np.sum([part.sum(axis=0) for part in relative()], axis=0) / count
-    variance = np.sum([((part - mean) ** 2).sum(axis=0) for part in relative()], axis=0) / count
-    low = np.min([part.min(axis=0) for part in relative()], axis=0)
-    high = np.max([part.max(axis=0) for part in relative()], axis=0)
-    return {"mean": mean, "std": np.sqrt(variance), "min": low, "max": high}
-
-
-def _relative_mask(config: PI0Config, width: int) -> np.ndarray:
-    step = RelativeActionsProcessorStep(True, config.relative_exclude_joints, config.action_feature_names)
-    return np.array(step._build_mask(width))
-
-
 # --- processors and tokenizer -------------------------------------------------------------------------------------
-
-
-def word_tokenizer(tasks: list[str], vocab: int) -> PreTrainedTokenizerFast:
-    """A lower-case word-level tokenizer of the words in `tasks`; any other word becomes <unk>.
-
-    Raises:
-        RecipeError: the words do not fit `vocab`.
-    """
-    split = pre_tokenizers.Whitespace()
-    words = sorted({word for task in tasks for word, _ in split.pre_tokenize_str(task.lower())})
-    ids = {word: number for number, word in enumerate(["<pad>", "<unk>", *words])}
-    if len(ids) > vocab:
-        raise RecipeError(
-            f"the dataset's instructions have {len(words)} words; set [tiny] vocab to at least {len(ids)}"
-        )
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = split
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
 
 
 def _tokenizer(base: Path | None, sizes: Mapping[str, int], tasks: list[str]) -> PreTrainedTokenizerFast | None:

@@ -16,7 +16,7 @@ from srpo_robot.errors import DatasetError
 def dataset_features(
     cameras: dict[str, tuple[int, int]], state_names: tuple[str, ...], action_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """LeRobot's feature table of a recording: a video per camera (name -> height, width [px]), state, action, success."""
+    """LeRobot's feature table: a video per camera (name -> height, width [px]), state, action, success."""
     features: dict[str, Any] = {
         f"observation.images.{name}": {
             "dtype": "video",

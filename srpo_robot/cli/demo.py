@@ -138,7 +138,13 @@ def _report(root: Path, dataset: Path, summary: dict[str, Any], runs: dict[str, 
             tables=(score_rows,),
             pictures=((dataset / "srpo" / "curves.png", "progress curves of successes and failures"),),
         ),
-        Section("Training", pictures=((root / "losses.png", "training losses of AWR and SFT"),)),
+        Section(
+            "Training",
+            notes=(
+                "The AWR loss is weighted by advantage, the SFT loss is not: the lines do not say who fits better.",
+            ),
+            pictures=((root / "losses.png", "training losses of AWR and SFT"),),
+        ),
         Section(
             "Trials on the mock arm",
             notes=("With so few trials the intervals overlap: no difference between the rows is shown here.",)

@@ -35,7 +35,7 @@ class References:
 
 
 def nn2_references(successes: np.ndarray) -> References:
-    """DBSCAN (min_samples 2, raw L2) on the successes' embeddings (S, D), eps twice the median distance of neighbours.
+    """DBSCAN on the successes' embeddings (S, D): raw L2, min_samples 2, eps twice the median nearest neighbour's.
 
     Raises:
         ScoringError: no success, or a value that is not finite.

@@ -9,6 +9,7 @@ import matplotlib.axes
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from srpo_robot.records import Curve, Episode
 
@@ -57,7 +58,8 @@ def _curve(axes: matplotlib.axes.Axes, episode: Episode, curve: Curve, colour: s
 
 
 def _median(axes: matplotlib.axes.Axes, shown: Sequence[tuple[Episode, Curve]]) -> None:
-    grid = np.linspace(0, 1, 100)
+    start = max(np.flatnonzero(c.scored)[0] / (e.length - 1) for e, c in shown)  # not the part that is held
+    grid = np.linspace(start, 1, 100)
     resampled = np.stack([np.interp(grid, np.linspace(0, 1, len(c.progress)), c.progress) for _, c in shown])
     span_s = float(np.median([(e.length - 1) / e.fps for e, _ in shown]))
     axes.plot(grid * span_s, np.median(resampled, axis=0), color="black", linewidth=1.8, label="median")
@@ -75,6 +77,8 @@ def draw_losses(losses: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, mean of 20 steps")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(color="#e5e7eb", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

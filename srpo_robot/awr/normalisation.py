@@ -1,0 +1,97 @@
+"""Statistics of state and action, from the dataset's own columns, as lerobot's normalizer takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
+from srpo_robot.errors import DatasetError
+
+quiet_lerobot()
+
+from lerobot.policies.pi0.configuration_pi0 import PI0Config  # noqa: E402  (after quiet_lerobot)
+from lerobot.processor import RelativeActionsProcessorStep  # noqa: E402
+from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402
+
+_FLAT_ACTION = 1e-4  # [action units] floor of an action's std: a constant dimension must not amplify rounding
+_FLAT_STATE = 1e-4  # [state units] below it a dimension counts as constant and is not scaled
+
+
+def normalisation_stats(buffer: Buffer, config: PI0Config) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics of state and action over the whole dataset, as lerobot's normalizer takes them; images are not scaled.
+
+    With relative actions they are those of the relative chunk, which is what the policy then predicts.
+    """
+    state, action = buffer.column(OBS_STATE), buffer.column(ACTION)
+    stats = {OBS_STATE: column_stats(state)}
+    if config.use_relative_actions:
+        bounds = [(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
+        mask = _relative_mask(config, action.shape[1])
+        stats[ACTION] = relative_stats(action, state, bounds, config.chunk_size, mask)
+    else:
+        stats[ACTION] = column_stats(action)
+    for key in (OBS_STATE, ACTION):
+        if not np.isfinite(stats[key]["mean"]).all():
+            raise DatasetError(f"{buffer.root.name}: {key} holds NaN or infinity; record those episodes again")
+    spread = stats[OBS_STATE]["std"]
+    stats[OBS_STATE]["std"] = np.where(spread < _FLAT_STATE, 1.0, spread)
+    stats[ACTION]["std"] = np.maximum(stats[ACTION]["std"], _FLAT_ACTION)
+    return stats
+
+
+def column_stats(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Per-dimension statistics of (N, D) values: mean, std (population), min, max and quantiles of lerobot's modes."""
+    values = np.asarray(values, dtype=np.float64)
+    quantiles = {f"q{q:02d}": np.quantile(values, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
+    return {
+        "mean": values.mean(axis=0),
+        "std": values.std(axis=0),
+        "min": values.min(axis=0),
+        "max": values.max(axis=0),
+        **quantiles,
+    }
+
+
+def relative_stats(
+    action: np.ndarray, state: np.ndarray, bounds: list[tuple[int, int]], chunk: int, mask: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Statistics of a[t+k] - state[t] over all t and all k < chunk that stay inside the episode of t.
+
+    lerobot's `compute_relative_action_stats` leaves out starts within a chunk of the episode's end; those are trained
+    on, so they count here.
+
+    Args:
+        action: (N, A) absolute actions.
+        state: (N, S) states, S >= A, whose first A values are what the action is about.
+        bounds: first frame and one past the last, per episode.
+        chunk: length of a chunk.
+        mask: (A,) True where the action is made relative; elsewhere it stays absolute.
+
+    Returns:
+        mean, std (population), min, max: (A,) each.
+    """
+    action, state = np.asarray(action, dtype=np.float64), np.asarray(state, dtype=np.float64)
+    offset = state[:, : action.shape[1]] * mask
+    end = np.zeros(len(action), dtype=np.int64)
+    for first, last in bounds:
+        end[first:last] = last
+    start = np.arange(len(action))
+    inside = [start[start + k < end] for k in range(chunk)]  # one lag at a time: never (N, chunk, A) in memory
+    lags = [(k, rows) for k, rows in enumerate(inside) if len(rows)]
+
+    def relative() -> Iterator[np.ndarray]:
+        return (action[rows + k] - offset[rows] for k, rows in lags)
+
+    count = sum(len(rows) for _, rows in lags)
+    mean = np.sum([part.sum(axis=0) for part in relative()], axis=0) / count
+    variance = np.sum([((part - mean) ** 2).sum(axis=0) for part in relative()], axis=0) / count
+    low = np.min([part.min(axis=0) for part in relative()], axis=0)
+    high = np.max([part.max(axis=0) for part in relative()], axis=0)
+    return {"mean": mean, "std": np.sqrt(variance), "min": low, "max": high}
+
+
+def _relative_mask(config: PI0Config, width: int) -> np.ndarray:
+    step = RelativeActionsProcessorStep(True, config.relative_exclude_joints, config.action_feature_names)
+    return np.array(step._build_mask(width))
