@@ -26,19 +26,20 @@ def moving_square(length: int, reach: float, size: int = 48) -> np.ndarray:
     return frames
 
 
-def record_squares(root: Path, episodes: list[tuple[str, int, float, bool]]) -> Path:
+def record_squares(root: Path, episodes: list[tuple[str, int, float, bool]], commit_every: int = 1) -> Path:
     """Record (task, length, reach, success) episodes of two cameras with state and action; returns `root`."""
     from srpo_robot.buffer.recorder import Recorder, dataset_features
 
     names = ("x", "y")
-    recorder = Recorder(root, 10.0, dataset_features({"front": (48, 48), "side": (48, 48)}, names, names), "test")
-    for task, length, reach, success in episodes:
-        recorder.begin()
-        video = moving_square(length, reach)
-        for t in range(length):
-            state = np.array([t / length, reach])
-            recorder.add({"front": video[t], "side": video[t].transpose(1, 0, 2).copy()}, state, state * 2, task)
-        recorder.end(success)
+    features = dataset_features({"front": (48, 48), "side": (48, 48)}, names, names)
+    with Recorder(root, 10.0, features, "test", commit_every) as recorder:
+        for task, length, reach, success in episodes:
+            recorder.begin()
+            video = moving_square(length, reach)
+            for t in range(length):
+                state = np.array([t / length, reach])
+                recorder.add({"front": video[t], "side": video[t].transpose(1, 0, 2).copy()}, state, state * 2, task)
+            recorder.end(success)
     return root
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from conftest import SQUARES, moving_square, real_data, record_squares
 from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.buffer.labels import Label, parse_csv, require_labels, write_labels
 from srpo_robot.buffer.recorder import Recorder, dataset_features, recorded_episodes
+from srpo_robot.buffer.repair import repair
 from srpo_robot.buffer.tables import read_table, write_table
 from srpo_robot.errors import DatasetError, StaleTable, UndecodableFrame, UnlabelledError
 
@@ -228,30 +231,118 @@ def test_a_missing_or_broken_table_says_how_to_make_it(tmp_path, content):
 # --- recording
 
 
+FEATURES = dataset_features({"front": (48, 48), "side": (48, 48)}, ("x", "y"), ("x", "y"))
+
+
 def test_a_finished_episode_is_whole_on_disk_while_the_next_is_recorded(tmp_path):
     root = record_squares(tmp_path / "d", SQUARES[:1])
-    recorder = Recorder(
-        root, 10.0, dataset_features({"front": (48, 48), "side": (48, 48)}, ("x", "y"), ("x", "y")), "test"
-    )
-    recorder.begin()
-    frame = moving_square(1, 0.0)[0]
-    recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")
-    half_way = open_buffer(root)  # what a reader, or a crash now, would find
-    assert len(half_way.episodes) == 1
-    assert len(half_way.frames(half_way.episodes[0], half_way.cameras[0])) == 24
-    assert recorder.end(None) == -1
-    assert recorded_episodes(root) == 1
-
-
-def test_a_void_first_episode_leaves_a_folder_that_can_be_recorded_to(tmp_path):
-    features = dataset_features({"front": (48, 48)}, ("x",), ("x",))
-    recorder = Recorder(tmp_path / "d", 10.0, features, "test")
-    for success in (None, True):
+    with Recorder(root, 10.0, FEATURES, "test") as recorder:
         recorder.begin()
-        for frame in moving_square(3, 1.0):
-            recorder.add({"front": frame}, np.zeros(1), np.zeros(1), "go")
-        recorder.end(success)
-    assert [e.success for e in open_buffer(tmp_path / "d").episodes] == [True]
+        frame = moving_square(1, 0.0)[0]
+        recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")
+        half_way = open_buffer(root)  # what a reader, or a crash now, would find
+        assert len(half_way.episodes) == 1
+        assert len(half_way.frames(half_way.episodes[0], half_way.cameras[0])) == 24
+    assert recorded_episodes(root) == 1  # the one without a verdict is not kept
+
+
+def test_void_episodes_leave_nothing_behind(tmp_path):
+    with Recorder(tmp_path / "d", 10.0, dataset_features({"front": (48, 48)}, ("x",), ("x",)), "test") as recorder:
+        for success in (None, True, None, False):
+            recorder.begin()
+            for frame in moving_square(3, 1.0):
+                recorder.add({"front": frame}, np.zeros(1), np.zeros(1), "go")
+            recorder.end(success)
+    buffer = open_buffer(tmp_path / "d")
+    assert [e.success for e in buffer.episodes] == [True, False]
+    assert [len(buffer.frames(e, buffer.cameras[0])) for e in buffer.episodes] == [3, 3]
+
+
+def test_a_recorder_that_recorded_nothing_leaves_a_folder_that_can_be_recorded_to(tmp_path):
+    with Recorder(tmp_path / "d", 10.0, FEATURES, "test") as recorder:
+        recorder.begin()
+    record_squares(tmp_path / "d", SQUARES[:1])
+    assert len(open_buffer(tmp_path / "d").episodes) == 1
+
+
+def test_several_episodes_in_one_file_are_the_same_as_one_in_each(squares, tmp_path):
+    together = open_buffer(record_squares(tmp_path / "d", SQUARES, commit_every=4))
+    assert len(list((together.root / "data").rglob("*.parquet"))) == 1
+    apart = open_buffer(squares)
+    assert together.fingerprint == apart.fingerprint
+    for one, other in zip(together.episodes, apart.episodes, strict=True):
+        for camera in together.cameras:
+            assert (together.frames(one, camera) == apart.frames(other, camera)).all()
+            assert together.video_identity(one, camera) == apart.video_identity(other, camera)
+    assert (together.column("action") == apart.column("action")).all()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from conftest import SQUARES, record_squares
+import srpo_robot.buffer.recorder as m
+ends = 0
+end = m.Recorder.end
+def end_until_killed(self, success):
+    global ends
+    ends += 1
+    if ends == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+    return end(self, success)
+m.Recorder.end = end_until_killed
+record_squares(Path(sys.argv[1]), SQUARES * 2, commit_every=int(sys.argv[3]))
+"""
+
+
+def record_until_killed(root: Path, at: int, commit_every: int) -> None:
+    command = [sys.executable, "-c", KILLED, str(root), str(at), str(commit_every)]
+    killed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+
+
+def test_kill_9_costs_the_unfinished_episode_and_no_other(tmp_path, squares):
+    root = tmp_path / "d"
+    record_until_killed(root, at=4, commit_every=1)
+    assert len(open_buffer(root).episodes) == 3
+    record_squares(root, SQUARES[3:])
+    assert open_buffer(root).fingerprint == open_buffer(squares).fingerprint
+
+
+def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(tmp_path):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    root = tmp_path / "d"
+    record_until_killed(root, at=7, commit_every=4)  # 4 are committed, 2 finished, 1 under way
+    with pytest.raises(DatasetError, match="unfinished files.*srpo-robot repair"):
+        open_buffer(root)
+    assert repair(root) > 0
+    assert repair(root) == 0
+    buffer = open_buffer(root)
+    assert [e.length for e in buffer.episodes] == [n for _, n, _, _ in SQUARES]
+    assert list((root / "srpo" / "cut_off").rglob("*.mp4"))
+    stats = json.loads((root / "meta" / "stats.json").read_text())
+    assert stats["action"]["count"] == [84]
+    assert stats["action"]["mean"] == pytest.approx(buffer.column("action").mean(axis=0).tolist(), rel=1e-5)
+    record_squares(root, SQUARES[:2])
+    assert [e.length for e in open_buffer(root).episodes] == [24, 20, 22, 18, 24, 20]
+    assert len(LeRobotDataset("local/d", root=root, video_backend="pyav")) == 128
+
+
+def test_a_recording_cut_off_in_its_first_episodes_is_moved_beside(tmp_path):
+    root = tmp_path / "d"
+    record_until_killed(root, at=3, commit_every=4)
+    record_squares(root, SQUARES[:1])
+    assert len(open_buffer(root).episodes) == 1
+    assert list((tmp_path / "d.cut_off_1" / "videos").rglob("*.mp4"))
+
+
+def test_a_dataset_that_lost_a_file_is_not_repaired_by_throwing_episodes_away(squares_copy):
+    sorted((squares_copy / "data").rglob("*.parquet"))[1].unlink()
+    (squares_copy / "meta" / "episodes" / "chunk-000" / "file-003.parquet").write_bytes(b"cut")
+    with pytest.raises(DatasetError, match="file-001.parquet is gone.*restore it from a copy"):
+        repair(squares_copy)
+    assert (squares_copy / "meta" / "episodes" / "chunk-000" / "file-003.parquet").is_file()
 
 
 def test_appending_something_else_is_refused(squares_copy, tmp_path):

@@ -17,7 +17,7 @@ from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.cli import main
 from srpo_robot.cli.labelling import film_strip, half_blocks, label_by_keys, shrink
 
-COMMANDS = ("init", "record", "label", "score-dataset", "train-awr", "run", "demo")
+COMMANDS = ("init", "record", "repair", "label", "score-dataset", "train-awr", "run", "demo")
 
 
 @pytest.fixture

@@ -11,12 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from safetensors.torch import save_model
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from srpo_robot import __version__
+from srpo_robot import __version__, interrupts
 from srpo_robot.awr.losses import awr_loss, per_sample_loss
 from srpo_robot.awr.policies import (
     WEIGHTS,
@@ -114,7 +112,7 @@ def train(
     run = _assemble(buffer, recipe, record | {"total_steps": total}, output, start, accelerator)
     checkpoint = start
     table = torch.from_numpy(weights.astype(np.float32))
-    with _interruptible() as interrupted, _MetricsLog(output, run.first_step, accelerator.is_main_process) as log:
+    with interrupts.deferred() as interrupted, _MetricsLog(output, run.first_step, accelerator.is_main_process) as log:
         batches = _forever(run.loader)
         for step in range(run.first_step + 1, total + 1):
             began = time.perf_counter()
@@ -435,27 +433,6 @@ class _Ema:
     def state_dict(self, policy: torch.nn.Module) -> dict[str, torch.Tensor]:
         """The state dict of `policy` with the averages in place of its trainable weights."""
         return {**policy.state_dict(), **self._average}
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """While open, the first Ctrl-C sets the event, so that a step is never cut in half; the second one interrupts."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(*_: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -21,12 +21,14 @@ from av.error import FFmpegError
 from PIL import Image
 
 from srpo_robot.buffer.labels import read_labels
+from srpo_robot.buffer.repair import is_cut_off
 from srpo_robot.errors import DatasetError, UndecodableFrame
 from srpo_robot.records import Episode
 
 av.logging.set_level(av.logging.FATAL)  # what libav cannot read becomes an exception; its own lines say less
 
 CODEBASE = "v3.0"
+INFO = Path("meta") / "info.json"
 SIDECAR = "srpo"
 
 
@@ -239,7 +241,7 @@ def open_buffer(dataset: str | Path) -> Buffer:
 
 
 def _check_folder(root: Path) -> None:
-    info = root / "meta" / "info.json"
+    info = root / INFO
     if not info.is_file():
         raise DatasetError(f"{root} is no LeRobot dataset: it has no meta/info.json; give the folder that holds meta/")
     try:
@@ -252,6 +254,11 @@ def _check_folder(root: Path) -> None:
             f"'python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=USER/NAME --root={root}'"
             if str(version).startswith("v2")
             else f"{root} is in LeRobot format {version}; this version reads {CODEBASE}"
+        )
+    if is_cut_off(root):
+        raise DatasetError(
+            f"{root} has unfinished files: it is being recorded just now, or its recording was cut off; "
+            f"if nobody records there: srpo-robot repair {root}"
         )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import quiet_lerobot
+from srpo_robot import interrupts
+from srpo_robot.buffer.episodes import INFO, quiet_lerobot
+from srpo_robot.buffer.repair import repair
 from srpo_robot.errors import DatasetError
 
 
@@ -32,25 +34,31 @@ def dataset_features(
 
 
 class Recorder:
-    """Writes episodes into a new dataset, or onto the end of one with the same features.
+    """Writes episodes into a new dataset, or onto the end of one with the same features. Use it as a context manager.
 
-    lerobot buffers episode metadata and leaves parquet files open until `finalize`: a crash would lose them. So the
-    dataset is finalised after every episode and resumed for the next.
+    lerobot makes an episode readable only when it finalises the dataset, and to go on it must open it anew, which takes
+    longer the more episodes there are. So the dataset is finalised every `commit_every` episodes, and on the way out,
+    also by an exception or Ctrl-C. What a kill -9 cuts off is moved aside when the next recorder opens the dataset.
     """
 
-    def __init__(self, root: Path, fps: float, features: dict[str, Any], robot: str) -> None:
-        """Raises DatasetError where `root` holds something else, or a dataset with other features or another rate."""
+    def __init__(self, root: Path, fps: float, features: dict[str, Any], robot: str, commit_every: int = 1) -> None:
+        """`commit_every` 1: every finished episode survives whatever comes after it.
+
+        Raises:
+            DatasetError: `root` holds something else, or a dataset with other features or another rate.
+        """
         if fps != int(fps):
             raise DatasetError(f"a LeRobot dataset needs a whole number of frames a second, not {fps}")
         self.root, self.fps, self.features, self.robot = root, int(fps), features, robot
+        self._commit_every, self._uncommitted = commit_every, 0
         self._dataset: Any = None
-        if root.exists() and not (root / "meta" / "info.json").is_file() and any(root.iterdir()):
-            raise DatasetError(f"{root} exists and is no dataset; give a new folder or a dataset to append to")
-        if (root / "meta" / "info.json").is_file():
+        if (root / INFO).is_file():
             self._check_same()
+        elif root.exists() and any(root.iterdir()):
+            raise DatasetError(f"{root} exists and is no dataset; give a new folder or a dataset to append to")
 
     def _check_same(self) -> None:
-        info = json.loads((self.root / "meta" / "info.json").read_text())
+        info = json.loads((self.root / INFO).read_text())
         if info["fps"] != self.fps:
             raise DatasetError(
                 f"{self.root} is recorded at {info['fps']} fps, this run at {self.fps}; use another --root"
@@ -63,26 +71,35 @@ class Recorder:
                     f"(there: {have and have['shape']}, here: {list(feature['shape'])})"
                 )
 
+    def __enter__(self) -> Self:
+        quiet_lerobot()
+        if (self.root / INFO).is_file():
+            repair(self.root)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._commit()
+
     @property
     def episodes(self) -> int:
-        """Episodes on disk."""
+        """Finished episodes."""
         return recorded_episodes(self.root)
 
     def begin(self) -> None:
-        """Open the dataset for one episode."""
-        quiet_lerobot()
+        """Open the dataset for one episode, where it is not open."""
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+        if self._dataset is not None:
+            return
         name = f"local/{self.root.name}"
         options: dict[str, Any] = {"streaming_encoding": True, "encoder_threads": 2}
-        if self.episodes:
-            self._dataset = LeRobotDataset.resume(name, root=self.root, **options)
-        else:
-            if self.root.exists():  # an earlier start that recorded nothing
-                _remove_empty_dataset(self.root)
-            self._dataset = LeRobotDataset.create(
-                name, self.fps, self.features, root=self.root, robot_type=self.robot, use_videos=True, **options
-            )
+        with interrupts.held_back():
+            if self.episodes:
+                self._dataset = LeRobotDataset.resume(name, root=self.root, **options)
+                return
+            _make_room(self.root)
+            options |= {"robot_type": self.robot, "use_videos": True}
+            self._dataset = LeRobotDataset.create(name, self.fps, self.features, root=self.root, **options)
 
     def add(self, images: dict[str, np.ndarray], state: np.ndarray, action: np.ndarray, task: str) -> None:
         """Add one frame: images by camera name uint8 (H, W, 3), the state before and the action executed from it."""
@@ -93,29 +110,47 @@ class Recorder:
         self._dataset.add_frame({**frame, "task": task})
 
     def end(self, success: bool | None) -> int:
-        """Write the episode and return its index. `success` None discards it (a void trial) and returns -1."""
+        """Finish the episode and return its index. `success` None discards it (a void trial) and returns -1."""
         import datasets
 
-        dataset, self._dataset = self._dataset, None
-        if success is None or not dataset.has_pending_frames():
-            if dataset.has_pending_frames():
+        if not self._dataset.has_pending_frames():
+            return -1
+        if success is None:
+            self._dataset.clear_episode_buffer()
+            return -1
+        with interrupts.held_back():
+            self._dataset.writer.episode_buffer["next.success"][-1] = np.array([success])
+            datasets.disable_progress_bars()  # one an episode; lerobot switches them on whenever it loads a dataset
+            self._dataset.save_episode()
+            self._uncommitted += 1
+            index = self.episodes - 1
+            if self._uncommitted >= self._commit_every:
+                self._commit()
+        return index
+
+    def _commit(self) -> None:
+        """Make what was recorded readable."""
+        dataset, self._dataset, self._uncommitted = self._dataset, None, 0
+        if dataset is not None:
+            if dataset.has_pending_frames():  # an exception on the way: this episode has no verdict
                 dataset.clear_episode_buffer()
             dataset.finalize()
-            return -1
-        dataset.writer.episode_buffer["next.success"][-1] = np.array([success])
-        datasets.disable_progress_bars()  # one an episode; lerobot switches them on again whenever it loads a dataset
-        dataset.save_episode()
-        dataset.finalize()
-        return self.episodes - 1
 
 
 def recorded_episodes(root: Path) -> int:
     """Finished episodes of the dataset in `root`; 0 where there is none."""
-    info = root / "meta" / "info.json"
+    info = root / INFO
     return int(json.loads(info.read_text())["total_episodes"]) if info.is_file() else 0
 
 
-def _remove_empty_dataset(root: Path) -> None:
-    if (root / "data").exists():
+def _make_room(root: Path) -> None:
+    """lerobot creates a dataset only where there is no folder; an earlier start that recorded nothing left one.
+
+    Raises:
+        DatasetError: the folder holds more than an empty dataset's metadata.
+    """
+    if not root.exists():
+        return
+    if {path.name for path in root.iterdir()} - {"meta", "images"}:
         raise DatasetError(f"{root} holds files but no finished episode; move it away or give another --root")
     shutil.rmtree(root)

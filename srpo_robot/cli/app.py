@@ -67,6 +67,14 @@ def record(
     record_demonstrations(arm, task, root, episodes, failure_rate, seed)
 
 
+@app.command(epilog="Example: srpo-robot repair data/apple")
+def repair(root: Annotated[Path, typer.Argument(help="The dataset's folder.")]) -> None:
+    """Bring a dataset whose recording was cut off back to its finished episodes; the rest is moved aside."""
+    from srpo_robot.cli.lab import repair_dataset
+
+    repair_dataset(root)
+
+
 @app.command(epilog="Example: srpo-robot label data/apple --csv labels.csv")
 def label(
     dataset: Dataset,

@@ -71,8 +71,10 @@ def _stage(place: int, what: str) -> None:
 
 def _record(dataset: Path, episodes: int) -> None:
     from srpo_robot.buffer.recorder import recorded_episodes
+    from srpo_robot.buffer.repair import repair
     from srpo_robot.cli.running import record_demonstrations
 
+    repair(dataset)  # what a kill -9 may have left
     missing = episodes - recorded_episodes(dataset)
     if missing > 0:
         record_demonstrations(ARM, TASK, dataset, missing, failure_rate=0.5, seed=SEED)

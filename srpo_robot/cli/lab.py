@@ -1,4 +1,4 @@
-"""`srpo-robot init`: the packaged recipes, copied to where a lab edits them."""
+"""`srpo-robot init` and `srpo-robot repair`: a lab's recipes, and a recording that was cut off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from srpo_robot.cli.console import say
-from srpo_robot.errors import UsageError
+from srpo_robot.errors import DatasetError, UsageError
 from srpo_robot.recipes import FOLDERS, packaged_folder
 
 
@@ -26,3 +26,20 @@ def init_lab(folder: Path) -> None:
         for path in sorted((folder / name).iterdir()):
             say(f"{path}")
     say(f"Edit them, then run srpo-robot inside {folder}: it finds your recipes first, the packaged ones after.")
+
+
+def repair_dataset(root: Path) -> None:
+    """Repair the dataset in `root` and say what is left. Raises DatasetError where there is none, or more is wrong."""
+    from srpo_robot.buffer.episodes import INFO
+    from srpo_robot.buffer.recorder import recorded_episodes
+    from srpo_robot.buffer.repair import CUT_OFF, repair
+
+    if not (root / INFO).is_file():
+        raise DatasetError(f"{root} is no LeRobot dataset: it has no {INFO}")
+    moved = repair(root)
+    if moved == 0:
+        say(f"{root} is whole: {recorded_episodes(root)} episodes.")
+    elif not root.exists():
+        say(f"Not one episode of {root} was finished; the folder is now beside it, as {root.name}.cut_off_1 or higher.")
+    else:
+        say(f"{root}: {recorded_episodes(root)} finished episodes; {moved} unfinished files are in {root / CUT_OFF}.")

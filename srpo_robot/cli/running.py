@@ -24,6 +24,7 @@ DISTURBANCE_M = 0.006  # of demonstrations: they then show how to come back
 WIDE_STARTS = 0.6  # share of demonstrations that start anywhere over the table
 TRIAL_WIDE_STARTS = 0.0  # trials start near home, as on the arm
 DEMONSTRATION_LIMIT_S = 20.0
+COMMIT_EVERY = 20  # scripted demonstrations can be made anew: a kill -9 may cost the last 19
 
 
 def load_recipes(arm: str, task: str) -> tuple[HardwareRecipe, TaskRecipe]:
@@ -52,16 +53,19 @@ def open_cell(
     return arm, workcell, make_action_space(work.action_space, arm.limits, arm.home_rad)
 
 
-def make_recorder(root: Path, hardware: HardwareRecipe, work: TaskRecipe, space: ActionSpace) -> Recorder:
+def make_recorder(
+    root: Path, hardware: HardwareRecipe, work: TaskRecipe, space: ActionSpace, commit_every: int = 1
+) -> Recorder:
     """A recorder for this arm, task and action space. Raises DatasetError where `root` does not fit."""
     cameras = {c.name: (c.height_px, c.width_px) for c in hardware.cameras if c.name in work.cameras}
-    return Recorder(root, hardware.fps, dataset_features(cameras, space.state_names, space.names), hardware.name)
+    features = dataset_features(cameras, space.state_names, space.names)
+    return Recorder(root, hardware.fps, features, hardware.name, commit_every)
 
 
 def record_demonstrations(
     arm_name: str, task_name: str, root: Path, episodes: int, failure_rate: float, seed: int
 ) -> Recorder:
-    """Record scripted demonstrations, labelled by the physics. Each is whole on disk before the next begins.
+    """Record scripted demonstrations, labelled by the physics.
 
     Raises:
         RecipeError, DatasetError: see `load_recipes` and `Recorder`.
@@ -70,13 +74,14 @@ def record_demonstrations(
 
     hardware, work = load_recipes(arm_name, task_name)
     arm, workcell, space = open_cell(hardware, work, WIDE_STARTS, DISTURBANCE_M)
-    recorder = make_recorder(root, hardware, work, space)
-    first, outcomes = recorder.episodes, []
-    with arm, bar("recording", episodes, "episode") as progress:
+    recorder = make_recorder(root, hardware, work, space, COMMIT_EVERY)
+    outcomes: list[Outcome] = []
+    with recorder, arm, bar("recording", episodes, "episode") as progress:
         demonstrator = Demonstrator(arm.sim, failure_rate=failure_rate)
         setup = Setup(
             arm, workcell, space, work.instruction, DEMONSTRATION_LIMIT_S, work.cameras, stop_on_success=False
         )
+        first = recorder.episodes
         for number_ in range(first, first + episodes):
             outcome = run_episode(setup, demonstrator, seed + number_, recorder)
             outcomes.append(outcome)
@@ -112,7 +117,7 @@ def run_trials(
         few_threads()
     recorder = make_recorder(record_to or output / "dataset", hardware, work, space)
     done = _begin_run(output, {"arm": arm_name, "task": work.name, "policy": str(checkpoint), "seed": seed})
-    with arm, bar("trials", trials, "trial") as progress:
+    with recorder, arm, bar("trials", trials, "trial") as progress:
         progress.at(len(done))
         setup = Setup(arm, workcell, space, work.instruction, work.time_limit_s, work.cameras)
         for trial_number in range(len(done), trials):
