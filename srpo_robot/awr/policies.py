@@ -104,6 +104,14 @@ def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
     return dict(read_record(base).get("tiny", {}))
 
 
+def executed_steps(recipe: PolicyRecipe) -> int:
+    """How many actions of a chunk are executed: n_action_steps by the recipe, else its base, else lerobot's default."""
+    if "n_action_steps" in recipe.config:
+        return int(recipe.config["n_action_steps"])
+    config = _saved_config(checkpoint_folder(recipe.base), "cpu") if recipe.base else PI0Config()
+    return config.n_action_steps
+
+
 def weights_dtype(recipe: PolicyRecipe) -> str:
     """ "float32" or "bfloat16": what the policy's weights are, by the recipe or else by its base."""
     if "dtype" in recipe.config or not recipe.base:

@@ -52,7 +52,7 @@ def train_buffer(
     resume: bool = False,
 ) -> Path:
     """See `train_command`, with the buffer and the recipe at hand."""
-    from srpo_robot.awr.policies import check_columns
+    from srpo_robot.awr.policies import check_columns, executed_steps
     from srpo_robot.awr.tables import Weighting, baseline_weights, mean_weight_by_label, weigh_buffer
     from srpo_robot.awr.train import train
     from srpo_robot.progress.pipeline import read_progress
@@ -60,7 +60,7 @@ def train_buffer(
     check_columns(buffer)
     provenance: dict[str, object] = {"dataset": str(buffer.root), "fingerprint": buffer.fingerprint, "weights": scheme}
     if scheme == "awr":
-        horizon = recipe.horizon or int(recipe.config.get("n_action_steps", 50))
+        horizon = recipe.horizon or executed_steps(recipe)
         weighting = Weighting(horizon, recipe.shift, recipe.tail, recipe.beta, recipe.w_max, recipe.kappa)
         weighted = weigh_buffer(buffer, read_progress(buffer), weighting)
         weights = weighted.weights
