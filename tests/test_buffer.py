@@ -122,7 +122,7 @@ def test_the_converter_that_the_message_names_exists():
 
 
 def test_a_hub_id_without_a_network_is_one_line():
-    with pytest.raises(DatasetError, match="cannot open nobody/nothing from the Hub") as caught:
+    with pytest.raises(DatasetError, match="there is no folder nobody/nothing, and the Hub does not") as caught:
         open_buffer("nobody/nothing")
     assert "\n" not in str(caught.value)
 

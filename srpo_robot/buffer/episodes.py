@@ -22,7 +22,7 @@ from PIL import Image
 
 from srpo_robot.buffer.labels import read_labels
 from srpo_robot.buffer.repair import is_cut_off
-from srpo_robot.errors import DatasetError, UndecodableFrame
+from srpo_robot.errors import DatasetError, UndecodableFrame, one_line
 from srpo_robot.records import Episode
 
 av.logging.set_level(av.logging.FATAL)  # what libav cannot read becomes an exception; its own lines say less
@@ -274,9 +274,12 @@ def _load_metadata(root: Path, hub_id: str | None) -> Any:
 
             meta = LeRobotDataset(hub_id).meta
     except Exception as error:  # the Hub client and the parquet readers raise dozens of kinds
-        what = f"{hub_id} from the Hub" if hub_id else str(root)
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetError(f"cannot open {what}: {why}; a folder on this machine works offline") from None
+        if hub_id is None:
+            raise DatasetError(f"{root} cannot be read: {one_line(error)[:200]}; restore it from a copy") from None
+        raise DatasetError(
+            f"there is no folder {hub_id}, and the Hub does not give a dataset of that name "
+            f"({one_line(error)[:120]}); a folder on this machine works offline"
+        ) from None
     if meta.episodes is None or len(meta.episodes) == 0:
         raise DatasetError(f"{root} holds no episodes yet; record some with 'srpo-robot record'")
     return meta

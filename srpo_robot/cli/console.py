@@ -57,6 +57,13 @@ def bar(what: str, total: float, unit: str) -> Iterator[Bar]:
         yield Bar(progress, progress.add_task(what, total=total, unit=unit, note=""))
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner beside `what`: importing lerobot alone takes seconds."""
+    with errors.status(what):
+        yield
+
+
 def warn(text: str) -> None:
     """One line of warning on standard error."""
     errors.print(f"[yellow]warning:[/] {text}", soft_wrap=True)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.style import Style
 from rich.text import Text
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
 from srpo_robot.buffer.labels import Label, parse_csv, write_labels
-from srpo_robot.cli.console import console, say, table
+from srpo_robot.cli.console import console, say, table, waiting
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Episode
 
@@ -30,7 +31,8 @@ def label_dataset(dataset: str, csv: Path | None, all_success: bool, camera: str
     """
     if csv is not None and all_success:
         raise UsageError("--csv and --all-success exclude each other; give one")
-    buffer = open_buffer(dataset)
+    with waiting(f"opening {dataset}"):
+        buffer = open_buffer(dataset)
     if csv is not None:
         write_labels(buffer, parse_csv(csv, len(buffer.episodes)))
     elif all_success:
@@ -87,9 +89,8 @@ def film_strip(frames: np.ndarray) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Nearest-pixel resize of (H, W, 3) to (rows, columns, 3)."""
-    height, width = image.shape[:2]
-    return image[np.arange(rows) * height // rows][:, np.arange(columns) * width // columns]
+    """Resize uint8 (H, W, 3) to (rows, columns, 3), each pixel the mean of those it stands for."""
+    return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX))
 
 
 def half_blocks(image: np.ndarray) -> Text:
@@ -126,14 +127,16 @@ def window_shower() -> Callable[[Episode, np.ndarray], None] | None:
         return None
     try:
         import tkinter
-
-        tkinter.Tk().destroy()  # a DISPLAY that nobody serves shows only here
-        import matplotlib
-
-        matplotlib.use("TkAgg")
-        from matplotlib import pyplot
-    except (ImportError, tkinter.TclError):
+    except ImportError:
         return None
+    try:
+        tkinter.Tk().destroy()  # a DISPLAY that nobody serves shows only here
+    except tkinter.TclError:
+        return None
+    import matplotlib
+
+    matplotlib.use("TkAgg")
+    from matplotlib import pyplot
 
     def show(episode: Episode, frames: np.ndarray) -> None:
         figure = pyplot.figure("srpo-robot label", figsize=(11, 7), clear=True)
@@ -161,7 +164,7 @@ def read_key() -> str:
     before = termios.tcgetattr(descriptor)
     try:
         tty.setcbreak(descriptor)
-        return sys.stdin.read(1)
+        return os.read(descriptor, 1).decode(errors="replace")  # unbuffered: keys typed too early were flushed
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 

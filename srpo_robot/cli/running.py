@@ -10,7 +10,7 @@ from typing import Any
 from srpo_robot.arm.actions import ActionSpace, make_action_space
 from srpo_robot.arm.arm import Workcell
 from srpo_robot.buffer.recorder import Recorder, dataset_features
-from srpo_robot.cli.console import bar, console, number, say, table, warn, write_json
+from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import few_threads, resolve
 from srpo_robot.errors import RecipeError, UsageError
 from srpo_robot.evaluation.policy import Policy, TrainedPolicy
@@ -112,7 +112,8 @@ def run_trials(
     """
     hardware, work = load_recipes(arm_name, task_name)
     arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0)
-    policy = TrainedPolicy(checkpoint, space, work.instruction, work.cameras, resolve(device))
+    with waiting(f"loading {checkpoint}"):
+        policy = TrainedPolicy(checkpoint, space, work.instruction, work.cameras, resolve(device))
     if policy.provenance.get("tiny"):
         few_threads()
     recorder = make_recorder(record_to or output / "dataset", hardware, work, space)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
-from srpo_robot.cli.console import bar, console, number, say, table, warn, write_json
+from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import resolve
 from srpo_robot.progress.pipeline import Scored, ScoreSettings, score_buffer
 from srpo_robot.progress.windows import parse_stride, window_ends
@@ -32,11 +32,13 @@ def score_command(
     from srpo_robot.report.figures import draw_curves
 
     stride = parse_stride(windows)
-    buffer = open_buffer(dataset)
+    with waiting(f"opening {dataset}"):
+        buffer = open_buffer(dataset)
     settings = ScoreSettings(encoder, buffer.camera(camera), windows, min_window, skip_tasks=skip_tasks)
     if encoder == EMBEDDED:
         warn(RANDOM_WARNING)
-    model = load_encoder(encoder, resolve(device), dtype)
+    with waiting(f"loading {encoder}"):
+        model = load_encoder(encoder, resolve(device), dtype)
     total = sum(len(window_ends(e.length, stride, min_window)) for e in buffer.episodes)
     done = 0
     with bar("embedding windows", total, "window") as progress:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
-from srpo_robot.cli.console import bar, console, number, say, table
+from srpo_robot.cli.console import bar, console, number, say, table, waiting
 from srpo_robot.cli.devices import few_threads, resolve
 from srpo_robot.recipes import PolicyRecipe, load
 
@@ -39,7 +39,8 @@ def train_command(
 ) -> Path:
     """Weigh the frames, train, and return the last checkpoint. Raises as `train` and `weigh_buffer`."""
     recipe = overrides.apply(load(PolicyRecipe, "policies", policy))
-    buffer = open_buffer(dataset)
+    with waiting(f"opening {dataset}"):
+        buffer = open_buffer(dataset)
     return train_buffer(buffer, recipe, scheme, output, device, resume)
 
 
