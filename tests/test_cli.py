@@ -10,42 +10,13 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import real_data, record_squares
+from conftest import real_data, record_squares, refused
 from test_buffer import checksums
 
 from srpo_robot.buffer.episodes import open_buffer
-from srpo_robot.cli import main
 from srpo_robot.cli.labelling import film_strip, half_blocks, label_by_keys, shrink
 
 COMMANDS = ("init", "record", "repair", "label", "score-dataset", "train-awr", "run", "demo")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["srpo-robot", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-def refused(result: tuple[int, str, str], *says: str) -> None:
-    """Exit code 2 and one line of error that says what would work."""
-    code, _, err = result
-    lines = [line for line in err.splitlines() if line.startswith("error:")]
-    assert code == 2, err
-    assert len(lines) == 1, err
-    assert "Traceback" not in err
-    for text in says:
-        assert text in lines[0]
 
 
 # --- help

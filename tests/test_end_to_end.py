@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import cli, refused  # noqa: F401 (a fixture)
+from conftest import refused
 
 from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.evaluation.trials import read_trials
@@ -52,7 +52,7 @@ def test_an_interrupted_demo_goes_on_and_trains_every_step_once(demo):
         assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_demo_of_other_sizes_is_not_mixed_in(demo, cli):  # noqa: F811
+def test_a_demo_of_other_sizes_is_not_mixed_in(demo, cli):
     refused(cli("demo", "--root", demo, "--episodes", 5), "another --root", "--episodes 4 --steps 6 --trials 1")
 
 
@@ -88,7 +88,7 @@ def test_trials_hold_verdict_layout_and_executed_actions_within_the_limits(demo)
     assert np.abs(np.diff(actions[:, 3])).max() <= limits.max_gripper_speed_m_s / 10 + 1e-6
 
 
-def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo, cli, tmp_path):  # noqa: F811
+def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo, cli, tmp_path):
     before = len(open_buffer(demo / "dataset").episodes)
     run = ("run", "--policy", demo / "awr", "--task", "put-apple", "--trials", 2, "--output", tmp_path / "round2")
     code, out, err = cli(*run, "--record-to", demo / "dataset", "--json", tmp_path / "run.json")
@@ -108,7 +108,7 @@ def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo
     refused(cli(*run, "--seed", 5), "holds another run")
 
 
-def test_a_checkpoint_without_its_weights_is_refused(demo, cli, tmp_path):  # noqa: F811
+def test_a_checkpoint_without_its_weights_is_refused(demo, cli, tmp_path):
     import shutil
 
     bare = shutil.copytree(demo / "awr" / "checkpoints" / "000006", tmp_path / "bare")
@@ -118,7 +118,7 @@ def test_a_checkpoint_without_its_weights_is_refused(demo, cli, tmp_path):  # no
     assert not (tmp_path / "o").exists()
 
 
-def test_a_checkpoint_for_other_cameras_is_refused(demo, tmp_path, cli, monkeypatch):  # noqa: F811
+def test_a_checkpoint_for_other_cameras_is_refused(demo, tmp_path, cli, monkeypatch):
     from srpo_robot.recipes import packaged_folder
 
     (tmp_path / "datasets").mkdir()
@@ -129,7 +129,7 @@ def test_a_checkpoint_for_other_cameras_is_refused(demo, tmp_path, cli, monkeypa
     refused(result, "trained with cameras ['front', 'wrist'], this task has ['front']")
 
 
-def test_success_only_weights_train_too(demo, cli, tmp_path):  # noqa: F811
+def test_success_only_weights_train_too(demo, cli, tmp_path):
     command = ("train-awr", demo / "dataset", "--policy", "pi0-tiny", "--weights", "success", "--steps", 2)
     code, out, err = cli(*command, "--output", tmp_path / "bc")
     assert code == 0, err

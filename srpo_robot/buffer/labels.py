@@ -35,18 +35,23 @@ class Label:
 def read_labels(buffer: Buffer) -> dict[int, Label]:
     """The label of every episode of `buffer`, by episode_index."""
     recorded = _recorded(buffer)
-    path = buffer.sidecar / TABLE
-    stored: dict[int, Label] = {}
-    if path.is_file():
-        table = read_table(path, refresh=f"srpo-robot label {buffer.root}")
-        for index, success, group in zip(table["episode_index"], table["success"], table["group"], strict=True):
-            stored[int(index)] = Label(None if success < 0 else bool(success), str(group))
+    stored = _stored(buffer)
     labels = {}
     for episode in buffer.episodes:
         own = stored.get(episode.index, Label(None, ""))
         success = own.success if own.success is not None else recorded[episode.index]
         labels[episode.index] = Label(success, own.group or f"episode {episode.index}")
     return labels
+
+
+def _stored(buffer: Buffer) -> dict[int, Label]:
+    """Labels of the sidecar table; {} where there is none."""
+    path = buffer.sidecar / TABLE
+    if not path.is_file():
+        return {}
+    table = read_table(path, refresh=f"srpo-robot label {buffer.root}")
+    rows = zip(table["episode_index"], table["success"], table["group"], strict=True)
+    return {int(index): Label(None if success < 0 else bool(success), str(group)) for index, success, group in rows}
 
 
 def _recorded(buffer: Buffer) -> dict[int, bool | None]:
@@ -65,18 +70,13 @@ def _recorded(buffer: Buffer) -> dict[int, bool | None]:
 
 def write_labels(buffer: Buffer, labels: dict[int, Label]) -> None:
     """Store `labels` (any subset of the episodes) in DATASET/srpo/labels.parquet, over those already stored there."""
-    path = buffer.sidecar / TABLE
-    merged: dict[int, Label] = {}
-    if path.is_file():
-        table = read_table(path, refresh=f"srpo-robot label {buffer.root}")
-        for index, success, group in zip(table["episode_index"], table["success"], table["group"], strict=True):
-            merged[int(index)] = Label(None if success < 0 else bool(success), str(group))
+    merged = _stored(buffer)
     for index, label in labels.items():
         old = merged.get(index, Label(None, ""))
         merged[index] = Label(label.success if label.success is not None else old.success, label.group or old.group)
     order = sorted(merged)
     write_table(
-        path,
+        buffer.sidecar / TABLE,
         {
             "episode_index": np.array(order, dtype=np.int64),
             "success": np.array([-1 if merged[i].success is None else int(bool(merged[i].success)) for i in order]),
