@@ -118,15 +118,23 @@ def test_a_checkpoint_without_its_weights_is_refused(demo, cli, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_checkpoint_for_other_cameras_is_refused(demo, tmp_path, cli, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('["front", "wrist"]', '["front"]'), "trained with cameras ['front', 'wrist'], this task has ['front']"),
+        (('"tcp"', '"joints"'), "the checkpoint's actions are tcp.x, tcp.y, tcp.z, gripper, this task's joint1.pos"),
+    ],
+)
+def test_a_checkpoint_for_another_task_is_refused(demo, tmp_path, cli, monkeypatch, change, says):
     from srpo_robot.recipes import packaged_folder
 
     (tmp_path / "datasets").mkdir()
     text = (packaged_folder("datasets") / "put_apple.toml").read_text()
-    (tmp_path / "datasets" / "put_apple.toml").write_text(text.replace('["front", "wrist"]', '["front"]'))
+    (tmp_path / "datasets" / "put_apple.toml").write_text(text.replace(*change))
     monkeypatch.chdir(tmp_path)
     result = cli("run", "--policy", demo / "awr", "--task", "put-apple", "--output", tmp_path / "o")
-    refused(result, "trained with cameras ['front', 'wrist'], this task has ['front']")
+    refused(result, says)
+    assert not (tmp_path / "o").exists()
 
 
 def test_success_only_weights_train_too(demo, cli, tmp_path):

@@ -75,6 +75,9 @@ def _check_fit(config: Any, space: ActionSpace, cameras: tuple[str, ...]) -> Non
     wants = sorted(key.removeprefix("observation.images.") for key in config.image_features)
     if wants != sorted(cameras):
         raise CheckpointError(f"the checkpoint was trained with cameras {wants}, this task has {sorted(cameras)}")
+    names = tuple(config.action_feature_names or space.names)
+    if names != space.names:
+        raise CheckpointError(f"the checkpoint's actions are {', '.join(names)}, this task's {', '.join(space.names)}")
     sizes = {
         "state": (config.input_features["observation.state"].shape[0], len(space.state_names)),
         "action": (config.output_features["action"].shape[0], len(space.names)),
