@@ -25,7 +25,10 @@ from srpo_robot.buffer.repair import is_cut_off
 from srpo_robot.errors import DatasetError, UndecodableFrame, one_line
 from srpo_robot.records import Episode
 
-av.logging.set_level(av.logging.FATAL)  # what libav cannot read becomes an exception; its own lines say less
+# What libav cannot read becomes an exception; its own lines say less. The second level holds where lerobot's writer has
+# handed libav back its default callback.
+av.logging.set_level(av.logging.FATAL)
+av.logging.set_libav_level(av.logging.FATAL)
 
 CODEBASE = "v3.0"
 INFO = Path("meta") / "info.json"
