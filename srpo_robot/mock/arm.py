@@ -132,11 +132,15 @@ class MockCell:
         return False if ended else None
 
     def _start(self, rng: np.random.Generator) -> ArmCommand:
-        """Joints and opening at the start of a trial; drawn until inverse kinematics reaches it inside the box."""
+        """Joints and opening at the start of a trial; drawn until inverse kinematics reaches it inside the box.
+
+        Raises:
+            RecipeError: the box leaves no such place.
+        """
         limits = self.arm.limits
         home = kinematics.tcp_position(self.arm.home_rad, limits.tcp_offset_m)
         wide = rng.random() < self.wide_starts
-        while True:
+        for _ in range(1000):
             if wide:
                 target, opening = rng.uniform(_WIDE_MIN_M, _WIDE_MAX_M), float(rng.uniform(*_WIDE_OPENING_M))
             else:
@@ -153,6 +157,7 @@ class MockCell:
             opening = float(np.clip(opening, limits.gripper_min_m, limits.gripper_max_m))
             if solution.reached and limits.inside_box(solution.joints_rad):
                 return ArmCommand(solution.joints_rad, opening)
+        raise RecipeError("no start inside limits.box_* is within reach; widen the box over the table")
 
 
 def make_mock(
