@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from srpo_robot.awr.advantage import advantages, chunk_gain, increments, standardise, trajectory_advantage
+from srpo_robot.awr.advantage import advantages, chunk_gain, increments
 from srpo_robot.awr.weights import awr_weights, success_weights, uniform_weights
 from srpo_robot.errors import TrainingError, UsageError
+from srpo_robot.numerics import standardise
 
 VALUE = np.array([0.0, 0.0, 0.1, 0.4, 0.3, 1.0])
 values = hnp.arrays(np.float64, st.integers(2, 40), elements=st.floats(0, 1, width=32))
@@ -43,11 +44,6 @@ def test_step_advantages_of_two_episodes_are_standardised_together():
     # increments 0 1 | 0 .5 0: mean .3, population variance .16
     assert found.increment == pytest.approx([0.0, 1.0, 0.0, 0.5, 0.0])
     assert found.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
-
-
-def test_trajectory_advantage_is_per_task():
-    found = trajectory_advantage(np.array([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "b"])
-    assert found.tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
 def test_weights_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from test_buffer import checksums
 
 from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.cli.labelling import film_strip, half_blocks, label_by_keys, shrink
+from srpo_robot.progress.pipeline import read_progress
 
-COMMANDS = ("init", "record", "repair", "label", "score-dataset", "train-awr", "run", "demo")
+COMMANDS = ("init", "record", "repair", "label", "score-dataset", "store", "train-awr", "run", "demo")
 
 
 # --- help
@@ -91,7 +93,7 @@ def test_a_task_without_success(cli, tmp_path):
 
 def test_an_unknown_camera_window_encoder_or_device(cli, squares_copy):
     refused(cli("score-dataset", squares_copy, "--camera", "top"), "no camera 'top'", "front, side")
-    refused(cli("score-dataset", squares_copy, "--windows", "sparse"), "dense, stride:K")
+    refused(cli("score-dataset", squares_copy, "--windows", "sparse"), "dense, stride:K", "nested")
     refused(cli("score-dataset", squares_copy, "--encoder", "vjepa9"), "embedded-random")
     refused(cli("score-dataset", squares_copy, "--device", "quantum"), "no device 'quantum'", "--device cpu")
 
@@ -140,6 +142,71 @@ def test_episodes_shorter_than_the_first_window_are_named(cli, squares_copy, tin
     assert code == 0
     assert "progress of 2 episodes is undefined" in err
     assert "[1, 3]" in err  # 20 frames have one window that ends at frame 19, 18 frames have none
+
+
+def test_a_second_profile_or_value_embeds_nothing_and_shows_where_it_disagrees(cli, squares_copy, tiny_encoder_folder):
+    score = ("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
+    assert cli(*score)[0] == 0
+    code, out, err = cli(*score, "--profile", "loo", "--value", "phase", "--compare", "paper,loo")
+    assert code == 0, err
+    assert "0 episodes embedded now" in out
+    assert "ranks apart" in out
+    table = read_progress(open_buffer(squares_copy))
+    assert table.metadata["settings"]["rules"]["profile"] == "loo"
+    assert not np.array_equal(table["value"], table["progress"])
+    refused(cli(*score, "--value", "gut-feeling"), "no value 'gut-feeling'", "phase")
+    refused(cli(*score, "--references", "best"), "nn2", "knn3")
+    refused(cli(*score, "--compare", "loo"), "two profiles")
+
+
+def test_cameras_are_combined_and_the_store_tells_what_it_holds(cli, squares_copy, tiny_encoder_folder):
+    score = ("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
+    distances = []
+    for cameras in (("front",), ("side",), ("front", "side")):
+        assert cli(*score, *(word for name in cameras for word in ("--camera", name)))[0] == 0
+        distances.append(read_progress(open_buffer(squares_copy))["distance"])
+    front, side, both = (values[np.isfinite(distances[0])][:18] for values in distances)  # a success: to its own end
+    scored = read_progress(open_buffer(squares_copy))["scored"][np.isfinite(distances[0])][:18]
+    assert both[scored] == pytest.approx(np.hypot(front, side)[scored], rel=1e-5, abs=1e-6)
+    code, out, _ = cli("store", squares_copy)
+    assert code == 0
+    assert "0 entries" in out
+    path = sorted((squares_copy / "videos" / "observation.images.side").rglob("*.mp4"))
+    shutil.copy(path[0], path[1])  # another video than was embedded
+    code, out, _ = cli("store", squares_copy, "--prune")
+    assert code == 0
+    assert "1 entries" in out
+    assert "Removed 1 entries" in out
+
+
+def test_a_plan_embeds_nothing(cli, squares_copy, tiny_encoder_folder):
+    code, out, _ = cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6, "--plan")
+    assert code == 0
+    assert "TFLOP" in out
+    assert not list((squares_copy / "srpo" / "embeddings.zarr").glob("*/zarr.json"))
+
+
+def test_references_of_another_dataset(cli, squares_copy, tiny_encoder_folder, tmp_path):
+    failures = record_squares(tmp_path / "f", [("go right", 16, 0.2, False), ("go right", 14, 0.4, False)])
+    score = ("score-dataset", failures, "--encoder", tiny_encoder_folder, "--min-window", 6)
+    refused(cli(*score), "no success", "--reference DATASET")
+    code, _, err = cli(*score, "--reference", squares_copy)
+    assert code == 0, err
+    assert np.isfinite(read_progress(open_buffer(failures))["progress"]).all()
+
+
+def test_two_processes_score_as_one_does(squares_copy, tiny_encoder_folder, cli, tmp_path):
+    alone = shutil.copytree(squares_copy, tmp_path / "alone")
+    score = ("--encoder", str(tiny_encoder_folder), "--min-window", "6", "--device", "cpu")
+    assert cli("score-dataset", alone, *score)[0] == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launch, "srpo_robot.cli", "score-dataset", str(squares_copy), *score]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("4 episodes embedded now") == 1
+    one, two = read_progress(open_buffer(alone)), read_progress(open_buffer(squares_copy))
+    assert two.metadata["content"] == one.metadata["content"]
 
 
 # --- training

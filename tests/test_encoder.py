@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import json
 import shutil
 
@@ -9,11 +11,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import VJEPA2Model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import VJEPA2Config, VJEPA2Model
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Predictor
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
 from srpo_robot.errors import CheckpointError, UsageError
-from srpo_robot.progress.encoder import EMBEDDED, load_encoder
+from srpo_robot.progress.encoder import (
+    EMBEDDED,
+    EMBEDDED_CONFIG,
+    Geometry,
+    RopeTable,
+    load_encoder,
+    measured_tflops,
+    tflop_per_clip,
+)
 
 
 def random_video(frames: int, height: int, width: int) -> np.ndarray:
@@ -70,7 +82,127 @@ def test_identity_follows_the_weights(tiny_encoder_folder, tmp_path):
     assert load_encoder(str(changed)).identity != load_encoder(str(tiny_encoder_folder)).identity
 
 
+# --- clips of other lengths, rotary tables, precision, cost
+
+
+@pytest.mark.parametrize("frames", [2, 4, 6, 10])
+def test_a_clip_of_any_even_length_embeds_as_transformers_own_model(tiny_encoder_folder, frames):
+    encoder, model = load_encoder(str(tiny_encoder_folder)), VJEPA2Model.from_pretrained(tiny_encoder_folder).eval()
+    clip = encoder.prepare(random_video(frames, 48, 64))
+    pixels = torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255
+    mean, std = (torch.tensor(v).view(1, 1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        theirs = model.get_vision_features((pixels - mean) / std).mean(dim=1).numpy()
+    assert encoder.encode(clip[None]) == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(32, 2), (80, 1)])  # heads of 16 and 80: with and without a rest
+def test_rotary_tables_change_nothing_in_float32(width, heads):
+    torch.manual_seed(0)
+    sizes = EMBEDDED_CONFIG | {"crop_size": 64, "hidden_size": width, "num_attention_heads": heads}
+    model = VJEPA2Model(VJEPA2Config(**sizes)).eval()
+    videos = [torch.randn(2, frames, 3, 64, 64) for frames in (8, 4, 16)]  # shorter and longer than the one before
+    with torch.no_grad():
+        theirs = [model.encoder(video).last_hidden_state for video in videos]
+        rope = RopeTable(model.encoder.layer[0].attention)
+        rope.install(model.encoder)
+        for video, expected in zip(videos, theirs, strict=True):
+            rope.fit(expected.shape[1], video.device, video.dtype)
+            assert (model.encoder(video).last_hidden_state - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_moves_an_embedding_by_little(dtype):
+    full, half = load_encoder(EMBEDDED), load_encoder(EMBEDDED, dtype=dtype)
+    clips = np.stack([full.prepare(random_video(16, 100 + i, 120)) for i in range(2)])
+    expected = full.encode(clips)
+    error = np.linalg.norm(half.encode(clips) - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.all(error < 0.02)
+
+
+def test_attention_implementations_agree_and_share_an_identity(tiny_encoder_folder):
+    sdpa, eager = (load_encoder(str(tiny_encoder_folder), attention=name) for name in ("sdpa", "eager"))
+    clip = sdpa.prepare(random_video(4, 48, 64))[None]
+    assert sdpa.encode(clip) == pytest.approx(eager.encode(clip), rel=1e-4, abs=1e-5)
+    assert sdpa.identity == eager.identity
+
+
+def test_another_clip_length_is_the_same_encoder_with_other_batches(tiny_encoder_folder):
+    usual, longer = load_encoder(EMBEDDED), load_encoder(EMBEDDED, frames_per_clip=64)
+    assert (usual.frames_per_clip, longer.frames_per_clip) == (16, 64)
+    assert usual.identity == longer.identity
+    assert (usual.batch_clips, longer.batch_clips) == (8, 3)  # 288 and 1152 tokens
+
+
+def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
+    def predictors() -> list[int]:
+        gc.collect()
+        return [id(x) for x in gc.get_objects() if type(x) is VJEPA2Predictor]
+
+    before = predictors()
+    encoder = load_encoder(str(tiny_encoder_folder))
+    assert set(predictors()) <= set(before)
+    assert encoder.identity
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "mlp_ratio", "crop", "frames", "tflop"),
+    [
+        (24, 1024, 4, 256, 8, 0.725),  # L/256; the numbers are FlopCounterMode's
+        (24, 1024, 4, 256, 16, 1.656),
+        (24, 1024, 4, 256, 64, 11.571),
+        (32, 1280, 4, 256, 16, 3.272),  # H/256
+        (32, 1280, 4, 256, 64, 21.335),
+        (40, 1408, 48 / 11, 384, 16, 14.105),  # g/384
+        (40, 1408, 48 / 11, 384, 64, 113.821),
+    ],
+)
+def test_the_cost_of_a_clip(layers, hidden, mlp_ratio, crop, frames, tflop):
+    assert tflop_per_clip(Geometry(layers, hidden, mlp_ratio, crop), frames) == pytest.approx(tflop, rel=0.01)
+
+
+def test_the_cost_of_a_clip_is_what_pytorch_counts(tiny_encoder_folder):
+    encoder = load_encoder(str(tiny_encoder_folder), attention="eager")
+    clip = encoder.prepare(random_video(4, 48, 64))[None]
+    with FlopCounterMode(display=False) as counter:
+        encoder.encode(clip)
+    assert tflop_per_clip(encoder.geometry, 4) == pytest.approx(counter.get_total_flops() / 1e12, rel=0.01)
+    assert measured_tflops(encoder) > 0
+
+
 # --- refusals
+
+
+@pytest.mark.parametrize("frames", [1, 3, 5])
+def test_an_odd_clip_is_refused_before_its_last_frame_is_dropped(tiny_encoder_folder, frames):
+    encoder = load_encoder(str(tiny_encoder_folder))
+    with pytest.raises(UsageError, match=f"a clip of {frames} frames: V-JEPA 2 sees 2 at a time"):
+        encoder.encode(encoder.prepare(random_video(frames, 48, 64))[None])
+    with pytest.raises(UsageError, match=f"give {max(2, frames - 1)} or {frames + 1}"):
+        load_encoder(str(tiny_encoder_folder), frames_per_clip=frames)
+
+
+def test_frames_of_another_size_are_refused(tiny_encoder_folder):
+    encoder = load_encoder(str(tiny_encoder_folder))
+    for wrong in (random_video(4, 48, 48), random_video(4, 32, 32).astype(np.float32)):
+        with pytest.raises(UsageError, match="takes uint8 frames of 32x32x3, as its prepare"):
+            encoder.encode(wrong[None])
+
+
+def test_an_attention_that_does_not_run_is_refused(tiny_encoder_folder):
+    with pytest.raises(UsageError, match="no attention 'flex'; there are: sdpa, eager"):
+        load_encoder(str(tiny_encoder_folder), attention="flex")
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(UsageError, match="'flash_attention_2' does not run here .*; sdpa does"):
+            load_encoder(str(tiny_encoder_folder), attention="flash_attention_2")
+
+
+def test_an_extra_weight_is_refused(tiny_encoder_folder, tmp_path):
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "more")
+    weights = load_file(folder / "model.safetensors") | {"encoder.layer.9.extra": torch.zeros(2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="1 weights are missing or do not match"):
+        load_encoder(str(folder))
 
 
 def test_a_checkpoint_without_its_weights_is_refused(tiny_encoder_folder, tmp_path):

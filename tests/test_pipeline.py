@@ -17,11 +17,12 @@ from srpo_robot.buffer.labels import Label, write_labels
 from srpo_robot.errors import ScoringError, StaleTable, UndecodableFrame
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pipeline import ScoreSettings, read_curves, read_progress, score_buffer
-from srpo_robot.progress.score import WindowEmbeddings
+from srpo_robot.progress.score import Rules, WindowEmbeddings
 from srpo_robot.progress.store import EmbeddingStore
-from srpo_robot.progress.windows import clip_indices, window_ends
+from srpo_robot.progress.windows import WindowSpec, clip_indices, window_ends
 
-SETTINGS = ScoreSettings(encoder="tiny", camera="observation.images.front", windows="stride:4", min_window=6)
+SPEC = WindowSpec("stride", 4, min_window=6)
+SETTINGS = ScoreSettings("tiny", ("observation.images.front",), SPEC)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_scores_are_those_of_embeddings_computed_one_window_at_a_time(squares_co
     buffer = open_buffer(squares_copy)
     scored = score_buffer(buffer, encoder, SETTINGS)
     episode = buffer.episodes[2]
-    frames = encoder.prepare(buffer.frames(episode, SETTINGS.camera))
+    frames = encoder.prepare(buffer.frames(episode, SETTINGS.cameras[0]))
     ends = window_ends(episode.length, 4, 6)
     one_by_one = np.concatenate([encoder.encode(frames[clip_indices(end, 4)][None]) for end in ends])
     stored = scored.embedded.windows[2]
@@ -76,9 +77,9 @@ def test_another_encoder_stride_or_camera_is_embedded_anew(squares_copy, encoder
     buffer = open_buffer(squares_copy)
     score_buffer(buffer, encoder, SETTINGS)
     for other in (
-        replace(SETTINGS, windows="stride:5"),
-        replace(SETTINGS, min_window=7),
-        replace(SETTINGS, camera="observation.images.side"),
+        replace(SETTINGS, windows=replace(SPEC, stride=5)),
+        replace(SETTINGS, windows=replace(SPEC, min_window=7)),
+        replace(SETTINGS, cameras=("observation.images.side",)),
     ):
         assert score_buffer(buffer, encoder, other).embedded.computed == 4
     assert score_buffer(buffer, encoder, SETTINGS).embedded.computed == 0
@@ -114,13 +115,13 @@ def test_a_task_without_success_is_refused_before_anything_is_embedded(squares_c
     with pytest.raises(ScoringError, match=r"'go left' has no success.*--skip-task 'go left'"):
         score_buffer(buffer, encoder, SETTINGS)
     assert not (buffer.sidecar / "embeddings.zarr").exists()
-    scored = score_buffer(buffer, encoder, replace(SETTINGS, skip_tasks=("go left",)))
+    scored = score_buffer(buffer, encoder, replace(SETTINGS, rules=Rules(skip_tasks=("go left",))))
     assert np.isnan(scored.table["progress"][-10:]).all()
     weights = weigh_buffer(buffer, scored.table, Weighting()).weights
     assert weights.undefined == 10
     assert weights.values[-10:].tolist() == [0.0] * 10
     with pytest.raises(ScoringError, match="no task 'go up' to skip"):
-        score_buffer(buffer, encoder, replace(SETTINGS, skip_tasks=("go up",)))
+        score_buffer(buffer, encoder, replace(SETTINGS, rules=Rules(skip_tasks=("go up",))))
 
 
 def test_a_bad_video_stops_scoring_and_can_be_left_out(squares_copy, encoder):
@@ -165,7 +166,7 @@ def test_a_writer_that_is_killed_leaves_a_store_that_works(tmp_path):
         "import numpy as np, os, sys, zarr\n"
         "from pathlib import Path\n"
         "from srpo_robot.progress.store import EmbeddingStore\n"
-        "from srpo_robot.progress.score import WindowEmbeddings\n"
+        "from srpo_robot.progress.score import Rules, WindowEmbeddings\n"
         "import srpo_robot.progress.store as m\n"
         "s = EmbeddingStore(Path(sys.argv[1]))\n"
         "s.put('whole', WindowEmbeddings(np.array([1]), np.ones((1, 2))))\n"

@@ -13,6 +13,7 @@ from srpo_robot.progress.score import (
     ONE_WINDOW,
     SKIPPED_EPISODE,
     SKIPPED_TASK,
+    Rules,
     WindowEmbeddings,
     dense_distance,
     failure_progress,
@@ -125,7 +126,7 @@ def test_a_task_without_success_is_an_error_or_left_out():
     windows = [line(0.0, 1.0, 2.0), line(0.0, 1.0, 2.0)]
     with pytest.raises(ScoringError, match=r"'other' has no success .* --skip-task"):
         score(episodes, windows)
-    scores = score(episodes, windows, skip_tasks=["other"])
+    scores = score(episodes, windows, Rules(skip_tasks=("other",)))
     assert scores.curves[1].reason == SKIPPED_TASK
     assert np.isnan(scores.rewards[1])
 

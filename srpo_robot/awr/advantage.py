@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from srpo_robot.errors import UsageError
+from srpo_robot.numerics import standardise
 
 Tail = Literal["divide", "raw", "drop"]
 
@@ -31,18 +32,6 @@ class Advantages:
     increment: np.ndarray
     step: np.ndarray
     chunk: np.ndarray
-
-
-def standardise(values: np.ndarray) -> np.ndarray:
-    """(x - mu)/sigma with mu and sigma (population) over the finite entries; 0 where sigma is 0; NaN stays NaN."""
-    finite = values[np.isfinite(values)]
-    if len(finite) == 0:
-        return values.copy()
-    sigma = finite.std()
-    # A constant's computed sigma is a rounding residue, not 0: compare it with the values' own magnitude.
-    if sigma <= 1e-12 * max(1.0, float(np.abs(finite).max())):
-        return np.where(np.isfinite(values), 0.0, np.nan)
-    return (values - finite.mean()) / sigma
 
 
 def increments(value: np.ndarray) -> np.ndarray:
@@ -79,12 +68,3 @@ def advantages(values: Sequence[np.ndarray], horizon: int, shift: int = 1, tail:
     increment = np.concatenate([increments(value) for value in values])
     gain = np.concatenate([chunk_gain(value, horizon, shift, tail) for value in values])
     return Advantages(increment, standardise(increment), standardise(gain))
-
-
-def trajectory_advantage(rewards: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
-    """A_i = (g_i - mu_g)/sigma_g over the episodes of the same task (eq. 6): (E,); NaN rewards stay NaN."""
-    advantage = np.full(len(rewards), np.nan)
-    names = np.array(tasks)
-    for task in dict.fromkeys(tasks):
-        advantage[names == task] = standardise(rewards[names == task])
-    return advantage

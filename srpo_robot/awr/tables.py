@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from srpo_robot.awr.advantage import Advantages, advantages, trajectory_advantage
+from srpo_robot.awr.advantage import Advantages, advantages
 from srpo_robot.awr.weights import Weights, awr_weights, success_weights, uniform_weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.labels import require_labels
@@ -50,14 +50,10 @@ def weigh_buffer(buffer: Buffer, progress: Table, weighting: Weighting) -> Weigh
     if progress.metadata.get("dataset") != buffer.fingerprint:
         raise StaleTable(f"the progress table is not of {buffer.root}; run: srpo-robot score-dataset {buffer.root}")
     spans = [slice(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
-    found = advantages(
-        [progress["progress"][span] for span in spans], weighting.horizon, weighting.shift, weighting.tail
-    )
+    found = advantages([progress["value"][span] for span in spans], weighting.horizon, weighting.shift, weighting.tail)
     total = found.chunk
     if weighting.kappa:
-        rewards = np.array([progress["reward"][span.start] for span in spans])
-        trajectory = trajectory_advantage(rewards, [e.task for e in buffer.episodes])
-        total = total + weighting.kappa * np.repeat(trajectory, [e.length for e in buffer.episodes])
+        total = total + weighting.kappa * progress["trajectory_advantage"]
     weights = awr_weights(total, weighting.beta, weighting.w_max)
     table = write_table(
         buffer.sidecar / TABLE,

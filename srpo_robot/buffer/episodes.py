@@ -33,6 +33,7 @@ av.logging.set_libav_level(av.logging.FATAL)
 CODEBASE = "v3.0"
 INFO = Path("meta") / "info.json"
 SIDECAR = "srpo"
+REORDER_S = 1.0  # packets are stored in decoding order; one that is shown earlier may come this much later
 
 
 def quiet_lerobot() -> None:
@@ -126,6 +127,7 @@ class Buffer:
             stream = container.streams.video[0]
             assert stream.time_base is not None
             half = 0.5 / self.fps
+            self._seek(container, stream, start_s)
             try:
                 for packet in container.demux(stream):
                     if packet.pts is None:
@@ -133,6 +135,8 @@ class Buffer:
                     seconds = float(packet.pts * stream.time_base)
                     if start_s - half <= seconds < end_s - half:
                         digest.update(bytes(packet))
+                    elif seconds > end_s + REORDER_S:
+                        break
             except FFmpegError as error:
                 raise UndecodableFrame(
                     f"episode {episode.index}, {camera}: {path.name} cannot be read: {error}"
@@ -187,6 +191,11 @@ class Buffer:
         except (FFmpegError, OSError) as error:
             raise UndecodableFrame(_broken(episode, camera, 0, f"{path.name} cannot be opened: {error}")) from None
 
+    def _seek(self, container: Any, stream: Any, start_s: float) -> None:
+        """To the keyframe before an episode's first frame: many episodes share a file."""
+        if start_s > 0:
+            container.seek(int(max(start_s - 1 / self.fps, 0) / stream.time_base), stream=stream)
+
     def _decode_video(self, episode: Episode, camera: str) -> np.ndarray:
         path, start_s, _ = self._video_span(episode, camera)
         frames: list[np.ndarray] = []
@@ -194,8 +203,7 @@ class Buffer:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             assert stream.time_base is not None
-            if start_s > 0:
-                container.seek(int(max(start_s - 1 / self.fps, 0) / stream.time_base), stream=stream)
+            self._seek(container, stream, start_s)
             try:
                 for frame in container.decode(stream):
                     number = round((float(frame.pts * stream.time_base) - start_s) * self.fps)

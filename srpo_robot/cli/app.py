@@ -99,26 +99,92 @@ def score_dataset(
     encoder: Annotated[
         str, typer.Option(help="V-JEPA 2: a Hub id (facebook/vjepa2-vitl-fpc64-256), a folder, or embedded-random.")
     ] = "embedded-random",
-    camera: Annotated[str | None, typer.Option(help="Which camera; the first by default.")] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="Which camera, the first by default; repeated: their distances combined.")
+    ] = None,
     windows: Annotated[
-        str, typer.Option(help="dense (every frame, the paper) or stride:K (every K-th and the last; K times cheaper).")
+        str,
+        typer.Option(
+            help="dense (every frame, the paper), stride:K (every K-th and the last: K times cheaper), or nested "
+            "(prefixes of one sampling of the episode: cheapest)."
+        ),
     ] = "stride:4",
+    window_shape: Annotated[
+        str, typer.Option(help="prefix (frames 0..t, the paper) or recent (the last ones).")
+    ] = "prefix",
     min_window: Annotated[int, typer.Option(help="Last frame of the first window, t0.", min=1)] = 10,
-    device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    frames_per_clip: Annotated[
+        int | None, typer.Option(help="Frames of a clip, even; the encoder's by default.")
+    ] = None,
+    profile: Annotated[
+        Literal["paper", "paper-literal", "siirl", "loo"],
+        typer.Option(help="How distance becomes progress and reward; loo: leave-one-out, success and failure alike."),
+    ] = "paper",
+    references: Annotated[
+        str,
+        typer.Option(
+            help="nn2, a number (DBSCAN eps), mean, nearest, knn3, medoid, hdbscan, siirl, external; "
+            "by default the profile's."
+        ),
+    ] = "",
+    reference: Annotated[str | None, typer.Option(help="Another dataset whose successes are the references.")] = None,
+    value: Annotated[
+        str, typer.Option(help="Step value that trains: progress (the paper, default), eq5, phase or return.")
+    ] = "",
     skip_task: Annotated[list[str] | None, typer.Option(help="Leave this task out; may be repeated.")] = None,
     skip_bad_episodes: Annotated[
-        bool,
-        typer.Option("--skip-bad-episodes", help="Leave out episodes whose video cannot be decoded, and list them."),
+        bool, typer.Option("--skip-bad-episodes", help="Leave out episodes that cannot be decoded, and list them.")
     ] = False,
+    compare: Annotated[str, typer.Option(help="Also show where profiles disagree, for example paper,siirl,loo.")] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Print windows, TFLOP, time and disk, and stop.")] = False,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder; pays on a GPU only.")] = False,
     json: Json = None,
 ) -> None:
-    """Embed growing windows, measure progress by the task's own successes, and write DATASET/srpo/."""
-    from srpo_robot.cli.scoring import score_command
+    """Embed growing windows, measure progress by the task's own successes, and write DATASET/srpo/.
+
+    Changing profile, references or value never embeds again. Under `accelerate launch -m srpo_robot.cli` or torchrun
+    the episodes are dealt to the processes.
+    """
+    from srpo_robot.cli.scoring import ScoreOptions, score_command
 
     score_command(
-        dataset, encoder, camera, windows, min_window, device, dtype, tuple(skip_task or ()), skip_bad_episodes, json
+        ScoreOptions(
+            dataset=dataset,
+            encoder=encoder,
+            cameras=tuple(camera or ()),
+            windows=windows,
+            window_shape=window_shape,
+            min_window=min_window,
+            frames_per_clip=frames_per_clip,
+            profile=profile,
+            references=references,
+            value=value,
+            reference=reference,
+            skip_tasks=tuple(skip_task or ()),
+            skip_bad=skip_bad_episodes,
+            compare=tuple(name.strip() for name in compare.split(",") if name.strip()),
+            plan=plan,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            compile=compile,
+            json_path=json,
+        )
     )
+
+
+@app.command(epilog="Example: srpo-robot store data/apple --prune")
+def store(
+    dataset: Dataset,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove embeddings of videos that are gone.")] = False,
+) -> None:
+    """List the embeddings that a dataset has."""
+    from srpo_robot.cli.scoring import list_store
+
+    list_store(dataset, prune)
 
 
 @app.command("train-awr", epilog="Example: srpo-robot train-awr data/apple --policy pi0-tiny --output outputs/awr")

@@ -83,11 +83,10 @@ def _record(dataset: Path, episodes: int) -> None:
 
 
 def _score(dataset: Path, root: Path) -> dict[str, Any]:
-    from srpo_robot.cli.scoring import score_command
-    from srpo_robot.progress.encoder import EMBEDDED
+    from srpo_robot.cli.scoring import ScoreOptions, score_command
 
     path = root / "score.json"
-    score_command(str(dataset), EMBEDDED, "front", "stride:4", 10, "auto", "float32", (), False, path)
+    score_command(ScoreOptions(str(dataset), json_path=path))
     return json.loads(path.read_text())
 
 

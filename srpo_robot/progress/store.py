@@ -2,46 +2,115 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
+from zarr.errors import ContainsGroupError
 
-from srpo_robot.errors import StaleTable
+from srpo_robot.errors import SrpoRobotError, StaleTable
 from srpo_robot.progress.score import WindowEmbeddings
 
 FORMAT = 1
+INFO = "srpo.json"
+ENTRY_BYTES = 2600  # JSON, array headers and metadata of one entry, beside its numbers
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")  # a commit or a removal that was cut off
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ATTEMPTS = 3  # a prune() beside us may take an unfinished entry away; it is written again
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One episode in the store.
+
+    Attributes:
+        key: its content key.
+        bytes: what its files hold.
+        windows: embedded windows.
+        metadata: what was given to `put`; {} for an entry of before metadata was kept.
+    """
+
+    key: str
+    bytes: int
+    windows: int
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` removed: entries, what killed writers left over, and the bytes of both."""
+
+    entries: int
+    leftovers: int
+    bytes: int
 
 
 class EmbeddingStore:
     """`path`/<key>/ends (n,) and `path`/<key>/embeddings (n, D).
 
     A key names everything an embedding depends on (encoder, windows, video), so nothing in the store is ever stale:
-    after episodes are appended only theirs are computed.
+    after episodes are appended only theirs are computed. Any number of processes may write at once.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create. Raises StaleTable where the store was written by a newer version."""
-        self.path = path
-        info = path / "srpo.json"
-        if info.is_file():
-            version = json.loads(info.read_text())["format"]
-            if version > FORMAT:
-                raise StaleTable(f"{path} has format {version}, this version reads {FORMAT}; update srpo-robot")
-            return
-        path.mkdir(parents=True, exist_ok=True)
-        zarr.open_group(path, mode="a", zarr_format=3)
-        info.write_text(json.dumps({"format": FORMAT}))
+        """Open or create.
 
-    def __contains__(self, key: str) -> bool:
-        return (self.path / key / "zarr.json").is_file()
+        Raises:
+            StaleTable: written by a newer version, or its srpo.json cannot be read.
+            SrpoRobotError: it is not there and cannot be made (a read-only folder, a full disk).
+        """
+        self.path = path
+        info = path / INFO
+        if not info.is_file():
+            with self._writing(0):
+                path.mkdir(parents=True, exist_ok=True)
+                with suppress(ContainsGroupError):  # another process made it between zarr's look and its write
+                    zarr.open_group(path, mode="a", zarr_format=3)
+                # Replaced in one step: another process may be opening the store at this moment.
+                part = path / f".{INFO}.{uuid.uuid4().hex}"
+                part.write_text(json.dumps({"format": FORMAT}))
+                os.replace(part, info)
+        try:
+            version = int(json.loads(info.read_text())["format"])
+        except (ValueError, KeyError, TypeError):
+            raise StaleTable(f"{info} cannot be read; delete the folder {path} and score again") from None
+        if version > FORMAT:
+            raise StaleTable(f"{path} has format {version}, this version reads {FORMAT}; update srpo-robot")
+
+    def __contains__(self, key: object) -> bool:
+        return (self.path / str(key) / "zarr.json").is_file()
 
     def __len__(self) -> int:
-        return sum(1 for child in self.path.iterdir() if child.is_dir() and not child.name.startswith("."))
+        return len(self.keys())
+
+    def keys(self) -> list[str]:
+        """Keys of what is in the store, sorted."""
+        return sorted(
+            child.name for child in self.path.iterdir() if not child.name.startswith(".") and child.name in self
+        )
+
+    def entries(self) -> list[Entry]:
+        """Everything in the store, sorted by key; no embedding is read."""
+        found = []
+        for key in self.keys():
+            try:
+                group = json.loads((self.path / key / "zarr.json").read_text())
+                ends = json.loads((self.path / key / "ends" / "zarr.json").read_text())
+                found.append(Entry(key, _size(self.path / key), int(ends["shape"][0]), group.get("attributes", {})))
+            except FileNotFoundError:  # pruned while we were listing
+                continue
+        return found
 
     def get(self, key: str) -> WindowEmbeddings:
         """Raises KeyError where `key` is not in the store."""
@@ -50,17 +119,112 @@ class EmbeddingStore:
         group = zarr.open_group(self.path / key, mode="r")
         return WindowEmbeddings(np.asarray(group["ends"]), np.asarray(group["embeddings"]))
 
-    def put(self, key: str, windows: WindowEmbeddings) -> None:
-        """Commit one episode atomically: written beside its place, then renamed. A second writer's copy is dropped."""
-        part = self.path / f".{key}.{uuid.uuid4().hex}"
+    def put(self, key: str, windows: WindowEmbeddings, metadata: Mapping[str, Any] | None = None) -> None:
+        """Commit one episode atomically: written beside its place, then renamed. A second writer's copy is dropped.
+
+        Args:
+            metadata: JSON-able; what the embeddings are of, for `entries`.
+
+        Raises:
+            SrpoRobotError: the disk is full (what is needed and what is free) or may not be written. Nothing of this
+                episode stays behind, and earlier ones are whole.
+        """
+        need = np.asarray(windows.embeddings).size * 4 + len(windows.ends) * 8 + ENTRY_BYTES
+        with self._writing(need):
+            for attempt in range(_ATTEMPTS):
+                part = self.path / f".{key}.{uuid.uuid4().hex}"
+                try:
+                    self._commit(part, key, windows, dict(metadata or {}))
+                    return
+                except FileNotFoundError:
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+
+    def _commit(self, part: Path, key: str, windows: WindowEmbeddings, metadata: dict[str, Any]) -> None:
+        group = zarr.open_group(part, mode="w", zarr_format=3, attributes=metadata)
+        # Where prune() takes the folder away from here on, zarr makes it anew with what comes after: not whole, and
+        # without this file, so unlink raises FileNotFoundError.
+        witness = part / ".writing"
+        witness.touch()
+        group.create_array("ends", data=np.asarray(windows.ends, dtype=np.int64))
+        group.create_array("embeddings", data=np.asarray(windows.embeddings, dtype=np.float32))
+        witness.unlink()
         try:
-            group = zarr.open_group(part, mode="w", zarr_format=3)
-            group.create_array("ends", data=np.asarray(windows.ends, dtype=np.int64))
-            group.create_array("embeddings", data=np.asarray(windows.embeddings, dtype=np.float32))
-            try:
-                os.rename(part, self.path / key)
-            except OSError:
-                if key not in self:
-                    raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            os.rename(part, self.path / key)
+        except OSError:
+            if key not in self:
+                raise
+
+    def prune(self, keep: Collection[str], on_entry: Callable[[str], None] | None = None) -> Pruned:
+        """Remove every entry that is not in `keep`, and what killed writers left over.
+
+        Each is renamed before it is deleted, so a kill in the middle leaves whole entries and leftovers only; a writer
+        at work beside it starts its episode's commit again. `on_entry` hears each key that is removed.
+
+        Raises:
+            SrpoRobotError: the folder may not be written.
+        """
+        kept = set(keep)
+        entries = leftovers = freed = 0
+        with self._writing(0):
+            for key in self.keys():
+                if key not in kept:
+                    freed += self._remove(key)
+                    entries += 1
+                    if on_entry is not None:
+                        on_entry(key)
+            for child in sorted(self.path.iterdir()):
+                if _LEFTOVER.fullmatch(child.name):
+                    freed += self._remove(child.name)
+                    leftovers += 1
+        return Pruned(entries, leftovers, freed)
+
+    def _remove(self, name: str) -> int:
+        gone = self.path / f".pruned.{uuid.uuid4().hex}"
+        try:
+            os.rename(self.path / name, gone)
+        except FileNotFoundError:  # its writer finished, or another prune was first
+            return 0
+        size = _size(gone)
+        if gone.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            gone.unlink(missing_ok=True)
+        return size
+
+    @contextmanager
+    def _writing(self, need: int) -> Iterator[None]:
+        """Disk full and read-only become one line that says what would work; other errors pass."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _FULL:
+                free = _free(self.path)
+                raise SrpoRobotError(
+                    f"no space left for the embeddings in {self.path}: this episode needs {max(need, 1) / 1e6:.1f} MB, "
+                    f"{free / 1e6:.1f} MB are free; earlier episodes are kept: free some space and start again"
+                ) from None
+            if error.errno in _REFUSED:
+                raise SrpoRobotError(
+                    f"{self.path} may not be written ({os.strerror(error.errno or 0).lower()}); "
+                    "make the dataset's folder writable, or score a copy of it"
+                ) from None
+            raise
+
+
+def entry_bytes(windows: int, width: int) -> int:
+    """About what an episode of `windows` windows of `width` numbers takes on disk [bytes], before compression."""
+    return windows * (4 * width + 8) + ENTRY_BYTES
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _free(path: Path) -> int:
+    place = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(place).free

@@ -1,0 +1,305 @@
+"""From frames to stored embeddings: batches, the thread that decodes ahead, several cameras, several processes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import SQUARES, record_squares
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.errors import ScoringError, SrpoRobotError, UndecodableFrame
+from srpo_robot.progress.embed import batches, deal, embed_buffer, embed_frames, gather, store_key, store_keys
+from srpo_robot.progress.encoder import load_encoder
+from srpo_robot.progress.store import EmbeddingStore
+from srpo_robot.progress.windows import WindowSpec, clip_indices, clips, ends
+
+FRONT, SIDE = "observation.images.front", "observation.images.side"
+SPEC = WindowSpec("stride", 4, min_window=6)
+SPECS = [SPEC, replace(SPEC, shape="recent"), WindowSpec("nested", min_window=2, frames_per_clip=8)]
+
+
+class CountingEncoder:
+    """Embeds a clip as its mean colour and last red, and remembers what it was given."""
+
+    identity, frames_per_clip, batch_clips = "counting", 4, 3
+
+    def __init__(self) -> None:
+        self.prepared: Counter[int] = Counter()
+        self.calls: list[tuple[int, ...]] = []
+        self.alive: list[weakref.ref] = []
+        self.peak = 0
+        self.threads: set[str] = set()
+
+    def prepare(self, frames: np.ndarray) -> np.ndarray:
+        self.threads.add(threading.current_thread().name)
+        self.prepared[len(frames)] += 1
+        small = frames[:, ::12, ::12].copy()
+        self.alive.append(weakref.ref(small))
+        return small
+
+    def encode(self, clips: np.ndarray) -> np.ndarray:
+        assert threading.current_thread() is threading.main_thread()
+        self.calls.append(clips.shape)
+        self.peak = max(self.peak, sum(ref() is not None for ref in self.alive))
+        return np.concatenate(
+            [clips.mean(axis=(1, 2, 3)) + 1, clips[:, -1, :, :, 0].mean(axis=(1, 2))[:, None]], axis=1
+        )
+
+
+@pytest.fixture
+def buffer(squares):
+    return open_buffer(squares)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return EmbeddingStore(tmp_path / "s.zarr")
+
+
+def decoding_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+# --- one episode
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_batches_change_no_embedding_and_no_order(tiny_encoder_folder, spec):
+    encoder = load_encoder(str(tiny_encoder_folder))
+    frames = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    own = embed_frames(frames, encoder, spec)
+    resolved = spec.resolved(4)
+    assert own.ends.tolist() == ends(30, resolved).tolist()
+    one_by_one = np.concatenate([encoder.encode(frames[clip][None]) for clip in clips(30, resolved)])
+    assert own.embeddings == pytest.approx(one_by_one, rel=1e-4, abs=1e-5)
+
+
+def test_the_last_nested_window_is_the_whole_episode_bit_for_bit(tiny_encoder_folder):
+    encoder = load_encoder(str(tiny_encoder_folder))
+    frames = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    own = embed_frames(frames, encoder, WindowSpec("nested", frames_per_clip=8))
+    whole = encoder.encode(frames[clip_indices(29, 8)][None])[0]
+    assert np.array_equal(own.embeddings[-1], whole)
+
+
+@given(st.lists(st.integers(1, 9).map(lambda n: 2 * n), min_size=1, max_size=40), st.integers(1, 100))
+def test_a_batch_is_of_one_length_and_within_the_budget(lengths, budget):
+    made = list(batches(lengths, budget))
+    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
+    for batch in made:
+        assert len({lengths[i] for i in batch}) == 1
+        assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
+
+
+def test_a_nan_embedding_names_its_episode_and_window(buffer, store):
+    class Broken(CountingEncoder):
+        def encode(self, clips: np.ndarray) -> np.ndarray:
+            return super().encode(clips) * np.nan
+
+    with pytest.raises(ScoringError, match="episode 0, window up to frame 6: the encoder gave NaN or zero"):
+        embed_buffer(buffer, Broken(), store, FRONT, SPEC)
+    assert len(store) == 0
+
+
+# --- a buffer
+
+
+def test_each_frame_is_prepared_once_by_another_thread_and_two_episodes_are_in_memory(tmp_path, store):
+    many = open_buffer(record_squares(tmp_path / "many", [("go", 10 + i, 1.0, True) for i in range(8)]))
+    encoder, heard = CountingEncoder(), []
+    embedded = embed_buffer(many, encoder, store, FRONT, SPEC, on_episode=lambda e, n: heard.append((e.index, n)))
+    assert encoder.prepared == Counter(range(10, 18))
+    assert all(name.startswith("decode") for name in encoder.threads)
+    assert encoder.peak <= 2
+    assert heard == [(e.index, len(ends(e.length, SPEC))) for e in many.episodes]
+    assert (embedded.computed, embedded.left_out, len(embedded.windows)) == (8, {}, 8)
+    gc.collect()
+    assert not any(ref() is not None for ref in encoder.alive)  # nothing outlives its turn
+    assert max(shape[0] for shape in encoder.calls) <= encoder.batch_clips
+    assert decoding_threads() == []
+
+
+def test_what_is_stored_is_neither_decoded_nor_embedded(buffer, store, monkeypatch):
+    first = embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
+    monkeypatch.setattr(Buffer, "frames", None)
+    encoder, heard = CountingEncoder(), []
+    again = embed_buffer(buffer, encoder, store, FRONT, SPEC, on_episode=lambda e, n: heard.append(n))
+    assert (encoder.calls, again.computed, heard) == ([], 0, [0] * 4)
+    for old, new in zip(first.windows, again.windows, strict=True):
+        assert old is not None
+        assert new is not None
+        assert np.array_equal(old.embeddings, new.embeddings)
+
+
+def test_the_store_tells_what_each_entry_is_of(buffer, store):
+    embed_buffer(buffer, CountingEncoder(), store, SIDE, SPEC)
+    found = {entry.metadata["episode"]: entry for entry in store.entries()}
+    assert sorted(found) == [0, 1, 2, 3]
+    assert found[2].metadata["camera"] == SIDE
+    assert found[2].metadata["encoder"] == "counting"
+    assert found[2].metadata["windows"] == "stride:4, prefix, from 6, 4 frames"
+    assert found[2].metadata["video"] == buffer.video_identity(buffer.episodes[2], SIDE)
+    assert found[2].windows == len(ends(SQUARES[2][1], SPEC))
+
+
+def test_several_cameras_are_embedded_each_by_itself(buffer, store):
+    heard = []
+    both = embed_buffer(buffer, CountingEncoder(), store, (FRONT, SIDE), SPEC, on_episode=lambda e, n: heard.append(n))
+    assert list(both.cameras) == [FRONT, SIDE]
+    assert (both.computed, len(store)) == (4, 8)
+    assert heard == [2 * len(ends(e.length, SPEC)) for e in buffer.episodes]
+    side = embed_buffer(buffer, CountingEncoder(), store, SIDE, SPEC)
+    assert side.computed == 0
+    one, other = side.windows[1], both.cameras[SIDE][1]
+    assert one is not None
+    assert other is not None
+    assert np.array_equal(one.embeddings, other.embeddings)
+
+
+def test_a_camera_added_later_embeds_that_camera_only(buffer, store):
+    embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
+    encoder = CountingEncoder()
+    assert embed_buffer(buffer, encoder, store, (FRONT, SIDE), SPEC).computed == 4
+    assert sum(encoder.prepared.values()) == 4
+
+
+# --- what goes wrong on the way
+
+
+def test_a_bad_camera_leaves_its_episode_out_for_all(squares_copy, store):
+    path = sorted((squares_copy / "videos" / SIDE).rglob("*.mp4"))[1]
+    path.write_bytes(path.read_bytes()[:700])
+    damaged = open_buffer(squares_copy)
+    with pytest.raises(UndecodableFrame, match="episode 1"):
+        embed_buffer(damaged, CountingEncoder(), store, (FRONT, SIDE), SPEC)
+    assert len(store) == 3  # both of episode 0, the good camera of episode 1
+    assert decoding_threads() == []
+    made = embed_buffer(damaged, CountingEncoder(), store, (FRONT, SIDE), SPEC, skip_bad=True)
+    assert list(made.left_out) == [1]
+    assert SIDE in made.left_out[1]
+    assert made.cameras[FRONT][1] is None
+    assert made.cameras[SIDE][1] is None
+    assert made.cameras[SIDE][2] is not None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_what_is_done(buffer, store, error):
+    class Interrupted(CountingEncoder):
+        def encode(self, clips: np.ndarray) -> np.ndarray:
+            if len(store) == 2:
+                raise error
+            return super().encode(clips)
+
+    with pytest.raises(error):
+        embed_buffer(buffer, Interrupted(), store, FRONT, SPEC)
+    assert decoding_threads() == []
+    assert len(store) == 2
+    assert embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC).computed == 2
+
+
+def test_an_error_in_the_thread_arrives_as_it_was(buffer, store):
+    class OutOfMemory(CountingEncoder):
+        def prepare(self, frames: np.ndarray) -> np.ndarray:
+            if len(frames) == SQUARES[1][1]:
+                raise MemoryError("no room for the frames")
+            return super().prepare(frames)
+
+    with pytest.raises(MemoryError, match="no room for the frames"):
+        embed_buffer(buffer, OutOfMemory(), store, FRONT, SPEC, skip_bad=True)
+    assert len(store) == 1
+    assert decoding_threads() == []
+
+
+def test_a_full_disk_keeps_earlier_episodes_and_goes_on_from_there(buffer, store, monkeypatch):
+    put = EmbeddingStore.put
+
+    def until_full(self, *arguments):
+        if len(self) == 2:
+            raise SrpoRobotError("no space left")
+        put(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingStore, "put", until_full)
+        with pytest.raises(SrpoRobotError, match="no space left"):
+            embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
+    assert embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC).computed == 2
+
+
+# --- several processes
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 8))
+def test_a_deal_gives_each_episode_to_one_rank_and_no_rank_much_more(costs, ranks):
+    owner = deal(costs, ranks)
+    assert len(owner) == len(costs)
+    assert set(owner) <= set(range(ranks))
+    shares = [sum(c for c, r in zip(costs, owner, strict=True) if r == rank) for rank in range(ranks)]
+    assert max(shares) <= sum(costs) / ranks + max(costs, default=0)
+    assert max(shares) - min(shares) <= max(costs, default=0)
+
+
+def test_a_deal_by_hand():
+    assert deal([1, 5, 4, 3, 3], 2) == (1, 0, 1, 1, 0)  # 5+3 and 4+3+1: the dearest first, each to who has least
+    assert deal([2, 2, 2], 5) == (0, 1, 2)
+    assert deal([], 3) == ()
+    with pytest.raises(ValueError, match="0 ranks"):
+        deal([1], 0)
+
+
+def test_shares_of_three_ranks_are_the_whole(buffer, store, tmp_path):
+    alone = embed_buffer(buffer, CountingEncoder(), EmbeddingStore(tmp_path / "alone.zarr"), (FRONT, SIDE), SPEC)
+    made = []
+    for rank in (2, 0, 1):
+        made.append(embed_buffer(buffer, CountingEncoder(), store, (FRONT, SIDE), SPEC, rank=rank, world=3))
+        with pytest.raises(ScoringError, match="a share of the episodes; gather"):
+            _ = made[-1].windows
+    assert sum(share.computed for share in made) == 4
+    whole = gather(buffer, CountingEncoder(), store, (FRONT, SIDE), SPEC)
+    for camera in (FRONT, SIDE):
+        for one, other in zip(alone.cameras[camera], whole.cameras[camera], strict=True):
+            assert one is not None
+            assert other is not None
+            assert np.array_equal(one.embeddings, other.embeddings)
+
+
+def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
+    embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC, rank=0, world=2)
+    dealt = deal([len(ends(e.length, SPEC)) for e in buffer.episodes], 2)
+    absent = ", ".join(str(i) for i, rank in enumerate(dealt) if rank == 1)
+    with pytest.raises(ScoringError, match=rf"2 of 4 episodes are not embedded: {absent}; .*same command again"):
+        gather(buffer, CountingEncoder(), store, FRONT, SPEC)
+    left_out = {i: "why" for i, rank in enumerate(dealt) if rank == 1}
+    whole = gather(buffer, CountingEncoder(), store, FRONT, SPEC, left_out)
+    assert [own is None for own in whole.windows] == [rank == 1 for rank in dealt]
+    assert whole.left_out == left_out
+
+
+# --- keys
+
+
+def test_a_key_follows_everything_an_embedding_depends_on(buffer):
+    encoder = CountingEncoder()
+    others = [
+        replace(SPEC, stride=5),
+        replace(SPEC, min_window=7),
+        replace(SPEC, shape="recent"),
+        replace(SPEC, repeat="cyclic"),
+        replace(SPEC, frames_per_clip=8),
+        WindowSpec("nested", min_window=6),
+        WindowSpec("dense", min_window=6),
+    ]
+    keys = [store_key(encoder, "video", spec) for spec in (SPEC, *others)]
+    assert len({*keys, store_key(encoder, "other video", SPEC)}) == len(keys) + 1
+    assert store_key(encoder, "video", replace(SPEC, frames_per_clip=4)) == keys[0]  # the encoder's own F
+    assert store_key(encoder, "video", WindowSpec("stride", 1, min_window=6)) == keys[-1]
+    by_episode = store_keys(buffer, encoder, (FRONT, SIDE), SPEC, {1: "left out"})
+    assert sorted(by_episode) == [0, 2, 3]
+    assert len({key for own in by_episode.values() for key in own}) == 6
