@@ -125,7 +125,7 @@ def find(folder: str, name: str) -> Path:
             return path
     known = sorted({path.stem.replace("_", "-") for place in places for path in place.glob("*.toml")})
     close = difflib.get_close_matches(stem.replace("_", "-"), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise RecipeError(f"no recipe {name!r} in {folder}/{hint} There are: {', '.join(known) or 'none'}")
 
 

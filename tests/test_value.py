@@ -223,7 +223,7 @@ def test_averages_agree_with_a_plain_search(seed, neighbours):
             assert found[i][row] == pytest.approx(clock[nearest].mean())
 
 
-# --- a drop, with the true state as encoder (method, section 8)
+# --- a drop, with the true state as encoder (arXiv 2511.15605 has no such check; ours)
 
 
 def carry(rng: np.random.Generator, drop_at: int | None = None) -> np.ndarray:
