@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,6 +113,9 @@ class ToyCell:
     def verdict(self, ended: bool) -> bool | None:
         return True if len(self.arm.driven) >= self.after else (False if ended else None)
 
+    def truth(self) -> dict[str, np.ndarray | str]:
+        return {"truth.steps": np.array([len(self.arm.driven)])}
+
 
 @dataclass
 class Script:
@@ -140,8 +144,8 @@ class Sink:
 
     def begin(self) -> None: ...
 
-    def add(self, images: dict, state: np.ndarray, action: np.ndarray, task: str) -> None:
-        self.frames.append((images, state, action, task))
+    def add(self, images: dict, state: np.ndarray, action: np.ndarray, task: str, truth: Mapping) -> None:
+        self.frames.append((images, state, action, task, truth))
 
     def end(self, success: bool | None) -> int:
         self.ends.append(success)
@@ -196,6 +200,7 @@ def test_frames_hold_what_was_executed_not_what_was_asked():
     assert np.all(executed[:, 1] < 0.3)
     assert outcome.clips == {"joint_step": 3}
     assert [frame[0]["front"][0, 0, 0] for frame in sink.frames] == [0, 1, 2]  # seen before the action
+    assert [int(frame[4]["truth.steps"][0]) for frame in sink.frames] == [0, 1, 2]  # and true at that instant
     assert all(set(frame[0]) == {"front"} for frame in sink.frames)
     first_state = sink.frames[0][1]
     assert first_state[:3] == pytest.approx([0.40, 0.0, 0.25], abs=1e-3)

@@ -98,3 +98,7 @@ class Workcell(Protocol):
     def verdict(self, ended: bool) -> bool | None:
         """True: success. False: failure, only once `ended` (time is up or the policy is done). None: undecided."""
         ...
+
+    def truth(self) -> Mapping[str, np.ndarray | str]:
+        """What a simulator knows at this instant, recorded beside the frame by column name; empty on a real arm."""
+        ...

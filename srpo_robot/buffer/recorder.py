@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,8 @@ from srpo_robot import interrupts
 from srpo_robot.buffer.episodes import INFO, quiet_lerobot
 from srpo_robot.buffer.repair import repair
 from srpo_robot.errors import DatasetError
+
+_LEROBOTS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}  # columns that lerobot adds itself
 
 
 def dataset_features(
@@ -63,13 +66,20 @@ class Recorder:
             raise DatasetError(
                 f"{self.root} is recorded at {info['fps']} fps, this run at {self.fps}; use another --root"
             )
-        for name, feature in self.features.items():
-            have = info["features"].get(name)
-            if have is None or list(have["shape"]) != list(feature["shape"]) or have["names"] != feature["names"]:
+        have = {name: feature for name, feature in info["features"].items() if name not in _LEROBOTS}
+        for name in have.keys() & self.features.keys():
+            there, here = have[name], self.features[name]
+            if list(there["shape"]) != list(here["shape"]) or there["names"] != here["names"]:
                 raise DatasetError(
                     f"{self.root} has another {name!r} than this run would append; use another --root "
-                    f"(there: {have and have['shape']}, here: {list(feature['shape'])})"
+                    f"(there: {there['shape']}, here: {list(here['shape'])})"
                 )
+        lacking, extra = sorted(self.features.keys() - have.keys()), sorted(have.keys() - self.features.keys())
+        if lacking or extra:
+            what = f"has no column {lacking[0]!r}" if lacking else f"has a column {extra[0]!r} of its own"
+            raise DatasetError(
+                f"{self.root} {what}, unlike this run: it is another arm's or version's; use another --root"
+            )
 
     def __enter__(self) -> Self:
         quiet_lerobot()
@@ -92,7 +102,9 @@ class Recorder:
         if self._dataset is not None:
             return
         name = f"local/{self.root.name}"
-        options: dict[str, Any] = {"streaming_encoding": True, "encoder_threads": 2}
+        # A queue without a bound: lerobot's own holds 30 frames, and drops the next one when the encoder is slower than
+        # the camera, so that from there on images belong to other states. A slow encoder costs memory instead.
+        options: dict[str, Any] = {"streaming_encoding": True, "encoder_threads": 2, "encoder_queue_maxsize": 0}
         with interrupts.held_back():
             if self.episodes:
                 self._dataset = LeRobotDataset.resume(name, root=self.root, **options)
@@ -101,12 +113,23 @@ class Recorder:
             options |= {"robot_type": self.robot, "use_videos": True}
             self._dataset = LeRobotDataset.create(name, self.fps, self.features, root=self.root, **options)
 
-    def add(self, images: dict[str, np.ndarray], state: np.ndarray, action: np.ndarray, task: str) -> None:
-        """Add one frame: images by camera name uint8 (H, W, 3), the state before and the action executed from it."""
+    def add(
+        self,
+        images: dict[str, np.ndarray],
+        state: np.ndarray,
+        action: np.ndarray,
+        task: str,
+        truth: Mapping[str, np.ndarray | str] | None = None,
+    ) -> None:
+        """Add one frame: images by camera name uint8 (H, W, 3), the state before and the action executed from it.
+
+        `truth`: what a simulator knows, by column name; of it the columns are recorded that the features declare.
+        """
         frame: dict[str, Any] = {f"observation.images.{name}": image for name, image in images.items()}
         frame["observation.state"] = np.asarray(state, dtype=np.float32)
         frame["action"] = np.asarray(action, dtype=np.float32)
         frame["next.success"] = np.array([False])
+        frame |= {name: value for name, value in (truth or {}).items() if name in self.features}
         self._dataset.add_frame({**frame, "task": task})
 
     def end(self, success: bool | None) -> int:

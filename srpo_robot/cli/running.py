@@ -44,12 +44,12 @@ def load_recipes(arm: str, task: str) -> tuple[HardwareRecipe, TaskRecipe]:
 
 
 def open_cell(
-    hardware: HardwareRecipe, work: TaskRecipe, wide_starts: float, disturbance_m: float
+    hardware: HardwareRecipe, work: TaskRecipe, wide_starts: float, disturbance_m: float, looks: float
 ) -> tuple[Any, Workcell, ActionSpace]:
     """Arm (not yet open), workcell and action space of a run."""
     from srpo_robot.mock.arm import make_mock
 
-    arm, workcell = make_mock(hardware, work, wide_starts=wide_starts, disturbance_m=disturbance_m)
+    arm, workcell = make_mock(hardware, work, wide_starts=wide_starts, disturbance_m=disturbance_m, looks=looks)
     return arm, workcell, make_action_space(work.action_space, arm.limits, arm.home_rad)
 
 
@@ -57,23 +57,27 @@ def make_recorder(
     root: Path, hardware: HardwareRecipe, work: TaskRecipe, space: ActionSpace, commit_every: int = 1
 ) -> Recorder:
     """A recorder for this arm, task and action space. Raises DatasetError where `root` does not fit."""
+    from srpo_robot.mock.truth import FEATURES
+
     cameras = {c.name: (c.height_px, c.width_px) for c in hardware.cameras if c.name in work.cameras}
     features = dataset_features(cameras, space.state_names, space.names)
+    features |= FEATURES if hardware.kind == "mock" else {}  # a real arm does not know the truth
     return Recorder(root, hardware.fps, features, hardware.name, commit_every)
 
 
 def record_demonstrations(
-    arm_name: str, task_name: str, root: Path, episodes: int, failure_rate: float, seed: int
+    arm_name: str, task_name: str, root: Path, episodes: int, failure_rate: float, seed: int, looks: float = 0.0
 ) -> Recorder:
-    """Record scripted demonstrations, labelled by the physics.
+    """Record scripted demonstrations, labelled by the physics. `looks`: how much they vary in light and cameras.
 
     Raises:
         RecipeError, DatasetError: see `load_recipes` and `Recorder`.
+        UsageError: `looks` outside 0 to 1.
     """
     from srpo_robot.mock.demonstrator import Demonstrator
 
     hardware, work = load_recipes(arm_name, task_name)
-    arm, workcell, space = open_cell(hardware, work, WIDE_STARTS, DISTURBANCE_M)
+    arm, workcell, space = open_cell(hardware, work, WIDE_STARTS, DISTURBANCE_M, looks)
     recorder = make_recorder(root, hardware, work, space, COMMIT_EVERY)
     outcomes: list[Outcome] = []
     with recorder, arm, bar("recording", episodes, "episode") as progress:
@@ -101,23 +105,25 @@ def run_trials(
     seed: int,
     device: str,
     json_path: Path | None,
+    looks: float = 0.0,
 ) -> list[Trial]:
     """Run `trials` trials of a checkpoint and print the success rate.
 
     A run that was interrupted goes on: trials in OUTPUT/trials.jsonl are not run again.
 
     Raises:
-        UsageError: OUTPUT belongs to another run, or is no folder of a run.
+        UsageError: OUTPUT belongs to another run, or is no folder of a run; `looks` outside 0 to 1.
         RecipeError, CheckpointError, DatasetError: see what is loaded.
     """
     hardware, work = load_recipes(arm_name, task_name)
-    arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0)
+    arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0, looks)
     with waiting(f"loading {checkpoint}"):
         policy = TrainedPolicy(checkpoint, space, work.instruction, work.cameras, resolve(device))
     if policy.provenance.get("tiny"):
         few_threads()
     recorder = make_recorder(record_to or output / "dataset", hardware, work, space)
-    done = _begin_run(output, {"arm": arm_name, "task": work.name, "policy": str(checkpoint), "seed": seed})
+    settings = {"arm": arm_name, "task": work.name, "policy": str(checkpoint), "seed": seed, "looks": looks}
+    done = _begin_run(output, settings)
     with recorder, arm, bar("trials", trials, "trial") as progress:
         progress.at(len(done))
         setup = Setup(arm, workcell, space, work.instruction, work.time_limit_s, work.cameras)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,7 +20,14 @@ class FrameSink(Protocol):
 
     def begin(self) -> None: ...
 
-    def add(self, images: dict[str, np.ndarray], state: np.ndarray, action: np.ndarray, task: str) -> None: ...
+    def add(
+        self,
+        images: dict[str, np.ndarray],
+        state: np.ndarray,
+        action: np.ndarray,
+        task: str,
+        truth: Mapping[str, np.ndarray | str],
+    ) -> None: ...
 
     def end(self, success: bool | None) -> int: ...
 
@@ -66,8 +73,9 @@ def run_episode(
 ) -> Outcome:
     """Run one episode and record what was executed.
 
-    A frame holds what was seen, and the action that was executed from there, after all limits. Where the policy asks
-    for something that is not a number, the arm holds and the episode is void.
+    A frame holds what was seen, what was true then (where a simulator knows), and the action that was executed from
+    there, after all limits. Where the policy asks for something that is not a number, the arm holds and the episode is
+    void.
 
     Raises:
         ArmError: the arm faulted; the frames recorded so far are discarded with the episode, earlier ones are on disk.
@@ -84,6 +92,7 @@ def run_episode(
     try:
         while steps < limit_steps:
             seen = arm.observe()
+            truth = setup.workcell.truth() if sink is not None else {}
             if not queue:
                 chunk = policy.act(seen)
                 if chunk is None:
@@ -95,7 +104,7 @@ def run_episode(
             if sink is not None:
                 state = setup.space.state(seen.state, seen.commanded)
                 images = {name: seen.images[name] for name in setup.cameras}
-                sink.add(images, state, setup.space.action(limited.command), setup.instruction)
+                sink.add(images, state, setup.space.action(limited.command), setup.instruction, truth)
             steps += 1
             if on_step is not None:
                 on_step(steps)

@@ -9,7 +9,7 @@ import numpy as np
 from srpo_robot.arm import kinematics
 from srpo_robot.arm.arm import Arm
 from srpo_robot.errors import ArmError, RecipeError
-from srpo_robot.mock import tasks
+from srpo_robot.mock import tasks, truth
 from srpo_robot.mock.cell import CellSim
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import ArmCommand, Observation
@@ -32,12 +32,14 @@ class MockArm(Arm):
     al. 2017).
     """
 
-    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, disturbance_m: float = 0.0) -> None:
-        """Raises RecipeError where the recipes ask for what the mock cell does not have."""
+    def __init__(
+        self, hardware: HardwareRecipe, task: TaskRecipe, disturbance_m: float = 0.0, looks: float = 0.0
+    ) -> None:
+        """Raises RecipeError where the recipes ask for what the mock cell does not have; UsageError as `CellSim`."""
         super().__init__(hardware)
         if disturbance_m < 0.0:
             raise RecipeError(f"disturbance_m is {disturbance_m}; it is a standard deviation, zero or more")
-        self.sim = CellSim(hardware, task)
+        self.sim = CellSim(hardware, task, looks)
         self.disturbance_m = disturbance_m
         self._slow_m = np.zeros(3)
         self._rng = np.random.default_rng(0)
@@ -123,13 +125,18 @@ class MockCell:
         start = self._start(np.random.default_rng([seed, 1]))
         self.arm.place(layout, start)
         tcp = kinematics.tcp_position(start.joints_rad, self.arm.limits.tcp_offset_m)
-        return layout.as_json() | {"start_tcp_m": [round(float(v), 6) for v in tcp]}
+        looks = {"looks": self.arm.sim.looks}
+        return layout.as_json() | {"start_tcp_m": [round(float(v), 6) for v in tcp]} | looks
 
     def verdict(self, ended: bool) -> bool | None:
         """True once the success rule has held for half a second up to now; False only once `ended`; else None."""
         if self.arm.sim.succeeded():
             return True
         return False if ended else None
+
+    def truth(self) -> Mapping[str, np.ndarray | str]:
+        """The columns of `truth.FEATURES` at this instant. Raises ArmError before the first `reset`."""
+        return truth.snapshot(self.arm.sim)
 
     def _start(self, rng: np.random.Generator) -> ArmCommand:
         """Joints and opening at the start of a trial; drawn until inverse kinematics reaches it inside the box.
@@ -161,7 +168,12 @@ class MockCell:
 
 
 def make_mock(
-    hardware: HardwareRecipe, task: TaskRecipe, *, wide_starts: float = 0.0, disturbance_m: float = 0.0
+    hardware: HardwareRecipe,
+    task: TaskRecipe,
+    *,
+    wide_starts: float = 0.0,
+    disturbance_m: float = 0.0,
+    looks: float = 0.0,
 ) -> tuple[MockArm, MockCell]:
     """The mock arm and the workcell around it.
 
@@ -170,11 +182,13 @@ def make_mock(
         task: which task is laid out and judged.
         wide_starts: probability of a start anywhere over the table instead of near home.
         disturbance_m: standard deviation of the noise on the way to the motors [m]; see `MockArm`.
+        looks: how much light, colours and cameras vary between trials, 0 (not at all) to 1; see `looks.look`.
 
     Raises:
         RecipeError: the recipes ask for what the mock cell does not have.
+        UsageError: `looks` outside 0 to 1.
     """
     if hardware.kind != "mock":
         raise RecipeError(f"{hardware.name} is a recipe for a {hardware.kind}; the mock cell needs one of kind 'mock'")
-    arm = MockArm(hardware, task, disturbance_m)
+    arm = MockArm(hardware, task, disturbance_m, looks)
     return arm, MockCell(arm, wide_starts)

@@ -9,24 +9,33 @@ import numpy as np
 
 from srpo_robot.errors import ArmError, RecipeError
 from srpo_robot.mock import rendering, scene
+from srpo_robot.mock.looks import Look, check_amount, look
 from srpo_robot.mock.objects import THINGS
 from srpo_robot.mock.tasks import SUCCESS_HOLD_S, Layout, SceneFacts, Task, task_named
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import JOINTS, ArmCommand, ArmState
 
 _SETTLE_S = 0.1  # objects come to rest before a trial starts
+_WORN = ("geom_rgba", "cam_pos", "cam_quat", "cam_fovy")  # what a look changes in the model, beside the light
 _DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 
 class CellSim:
     """Arm, gripper, objects and cameras, and the privileged view on them that only scripts and judges may use."""
 
-    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe) -> None:
-        """Raises RecipeError where the mock cell has no such task, camera or tool."""
+    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, looks: float = 0.0) -> None:
+        """`looks`: how much light, colours and cameras vary from layout to layout, 0 to 1; see `looks.look`.
+
+        Raises:
+            RecipeError: the mock cell has no such task, camera or tool.
+            UsageError: `looks` is no such amount.
+        """
         self.hardware = hardware
         self.recipe = task
+        self.looks = check_amount(looks)
         self.task: Task = task_named(task.name)
         self.layout: Layout | None = None
+        self.intent = ""  # what a script is about to do in this layout, for the record; "" where a policy drives
         self.placed_for_s = 0.0  # how long the success rule has held, up to now
         self._model = mujoco.MjModel.from_xml_string(scene.mjcf(hardware))
         self._data = mujoco.MjData(self._model)
@@ -34,6 +43,8 @@ class CellSim:
         self._arm_q = np.array([self._model.joint(f"joint{i + 1}").qposadr[0] for i in range(JOINTS)])
         self._arm_v = np.array([self._model.joint(f"joint{i + 1}").dofadr[0] for i in range(JOINTS)])
         self._finger_q = np.array([self._model.joint(f"finger_{side}").qposadr[0] for side in ("left", "right")])
+        self._nominal = {name: getattr(self._model, name).copy() for name in _WORN}
+        self._things = [i for i in range(self._model.ngeom) if self._body_of(i) in (*THINGS, "plate")]
         self._renderer: rendering.Renderer | None = None
         self._target = np.zeros(JOINTS + 1)  # joints [rad] and opening [m] that the motors hold
         self._place_arm(ArmCommand(np.array(hardware.home_rad), hardware.limits.gripper_max_m))
@@ -48,7 +59,7 @@ class CellSim:
     # --- time -----------------------------------------------------------------------------------------------------
 
     def reset(self, layout: Layout, start: ArmCommand) -> None:
-        """Lay out the scene with the arm at rest at `start`; the clock starts at 0.
+        """Lay out the scene with the arm at rest at `start`, in the look of the layout's seed; the clock starts at 0.
 
         Raises:
             RecipeError: `layout` is of another task.
@@ -56,6 +67,7 @@ class CellSim:
         if layout.task != self.recipe.name:
             raise RecipeError(f"this cell is set up for {self.recipe.name!r}, the layout is of {layout.task!r}")
         mujoco.mj_resetData(self._model, self._data)
+        self.wear(look(layout.seed, self.looks))
         self._park(set(THINGS) - {item.name for item in layout.objects})
         for item in layout.objects:
             half = item.yaw_rad / 2.0
@@ -63,7 +75,7 @@ class CellSim:
             self._pose(item.name)[3:7] = [np.cos(half), 0.0, 0.0, np.sin(half)]
         self._data.mocap_pos[0] = [*layout.plate_m, 0.0]
         self._place_arm(start)
-        self.layout = layout
+        self.layout, self.intent = layout, ""
         for _ in range(round(_SETTLE_S / scene.TIMESTEP_S)):
             mujoco.mj_step(self._model, self._data)
         self._data.time = 0.0
@@ -137,7 +149,28 @@ class CellSim:
         self._data.joint(name).qvel[:] = 0.0
         mujoco.mj_forward(self._model, self._data)
 
+    def wear(self, worn: Look) -> None:
+        """Take on a look until the next `reset`: light, colours, cameras. Nothing that moves is touched."""
+        model = self._model
+        for name, values in self._nominal.items():
+            getattr(model, name)[:] = values
+        light = model.vis.headlight
+        light.ambient[:], light.diffuse[:] = worn.ambient * np.array(worn.tint), worn.diffuse * np.array(worn.tint)
+        model.geom_rgba[model.geom("table").id, :3] = worn.table_rgb
+        model.geom_rgba[self._things, :3] = np.clip(model.geom_rgba[self._things, :3] * worn.object_gain, 0.0, 1.0)
+        for name, mount in zip(scene.CAMERAS, worn.cameras, strict=True):
+            camera = model.camera(name)
+            turn, nominal = np.empty(4), camera.quat.copy()
+            mujoco.mju_euler2Quat(turn, mount.turn_rad, "xyz")
+            camera.pos[:] += mount.shift_m
+            mujoco.mju_mulQuat(camera.quat, nominal, turn)  # turned in its own frame
+            camera.fovy[:] *= mount.fovy_factor
+        mujoco.mj_camlight(model, self._data)  # not forward: a look leaves no trace in the solver's warm start
+
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _body_of(self, geom: int) -> str:
+        return self._model.body(self._model.geom_bodyid[geom]).name
 
     def _pose(self, name: str) -> np.ndarray:
         """Position and quaternion of a free object, a writable view, (7,)."""

@@ -125,6 +125,7 @@ class Demonstrator:
         if self.sim.layout is None:
             raise UsageError("the cell has no layout yet; reset the workcell before the demonstrator")
         self.failure = choose_failure(seed, self.failure_rate) if failure is None else failure
+        self.sim.intent = self.failure.value
         self._plan = _draw_plan(self.sim.layout, self.failure, np.random.default_rng([seed, 4]))
         self.phase = Phase.APPROACH
         self._anchor_m = self.sim.facts().tcp_m  # where the present phase began

@@ -127,14 +127,13 @@ class GLRenderer:
 
 
 class RayRenderer:
-    """One ray a pixel by `mj_multiRay`: flat colours, shaded by the surface normal. No antialiasing."""
+    """One ray a pixel by `mj_multiRay`: flat colours, shaded by the surface normal. No antialiasing.
+
+    Light, colours and cameras are read from the model at every picture, as OpenGL does: a look may change them.
+    """
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self._model = model
-        light = model.vis.headlight
-        self._ambient, self._diffuse = np.array(light.ambient), np.array(light.diffuse)
-        # One row more than there are geoms: index -1, "nothing hit", is the black background.
-        self._colours = np.vstack([model.geom_rgba[:, :3], np.zeros(3)])
 
     def render(self, data: mujoco.MjData, camera: str, height_px: int, width_px: int) -> np.ndarray:
         """See `Renderer.render`."""
@@ -147,8 +146,12 @@ class RayRenderer:
             self._model, data, view.xpos, rays.ravel(), None, True, -1, geom, distance, normal, count, mujoco.mjMAXVAL
         )
         facing = np.clip(normal.reshape(-1, 3) @ axes[:, 2], 0.0, 1.0)  # the light shines along the camera's -z
-        shade = np.clip(self._ambient + self._diffuse * facing[:, None], 0.0, 1.0)
-        return (self._colours[geom] * shade * 255.0 + 0.5).astype(np.uint8).reshape(height_px, width_px, 3)
+        light = self._model.vis.headlight
+        shade = light.ambient + light.diffuse * facing[:, None]
+        # One row more than there are geoms: index -1, "nothing hit", is the black background.
+        colours = np.vstack([self._model.geom_rgba[:, :3], np.zeros(3)])[geom]
+        lit = np.clip(colours * shade, 0.0, 1.0)  # as OpenGL: a bright light saturates the product, not itself
+        return (lit * 255.0 + 0.5).astype(np.uint8).reshape(height_px, width_px, 3)
 
     def close(self) -> None:
         """Nothing is held."""

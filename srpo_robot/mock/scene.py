@@ -14,6 +14,8 @@ from srpo_robot.records import JOINTS
 
 TIMESTEP_S = 0.002
 CAMERAS = ("front", "wrist")
+AMBIENT, DIFFUSE = 0.45, 0.55  # nominal light; together 1: a surface that faces the camera shows its own colour
+TABLE_RGB = (0.42, 0.36, 0.30)  # nominal
 
 # MuJoCo Menagerie's xArm 7: position gain [Nm/rad], velocity gain [Nm s/rad], torque limit [Nm], damping [Nm s/rad].
 _GAINS = [(1500, 150, 50, 10)] * 2 + [(1000, 100, 30, 5)] * 3 + [(800, 80, 20, 2)] * 2
@@ -47,10 +49,11 @@ def mjcf(hardware: HardwareRecipe) -> str:
     <global offwidth="{width}" offheight="{height}"/>
     <quality shadowsize="0" offsamples="2" numslices="16" numstacks="10"/>
     <map znear="0.01" zfar="10"/>
-    <headlight ambient="0.45 0.45 0.45" diffuse="0.55 0.55 0.55" specular="0 0 0"/>
+    <headlight ambient="{_text([AMBIENT] * 3)}" diffuse="{_text([DIFFUSE] * 3)}" specular="0 0 0"/>
   </visual>
   <worldbody>
-    <geom name="table" type="plane" size="2 2 0.1" rgba="0.42 0.36 0.30 1" condim="6" friction="1 0.02 0.003"/>
+    <geom name="table" type="plane" size="2 2 0.1" rgba="{_text(list(TABLE_RGB))} 1" condim="6"
+          friction="1 0.02 0.003"/>
     {_camera("front", np.array([0.86, -0.06, 0.64]), np.array([0.385, -0.06, 0.06]), np.array([0.0, 0.0, 1.0]), 37)}
     <geom type="cylinder" fromto="0 0 0 0 0 0.16" size="0.06" rgba="0.75 0.77 0.80 1" contype="0" conaffinity="0"/>
     {_arm(hardware)}

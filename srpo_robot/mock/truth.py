@@ -1,0 +1,177 @@
+"""What only a simulator knows, recorded beside the frames: how far the task is, where everything is, what was meant.
+
+The columns begin with neither `observation` nor `action`, so that no policy takes them as input. With them the method
+can be tried without an encoder: `true_windows` are the embeddings that a perfect encoder would give, and what the real
+one then loses is the encoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.errors import ArmError, DatasetError, UsageError
+from srpo_robot.mock.cell import CellSim
+from srpo_robot.mock.objects import PLATE_TOP_M
+from srpo_robot.mock.tasks import SceneFacts, held, on_plate
+from srpo_robot.records import Episode
+
+if TYPE_CHECKING:
+    from srpo_robot.progress.score import WindowEmbeddings
+    from srpo_robot.progress.windows import WindowSpec
+
+STAGE, STATE, KIND = "truth.stage", "truth.state", "truth.kind"
+STATE_NAMES = (
+    *("tcp.x", "tcp.y", "tcp.z"),  # [m], base frame, as all positions
+    "gripper",  # opening [m]
+    *("target.x", "target.y", "target.z"),
+    *("target-tcp.x", "target-tcp.y", "target-tcp.z"),
+    *("target-plate.x", "target-plate.y", "target-plate.z"),  # from the centre of the plate's upper face
+    *("held", "on_plate"),  # 1 or 0: the target is between the fingertips and off the table; lies on the plate
+    *("distractor.x", "distractor.y", "distractor.z"),  # the first one
+    *("distractor-plate.x", "distractor-plate.y", "distractor-plate.z"),
+    *("wrong_held", "wrong_on_plate"),  # 1 or 0: the same of any other object
+)
+FEATURES: dict[str, Any] = {
+    STAGE: {"dtype": "float32", "shape": (1,), "names": ["stage"]},
+    STATE: {"dtype": "float32", "shape": (len(STATE_NAMES),), "names": list(STATE_NAMES)},
+    KIND: {"dtype": "string", "shape": (1,), "names": None},
+}  # of a LeRobot dataset
+ABSENT_M = (-1.0, 0.0, 0.0)  # recorded for the distractor of a task without any: behind the arm, out of sight
+
+View = Literal["absolute", "relative"]
+Pool = Literal["last", "mean"]
+_DROPPED = {
+    "absolute": ("target-tcp.", "target-plate.", "distractor-plate."),
+    "relative": ("tcp.", "target.", "distractor."),
+}  # what a view leaves out of the state
+
+
+def snapshot(sim: CellSim) -> dict[str, np.ndarray | str]:
+    """The columns of `FEATURES` at this instant.
+
+    `truth.kind` is what the demonstrator is about to get wrong ("none": nothing); "" where a policy drives.
+
+    Raises:
+        ArmError: the cell has no layout yet.
+    """
+    if sim.layout is None:
+        raise ArmError("the cell has no layout yet; reset the workcell before asking what is true")
+    state = _state(sim.facts(), sim.layout.target, sim.recipe.distractors[:1])
+    return {STAGE: np.array([sim.stage()], dtype=np.float32), STATE: state, KIND: sim.intent}
+
+
+def _state(facts: SceneFacts, target: str, distractors: tuple[str, ...]) -> np.ndarray:
+    """The values of `STATE_NAMES`, float32 (K,)."""
+    plate = np.append(facts.plate_m, PLATE_TOP_M)
+    where = facts.objects_m[target]
+    distractor = facts.objects_m[distractors[0]] if distractors else np.array(ABSENT_M)
+    others = [name for name in facts.objects_m if name != target]
+    flags = [held(facts, target), on_plate(facts, target)]
+    wrong = [any(held(facts, name) for name in others), any(on_plate(facts, name) for name in others)]
+    parts = (facts.tcp_m, [facts.gripper_m], where, where - facts.tcp_m, where - plate, flags)
+    return np.concatenate([*parts, distractor, distractor - plate, wrong]).astype(np.float32)
+
+
+# --- reading it back ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What was true in a buffer, each aligned with its episodes.
+
+    Attributes:
+        stage: (T,) oracle of progress, 0 to 1.
+        state: (T, K) values of `STATE_NAMES`.
+        kind: what was meant: "none", "miss", "drop", "wrong" or "stop"; "" for a policy's trial.
+        drop: first frame at which the target, held before, is neither held nor on the plate; None: it was not dropped.
+    """
+
+    stage: tuple[np.ndarray, ...]
+    state: tuple[np.ndarray, ...]
+    kind: tuple[str, ...]
+    drop: tuple[int | None, ...]
+
+
+def read_truth(buffer: Buffer) -> Truth:
+    """The truth columns of a buffer, by episode.
+
+    Raises:
+        DatasetError: it has none (a real arm's, or one recorded by an older version), or others.
+    """
+    missing = [name for name in FEATURES if name not in buffer.meta.features]
+    if missing:
+        raise DatasetError(
+            f"{buffer.root} has no column {missing[0]!r}; only the mock cell knows the truth: "
+            "record with 'srpo-robot record --arm mock'"
+        )
+    names = tuple(buffer.meta.features[STATE]["names"])
+    if names != STATE_NAMES:
+        raise DatasetError(f"{buffer.root}: {STATE} holds {', '.join(names)}; record it again with this version")
+    stage, state, kind = (buffer.column(name) for name in (STAGE, STATE, KIND))
+    spans = [slice(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
+    states = tuple(state[span] for span in spans)
+    return Truth(
+        stage=tuple(stage[span] for span in spans),
+        state=states,
+        kind=tuple(str(kind[span.start]) for span in spans),
+        drop=tuple(drop_frame(rows) for rows in states),
+    )
+
+
+def drop_frame(state: np.ndarray) -> int | None:
+    """First frame at which the target, held before, is neither held nor on the plate; `state` (T, K)."""
+    is_held = state[:, STATE_NAMES.index("held")] > 0.5
+    placed = state[:, STATE_NAMES.index("on_plate")] > 0.5
+    lost = np.flatnonzero(np.logical_or.accumulate(is_held) & ~is_held & ~placed)
+    return int(lost[0]) if len(lost) else None
+
+
+# --- a perfect encoder --------------------------------------------------------------------------------------------
+
+
+def true_windows(
+    truth: Truth, episodes: Sequence[Episode], spec: WindowSpec, view: View = "relative", pool: Pool = "last"
+) -> list[WindowEmbeddings]:
+    """What a perfect encoder would say about every window: the true state, standardised over all frames.
+
+    Args:
+        truth: of the buffer that holds `episodes`.
+        episodes: all of the buffer's, in order.
+        spec: which windows; its clip length must be known where `pool` is "mean".
+        view: "absolute" positions in the base frame, or positions "relative" to gripper and plate.
+        pool: the state at the window's "last" frame, or the "mean" over the frames of its clip.
+
+    Returns:
+        One entry for each episode, embeddings float64 (n, D).
+
+    Raises:
+        UsageError: no such view or pool.
+        ValueError: `truth` is of other episodes, or the clip length is not known.
+    """
+    from srpo_robot.progress.score import WindowEmbeddings
+    from srpo_robot.progress.windows import clips, ends
+
+    if view not in get_args(View) or pool not in get_args(Pool):
+        raise UsageError(f"no true state {view!r}, {pool!r}; views: absolute, relative; pools: last, mean")
+    if [e.length for e in episodes] != [len(rows) for rows in truth.state]:
+        raise ValueError("the truth is of other episodes")
+    kept = [i for i, name in enumerate(STATE_NAMES) if not name.startswith(_DROPPED[view])]
+    states = _standardised([rows[:, kept].astype(np.float64) for rows in truth.state])
+    windows = []
+    for rows in states:
+        last = ends(len(rows), spec)
+        seen = rows[last] if pool == "last" else np.stack([rows[clip].mean(axis=0) for clip in clips(len(rows), spec)])
+        windows.append(WindowEmbeddings(last, seen))
+    return windows
+
+
+def _standardised(states: list[np.ndarray]) -> list[np.ndarray]:
+    """Each dimension by its mean and standard deviation over all frames; one that never changes becomes 0."""
+    pooled = np.concatenate(states)
+    spread = pooled.std(axis=0)
+    return [(rows - pooled.mean(axis=0)) / np.where(spread > 0.0, spread, 1.0) for rows in states]

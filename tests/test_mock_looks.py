@@ -1,0 +1,196 @@
+"""Looks of the mock cell: what they may change, by how much, and that physics does not notice."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srpo_robot.arm.actions import make_action_space
+from srpo_robot.errors import UsageError
+from srpo_robot.evaluation.runtime import Setup, run_episode
+from srpo_robot.mock import rendering, tasks
+from srpo_robot.mock.arm import make_mock
+from srpo_robot.mock.cell import CellSim
+from srpo_robot.mock.demonstrator import Demonstrator
+from srpo_robot.mock.looks import NOMINAL, CameraLook, Look, look
+from srpo_robot.mock.scene import AMBIENT, CAMERAS, DIFFUSE
+from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
+from srpo_robot.records import ArmCommand
+
+HARDWARE = load(HardwareRecipe, "hardware", "mock")
+TASK = load(TaskRecipe, "datasets", "put-apple")
+HOME = ArmCommand(np.array(HARDWARE.home_rad), 0.085)
+BRIGHT = dataclasses.replace(NOMINAL, ambient=1.4 * AMBIENT, diffuse=1.4 * DIFFUSE, tint=(1.12, 1.0, 0.88))
+SEEDS = st.integers(0, 2**31)
+
+
+def gl() -> str:
+    """A GL backend that works here; skips where there is none."""
+    found = [name for name in rendering.GL_BACKENDS if rendering.works(name)]
+    if not found:
+        pytest.skip("no GL library on this machine")
+    return found[0]
+
+
+def pictures(sim: CellSim) -> np.ndarray:
+    return np.stack([sim.render(name) for name in CAMERAS])
+
+
+@pytest.fixture
+def rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(rendering.CHOICE, "ray")
+
+
+# --- what is drawn
+
+
+@given(SEEDS)
+def test_amount_0_is_the_nominal_look_for_every_seed(seed: int) -> None:
+    assert look(seed, 0.0) == NOMINAL
+
+
+@given(SEEDS, st.floats(0.0, 1.0))
+def test_a_look_stays_in_the_promised_range(seed: int, amount: float) -> None:
+    drawn = look(seed, amount)
+    room = amount + 1e-9
+    assert abs(drawn.ambient + drawn.diffuse - 1.0) <= 0.4 * room
+    assert 0.2 < drawn.ambient / (drawn.ambient + drawn.diffuse) < 0.7
+    assert np.abs(np.subtract(drawn.tint, 1.0)).max() <= 0.12 * room
+    assert np.abs(np.subtract(drawn.object_gain, 1.0)).max() <= 0.15 * room
+    assert min(drawn.table_rgb) >= 0.0 and max(drawn.table_rgb) <= 0.7 + 1e-9
+    assert len(drawn.cameras) == len(CAMERAS)
+    for camera in drawn.cameras:
+        assert np.abs(camera.shift_m).max() <= 0.020 * room
+        assert np.degrees(np.abs(camera.turn_rad).max()) <= 2.0 * room
+        assert abs(camera.fovy_factor - 1.0) <= 0.05 * room
+
+
+def test_looks_spread_over_their_range() -> None:
+    drawn = [look(seed, 1.0) for seed in range(300)]
+    assert drawn == [look(seed, 1.0) for seed in range(300)]
+    light = np.array([d.ambient + d.diffuse for d in drawn])
+    assert light.min() < 0.63 and light.max() > 1.37
+    assert (np.ptp([d.table_rgb for d in drawn], axis=0) > 0.5).all()
+    mounts = np.array([[*c.shift_m, *c.turn_rad] for d in drawn for c in d.cameras])
+    assert (np.ptp(mounts, axis=0) > 0.95 * 2 * np.repeat([0.020, np.radians(2.0)], 3)).all()
+    assert np.abs(np.corrcoef(mounts[::2].T, mounts[1::2].T)[:6, 6:]).max() < 0.2  # cameras are mounted one by one
+
+
+@pytest.mark.parametrize("amount", [-0.1, 1.1, float("nan")])
+def test_an_amount_outside_0_to_1_is_refused(amount: float) -> None:
+    with pytest.raises(UsageError, match=r"looks is .*; give 0 \(always the same\) to 1"):
+        CellSim(HARDWARE, TASK, amount)
+
+
+# --- what is seen
+
+
+@pytest.mark.parametrize("kind", ["gl", "ray"])
+def test_the_next_reset_takes_a_look_off_to_the_last_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(rendering.CHOICE, gl() if kind == "gl" else kind)
+    plain, worn = CellSim(HARDWARE, TASK), CellSim(HARDWARE, TASK)
+    plain.reset(tasks.layout(TASK, 2), HOME)
+    worn.reset(tasks.layout(TASK, 2), HOME)
+    worn.wear(look(2, 1.0))
+    nominal = pictures(plain)
+    assert np.abs(pictures(worn).astype(int) - nominal).mean() > 5
+    worn.wear(NOMINAL)
+    assert (pictures(worn) == nominal).all()
+    worn.wear(look(3, 1.0))
+    worn.reset(tasks.layout(TASK, 2), HOME)
+    assert (pictures(worn) == nominal).all()
+    for sim in (plain, worn):
+        sim.close()
+
+
+@pytest.mark.parametrize("worn", [BRIGHT, *(look(seed, 1.0) for seed in range(4))])
+def test_renderers_agree_on_a_look(worn: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for backend in (gl(), "ray"):
+        monkeypatch.setenv(rendering.CHOICE, backend)
+        sim = CellSim(HARDWARE, TASK)
+        sim.reset(tasks.layout(TASK, 0), HOME)
+        sim.wear(worn)
+        drawn.append(pictures(sim).astype(int))
+        sim.close()
+    difference = np.abs(drawn[0] - drawn[1])
+    assert difference.mean() < 4.0  # antialiased edges differ, surfaces do not
+    assert np.percentile(difference, 90) <= 2
+
+
+def test_a_cell_with_looks_wears_the_look_of_the_layouts_seed(rays: None) -> None:
+    varied, plain = CellSim(HARDWARE, TASK, 0.7), CellSim(HARDWARE, TASK)
+    for sim in (varied, plain):
+        sim.reset(tasks.layout(TASK, 5), HOME)
+    plain.wear(look(5, 0.7))
+    assert (pictures(varied) == pictures(plain)).all()
+
+
+@pytest.mark.parametrize(
+    ("mount", "rows", "columns"),
+    [
+        # The front camera looks back at the arm: +y is to its right, 0.02 m at 0.75 m are 3.8 px (see the geometry
+        # test of the renderers), and pictures move against the camera.
+        (CameraLook(shift_m=(0.0, 0.02, 0.0)), 0.0, -3.8),
+        # 2 degrees are 48 / tan(18.5 deg) * tan(2 deg) = 5.0 px; turned to its left (about up), things go right.
+        (CameraLook(turn_rad=(0.0, np.radians(2.0), 0.0)), 0.0, 5.0),
+        (CameraLook(turn_rad=(np.radians(2.0), 0.0, 0.0)), 5.0, 0.0),
+    ],
+)
+def test_a_mount_moves_the_picture_as_geometry_says(rays: None, mount: CameraLook, rows: float, columns: float) -> None:
+    sim = CellSim(HARDWARE, TASK)
+    sim.reset(tasks.layout(TASK, 0), HOME)
+    sim.move_object("apple", np.array([0.40, -0.06, 0.030]))  # near the middle of the picture
+    before = _apple(sim)
+    sim.wear(dataclasses.replace(NOMINAL, cameras=(mount, CameraLook())))
+    assert _apple(sim) - before == pytest.approx(np.array([rows, columns]), abs=0.6)
+
+
+def test_a_wider_lens_shrinks_the_picture(rays: None) -> None:
+    sim = CellSim(HARDWARE, TASK)
+    sim.reset(tasks.layout(TASK, 0), HOME)
+    sim.move_object("apple", np.array([0.40, 0.10, 0.030]))
+    before = _apple(sim)[1] - 47.5
+    sim.wear(dataclasses.replace(NOMINAL, cameras=(CameraLook(fovy_factor=1.05), CameraLook())))
+    wider = np.tan(np.radians(18.5)) / np.tan(np.radians(18.5 * 1.05))
+    assert _apple(sim)[1] - 47.5 == pytest.approx(before * wider, abs=0.5)
+
+
+def _apple(sim: CellSim) -> np.ndarray:
+    """Row and column of the apple's middle in the front camera."""
+    image = sim.render("front").astype(int)
+    red = (image[..., 0] > 80) & (image[..., 1] < 50) & (image[..., 2] < 60)
+    return np.array([where.mean() for where in np.nonzero(red)])
+
+
+def test_the_target_stays_in_sight_whatever_the_look(rays: None) -> None:
+    sim = CellSim(HARDWARE, TASK, 1.0)
+    for seed in range(40):
+        sim.reset(tasks.layout(TASK, seed), HOME)
+        there = sim.render("front").astype(int)
+        sim.move_object("apple", np.array([-1.0, 1.0, 0.030]))
+        contrast = np.abs(there - sim.render("front")).max(axis=-1)
+        assert (contrast > 25).sum() > 20, seed  # nominally it has some 70 pixels
+
+
+# --- what it must not change
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_seed_moves_the_same_whatever_it_looks_like(seed: int) -> None:
+    def states(looks: float) -> tuple[bool | None, np.ndarray]:
+        hardware = dataclasses.replace(HARDWARE, cameras=())
+        arm, cell = make_mock(hardware, TASK, wide_starts=0.6, disturbance_m=0.006, looks=looks)
+        rows: list[np.ndarray] = []
+        with arm:
+            space = make_action_space("tcp", arm.limits, arm.home_rad)
+            setup = Setup(arm, cell, space, "go", 20.0, (), stop_on_success=False)
+            expert = Demonstrator(arm.sim, failure_rate=0.5)
+            done = run_episode(setup, expert, seed, on_step=lambda _: rows.append(arm.observe().state.joints_rad))
+        return done.success, np.array(rows)
+
+    plain, varied = states(0.0), states(1.0)
+    assert plain[0] == varied[0]
+    assert (plain[1] == varied[1]).all()
