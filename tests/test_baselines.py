@@ -1,0 +1,405 @@
+"""Scores without a network, and nulls: what each takes away is gone, and all of them go through the one pipeline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SQUARES, moving_square, record_squares
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.errors import UsageError
+from srpo_robot.progress import baselines
+from srpo_robot.progress.baselines import (
+    NULL_TO_BEAT,
+    NULLS,
+    SCORERS,
+    TRANSFORMS,
+    PixelFrame,
+    PixelMean,
+    Transformed,
+    episode_transform,
+    frozen_from,
+    image_scorer,
+    length_curves,
+    pixel_curves,
+    score_with,
+    scorer_named,
+    time_curves,
+)
+from srpo_robot.progress.embed import embed_frames, store_key
+from srpo_robot.progress.encoder import Encoder, HoldsFrames, load_encoder
+from srpo_robot.progress.metrics import Resampling, final_progress, separation, task_metrics
+from srpo_robot.progress.score import (
+    CONSTANT,
+    NO_SUCCESS,
+    ONE_WINDOW,
+    SKIPPED_EPISODE,
+    SKIPPED_TASK,
+    Rules,
+    Scores,
+    WindowEmbeddings,
+)
+from srpo_robot.progress.store import EmbeddingStore
+from srpo_robot.progress.windows import PREFIX, WindowSpec
+from srpo_robot.records import Episode
+
+FRONT = "observation.images.front"
+SPEC = WindowSpec("stride", 2, min_window=4)
+LOO = Rules("loo")
+
+
+def noise_video(length: int = 30, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)
+
+
+def episode(index: int, length: int, success: bool | None, task: str = "go") -> Episode:
+    return Episode(index, task, length, 10.0, 0, (FRONT,), success)
+
+
+class LastFrames:
+    """Embeds a clip as the corner pixel of each of its frames, in order: whoever changes a clip is seen."""
+
+    identity, frames_per_clip, batch_clips = "last-frames", 4, 3
+
+    def prepare(self, frames: np.ndarray) -> np.ndarray:
+        return frames
+
+    def encode(self, clips: np.ndarray) -> np.ndarray:
+        return clips[:, :, 0, 0, 0].astype(np.float32) + 1
+
+
+def numbered(length: int) -> np.ndarray:
+    """Frames whose every pixel is the frame's number."""
+    return np.broadcast_to(np.arange(length, dtype=np.uint8)[:, None, None, None], (length, 4, 4, 3)).copy()
+
+
+# --- pixels
+
+
+def test_a_clips_mean_image_by_hand():
+    encoder = PixelMean(size=2, frames=4)
+    clips = np.zeros((2, 4, 2, 2, 3), dtype=np.uint8)
+    clips[0, :, 0, 1, 2] = [10, 20, 30, 41]
+    embedded = encoder.encode(clips)
+    assert (embedded.dtype, embedded.shape) == (np.float32, (2, 12))
+    assert embedded[0].reshape(2, 2, 3)[0, 1, 2] == pytest.approx((25.25 + 1) / 256)
+    assert np.all(embedded[1] == 1 / 256)  # black is not zero: a zero embedding is an error
+    assert PixelFrame(2).encode(clips)[0].reshape(2, 2, 3)[0, 1, 2] == pytest.approx(42 / 256)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (32, 32), (720, 1280)])
+def test_prepared_frames_are_small_squares_with_the_same_mean(height, width):
+    video = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    video[:, : height // 2] //= 4
+    small = PixelMean(16).prepare(video)
+    assert (small.shape, small.dtype) == ((3, 16, 16, 3), np.uint8)
+    assert small.mean(axis=(1, 2)) == pytest.approx(video.mean(axis=(1, 2)), abs=2.5)
+
+
+def test_recent_windows_of_10_frames_are_the_mean_of_the_last_10():
+    """From frame 10 on there are always ten, so no frame is repeated."""
+    video, encoder = noise_video(40), PixelMean(8)
+    spec = SCORERS[NULL_TO_BEAT].windows(WindowSpec("stride", 3))
+    assert (spec.shape, spec.frames_per_clip, spec.stride, spec.min_window) == ("recent", 10, 3, 10)
+    own = embed_frames(encoder.prepare(video), encoder, spec)
+    for end, row in zip(own.ends, own.embeddings, strict=True):
+        expected = encoder.prepare(video)[end - 9 : end + 1].mean(axis=0).ravel()
+        assert row * 256 - 1 == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_prefix_of_at_most_its_clip_is_the_cumulative_mean_of_all_its_frames():
+    video, encoder = noise_video(16), PixelMean(8, frames=16)
+    own = embed_frames(encoder.prepare(video), encoder, WindowSpec("dense"))
+    assert own.embeddings[-1] * 256 - 1 == pytest.approx(video.mean(axis=0).ravel(), abs=1e-3)
+
+
+def test_pixel_encoders_differ_in_identity_by_what_they_embed():
+    assert len({PixelMean(32).identity, PixelMean(16).identity, PixelFrame(32).identity}) == 3
+    assert PixelMean(32, 10).identity == PixelMean(32, 64).identity  # the clip is in the windows, not in the encoder
+    with pytest.raises(UsageError, match="images of 0 px"):
+        PixelMean(0)
+
+
+# --- the L1 baseline of appendix B
+
+
+def pixel_windows(*rows: list[list[float]]) -> list[WindowEmbeddings]:
+    return [WindowEmbeddings(np.arange(10, 10 + len(r)), np.array(r, dtype=np.float32)) for r in rows]
+
+
+def test_pixel_progress_by_hand():
+    episodes = [episode(0, 13, True), episode(1, 12, True), episode(2, 13, False)]
+    windows = pixel_windows([[0, 0], [1, 2], [2, 2]], [[5, 5], [3, 4]], [[0, 0], [2, 1], [4, 4]])
+    curves = pixel_curves(episodes, windows)
+    assert curves[0].distance[10:].tolist() == [4, 1, 0]  # L1, not L2
+    assert curves[0].progress[10:].tolist() == [0, 0.75, 1]
+    assert curves[1].progress[-1] == 1.0
+    # the failure: to the nearest success's last frame, (2, 2) or (3, 4)
+    assert curves[2].distance[10:].tolist() == [4, 1, 1]
+    assert curves[2].progress[10:].tolist() == [0, 0.75, 0.75]
+    assert np.isnan(curves[0].distance[:10]).all()
+    assert (curves[0].progress[:10] == 0).all()
+    assert np.flatnonzero(curves[0].scored).tolist() == [10, 11, 12]
+
+
+def test_pixel_progress_that_is_undefined_says_why():
+    episodes = [episode(0, 12, True), episode(1, 12, False), episode(2, 11, False), episode(3, 12, False, "other")]
+    windows = [*pixel_windows([[1, 1], [1, 1]]), None, *pixel_windows([[4, 4]], [[1, 2], [3, 4]])]
+    curves = pixel_curves(episodes, windows)
+    assert [curve.reason for curve in curves] == [CONSTANT, SKIPPED_EPISODE, ONE_WINDOW, NO_SUCCESS]
+    assert all(np.isnan(curve.progress).all() for curve in curves)
+
+
+# --- length and time
+
+
+def test_length_is_a_share_of_the_tasks_longest_episode():
+    curves = length_curves([episode(0, 10, True), episode(1, 5, False), episode(2, 4, True, "other")])
+    assert [curve.progress[-1] for curve in curves] == [1.0, 0.5, 1.0]
+    assert curves[1].progress.tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=2, max_size=12))
+def test_the_auc_of_length_is_that_of_the_lengths(rows):
+    success = [good for _, good in rows]
+    curves = length_curves([episode(i, n, good) for i, (n, good) in enumerate(rows)])
+    found = separation(final_progress(curves), success, Resampling(0, 0)).estimates["auc"].value
+    if len(set(success)) < 2:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(roc_auc_score(success, [n for n, _ in rows]))
+
+
+def test_the_time_index_has_a_perfect_shape_and_no_worth():
+    episodes = [episode(i, 20 + i, i < 3) for i in range(6)]
+    found = task_metrics("go", time_curves(episodes), [e.success for e in episodes], Resampling(0, 99)).estimates
+    assert (found["sc"].value, found["mono"].value, found["auc"].value) == (1.0, 1.0, 0.5)
+    assert found["auc"].p == 1.0
+    one = time_curves([episode(0, 1, True)])[0]
+    assert (one.reason, bool(np.isnan(one.progress).all())) == (ONE_WINDOW, True)
+
+
+# --- transforms
+
+
+def clips_seen(name: str, length: int = 12, spec: WindowSpec = SPEC, seed: int = 0) -> np.ndarray:
+    """Frame numbers that the encoder saw, (n, F)."""
+    encoder = Transformed(LastFrames(), name, seed)
+    return embed_frames(encoder.prepare(numbered(length)), encoder, spec).embeddings.astype(int) - 1
+
+
+def plain_clips(length: int = 12, spec: WindowSpec = SPEC) -> np.ndarray:
+    return embed_frames(numbered(length), LastFrames(), spec).embeddings.astype(int) - 1
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, shape="recent"), WindowSpec("dense", frames_per_clip=8)], ids=str)
+def test_shuffled_windows_have_the_same_frames_in_another_order(spec):
+    seen, plain = clips_seen("shuffled", 30, spec), plain_clips(30, spec)
+    assert np.array_equal(np.sort(seen, axis=1), np.sort(plain, axis=1))
+    assert (seen != plain).any(axis=1).mean() > 0.8
+    orders = {tuple(row - row.min()) for row in np.argsort(seen, axis=1, kind="stable")}
+    assert len(orders) > 3  # one fixed order would only rename time
+
+
+def test_a_reversed_episode_runs_backwards():
+    assert np.array_equal(clips_seen("reversed"), 11 - plain_clips())
+
+
+def test_a_frozen_tail_stands_still_from_two_thirds_on():
+    assert np.array_equal(clips_seen("frozen-tail"), np.minimum(plain_clips(), 8))
+    assert [frozen_from(n) for n in (1, 2, 3, 12, 100)] == [0, 1, 2, 8, 66]
+
+
+def test_noise_has_nothing_of_the_episode_and_differs_between_episodes():
+    first, again = clips_seen("noise", 100), clips_seen("noise", 100)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(clips_seen("noise", 101)[:5], first[:5])
+    frames = episode_transform("noise").frames(numbered(100), np.random.default_rng(0))
+    assert (frames.shape, frames.dtype) == ((100, 4, 4, 3), np.uint8)
+    assert frames.mean() == pytest.approx(127.5, abs=5)
+    assert abs(np.corrcoef(frames[:, 0, 0, 0], np.arange(100))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_follows_its_seed_and_the_episodes_pixels_not_the_batches(name):
+    encoder, alone = Transformed(LastFrames(), name), Transformed(LastFrames(), name)
+    alone.batch_clips = 1
+    video = noise_video(20)
+    one, other = (embed_frames(video, e, SPEC).embeddings for e in (encoder, alone))
+    assert np.array_equal(one, other)
+    assert np.array_equal(one, embed_frames(video.copy(), encoder, SPEC, episode_index=7).embeddings)
+    random = name in ("shuffled", "noise")
+    other_seed = embed_frames(video, Transformed(LastFrames(), name, seed=1), SPEC).embeddings
+    assert np.array_equal(one, other_seed) != random
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transformed_video_has_a_key_of_its_own(name):
+    encoder = LastFrames()
+    keys = {store_key(e, "video", SPEC) for e in (encoder, *(Transformed(encoder, n) for n in TRANSFORMS))}
+    assert len(keys) == 1 + len(TRANSFORMS)
+    assert store_key(Transformed(encoder, name), "video", SPEC) != store_key(
+        Transformed(encoder, name, 1), "video", SPEC
+    )
+    assert isinstance(Transformed(encoder, name), HoldsFrames)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_an_encoder_that_holds_frames_sees_the_same_as_one_that_does_not(name):
+    class Holding(LastFrames):
+        def hold(self, frames: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(frames)
+
+        def encode(self, clips: np.ndarray | torch.Tensor) -> np.ndarray:
+            assert isinstance(clips, torch.Tensor)
+            return super().encode(clips.numpy())
+
+    video = noise_video(20)
+    held, plain = (embed_frames(video, Transformed(e, name), SPEC).embeddings for e in (Holding(), LastFrames()))
+    assert np.array_equal(held, plain)
+
+
+def test_shuffling_changes_nothing_of_a_mean_image():
+    """Shuffled frames of the pixel mean are the pixel mean: the null is identical by definition."""
+    encoder, video = PixelMean(8, frames=16), noise_video(30)
+    plain = embed_frames(video, encoder, WindowSpec("dense")).embeddings
+    assert embed_frames(video, Transformed(encoder, "shuffled"), WindowSpec("dense")).embeddings == pytest.approx(plain)
+
+
+def test_a_real_encoder_notices_every_transform(tiny_encoder_folder):
+    encoder = load_encoder(str(tiny_encoder_folder))
+    frames = encoder.prepare(moving_square(20, 1.0))
+    plain = embed_frames(frames, encoder, SPEC).embeddings
+    for name in TRANSFORMS:
+        changed = embed_frames(frames, Transformed(encoder, name), SPEC).embeddings
+        assert np.abs(changed - plain).max() > 1e-4, name
+
+
+def test_an_unknown_name_lists_those_there_are():
+    with pytest.raises(UsageError, match="no transform 'blurred'; there are: shuffled, reversed, frozen-tail, noise"):
+        episode_transform("blurred")
+    with pytest.raises(UsageError, match="no scorer 'vip'; there are: pixel-last10"):
+        scorer_named("vip")
+
+
+# --- the registry, through the pipeline
+
+
+@pytest.fixture(scope="module")
+def buffer(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
+    """Two tasks: far and short ways of a square; the second one of the squares' fixture."""
+    rows = [("go far", 20 + i, 1.0 - 0.02 * i, True) for i in range(5)]
+    rows += [("go far", 20 + i, 0.3 + 0.1 * i, False) for i in range(4)]
+    return open_buffer(record_squares(tmp_path_factory.mktemp("far") / "data", [*rows, *SQUARES], commit_every=13))
+
+
+@pytest.fixture(scope="module")
+def scored(buffer, tmp_path_factory, tiny_encoder_folder) -> dict[str, Scores]:
+    """Every scorer's scores of `buffer`, with a random network under test."""
+    store = EmbeddingStore(tmp_path_factory.mktemp("store") / "s.zarr")
+    encoder = load_encoder(str(tiny_encoder_folder))
+    found = {name: score_with(s, buffer, store, FRONT, encoder, SPEC, LOO) for name, s in SCORERS.items()}
+    scorer = image_scorer(PixelFrame(8), "a small frame")
+    return found | {scorer.name: score_with(scorer, buffer, store, FRONT, encoder, SPEC, LOO)}
+
+
+def far_auc(scores: Scores) -> float:
+    return (
+        separation(final_progress(scores.curves[:9]), [True] * 5 + [False] * 4, Resampling(0, 0)).estimates["auc"].value
+    )
+
+
+def test_the_registry_says_what_each_is_for():
+    assert next(iter(NULLS)) == NULL_TO_BEAT
+    assert set(NULLS) == {"pixel-last10", "pixel-mean", *TRANSFORMS, "length", "time"}
+    assert set(SCORERS) - set(NULLS) == {"pixel"}
+    for name, scorer in SCORERS.items():
+        assert scorer.name == name == scorer_named(name).name
+        assert scorer.meaning
+        assert scorer.trustworthy
+        assert "\n" not in scorer.meaning + scorer.trustworthy
+        assert scorer.transform in ("", *TRANSFORMS)
+        assert scorer.video or scorer.curves is not None
+
+
+@pytest.mark.parametrize("name", [*SCORERS, "image"])
+def test_every_scorer_scores_every_episode(scored, buffer, name):
+    scores = scored[name]
+    assert [curve.episode_index for curve in scores.curves] == [e.index for e in buffer.episodes]
+    for episode_, curve, value in zip(buffer.episodes, scores.curves, scores.values, strict=True):
+        assert curve.progress.shape == curve.scored.shape == value.shape == (episode_.length,)
+        assert np.isfinite(curve.progress).all() or curve.reason
+        known = curve.progress[np.isfinite(curve.progress)]
+        assert ((known >= 0) & (known <= 1)).all()
+
+
+def test_pixels_tell_far_from_near_and_noise_and_time_do_not(scored):
+    assert far_auc(scored[NULL_TO_BEAT]) == 1.0
+    assert far_auc(scored["image"]) == 1.0
+    assert far_auc(scored["time"]) == 0.5
+    assert far_auc(scored["length"]) == pytest.approx(0.6)  # by hand: 12 of 20 pairs with ties as halves
+    assert scored["pixel"].curves[0].progress[-1] == 1.0
+    assert scored["pixel"].curves[5].progress[-1] < 1.0
+
+
+def test_a_frozen_tail_does_not_move_pixels(scored, buffer):
+    """Through the store with an encoder of frames: what stands still has a constant progress."""
+    encoder = Transformed(PixelFrame(8), "frozen-tail")
+    video = moving_square(30, 1.0)
+    own = embed_frames(
+        encoder.prepare(video), encoder, WindowSpec("dense", shape="recent", min_window=4, frames_per_clip=2)
+    )
+    frozen = own.embeddings[own.ends >= frozen_from(30)]
+    assert (frozen == frozen[0]).all()
+    assert not (own.embeddings == frozen[0]).all()
+
+
+def test_what_is_scored_again_is_not_embedded_again(buffer, tmp_path, tiny_encoder_folder):
+    store, encoder = EmbeddingStore(tmp_path / "s.zarr"), load_encoder(str(tiny_encoder_folder))
+    counts: list[int] = []
+    for _ in range(2):
+        score_with(
+            SCORERS["shuffled"], buffer, store, FRONT, encoder, SPEC, LOO, on_episode=lambda e, n: counts.append(n)
+        )
+    assert min(counts[:13]) > 0
+    assert counts[13:] == [0] * 13
+
+
+def test_a_skipped_task_has_no_curve(buffer, tmp_path, tiny_encoder_folder):
+    store, encoder = EmbeddingStore(tmp_path / "s.zarr"), load_encoder(str(tiny_encoder_folder))
+    rules = replace(LOO, skip_tasks=("go right",))
+    for name in ("length", "pixel", NULL_TO_BEAT):
+        scores = score_with(SCORERS[name], buffer, store, FRONT, encoder, SPEC, rules)
+        assert [c.reason for c in scores.curves[9:]] == [SKIPPED_TASK] * 4
+        assert np.isnan(final_progress(scores.curves[9:])).all()
+        assert np.isfinite(final_progress(scores.curves[:9])).all()
+
+
+@pytest.mark.parametrize("spec", [WindowSpec("nested", frames_per_clip=8), PREFIX, WindowSpec("stride", 4)], ids=str)
+def test_windows_under_test_become_each_scorers_own(spec):
+    for scorer in SCORERS.values():
+        own = scorer.windows(spec)
+        assert own.min_window == spec.min_window
+        assert own.stride == spec.stride or spec.kind == "nested"
+
+
+def test_references_of_another_dataset_are_refused(buffer, tmp_path):
+    rules, encoder = Rules("loo", "external"), LastFrames()
+    with pytest.raises(UsageError, match="need the dataset's own successes"):
+        score_with(SCORERS["time"], buffer, EmbeddingStore(tmp_path / "s"), FRONT, encoder, SPEC, rules)
+
+
+def test_encoders_keep_the_protocol():
+    def takes(encoder: Encoder) -> str:
+        return encoder.identity
+
+    encoders: list[Encoder] = [PixelMean(), PixelFrame(), Transformed(PixelMean(), "noise")]
+    assert len({takes(encoder) for encoder in encoders}) == 3
+    assert baselines.SCORERS[NULL_TO_BEAT].null

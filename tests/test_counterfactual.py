@@ -1,0 +1,279 @@
+"""Changed episodes: what is kept is kept to the bit, what is promised of the rest holds, and a score is held to it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from conftest import moving_square
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srpo_robot.errors import UsageError
+from srpo_robot.progress.baselines import PixelMean, time_curves
+from srpo_robot.progress.counterfactual import (
+    ELSEWHERE,
+    Variant,
+    allowed,
+    backwards,
+    colour_swap,
+    cut,
+    from_simulator,
+    frozen,
+    over_reward,
+    region_swap,
+    variant_episode,
+    variants,
+    wrong_ending,
+)
+from srpo_robot.progress.embed import embed_frames
+from srpo_robot.progress.score import Rules, WindowEmbeddings, score
+from srpo_robot.progress.windows import WindowSpec
+from srpo_robot.records import Episode
+
+lengths = st.integers(2, 40)
+fractions = st.floats(0.0, 0.999)
+RED, GREEN = (200, 20, 20), (20, 200, 20)
+
+
+def video(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, length]).integers(0, 256, (length, 4, 6, 3), dtype=np.uint8)
+
+
+def shows_what_it_says(variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> bool:
+    """Every frame equals the one it is said to show, and shows one of the two."""
+    assert len(variant.source) == len(variant.donor) == len(variant.frames)
+    assert ((variant.source == ELSEWHERE) != (variant.donor == ELSEWHERE)).all()
+    assert 0 <= variant.ceiling < len(source)
+    assert variant.success is False
+    pairs = [(variant.source, source)] + ([] if donor is None else [(variant.donor, donor)])
+    return all(
+        np.array_equal(variant.frames[where != ELSEWHERE], shown[where[where != ELSEWHERE]]) for where, shown in pairs
+    )
+
+
+# --- laws of the makers
+
+
+@given(lengths, fractions)
+def test_a_frozen_episode_is_itself_up_to_the_stop_and_one_frame_after(length, fraction):
+    source = video(length)
+    made = frozen(source, fraction)
+    stop = made.ceiling
+    assert made.frames.shape == source.shape
+    assert shows_what_it_says(made, source)
+    assert np.array_equal(made.frames[: stop + 1], source[: stop + 1])
+    assert (made.frames[stop:] == source[stop]).all()
+    assert stop < length - 1  # something is changed
+    assert abs(stop - fraction * length) <= 2
+
+
+@given(lengths, fractions)
+def test_a_cut_episode_is_a_prefix(length, fraction):
+    source = video(length)
+    made = cut(source, fraction)
+    assert np.array_equal(made.frames, source[: made.ceiling + 1])
+    assert len(made.frames) < length
+    assert shows_what_it_says(made, source)
+
+
+@given(lengths)
+def test_backwards_twice_is_the_episode(length):
+    source = video(length)
+    made = backwards(source)
+    assert np.array_equal(made.frames[-1], source[made.ceiling])
+    assert np.array_equal(backwards(made.frames).frames, source)
+    assert shows_what_it_says(made, source)
+
+
+@given(lengths, st.integers(1, 40), fractions, st.sampled_from(["failure", "other-task"]))
+def test_a_wrong_ending_is_a_beginning_and_an_end(length, donor_length, fraction, kind):
+    source, ending = video(length), video(donor_length, seed=1)
+    made = wrong_ending(source, ending, fraction, kind)
+    kept = made.ceiling + 1
+    assert len(made.frames) == kept + min(length - kept, donor_length)
+    assert np.array_equal(made.frames[:kept], source[:kept])
+    assert np.array_equal(made.frames[-1], ending[-1])
+    assert shows_what_it_says(made, source, ending)
+    assert made.donor_ceiling == (donor_length - 1 if kind == "failure" else None)
+
+
+def test_states_follow_the_frames():
+    source, ending = video(6), video(4, seed=1)
+    made = wrong_ending(source, ending, 0.5, "failure")
+    states, theirs = np.arange(6.0)[:, None], 10 + np.arange(4.0)[:, None]
+    assert made.carried(states, theirs)[:, 0].tolist() == [0, 1, 2, 3, 12, 13]
+    assert frozen(source, 0.5).carried(states)[:, 0].tolist() == [0, 1, 2, 3, 3, 3]
+    with pytest.raises(ValueError, match="shows a donor"):
+        made.carried(states)
+
+
+def two_objects() -> np.ndarray:
+    """A red and a green block, half of each in shade, on grey: uint8 (3, 12, 20, 3)."""
+    frames = np.full((3, 12, 20, 3), 120, dtype=np.uint8)
+    for t in range(3):
+        frames[t, 2:6, 2 + t : 6 + t] = RED
+        frames[t, 4:6, 2 + t : 6 + t] = (100, 10, 10)
+        frames[t, 2:6, 12:16] = GREEN
+    frames[:, 10, :, :] = (8, 1, 1)  # too dark to have a hue
+    return frames
+
+
+def test_a_colour_swap_exchanges_two_colours_keeps_the_shade_and_leaves_the_rest():
+    source = two_objects()
+    made = colour_swap(source, RED, GREEN, moved=1)
+    assert made.frames[0, 3, 3].tolist() == list(GREEN)
+    assert made.frames[0, 5, 3].tolist() == [10, 100, 10]
+    assert made.frames[0, 3, 13].tolist() == list(RED)
+    block = (source == 120).all(axis=-1) | (source == (8, 1, 1)).all(axis=-1)
+    assert np.array_equal(made.frames[block], source[block])
+    assert np.array_equal(colour_swap(made.frames, RED, GREEN).frames, source)
+    assert (made.ceiling, made.edited) == (1, True)
+    assert np.array_equal(colour_swap(source, GREEN, RED).frames, made.frames)
+
+
+def test_a_colour_swap_that_cannot_be():
+    source = two_objects()
+    for colours, says in ((((200, 0, 0), (180, 10, 0)), "smaller reach"), (((0, 0, 0), GREEN), "black has no hue")):
+        with pytest.raises(UsageError, match=says):
+            colour_swap(source, *colours)
+    with pytest.raises(UsageError, match="frame 3 is not in an episode of 3"):
+        colour_swap(source, RED, GREEN, moved=3)
+
+
+@given(st.integers(0, 3), st.integers(0, 2), st.integers(1, 3), st.integers(1, 2))
+def test_a_region_swap_twice_is_the_episode_and_nothing_else_moves(top, left, height, width):
+    source = np.random.default_rng(0).integers(0, 256, (4, 8, 14, 3), dtype=np.uint8)
+    first = np.array([top, left, top + height, left + width])
+    steps = np.array([[0, 6 + t, 0, 6 + t] for t in range(4)])  # the other box moves
+    made = region_swap(source, first, first + steps)
+    assert np.array_equal(region_swap(made.frames, first, first + steps).frames, source)
+    for t in range(4):
+        t0, l0, b0, r0 = first
+        t1, l1, b1, r1 = first + steps[t]
+        assert np.array_equal(made.frames[t, t0:b0, l0:r0], source[t, t1:b1, l1:r1])
+        outside = np.ones((8, 14), dtype=bool)
+        outside[t0:b0, l0:r0] = outside[t1:b1, l1:r1] = False
+        assert np.array_equal(made.frames[t][outside], source[t][outside])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ([0, 0, 2, 2], [0, 5, 2, 7], "box [0, 5, 2, 7] is not inside an image of 4x6 px"),
+        ([0, 0, 2, 2], [2, 2, 4, 5], "of two sizes"),
+        ([0, 0, 2, 2], [1, 1, 3, 3], "overlap"),
+        ([2, 0, 2, 2], [0, 2, 0, 4], "is not inside"),
+    ],
+)
+def test_boxes_that_cannot_be_swapped(first, second, says):
+    with pytest.raises(UsageError) as caught:
+        region_swap(video(3), np.array(first), np.array(second))
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("frame 0:")
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, math.nan])
+def test_a_fraction_outside_the_episode(fraction):
+    with pytest.raises(UsageError, match="give 0 up to below 1"):
+        frozen(video(10), fraction)
+
+
+def test_what_is_no_video():
+    with pytest.raises(UsageError, match="a variant is made of uint8"):
+        backwards(np.zeros((3, 4, 4, 3)))
+    with pytest.raises(UsageError, match="2 frames or more"):
+        cut(video(1), 0.5)
+    with pytest.raises(UsageError, match="resize one"):
+        wrong_ending(video(5), np.zeros((5, 8, 8, 3), dtype=np.uint8), 0.5, "failure")
+    with pytest.raises(UsageError, match="no donor 'success'"):
+        wrong_ending(video(5), video(5), 0.5, "success")  # pyright: ignore[reportArgumentType]
+
+
+@given(st.integers(0, 50), st.integers(5, 40))
+def test_the_set_is_the_same_for_a_seed_and_holds_its_laws(seed, length):
+    source, failure, other = video(length), video(12, seed=1), video(9, seed=2)
+    made, again = (variants(source, seed, failure, other) for _ in range(2))
+    names = ["frozen", "early-cut", "reversed", "wrong-ending:failure", "wrong-ending:other-task"]
+    assert [variant.name for variant in made] == names
+    for one, two, donor in zip(made, again, (None, None, None, failure, other), strict=True):
+        assert np.array_equal(one.frames, two.frames)
+        assert shows_what_it_says(one, source, donor)
+    assert [variant.name for variant in variants(source, seed)] == names[:3]
+    stops = {tuple(v.ceiling for v in variants(video(40), s)[:2]) for s in range(8)}
+    assert len(stops) > 4
+
+
+def test_a_simulators_frames_are_taken_as_they_are():
+    made = from_simulator("wrong-object", video(7), ceiling=2)
+    assert (made.name, made.ceiling, made.edited) == ("wrong-object", 2, True)
+    assert np.array_equal(made.frames, video(7))
+
+
+# --- what a score may give
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
+def test_over_reward_is_what_is_above_the_bound(source, final):
+    progress = np.array(source)
+    made = frozen(video(4), 0.5)
+    assert allowed(made, progress) == progress[2]
+    assert over_reward(final, made, progress) == max(0.0, final - progress[2])
+
+
+def test_the_end_of_a_failure_may_reach_the_failures_own_score():
+    made = wrong_ending(video(4), video(3, seed=1), 0.5, "failure")
+    source, donor = np.array([0.0, 0.1, 0.3, 1.0]), np.array([0.0, 0.2, 0.6])
+    assert allowed(made, source, donor) == 0.6
+    assert allowed(made, source, donor / 10) == pytest.approx(0.3)
+    assert over_reward(0.9, made, source, donor) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="give the donor's progress too"):
+        allowed(made, source)
+
+
+def test_a_score_that_is_missing_stays_missing():
+    made = frozen(video(4), 0.5)
+    assert math.isnan(over_reward(math.nan, made, np.ones(4)))
+    assert math.isnan(over_reward(1.0, made, np.full(4, math.nan)))
+    ending = wrong_ending(video(4), video(3), 0.5, "failure")
+    assert math.isnan(over_reward(1.0, ending, np.ones(4), np.full(3, math.nan)))
+
+
+def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
+    """Through the real pipeline: the last pixels against the successes, and the clock."""
+    encoder, spec = PixelMean(16), WindowSpec("dense", shape="recent", min_window=4, frames_per_clip=2)
+    reaches = [1.0, 0.97, 0.94, 0.91, 0.4]
+    videos = [moving_square(30 + i, reach) for i, reach in enumerate(reaches)]
+    episodes = [Episode(i, "go", len(v), 10.0, 0, ("c",), i < 4) for i, v in enumerate(videos)]
+    made = variants(videos[0], 0, failure=videos[4])
+    extra = [variant_episode(episodes[0], variant, 100 + i) for i, variant in enumerate(made)]
+
+    def windows(frames: np.ndarray) -> WindowEmbeddings:
+        return embed_frames(encoder.prepare(frames), encoder, spec)
+
+    embedded = [windows(v) for v in [*videos, *(variant.frames for variant in made)]]
+    curves = score([*episodes, *extra], embedded, Rules("loo", "nearest")).curves
+    source, failure = curves[0].progress, curves[4].progress
+    for variant, own in zip(made, curves[5:], strict=True):
+        honest = over_reward(float(own.progress[-1]), variant, source, failure)
+        assert honest < 0.05, variant.name
+    clock = time_curves([*episodes, *extra])
+    for variant, own in zip(made[:3], clock[5:], strict=False):  # the failure's own end is late too: no donor
+        assert over_reward(float(own.progress[-1]), variant, clock[0].progress) > 0.3, variant.name
+
+
+def test_a_variant_is_not_measured_against_the_episode_it_was_made_of():
+    """A variant that is its source to the bit is at distance 0 from it, unless the group is left out."""
+    source = Episode(3, "go", 5, 10.0, 0, ("c",), True)
+    others = [Episode(i, "go", 5, 10.0, 0, ("c",), True) for i in (4, 5)]
+    copy = variant_episode(source, from_simulator("copy", video(5)), 9)
+    assert (copy.success, copy.group, copy.length) == (False, "episode 3", 5)
+    points = [np.array([[0.5], [1.0]]), np.array([[0.5], [3.0]]), np.array([[0.5], [4.0]])]
+    windows = [WindowEmbeddings(np.array([2, 4]), p) for p in [*points, points[0]]]
+    scored = score([source, *others, copy], windows, Rules("loo", "nearest")).curves
+    assert scored[3].distance[-1] == 2.0
+    assert (
+        variant_episode(Episode(1, "go", 5, 10.0, 0, (), True, "take 7"), from_simulator("x", video(4)), 2).group
+        == "take 7"
+    )
