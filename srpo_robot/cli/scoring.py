@@ -68,7 +68,7 @@ def score_command(options: ScoreOptions) -> None:
     with waiting(f"opening {options.dataset}"):
         buffer = open_buffer(options.dataset)
     cameras = tuple(dict.fromkeys(buffer.camera(name) for name in options.cameras or (None,)))
-    settings = ScoreSettings(options.encoder, cameras, windows, rules, options.reference or "")
+    settings = ScoreSettings(options.encoder, cameras, windows, rules, options.reference or "", options.dtype)
     check_scorable(buffer, rules)  # before the encoder: a large one takes a while to load
     device = resolve(options.device)
     processes = Processes(device)
@@ -83,6 +83,7 @@ def score_command(options: ScoreOptions) -> None:
             options.compile,
             options.frames_per_clip,
         )
+    settings = replace(settings, windows=windows.resolved(encoder.frames_per_clip))  # the record says which F it was
     if options.plan:
         print_plan(buffer, encoder, settings)
         return
@@ -166,17 +167,28 @@ def external_from(reference: str, encoder: Any, settings: ScoreSettings) -> dict
 
 
 def finish(buffer: Buffer, scored: Scored, note: str, json_path: Path | None) -> None:
-    """The tables, the picture and the summary of a score."""
+    """The tables, the pictures and the summary of a score."""
     from srpo_robot.awr.tables import Weighting, weigh_buffer
     from srpo_robot.report.figures import draw_curves
+    from srpo_robot.report.strategy_figure import draw_strategy_maps
 
     if np.isfinite(scored.table["value"]).any():
         weigh_buffer(buffer, scored.table, Weighting())
     draw_curves(buffer.episodes, scored.scores.curves, buffer.sidecar / "curves.png", note)
     summary = summarise(buffer, scored)
     print_summary(scored, summary)
-    say(f"Tables and curves are in {buffer.sidecar} (progress.parquet, advantage.parquet, curves.png).")
+    with waiting("drawing the strategy maps"):
+        maps = draw_strategy_maps(buffer, scored.scores, scored.windows, next(iter(scored.embedded.cameras)))
+    files = ", ".join(["progress.parquet", "advantage.parquet", "curves.png", *_named(maps, len(summary["tasks"]))])
+    say(f"Tables and pictures are in {buffer.sidecar} ({files}).")
     write_json(json_path, summary)
+
+
+def _named(maps: list[Path], tasks: int) -> list[str]:
+    """The strategy maps by name; by number where there are many."""
+    if len(maps) <= 3 and len(maps) == tasks:
+        return [f"{path.parent.name}/{path.name}" for path in maps]
+    return [f"{maps[0].parent.name}/*.png: {len(maps)} of {tasks} tasks, the largest"] if maps else []
 
 
 def print_plan(buffer: Buffer, encoder: Any, settings: ScoreSettings) -> None:

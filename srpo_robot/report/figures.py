@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.axes
@@ -16,11 +18,20 @@ from srpo_robot.records import Curve, Episode
 SUCCESS, FAILURE, MUTED = "#1b7f5c", "#c2452d", "#6b7280"
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as PNG. No pyplot, so no display and no global state."""
+def png(figure: Figure) -> bytes:
+    """`figure` as PNG. No pyplot, so no display and no global state."""
     FigureCanvasAgg(figure)
+    packed = io.BytesIO()
+    with warnings.catch_warnings():  # a task's name may be in a script that the font has not: boxes are drawn
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(packed, dpi=110, facecolor="white")
+    return packed.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
+    path.write_bytes(png(figure))
 
 
 def draw_curves(episodes: Sequence[Episode], curves: Sequence[Curve], path: Path, note: str) -> None:
@@ -83,3 +94,31 @@ def draw_losses(losses: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     save(figure, path)
+
+
+def draw_weights(weights: Mapping[str, np.ndarray]) -> bytes:
+    """Histograms of the positive weights of frames, by label ("success", "failure"), on a logarithmic axis: PNG.
+
+    Raises:
+        ValueError: no weight is positive.
+    """
+    positive = {name: values[values > 0] for name, values in weights.items()}
+    everything = np.concatenate(list(positive.values()))
+    if len(everything) == 0:
+        raise ValueError("no positive weight to draw")
+    edges = np.geomspace(everything.min() / 1.05, everything.max() * 1.05, 41)
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, values in positive.items():
+        colour = {"success": SUCCESS, "failure": FAILURE}.get(name, MUTED)
+        axes.hist(values, edges, color=colour, alpha=0.25)
+        axes.hist(values, edges, color=colour, histtype="step", linewidth=1.4, label=f"{name} ({len(values)} frames)")
+    axes.axvline(1.0, color=MUTED, linewidth=0.8, linestyle="--")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("weight of a frame (the mean is 1)")
+    axes.set_ylabel("frames")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return png(figure)
