@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 
@@ -23,3 +26,12 @@ def standardise_by(values: np.ndarray, pool: np.ndarray) -> np.ndarray:
     if sigma <= 1e-12 * float(np.abs(finite).max()):
         return np.where(np.isfinite(values), 0.0, np.nan)
     return (values - finite.mean()) / sigma
+
+
+def without_nan(content: Any) -> Any:
+    """JSON-able `content` with null for every NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

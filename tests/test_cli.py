@@ -18,7 +18,8 @@ from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.cli.labelling import film_strip, half_blocks, label_by_keys, shrink
 from srpo_robot.progress.pipeline import read_progress
 
-COMMANDS = ("init", "record", "repair", "label", "score-dataset", "store", "train-awr", "run", "demo")
+COMMANDS = ("init", "record", "repair", "label", "score-dataset", "store", "benchmark-progress", "audit", "report",
+            "train-awr", "run", "demo")  # fmt: skip
 
 
 # --- help
@@ -236,7 +237,7 @@ def test_training_options_that_cannot_be(cli, squares_copy, tiny_encoder_folder,
     refused(cli(*train, "--policy", "pi0-tny"), "did you mean 'pi0-tiny'")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("keep")
-    refused(cli(*train, "--policy", "pi0-tiny"), "exists", "--resume", "--output")
+    refused(cli(*train, "--policy", "pi0-tiny", "--accept-audit"), "exists", "--resume", "--output")
     assert (tmp_path / "out" / "notes.txt").read_text() == "keep"
 
 

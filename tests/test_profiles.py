@@ -203,7 +203,7 @@ def test_external_references_that_do_not_fit_are_refused():
         ({"profile": "srpo"}, "there are: paper, paper-literal, siirl, loo"),
         ({"references": "knn4"}, "there are: nn2"),
         ({"value": "q"}, "there are: progress"),
-        ({"alpha": 0.0}, "alpha 0.0"),
+        ({"alpha": -0.1}, "alpha -0.1"),
         ({"neighbours": 0}, "neighbours 0"),
     ],
 )

@@ -6,13 +6,16 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from srpo_robot.cli.console import console, number, say, warn
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Trial
+
+if TYPE_CHECKING:
+    from srpo_robot.progress.audit import Verdict
 
 ARM, TASK, POLICY = "mock", "put-apple", "pi0-tiny"
 SEED = 0
@@ -23,7 +26,7 @@ SAY_PLAINLY = (
 
 
 def run_demo(root: Path, episodes: int, steps: int, trials: int) -> Path:
-    """Record, score, train AWR and SFT, run both, write ROOT/report.html.
+    """Record, score, audit, train AWR and SFT, run both, write ROOT/report.html.
 
     Raises:
         UsageError: `root` holds a demo of other sizes.
@@ -37,15 +40,17 @@ def run_demo(root: Path, episodes: int, steps: int, trials: int) -> Path:
     _record(dataset, episodes)
     _stage(2, "score them: growing windows, V-JEPA 2 embeddings, distance to the task's own successes")
     summary = _score(dataset, root)
+    _stage(3, "audit the scores: do they tell success from failure, and better than their nulls?")
+    verdict = _audit(dataset)
     runs: dict[str, list[Trial]] = {}
     schemes: tuple[tuple[str, Literal["awr", "uniform"]], ...] = (("AWR", "awr"), ("SFT", "uniform"))
     for place, (name, scheme) in enumerate(schemes):
-        _stage(3 + place, f"train pi0-tiny, {name} ({scheme} weights)")
+        _stage(4 + place, f"train pi0-tiny, {name} ({scheme} weights)")
         _train(dataset, scheme, root / scheme, steps)
     for place, (name, scheme) in enumerate(schemes):
-        _stage(5 + place, f"run the {name} policy on the mock arm")
+        _stage(6 + place, f"run the {name} policy on the mock arm")
         runs[name] = _run(root / scheme, root / f"run_{scheme}", trials)
-    page = _report(root, dataset, summary, runs)
+    page = _report(root, dataset, summary, verdict, runs)
     warn(SAY_PLAINLY)
     say(f"Report: {page}  ({time.monotonic() - started:.0f} s)")
     return page
@@ -66,7 +71,7 @@ def _claim(root: Path, sizes: dict[str, int]) -> None:
 
 
 def _stage(place: int, what: str) -> None:
-    console.print(f"\n[bold cyan]{place}/6[/] {what}")
+    console.print(f"\n[bold cyan]{place}/7[/] {what}")
 
 
 def _record(dataset: Path, episodes: int) -> None:
@@ -90,6 +95,16 @@ def _score(dataset: Path, root: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def _audit(dataset: Path) -> Verdict:
+    """The verdict; the demo trains whatever it is, and says so."""
+    from srpo_robot.cli.benchmarking import UnderTest, audit_command
+
+    verdict = audit_command(UnderTest(str(dataset)), level=0.05, horizon=10, resamples=2000, json_path=None)
+    if not verdict.passed:
+        say("The demo goes on all the same, to show the rest of the loop; train-awr would ask for --accept-audit.")
+    return verdict
+
+
 def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps: int) -> None:
     from srpo_robot.awr.train import last_checkpoint
     from srpo_robot.buffer.episodes import open_buffer
@@ -101,7 +116,7 @@ def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps
         say(f"{output} is trained.")
         return
     recipe = replace(load(PolicyRecipe, "policies", POLICY), steps=steps, warmup_steps=min(100, steps // 4))
-    train_buffer(open_buffer(dataset), recipe, scheme, output, resume=done > 0)
+    train_buffer(open_buffer(dataset), recipe, scheme, output, resume=done > 0, accept_audit=True)
 
 
 def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:
@@ -110,7 +125,7 @@ def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:
     return run_trials(ARM, TASK, str(checkpoint), output, trials, None, 10_000, "auto", None)
 
 
-def _report(root: Path, dataset: Path, summary: dict[str, Any], runs: dict[str, list[Trial]]) -> Path:
+def _report(root: Path, dataset: Path, summary: dict[str, Any], verdict: Verdict, runs: dict[str, list[Trial]]) -> Path:
     from srpo_robot.evaluation.statistics import success_rate
     from srpo_robot.report.figures import draw_losses
     from srpo_robot.report.page import Section, write_page
@@ -138,6 +153,11 @@ def _report(root: Path, dataset: Path, summary: dict[str, Any], runs: dict[str, 
             warnings=tuple(summary["warnings"]),
             tables=(score_rows,),
             pictures=((dataset / "srpo" / "curves.png", "progress curves of successes and failures"),),
+        ),
+        Section(
+            "Audit",
+            notes=verdict.lines,
+            warnings=() if verdict.passed else ("The audit failed: these scores have not earned a training run.",),
         ),
         Section(
             "Training",

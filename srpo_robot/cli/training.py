@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.cli.benchmarking import gate
 from srpo_robot.cli.console import bar, console, number, say, table, waiting
 from srpo_robot.cli.devices import few_threads, resolve
+from srpo_robot.errors import StaleTable
 from srpo_robot.recipes import PolicyRecipe, load
 
 
@@ -36,12 +38,18 @@ def train_command(
     overrides: TrainOverrides,
     device: str,
     resume: bool,
+    accept_audit: bool = False,
 ) -> Path:
-    """Weigh the frames, train, and return the last checkpoint. Raises as `train` and `weigh_buffer`."""
+    """Weigh the frames, train, and return the last checkpoint.
+
+    Raises:
+        TrainingError, StaleTable: the audit failed or is missing, and `accept_audit` is not given; see `gate`.
+        SrpoRobotError: as `train` and `weigh_buffer`.
+    """
     recipe = overrides.apply(load(PolicyRecipe, "policies", policy))
     with waiting(f"opening {dataset}"):
         buffer = open_buffer(dataset)
-    return train_buffer(buffer, recipe, scheme, output, device, resume)
+    return train_buffer(buffer, recipe, scheme, output, device, resume, accept_audit)
 
 
 def train_buffer(
@@ -51,6 +59,7 @@ def train_buffer(
     output: Path,
     device: str = "auto",
     resume: bool = False,
+    accept_audit: bool = False,
 ) -> Path:
     """See `train_command`, with the buffer and the recipe at hand."""
     from srpo_robot.awr.policies import check_columns, executed_steps
@@ -61,10 +70,12 @@ def train_buffer(
     check_columns(buffer)
     provenance: dict[str, object] = {"dataset": str(buffer.root), "fingerprint": buffer.fingerprint, "weights": scheme}
     if scheme == "awr":
+        check_value(buffer, recipe)
         horizon = recipe.horizon or executed_steps(recipe)
         weighting = Weighting(horizon, recipe.shift, recipe.tail, recipe.beta, recipe.w_max, recipe.kappa)
         weighted = weigh_buffer(buffer, read_progress(buffer), weighting)
         weights = weighted.weights
+        gate(buffer, recipe.audit_level, accept_audit)
         provenance |= {"progress": weighted.table.metadata["parent"], "weighting": asdict(weighting)}
     else:
         weights = baseline_weights(buffer, scheme)
@@ -91,3 +102,15 @@ def train_buffer(
         )
     say(f"Checkpoint: {last}")
     return last
+
+
+def check_value(buffer: Buffer, recipe: PolicyRecipe) -> None:
+    """Raise StaleTable where the recipe asks for another step value than the buffer was scored with."""
+    from srpo_robot.progress.pipeline import read_settings
+
+    have = read_settings(buffer).rules.value_name
+    if recipe.value not in ("", have):
+        raise StaleTable(
+            f"{recipe.name} trains on the value {recipe.value!r}, the score has {have!r}; "
+            f"run: srpo-robot score-dataset {buffer.root} --value {recipe.value}"
+        )

@@ -34,6 +34,7 @@ class ScoreSettings:
     windows: WindowSpec
     rules: Rules = field(default_factory=Rules)
     reference: str = ""  # dataset of external references, for the record
+    dtype: str = "float32"  # that the encoder ran in, for the record
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +173,20 @@ def read_progress(buffer: Buffer) -> Table:
         format=FORMAT,
         dataset=buffer.fingerprint,
         labels=buffer.labels_fingerprint,
+    )
+
+
+def read_settings(buffer: Buffer) -> ScoreSettings:
+    """What the buffer was scored with. Raises as `read_progress`."""
+    stored = read_progress(buffer).metadata["settings"]
+    rules = stored["rules"] | {"skip_tasks": tuple(stored["rules"]["skip_tasks"])}
+    return ScoreSettings(
+        stored["encoder"],
+        tuple(stored["cameras"]),
+        WindowSpec(**stored["windows"]),
+        Rules(**rules),
+        stored["reference"],
+        stored.get("dtype", "float32"),
     )
 
 

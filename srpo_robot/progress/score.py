@@ -68,7 +68,7 @@ class Rules:
         skip_tasks: tasks that are left out; everything of theirs is NaN.
 
     Raises:
-        UsageError: an unknown name, alpha outside (0, 1], fewer than one neighbour.
+        UsageError: an unknown name, alpha outside [0, 1], fewer than one neighbour.
     """
 
     profile: Profile = "paper"
@@ -81,8 +81,8 @@ class Rules:
     def __post_init__(self) -> None:
         if self.profile not in get_args(Profile):
             raise UsageError(f"no profile {self.profile!r}; there are: {', '.join(get_args(Profile))}")
-        if not 0.0 < self.alpha <= 1.0:
-            raise UsageError(f"alpha {self.alpha} must be above 0 and at most 1, a success's reward")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise UsageError(f"alpha {self.alpha} must be at least 0, where the reward is the label, and at most 1")
         if self.neighbours < 1:
             raise UsageError(f"neighbours {self.neighbours} must be at least 1")
         parse_references(self.reference_name)

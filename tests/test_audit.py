@@ -1,0 +1,148 @@
+"""The gate: verdicts follow from evidence and level, and evidence says what the labels say."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srpo_robot.errors import ScoringError, StaleTable, UnlabelledError, UsageError
+from srpo_robot.progress.audit import (
+    Contrast,
+    Evidence,
+    TaskEvidence,
+    ValueEvidence,
+    gather,
+    judge,
+    read_audit,
+    supported_value,
+    write_audit,
+)
+from srpo_robot.progress.metrics import Resampling
+from srpo_robot.records import Episode
+
+QUICK = Resampling(300, 300)
+
+
+def episodes(success: list[bool | None], task: str = "go") -> list[Episode]:
+    return [Episode(i, task, 20, 10.0, 20 * i, ("front",), label) for i, label in enumerate(success)]
+
+
+def task(p: float = 0.01, low: float = 0.1, auc: float = 0.9, name: str = "go") -> TaskEvidence:
+    contrast = Contrast("shuffled", 0.5, 0.4, low, 0.6)
+    return TaskEvidence(name, 20, 20, auc, 0.8, 1.0, p, "", (contrast,))
+
+
+def value(name: str, auc: float, p: float, low_difference: float = 0.0) -> ValueEvidence:
+    return ValueEvidence(name, auc, auc - 0.1, auc + 0.1, p, 0.0, low_difference)
+
+
+def test_a_score_that_separates_and_beats_its_nulls_passes():
+    verdict = judge(Evidence((task(),)))
+    assert verdict.passed
+    assert [line[:4] for line in verdict.lines] == ["PASS", "PASS"]
+    assert verdict.advice == ()
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (task(p=0.06), "do not separate"),
+        (task(auc=0.1), "do not separate"),  # significant, and the wrong way round
+        (task(low=0.0), "does not beat shuffled"),
+    ],
+)
+def test_one_failed_line_of_one_task_fails_the_audit_and_says_what_to_try(bad, says):
+    verdict = judge(Evidence((task(name="other"), bad)))
+    assert not verdict.passed
+    assert next(line for line in verdict.lines if line.startswith("FAIL")).count(says) == 1
+    assert verdict.advice
+
+
+@given(p=st.floats(0.001, 0.999), level=st.floats(0.001, 0.999))
+def test_the_verdict_follows_the_level(p, level):
+    assert judge(Evidence((task(p=p),)), level).passed == (p <= level)
+
+
+def test_no_evidence_does_not_pass():
+    assert not judge(Evidence(())).passed
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, math.nan])
+def test_a_level_that_cannot_be_is_refused(level):
+    with pytest.raises(UsageError, match="level"):
+        judge(Evidence(()), level)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([value("progress", 0.8, 0.01), value("phase", 0.9, 0.01, -0.05)], "progress"),  # better, not surely
+        ([value("progress", 0.8, 0.01), value("phase", 0.9, 0.01, 0.02)], "phase"),
+        ([value("progress", 0.4, 0.9), value("phase", 0.7, 0.01, -0.01)], "phase"),  # progress tells nothing
+        ([value("progress", 0.6, 0.2), value("phase", 0.6, 0.2)], ""),
+        ([value("progress", math.nan, math.nan)], ""),
+        ([], ""),
+    ],
+)
+def test_progress_is_supported_unless_another_value_is_better_by_its_interval(rows, expected):
+    assert supported_value(rows) == expected
+
+
+def test_evidence_of_a_score_that_knows_and_of_one_that_does_not():
+    success: list[bool | None] = [True] * 15 + [False] * 15
+    rng = np.random.default_rng(0)
+    knows = np.where(np.array(success, dtype=bool), 0.9, 0.2) + rng.normal(0, 0.05, 30)
+    blind = rng.uniform(0, 1, 30)
+    good = judge(gather(episodes(success), knows, {"shuffled": blind}, resampling=QUICK))
+    assert good.passed
+    bad = judge(gather(episodes(success), blind, {"shuffled": blind}, resampling=QUICK))
+    assert not bad.passed
+    assert any("does not beat shuffled" in line for line in bad.lines)
+
+
+def test_a_single_class_fails_with_what_is_missing():
+    found = gather(episodes([True] * 5), np.linspace(0.5, 0.9, 5), {}, resampling=QUICK)
+    verdict = judge(found)
+    assert not verdict.passed
+    assert "cannot be compared" in verdict.lines[0]
+    assert "too few failures" in verdict.advice[0]
+
+
+def test_a_task_that_was_left_out_is_not_judged():
+    mixed = [*episodes([True, False, True, False]), Episode(4, "out", 9, 10.0, 80, ("front",), True)]
+    found = gather(mixed, np.array([0.9, 0.1, 0.8, 0.2, math.nan]), {}, resampling=QUICK)
+    assert [row.task for row in found.tasks] == ["go"]
+
+
+def test_unlabelled_and_unscored_episodes_are_errors():
+    with pytest.raises(UnlabelledError):
+        gather(episodes([True, None]), np.array([0.5, 0.5]), {}, resampling=QUICK)
+    with pytest.raises(ScoringError, match="more than one group"):
+        gather(episodes([True, False]), np.full(2, math.nan), {}, resampling=QUICK)
+
+
+def test_an_audit_on_disk_comes_back_as_it_was_and_is_strict_json(tmp_path):
+    path, origin = tmp_path / "srpo" / "audit.json", {"dataset": "a", "windows": {"kind": "dense"}}
+    evidence = Evidence((task(p=math.nan),), (value("progress", 0.5, math.nan),))
+    verdict = write_audit(path, evidence, 0.05, origin)
+    json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    back = read_audit(path, origin, "audit")
+    assert repr(back) == repr(evidence)  # NaN is unlike itself
+    assert judge(back).lines == verdict.lines
+
+
+def test_an_audit_of_another_state_is_refused(tmp_path):
+    path = tmp_path / "audit.json"
+    with pytest.raises(StaleTable, match="never audited; run: again"):
+        read_audit(path, {}, "again")
+    write_audit(path, Evidence((task(),)), 0.05, {"labels": "a"})
+    with pytest.raises(StaleTable, match="another labels"):
+        read_audit(path, {"labels": "b"}, "again")
+    path.write_text("{}")
+    with pytest.raises(StaleTable, match="cannot be read"):
+        read_audit(path, {}, "again")
