@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -355,3 +356,24 @@ def test_appending_something_else_is_refused(squares_copy, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("do not delete")
     with pytest.raises(DatasetError, match="exists and is no dataset"):
         Recorder(tmp_path / "full", 10.0, dataset_features({}, names, names), "test")
+
+
+def test_an_encoder_that_is_slower_than_the_camera_loses_no_frame(tmp_path, monkeypatch):
+    from lerobot.datasets import video_utils
+
+    go, encode = threading.Event(), video_utils._CameraEncoderThread.run
+
+    def late(thread):
+        go.wait(60)
+        encode(thread)
+
+    monkeypatch.setattr(video_utils._CameraEncoderThread, "run", late)
+    features = dataset_features({"front": (48, 48)}, ("x",), ("x",))
+    with Recorder(tmp_path / "late", 30.0, features, "test") as recorder:
+        recorder.begin()
+        for frame in moving_square(45, 1.0):  # lerobot's own queue holds 30
+            recorder.add({"front": frame}, np.zeros(1), np.zeros(1), "wait")
+        go.set()
+        recorder.end(True)
+    buffer = open_buffer(tmp_path / "late")
+    assert len(buffer.frames(buffer.episodes[0], "observation.images.front")) == 45

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections import Counter
 from dataclasses import replace
+from functools import partialmethod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,16 @@ from hypothesis import strategies as st
 
 from srpo_robot.buffer.episodes import Buffer, open_buffer
 from srpo_robot.errors import ScoringError, SrpoRobotError, UndecodableFrame
-from srpo_robot.progress.embed import batches, deal, embed_buffer, embed_frames, gather, store_key, store_keys
+from srpo_robot.progress.embed import (
+    batches,
+    deal,
+    embed_buffer,
+    embed_frames,
+    gather,
+    prepared,
+    store_key,
+    store_keys,
+)
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.store import EmbeddingStore
 from srpo_robot.progress.windows import WindowSpec, clip_indices, clips, ends
@@ -32,23 +42,18 @@ class CountingEncoder:
     identity, frames_per_clip, batch_clips = "counting", 4, 3
 
     def __init__(self) -> None:
-        self.prepared: Counter[int] = Counter()
+        self.prepared = 0
         self.calls: list[tuple[int, ...]] = []
-        self.alive: list[weakref.ref] = []
-        self.peak = 0
         self.threads: set[str] = set()
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
         self.threads.add(threading.current_thread().name)
-        self.prepared[len(frames)] += 1
-        small = frames[:, ::12, ::12].copy()
-        self.alive.append(weakref.ref(small))
-        return small
+        self.prepared += len(frames)
+        return frames[:, ::12, ::12].copy()
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
         assert threading.current_thread() is threading.main_thread()
         self.calls.append(clips.shape)
-        self.peak = max(self.peak, sum(ref() is not None for ref in self.alive))
         return np.concatenate(
             [clips.mean(axis=(1, 2, 3)) + 1, clips[:, -1, :, :, 0].mean(axis=(1, 2))[:, None]], axis=1
         )
@@ -112,24 +117,65 @@ def test_a_nan_embedding_names_its_episode_and_window(buffer, store):
 # --- a buffer
 
 
-def test_each_frame_is_prepared_once_by_another_thread_and_two_episodes_are_in_memory(tmp_path, store):
+class WatchingEncoder(CountingEncoder):
+    """Counts the raw chunks and the prepared episodes that are in memory at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw: list[weakref.ref] = []
+        self.whole: list[weakref.ref] = []
+        self.most_raw = self.most_whole = 0
+
+    def prepare(self, frames: np.ndarray) -> np.ndarray:
+        self.raw.append(weakref.ref(frames))
+        self.most_raw = max(self.most_raw, alive(self.raw))
+        return super().prepare(frames)
+
+    def encode(self, clips: np.ndarray) -> np.ndarray:
+        self.most_whole = max(self.most_whole, alive(self.whole))
+        return super().encode(clips)
+
+
+def alive(references: list[weakref.ref]) -> int:
+    return sum(reference() is not None for reference in references)
+
+
+def test_each_frame_is_prepared_once_by_another_thread_and_few_are_in_memory(tmp_path, store, monkeypatch):
     many = open_buffer(record_squares(tmp_path / "many", [("go", 10 + i, 1.0, True) for i in range(8)]))
-    encoder, heard = CountingEncoder(), []
+    encoder, heard = WatchingEncoder(), []
+
+    def watched(*arguments: Any) -> np.ndarray:
+        whole = prepared(*arguments)
+        encoder.whole.append(weakref.ref(whole))
+        return whole
+
+    monkeypatch.setattr("srpo_robot.progress.embed.prepared", watched)
+    monkeypatch.setattr(Buffer, "frame_chunks", partialmethod(Buffer.frame_chunks, chunk=4))
     embedded = embed_buffer(many, encoder, store, FRONT, SPEC, on_episode=lambda e, n: heard.append((e.index, n)))
-    assert encoder.prepared == Counter(range(10, 18))
+    assert encoder.prepared == sum(range(10, 18))
     assert all(name.startswith("decode") for name in encoder.threads)
-    assert encoder.peak <= 2
+    assert (len(encoder.raw), encoder.most_raw) == (sum(-(-length // 4) for length in range(10, 18)), 1)
+    assert (len(encoder.whole), encoder.most_whole) == (8, 2)
     assert heard == [(e.index, len(ends(e.length, SPEC))) for e in many.episodes]
     assert (embedded.computed, embedded.left_out, len(embedded.windows)) == (8, {}, 8)
     gc.collect()
-    assert not any(ref() is not None for ref in encoder.alive)  # nothing outlives its turn
+    assert alive(encoder.raw) == alive(encoder.whole) == 0  # nothing outlives its turn
     assert max(shape[0] for shape in encoder.calls) <= encoder.batch_clips
     assert decoding_threads() == []
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+def test_preparing_in_chunks_changes_no_bit(buffer, tiny_encoder_folder, monkeypatch, chunk):
+    encoder = load_encoder(str(tiny_encoder_folder))
+    monkeypatch.setattr(Buffer, "frame_chunks", partialmethod(Buffer.frame_chunks, chunk=chunk))
+    for episode in buffer.episodes:
+        at_once = encoder.prepare(buffer.frames(episode, SIDE))
+        assert np.array_equal(prepared(buffer, encoder, episode, SIDE), at_once)
+
+
 def test_what_is_stored_is_neither_decoded_nor_embedded(buffer, store, monkeypatch):
     first = embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
-    monkeypatch.setattr(Buffer, "frames", None)
+    monkeypatch.setattr(Buffer, "frame_chunks", None)
     encoder, heard = CountingEncoder(), []
     again = embed_buffer(buffer, encoder, store, FRONT, SPEC, on_episode=lambda e, n: heard.append(n))
     assert (encoder.calls, again.computed, heard) == ([], 0, [0] * 4)
@@ -168,7 +214,7 @@ def test_a_camera_added_later_embeds_that_camera_only(buffer, store):
     embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
     encoder = CountingEncoder()
     assert embed_buffer(buffer, encoder, store, (FRONT, SIDE), SPEC).computed == 4
-    assert sum(encoder.prepared.values()) == 4
+    assert encoder.prepared == sum(length for _, length, _, _ in SQUARES)
 
 
 # --- what goes wrong on the way

@@ -1,39 +1,40 @@
-"""Opening a LeRobot v3.0 dataset: episodes, frames decoded once and in order, columns, and what identifies them."""
+"""Opening a LeRobot v3.0 dataset: episodes, frames, columns, and what identifies them."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import av
-import av.logging
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
-from av.error import FFmpegError
-from PIL import Image
 
+from srpo_robot.buffer.decode import (
+    CHUNK,
+    Video,
+    broken,
+    image_chunks,
+    image_content,
+    joined,
+    video_chunks,
+    video_packets,
+)
 from srpo_robot.buffer.labels import read_labels
 from srpo_robot.buffer.repair import is_cut_off
-from srpo_robot.errors import DatasetError, UndecodableFrame, one_line
+from srpo_robot.errors import DatasetError, one_line
 from srpo_robot.records import Episode
-
-# What libav cannot read becomes an exception; its own lines say less. The second level holds where lerobot's writer has
-# handed libav back its default callback.
-av.logging.set_level(av.logging.FATAL)
-av.logging.set_libav_level(av.logging.FATAL)
 
 CODEBASE = "v3.0"
 INFO = Path("meta") / "info.json"
 SIDECAR = "srpo"
-REORDER_S = 1.0  # packets are stored in decoding order; one that is shown earlier may come this much later
 
 
 def quiet_lerobot() -> None:
@@ -106,41 +107,34 @@ class Buffer:
         names = ", ".join(key.removeprefix("observation.images.") for key in self.cameras)
         raise DatasetError(f"no camera {name!r} in {self.root}; there are: {names}")
 
-    def frames(self, episode: Episode, camera: str) -> np.ndarray:
-        """All frames of one camera, decoded once and sequentially: uint8 (T, H, W, 3) RGB.
+    def frame_chunks(self, episode: Episode, camera: str, chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """All frames of one camera, decoded once and in order, `chunk` at a time: uint8 (n, H, W, 3) RGB.
 
         Raises:
-            UndecodableFrame: names episode, camera and frame.
+            UndecodableFrame: names episode, camera and frame; chunks before it have been given.
         """
-        decode = self._decode_images if camera in self.meta.image_keys else self._decode_video
-        return decode(episode, camera)
+        if camera in self.meta.image_keys:
+            cells = self._image_cells(episode, camera)
+            return image_chunks(_named(episode, camera), cells, self.root, episode.length, chunk)
+        return video_chunks(self._video(episode, camera), chunk)
+
+    def frames(self, episode: Episode, camera: str) -> np.ndarray:
+        """`frame_chunks` as one array: uint8 (T, H, W, 3) RGB; 830 MB for 300 frames of 720x1280. Raises as that."""
+        return joined(self.frame_chunks(episode, camera), episode.length)
 
     def video_identity(self, episode: Episode, camera: str) -> str:
-        """A hash of the recorded (compressed) frames: the same after episodes are appended or files are moved."""
+        """A hash of the recorded (compressed) frames: the same after episodes are appended or files are moved.
+
+        Raises:
+            UndecodableFrame: the file cannot be read.
+        """
         digest = hashlib.sha256(f"{camera} {episode.length}".encode())
         if camera in self.meta.image_keys:
             for cell in self._image_cells(episode, camera):
-                digest.update(cell["bytes"] or str(cell["path"]).encode())
-            return digest.hexdigest()[:32]
-        path, start_s, end_s = self._video_span(episode, camera)
-        with self._open_video(path, episode, camera) as container:
-            stream = container.streams.video[0]
-            assert stream.time_base is not None
-            half = 0.5 / self.fps
-            self._seek(container, stream, start_s)
-            try:
-                for packet in container.demux(stream):
-                    if packet.pts is None:
-                        continue
-                    seconds = float(packet.pts * stream.time_base)
-                    if start_s - half <= seconds < end_s - half:
-                        digest.update(bytes(packet))
-                    elif seconds > end_s + REORDER_S:
-                        break
-            except FFmpegError as error:
-                raise UndecodableFrame(
-                    f"episode {episode.index}, {camera}: {path.name} cannot be read: {error}"
-                ) from None
+                digest.update(image_content(cell))
+        else:
+            for packet in video_packets(self._video(episode, camera)):
+                digest.update(packet)
         return digest.hexdigest()[:32]
 
     def column(self, name: str) -> np.ndarray:
@@ -163,69 +157,33 @@ class Buffer:
     def _data(self) -> pads.Dataset:
         return pads.dataset(self.root / "data", format="parquet", partitioning=None)
 
-    def _image_cells(self, episode: Episode, camera: str) -> list[dict[str, Any]]:
+    def _image_cells(self, episode: Episode, camera: str) -> Iterator[Any]:
         rows = pads.field("episode_index") == episode.index
-        table = self._data.to_table(columns=["frame_index", camera], filter=rows).sort_by("frame_index")
-        return table[camera].to_pylist()
+        batches = self._data.to_batches(
+            columns=["frame_index", camera], filter=rows, batch_size=CHUNK, batch_readahead=1, fragment_readahead=1
+        )
+        number = 0
+        for batch in batches:
+            for frame, cell in zip(batch["frame_index"], batch[camera], strict=True):
+                if frame.as_py() != number:
+                    raise broken(_named(episode, camera), number, "the frame is missing")
+                yield cell.as_py()
+                number += 1
 
-    def _decode_images(self, episode: Episode, camera: str) -> np.ndarray:
-        frames = []
-        for number, cell in enumerate(self._image_cells(episode, camera)):
-            try:
-                source = io.BytesIO(cell["bytes"]) if cell["bytes"] else self.root / cell["path"]
-                frames.append(np.asarray(Image.open(source).convert("RGB")))
-            except (OSError, TypeError) as error:
-                raise UndecodableFrame(_broken(episode, camera, number, error)) from None
-        if len(frames) != episode.length:
-            raise UndecodableFrame(_broken(episode, camera, len(frames), "the frame is missing"))
-        return np.stack(frames)
-
-    def _video_span(self, episode: Episode, camera: str) -> tuple[Path, float, float]:
-        row = self.meta.episodes[episode.index]
-        path = self.root / self.meta.get_video_file_path(episode.index, camera)
-        return path, row[f"videos/{camera}/from_timestamp"], row[f"videos/{camera}/to_timestamp"]
-
-    def _open_video(self, path: Path, episode: Episode, camera: str) -> Any:
+    def _video(self, episode: Episode, camera: str) -> Video:
+        row, name = self.meta.episodes[episode.index], _named(episode, camera)
         try:
-            return av.open(str(path))
-        except (FFmpegError, OSError) as error:
-            raise UndecodableFrame(_broken(episode, camera, 0, f"{path.name} cannot be opened: {error}")) from None
-
-    def _seek(self, container: Any, stream: Any, start_s: float) -> None:
-        """To the keyframe before an episode's first frame: many episodes share a file."""
-        if start_s > 0:
-            container.seek(int(max(start_s - 1 / self.fps, 0) / stream.time_base), stream=stream)
-
-    def _decode_video(self, episode: Episode, camera: str) -> np.ndarray:
-        path, start_s, _ = self._video_span(episode, camera)
-        frames: list[np.ndarray] = []
-        with self._open_video(path, episode, camera) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            assert stream.time_base is not None
-            self._seek(container, stream, start_s)
-            try:
-                for frame in container.decode(stream):
-                    number = round((float(frame.pts * stream.time_base) - start_s) * self.fps)
-                    if number < 0:
-                        continue
-                    if number != len(frames):
-                        raise UndecodableFrame(_broken(episode, camera, len(frames), "the frame is missing"))
-                    frames.append(frame.to_ndarray(format="rgb24"))
-                    if len(frames) == episode.length:
-                        break
-            except FFmpegError as error:
-                raise UndecodableFrame(_broken(episode, camera, len(frames), error)) from None
-        if len(frames) != episode.length:
-            raise UndecodableFrame(_broken(episode, camera, len(frames), "the video ends there"))
-        return np.stack(frames)
+            path = self.root / self.meta.get_video_file_path(episode.index, camera)
+            span = float(row[f"videos/{camera}/from_timestamp"]), float(row[f"videos/{camera}/to_timestamp"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise broken(name, 0, f"meta/episodes does not say where it is: {one_line(error)}") from None
+        if not all(map(math.isfinite, span)):
+            raise broken(name, 0, f"meta/episodes says it is at {span[0]:g} to {span[1]:g} s of {path.name}")
+        return Video(name, path, *span, episode.length, self.fps)
 
 
-def _broken(episode: Episode, camera: str, frame: int, why: object) -> str:
-    return (
-        f"episode {episode.index}, {camera}, frame {frame} cannot be decoded ({why}); "
-        "record the episode again, or go on without it: --skip-bad-episodes"
-    )
+def _named(episode: Episode, camera: str) -> str:
+    return f"episode {episode.index}, {camera}"
 
 
 def open_buffer(dataset: str | Path) -> Buffer:

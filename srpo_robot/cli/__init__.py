@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 from srpo_robot.cli.app import app
@@ -9,6 +11,12 @@ from srpo_robot.cli.console import errors
 from srpo_robot.errors import SrpoRobotError, one_line
 
 INTERRUPTED = 130
+_FULL = "free some space; what was finished is on disk, the same command goes on from there"
+_REFUSED = "make its folder writable, or work on a copy of the dataset"
+_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _REFUSED),
+}
 
 
 def main() -> None:
@@ -16,12 +24,22 @@ def main() -> None:
     try:
         app()
     except SrpoRobotError as error:
-        errors.print("[red]error:[/] ", end="")
-        errors.print(one_line(error), markup=False, soft_wrap=True)
+        _say(one_line(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f"{error.filename}" if error.filename else "a file"
+        _say(f"{where} cannot be written: {os.strerror(error.errno).lower()}; {_DISK[error.errno]}")
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer has turned Ctrl-C into this
             errors.print(
                 "stopped; what was finished is on disk, the same command goes on from there (train-awr: with --resume)"
             )
         raise
+
+
+def _say(text: str) -> None:
+    errors.print("[red]error:[/] ", end="")
+    errors.print(text, markup=False, soft_wrap=True)

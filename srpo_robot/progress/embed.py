@@ -1,4 +1,4 @@
-"""Embed the windows of a buffer's episodes: decode once, prepare once, encode in batches, commit each to the store.
+"""Embed the windows of a buffer's episodes: prepare each frame once, encode in batches, commit each to the store.
 
 Decoding runs one episode ahead in a thread of its own. Several processes share a store: each embeds its `deal`, and
 `gather` reads the whole.
@@ -18,6 +18,7 @@ from typing import overload
 
 import numpy as np
 
+from srpo_robot.buffer.decode import joined
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import ScoringError, UndecodableFrame
 from srpo_robot.progress.encoder import Encoder, HoldsFrames
@@ -96,7 +97,7 @@ def embed_buffer(
 ) -> Embedded:
     """Embed every episode of `buffer` that is not yet in `store`; one of `world` processes embeds its `deal` only.
 
-    Frames in memory: those of the episode being encoded and of the next one.
+    Frames in memory: the prepared ones of the episode being encoded and of the next one, and one raw chunk.
 
     Args:
         cameras: feature keys; each is embedded by itself.
@@ -263,12 +264,17 @@ def _load(
     try:
         video = buffer.video_identity(episode, camera)
         key = store_key(encoder, video, spec)
-        frames = None if key in store else encoder.prepare(buffer.frames(episode, camera))
+        frames = None if key in store else prepared(buffer, encoder, episode, camera)
         return _Job(episode, camera, video, key, frames, None)
     except UndecodableFrame as error:
         if not skip_bad:
             raise
         return _Job(episode, camera, video, key, None, error)
+
+
+def prepared(buffer: Buffer, encoder: Encoder, episode: Episode, camera: str) -> np.ndarray:
+    """All frames, ready for the encoder: uint8 (T, S, S, 3). One chunk of raw frames at a time: map keeps none."""
+    return joined(map(encoder.prepare, buffer.frame_chunks(episode, camera)), episode.length)
 
 
 def _one_ahead(load: Callable[[Episode, str], _Job], todo: Iterable[tuple[Episode, str]]) -> Generator[_Job]:
