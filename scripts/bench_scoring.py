@@ -10,6 +10,7 @@ float32. Ours prepares each frame once and encodes batches in bfloat16. Runs tak
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import time
@@ -123,8 +124,7 @@ def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, objec
     """Every number of the benchmark, JSON-able; see `show`."""
     torch.manual_seed(0)
     model = VJEPA2Model(VJEPA2Config(**(EMBEDDED_CONFIG | SIZES[size]))).eval()
-    reference = VJEPA2Model(model.config).eval()
-    reference.load_state_dict(model.state_dict())  # ours changes the dtype of the model that it gets
+    reference = copy.deepcopy(model)  # with a config of its own: ours changes dtype and attention of what it gets
     encoder = VJEPA2Encoder(model, dtype=dtype)
     video = encoded(synthetic_video(length))
     frames = decoded(video)
@@ -137,6 +137,7 @@ def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, objec
     best = interleaved(runs, repeats)
     decode_s, prepare_s = fastest(lambda: decoded(video), repeats), fastest(lambda: encoder.prepare(frames), repeats)
     naive, same, strided = best["straightforward dense"], best["ours dense"], best["ours stride:4"]
+    fixed_s, window_s, off = line([best[f"ours {name}"] for name in WINDOWS if name != "nested"])
     return {
         "speedup_same_windows": naive.seconds / same.seconds,
         "speedup_stride4": naive.seconds / strided.seconds,
@@ -146,6 +147,11 @@ def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, objec
         },
         "seconds": {name: run.seconds for name, run in best.items()},
         "windows": {name: len(run.ends) for name, run in best.items()},
+        "ms_per_window": {name: 1000 * run.seconds / len(run.ends) for name, run in best.items()},
+        "linear_fixed_seconds": fixed_s,
+        "linear_seconds_per_window": window_s,
+        "linear_largest_deviation": off,
+        "decode_share": {name: decode_s / (decode_s + run.seconds) for name, run in best.items()},
         "decode_seconds": decode_s,
         "prepare_seconds": prepare_s,
         "encoder": size,
@@ -154,6 +160,16 @@ def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, objec
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def line(runs: list[Run]) -> tuple[float, float, float]:
+    """Seconds as a straight line in the number of windows: at none, for one more, and the largest relative deviation.
+
+    The runs' clips are of one length; nested windows' are not.
+    """
+    windows, seconds = np.array([len(run.ends) for run in runs]), np.array([run.seconds for run in runs])
+    slope, fixed = np.polyfit(windows, seconds, 1, w=1 / seconds)
+    return float(fixed), float(slope), float(np.abs((fixed + slope * windows) / seconds - 1).max())
 
 
 def fastest(work: Callable[[], object], repeats: int) -> float:
@@ -176,7 +192,7 @@ def show(result: dict) -> None:
     naive = result["seconds"]["straightforward dense"]
     for name, seconds in result["seconds"].items():
         count, differs = result["windows"][name], result["max_progress_difference_by_windows"][name]
-        made.add_row(name, str(count), f"{seconds:.2f}", f"{1000 * seconds / count:.1f}",
+        made.add_row(name, str(count), f"{seconds:.2f}", f"{result['ms_per_window'][name]:.1f}",
                      f"x{naive / seconds:.2f}", f"{differs:.4f}")  # fmt: skip
     console.print(made)
     prepare = result["prepare_seconds"]
@@ -184,9 +200,14 @@ def show(result: dict) -> None:
         total = result["seconds"][name]
         console.print(
             f"{name}: decoding {result['decode_seconds']:.2f} s runs beside it "
-            f"({result['decode_seconds'] / (result['decode_seconds'] + total):.0%} of the work), "
+            f"({result['decode_share'][name]:.0%} of the work), "
             f"resize and crop {prepare:.2f} s ({prepare / total:.0%} of the above)"
         )
+    console.print(
+        f"cost over the number of windows: {1000 * result['linear_fixed_seconds']:.0f} ms and "
+        f"{1000 * result['linear_seconds_per_window']:.1f} ms a window; no run is further from that line than "
+        f"{result['linear_largest_deviation']:.0%}"
+    )
     for key, target, better in (
         ("speedup_same_windows", 3, "at least"),
         ("speedup_stride4", 10, "at least"),
@@ -202,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--encoder", choices=sorted(SIZES), default="embedded", help="how small an encoder")
     parser.add_argument("--frames", type=int, default=120, help="length of the episode")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each pipeline; the fastest counts")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each pipeline; the fastest counts")
     parser.add_argument("--dtype", default="bfloat16", help="ours; the other pipeline is float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the math library")
     parser.add_argument("--json", type=Path, help="write every number here")

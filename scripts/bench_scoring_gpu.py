@@ -1,4 +1,4 @@
-"""How much of a GPU the full-size encoders use: V-JEPA 2 L/256, H/256 and g/384 with random weights, bfloat16.
+"""How much of a GPU the full-size encoders use: V-JEPA 2 L, H and g (256 and 384 px), random weights, bfloat16.
 
     python scripts/bench_scoring_gpu.py --peak-tflops 989 --json gpu.json
 
@@ -22,8 +22,13 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from srpo_robot.progress.encoder import ATTENTIONS, VJEPA2Encoder, tflop_per_clip
 
-# facebook/vjepa2-vit{l,h}-fpc64-256, -vitg-fpc64-384: width, layers, heads, mlp ratio, crop [px]
-CONFIGS = {"L/256": (1024, 24, 16, 4, 256), "H/256": (1280, 32, 16, 4, 256), "g/384": (1408, 40, 22, 48 / 11, 384)}
+# facebook/vjepa2-vit{l,h,g}-fpc64-256, -vitg-fpc64-384: width, layers, heads, mlp ratio, crop [px]
+CONFIGS = {
+    "L/256": (1024, 24, 16, 4, 256),
+    "H/256": (1280, 32, 16, 4, 256),
+    "g/256": (1408, 40, 22, 48 / 11, 256),
+    "g/384": (1408, 40, 22, 48 / 11, 384),
+}
 # The predictor is dropped, so it is kept tiny.
 SMALL_PREDICTOR: dict[str, Any] = {"pred_hidden_size": 48, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
 PEAKS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "A100": 312.0, "B200": 2250.0, "L40S": 362.0, "4090": 165.0}

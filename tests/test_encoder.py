@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import re
 import shutil
 
 import numpy as np
@@ -20,12 +21,21 @@ from srpo_robot.errors import CheckpointError, UsageError
 from srpo_robot.progress.encoder import (
     EMBEDDED,
     EMBEDDED_CONFIG,
+    PUBLISHED,
+    RANDOM,
     Geometry,
-    RopeTable,
+    VJEPA2Encoder,
     load_encoder,
     measured_tflops,
     tflop_per_clip,
 )
+from srpo_robot.progress.vjepa2 import BLOCKS, BytePatches, RopeTable, attend_in_blocks, blocks_are_faster
+
+
+def normalised(clips: np.ndarray) -> torch.Tensor:
+    """uint8 (B, F, S, S, 3) -> what V-JEPA 2's processor makes of them, float32 (B, F, 3, S, S)."""
+    mean, std = (torch.tensor(v).view(1, 1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255 - mean) / std
 
 
 def random_video(frames: int, height: int, width: int) -> np.ndarray:
@@ -67,10 +77,10 @@ def test_an_embedding_does_not_depend_on_its_batch(tiny_encoder_folder):
 def test_the_embedded_encoder_is_the_same_every_time_and_leaves_the_seed_alone():
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
-    first, second = load_encoder(EMBEDDED), load_encoder(EMBEDDED)
+    first, second = load_encoder(RANDOM), load_encoder(RANDOM)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.identity == second.identity
-    assert first.identity != load_encoder(EMBEDDED, dtype="bfloat16").identity
+    assert first.identity != load_encoder(RANDOM, dtype="bfloat16").identity
 
 
 def test_identity_follows_the_weights(tiny_encoder_folder, tmp_path):
@@ -82,17 +92,61 @@ def test_identity_follows_the_weights(tiny_encoder_folder, tmp_path):
     assert load_encoder(str(changed)).identity != load_encoder(str(tiny_encoder_folder)).identity
 
 
-# --- clips of other lengths, rotary tables, precision, cost
+def test_stored_embeddings_keep_their_name(tiny_encoder_folder):
+    """The identity of equal weights is the one that stores were written with."""
+    model = VJEPA2Model.from_pretrained(tiny_encoder_folder)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(0.5)
+    assert VJEPA2Encoder(model).identity == "249d839205a8b3b0"
+
+
+def test_pooling_over_tokens(tiny_encoder_folder):
+    mean, largest = (load_encoder(str(tiny_encoder_folder), pool=pool) for pool in ("mean", "max"))
+    model = VJEPA2Model.from_pretrained(tiny_encoder_folder).eval()
+    clip = mean.prepare(random_video(4, 48, 64))
+    with torch.no_grad():
+        tokens = model.encoder(normalised(clip[None])).last_hidden_state[0]
+    assert mean.encode(clip[None])[0] == pytest.approx(tokens.mean(dim=0).numpy(), abs=1e-5)
+    assert largest.encode(clip[None])[0] == pytest.approx(tokens.max(dim=0).values.numpy(), abs=1e-5)
+    assert mean.identity == load_encoder(str(tiny_encoder_folder)).identity != largest.identity
+
+
+# --- the published sizes
+
+
+SHAPES = {  # heads as wide, crops as large and MLPs as wide as the published; fewer heads and layers
+    "L/256": {"hidden_size": 128, "num_attention_heads": 2, "crop_size": 256},
+    "H/256": {"hidden_size": 160, "num_attention_heads": 2, "crop_size": 256},
+    "g/256": {"hidden_size": 704, "num_attention_heads": 11, "mlp_ratio": 48 / 11, "crop_size": 256},
+    "g/384": {"hidden_size": 704, "num_attention_heads": 11, "mlp_ratio": 48 / 11, "crop_size": 384},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_checkpoints_of_the_published_shapes_embed_as_transformers_own_model(shape, tmp_path):
+    torch.manual_seed(0)
+    sizes = EMBEDDED_CONFIG | SHAPES[shape] | {"num_hidden_layers": 1, "frames_per_clip": 64}
+    VJEPA2Model(VJEPA2Config(**sizes)).save_pretrained(tmp_path)
+    model = VJEPA2Model.from_pretrained(tmp_path).eval()
+    encoder = load_encoder(str(tmp_path), pool="max")  # a single token that is off shows in the maximum
+    assert encoder.frames_per_clip == 64
+    assert encoder.geometry.tokens(64) == 32 * (256 if encoder.crop_px == 256 else 576)
+    clip = encoder.prepare(random_video(4, 480, 640))[None]
+    with torch.no_grad():
+        theirs = model.encoder(normalised(clip)).last_hidden_state.amax(dim=1).numpy()
+    assert encoder.encode(clip) == pytest.approx(theirs, abs=1e-5)
+
+
+# --- clips of other lengths, rotary tables, patches, attention, precision, cost
 
 
 @pytest.mark.parametrize("frames", [2, 4, 6, 10])
 def test_a_clip_of_any_even_length_embeds_as_transformers_own_model(tiny_encoder_folder, frames):
     encoder, model = load_encoder(str(tiny_encoder_folder)), VJEPA2Model.from_pretrained(tiny_encoder_folder).eval()
     clip = encoder.prepare(random_video(frames, 48, 64))
-    pixels = torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255
-    mean, std = (torch.tensor(v).view(1, 1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
-        theirs = model.get_vision_features((pixels - mean) / std).mean(dim=1).numpy()
+        theirs = model.get_vision_features(normalised(clip[None])).mean(dim=1).numpy()
     assert encoder.encode(clip[None]) == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
@@ -111,9 +165,50 @@ def test_rotary_tables_change_nothing_in_float32(width, heads):
             assert (model.encoder(video).last_hidden_state - expected).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_moves_an_embedding_by_little(dtype):
-    full, half = load_encoder(EMBEDDED), load_encoder(EMBEDDED, dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_patches_of_bytes_are_the_patch_convolution_of_normalised_pixels(dtype):
+    torch.manual_seed(0)
+    model = VJEPA2Model(VJEPA2Config(**EMBEDDED_CONFIG))
+    clips = np.stack([random_video(6, 96, 96), np.full((6, 96, 96, 3), 255, dtype=np.uint8)])
+    with torch.no_grad():
+        exact = model.encoder.embeddings(normalised(clips))
+        ours = BytePatches(model.encoder.embeddings, model.config).to(dtype)(torch.from_numpy(clips)).float()
+        theirs = model.encoder.embeddings.to(dtype)(normalised(clips)).float()
+    assert ours.shape == exact.shape == (2, 3 * 36, 192)
+    assert (ours - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 2 * (theirs - exact).abs().max())
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(40, 48), (200, 64), (129, 80)])  # one block, four and three
+def test_attention_in_blocks_is_attention(tokens, width, monkeypatch):
+    monkeypatch.setattr("srpo_robot.progress.vjepa2._BLOCK_SCORES", 1)  # so the fewest rows that a block may have
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, tokens, 3, width).transpose(1, 2) for _ in range(3))
+    ours, _ = attend_in_blocks(torch.nn.Identity(), query, key, value, None, 0.2)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.2)
+    assert (ours.transpose(1, 2) - theirs).abs().max() <= 1e-5
+
+
+def test_attention_in_blocks_is_for_bfloat16_on_a_cpu_without_amx(tiny_encoder_folder, monkeypatch):
+    cpu, half = torch.device("cpu"), torch.bfloat16
+    for able, expected in (
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": True, "amx_bf16": True}, False),
+        ({"avx512_bf16": False}, False),
+        ({"neon": True, "bf16": True}, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert blocks_are_faster(cpu, half) is expected
+        assert not blocks_are_faster(cpu, torch.float32)
+        assert not blocks_are_faster(torch.device("cuda"), half)
+        model = VJEPA2Model.from_pretrained(tiny_encoder_folder)
+        VJEPA2Encoder(model, dtype="bfloat16")
+        assert model.config._attn_implementation == (BLOCKS if expected else "sdpa")
+
+
+@pytest.mark.parametrize(("dtype", "amx"), [("bfloat16", False), ("bfloat16", True), ("float16", False)])
+def test_half_precision_moves_an_embedding_by_little(dtype, amx, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": amx})
+    full, half = load_encoder(RANDOM), load_encoder(RANDOM, dtype=dtype)
     clips = np.stack([full.prepare(random_video(16, 100 + i, 120)) for i in range(2)])
     expected = full.encode(clips)
     error = np.linalg.norm(half.encode(clips) - expected, axis=1) / np.linalg.norm(expected, axis=1)
@@ -128,7 +223,7 @@ def test_attention_implementations_agree_and_share_an_identity(tiny_encoder_fold
 
 
 def test_another_clip_length_is_the_same_encoder_with_other_batches(tiny_encoder_folder):
-    usual, longer = load_encoder(EMBEDDED), load_encoder(EMBEDDED, frames_per_clip=64)
+    usual, longer = load_encoder(RANDOM), load_encoder(RANDOM, frames_per_clip=64)
     assert (usual.frames_per_clip, longer.frames_per_clip) == (16, 64)
     assert usual.identity == longer.identity
     assert (usual.batch_clips, longer.batch_clips) == (8, 3)  # 288 and 1152 tokens
@@ -201,7 +296,7 @@ def test_an_extra_weight_is_refused(tiny_encoder_folder, tmp_path):
     folder = shutil.copytree(tiny_encoder_folder, tmp_path / "more")
     weights = load_file(folder / "model.safetensors") | {"encoder.layer.9.extra": torch.zeros(2)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="1 weights are missing or do not match"):
+    with pytest.raises(CheckpointError, match=r"1 unknown, the first 'encoder\.layer\.9\.extra'$"):
         load_encoder(str(folder))
 
 
@@ -212,12 +307,22 @@ def test_a_checkpoint_without_its_weights_is_refused(tiny_encoder_folder, tmp_pa
         load_encoder(str(folder))
 
 
-def test_a_missing_weight_is_refused(tiny_encoder_folder, tmp_path):
+@pytest.mark.parametrize("part", ["encoder.", "predictor."])
+def test_missing_weights_are_refused_by_name(tiny_encoder_folder, tmp_path, part):
     folder = shutil.copytree(tiny_encoder_folder, tmp_path / "less")
     weights = load_file(folder / "model.safetensors")
-    weights.pop(next(k for k in weights if k.startswith("encoder")))
+    gone = sorted(key for key in weights if key.startswith(part))
+    gone = gone[:1] if part == "encoder." else gone
+    save_file({k: v for k, v in weights.items() if k not in gone}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"less: .* {len(gone)} missing, the first '{re.escape(gone[0])}'$"):
+        load_encoder(str(folder))
+
+
+def test_a_weight_of_another_shape_is_refused(tiny_encoder_folder, tmp_path):
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "other")
+    weights = load_file(folder / "model.safetensors") | {"encoder.layernorm.weight": torch.zeros(7)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="1 weights are missing or do not match"):
+    with pytest.raises(CheckpointError, match="1 of another shape, the first 'encoder.layernorm.weight'$"):
         load_encoder(str(folder))
 
 
@@ -229,9 +334,12 @@ def test_another_architecture_is_refused(tmp_path):
 
 
 def test_names_that_are_nothing():
-    with pytest.raises(CheckpointError, match=r"no encoder 'vjepa3'; give 'embedded-random'"):
+    every = ", ".join(PUBLISHED)
+    with pytest.raises(CheckpointError, match=f"no encoder 'vjepa3'; give 'embedded', .*: {every}$"):
         load_encoder("vjepa3")
-    with pytest.raises(CheckpointError, match="without a network give a folder"):
-        load_encoder("facebook/vjepa2-vitl-fpc64-256")
+    with pytest.raises(CheckpointError, match=f"without a network give a folder.* {every}$"):
+        load_encoder("facebook/vjepa3")
     with pytest.raises(UsageError, match="no dtype 'int4'; there are: float32"):
         load_encoder(EMBEDDED, dtype="int4")
+    with pytest.raises(UsageError, match="no pool 'sum'; there are: mean, max$"):
+        load_encoder(EMBEDDED, pool="sum")

@@ -20,9 +20,17 @@ from transformers import AutoConfig, VJEPA2Config, VJEPA2Model
 from transformers.utils import logging as transformers_logging
 
 from srpo_robot.errors import CheckpointError, UsageError, one_line
+from srpo_robot.progress.vjepa2 import BLOCKS, BytePatches, RopeTable, blocks_are_faster
 
-EMBEDDED = "embedded-random"
-PUBLISHED = "facebook/vjepa2-vitl-fpc64-256"
+EMBEDDED = "embedded"
+RANDOM = "embedded-random"
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"  # saved with save_pretrained; PROVENANCE.md is beside it
+PUBLISHED = (  # V-JEPA 2 L, H, g and g at 384 px
+    "facebook/vjepa2-vitl-fpc64-256",
+    "facebook/vjepa2-vith-fpc64-256",
+    "facebook/vjepa2-vitg-fpc64-256",
+    "facebook/vjepa2-vitg-fpc64-384",
+)
 EMBEDDED_CONFIG: dict[str, Any] = {
     "crop_size": 96,
     "frames_per_clip": 16,
@@ -35,12 +43,16 @@ EMBEDDED_CONFIG: dict[str, Any] = {
     "pred_num_attention_heads": 2,
     "pred_num_mask_tokens": 1,
 }
-RANDOM_WARNING = "the embedded encoder has random weights: it shows the plumbing, its scores mean nothing"
+CAUTIONS = {  # said wherever these score
+    EMBEDDED: "the embedded encoder was trained on video of the mock cell alone, a demo; for real video name a "
+    "published V-JEPA 2, for example --encoder facebook/vjepa2-vitl-fpc64-256",
+    RANDOM: "the embedded-random encoder has random weights: it shows the plumbing, its scores mean nothing",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+POOLS = ("mean", "max")  # over tokens; the paper's is the mean
 GPU_TOKENS = 65_536  # tokens in a batch: enough to fill a large GPU
 CPU_TOKENS = 4096  # larger batches are slower on a CPU: they leave its cache
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in V-JEPA 2's processor
 
 
 class Encoder(Protocol):
@@ -55,7 +67,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
-        """Embed clips of prepared frames: uint8 (B, F, S, S, 3) -> float32 (B, D), the mean over tokens."""
+        """Embed clips of prepared frames: uint8 (B, F, S, S, 3) -> float32 (B, D)."""
         ...
 
 
@@ -100,49 +112,8 @@ def tflop_per_clip(geometry: Geometry, frames: int) -> float:
     return (linear + 4 * n**2 * h * depth + patches) / 1e12
 
 
-class RopeTable:
-    """Rotary positions computed once in float32 and shared by all layers: V-JEPA 2 makes them anew in every layer.
-
-    In float32 the outcome is transformers' own; in bfloat16 the angles lose less. It keeps the published quirk (angles
-    tiled, pairs interleaved), which the weights were trained with.
-    """
-
-    def __init__(self, attention: Any) -> None:
-        """`attention`: any layer's VJEPA2RopeAttention; all of an encoder agree in their geometry."""
-        self._grid, self._part, self._width = attention.grid_size, attention.d_dim, attention.attention_head_size
-        self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def fit(self, tokens: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Make the tables at least `tokens` long; positions of a shorter clip are their beginning."""
-        if self._tables is not None and len(self._tables[0]) >= tokens:
-            return
-        ids = torch.arange(tokens, device=device)
-        place = ids % self._grid**2
-        omega = torch.arange(self._part // 2, dtype=torch.float32, device=device) / (self._part / 2.0)
-        omega = 1.0 / 10000**omega
-        angle = torch.zeros(tokens, self._width, device=device)  # what no axis rotates: cos 1, sin 0
-        for axis, position in enumerate((ids // self._grid**2, place // self._grid, place % self._grid)):
-            span = slice(axis * self._part, (axis + 1) * self._part)
-            angle[:, span] = (position.unsqueeze(-1) * omega).repeat(1, 2)
-        sin = angle.sin()
-        sin[:, 0::2] *= -1  # the pair (x, y) turns into (-y, x): its sign sits in the table
-        self._tables = angle.cos().to(dtype), sin.to(dtype)
-
-    def rotate(self, qk: torch.Tensor, tokens: int) -> torch.Tensor:
-        """(B, heads, tokens, width) -> the same, rotated; stands in for VJEPA2RopeAttention.apply_rotary_embeddings."""
-        assert self._tables is not None
-        cos, sin = (table[:tokens] for table in self._tables)
-        return qk * cos + qk.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) * sin
-
-    def install(self, encoder: Any) -> None:
-        """Let every layer of `encoder` use these tables."""
-        for layer in encoder.layer:
-            layer.attention.get_position_ids = lambda x, masks=None: x.size(1)
-            layer.attention.apply_rotary_embeddings = self.rotate
-
-
 class VJEPA2Encoder:
-    """V-JEPA 2's encoder (transformers), mean over tokens."""
+    """V-JEPA 2's encoder (transformers), pooled over tokens."""
 
     def __init__(
         self,
@@ -152,10 +123,13 @@ class VJEPA2Encoder:
         attention: str = "sdpa",
         compile: bool = False,
         frames_per_clip: int | None = None,
+        pool: str = "mean",
     ) -> None:
-        """Keeps the encoder and drops the predictor. Arguments and errors as `load_encoder`."""
+        """Keeps the encoder of `model`, and changes it; drops the predictor. Arguments and errors as `load_encoder`."""
         if dtype not in DTYPES:
             raise UsageError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        if pool not in POOLS:
+            raise UsageError(f"no pool {pool!r}; there are: {', '.join(POOLS)}")
         config: Any = model.config
         self.geometry = Geometry(
             config.num_hidden_layers,
@@ -172,21 +146,23 @@ class VJEPA2Encoder:
         self.resize_px = int(self.crop_px * 256 / 224)
         tokens = self.geometry.tokens(self.frames_per_clip)
         self.batch_clips = max(1, GPU_TOKENS // tokens) if device != "cpu" else max(1, min(8, CPU_TOKENS // tokens))
-        self.identity = _identity(model, dtype)
-        self._device, self._dtype = torch.device(device), DTYPES[dtype]
-        _use_attention(model, attention)
-        encoder: Any = model.encoder.to(self._device, self._dtype).eval()
+        self.identity = _identity(model, dtype, pool)
+        self._device, self._dtype, self._pool = torch.device(device), DTYPES[dtype], pool
+        _use_attention(model, attention, self._device, self._dtype)
+        encoder: Any = model.encoder
+        encoder.embeddings = BytePatches(encoder.embeddings, config)
+        encoder = encoder.to(self._device, self._dtype).eval()
         self._rope = RopeTable(encoder.layer[0].attention)
         self._rope.install(encoder)
         self._encoder = torch.compile(encoder, dynamic=False) if compile else encoder
-        self._mean = torch.tensor(_MEAN, device=self._device).view(1, 1, 3, 1, 1) * 255
-        self._std = torch.tensor(_STD, device=self._device).view(1, 1, 3, 1, 1) * 255
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
         """Resize the shorter side and crop the centre, bit for bit as transformers' VJEPA2VideoProcessor, as uint8."""
         video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         video = tvf.resize(video, [self.resize_px], interpolation=InterpolationMode.BILINEAR, antialias=True)
-        return tvf.center_crop(video, [self.crop_px, self.crop_px]).permute(0, 2, 3, 1).contiguous().numpy()
+        # Half a pixel is rounded down, as there; torchvision's center_crop rounds it to even.
+        top, left = ((side - self.crop_px) // 2 for side in video.shape[2:])
+        return tvf.crop(video, top, left, self.crop_px, self.crop_px).permute(0, 2, 3, 1).contiguous().numpy()
 
     def hold(self, frames: np.ndarray) -> torch.Tensor:
         """See `HoldsFrames.hold`: each frame crosses to the device once, not once for every window that shows it."""
@@ -207,11 +183,10 @@ class VJEPA2Encoder:
                 f"clips of {clips.dtype} {tuple(clips.shape)}: this encoder takes uint8 frames of "
                 f"{self.crop_px}x{self.crop_px}x3, as its prepare() gives them"
             )
-        # Planes are laid out as bytes, a quarter of the traffic, and normalised in place: it shows in a small encoder.
-        pixels = clips.to(self._device).permute(0, 1, 4, 2, 3).contiguous().float()
-        pixels = pixels.sub_(self._mean).div_(self._std).to(self._dtype)
         self._rope.fit(self.geometry.tokens(clips.shape[1]), self._device, self._dtype)
-        return self._encoder(pixels).last_hidden_state.float().mean(dim=1).cpu().numpy()
+        tokens = self._encoder(clips.to(self._device)).last_hidden_state
+        pooled = tokens.mean(dim=1, dtype=torch.float32) if self._pool == "mean" else tokens.amax(dim=1).float()
+        return pooled.cpu().numpy()
 
     def _check_frames(self, frames: int) -> None:
         tubelet = self.geometry.tubelet
@@ -229,8 +204,11 @@ def load_encoder(
     attention: str = "sdpa",
     compile: bool = False,
     frames_per_clip: int | None = None,
+    pool: str = "mean",
 ) -> VJEPA2Encoder:
-    """The encoder `name`: "embedded-random", a local folder saved with `save_pretrained`, or a Hub id.
+    """The encoder `name`: a folder saved with `save_pretrained`, a Hub id, "embedded" or "embedded-random".
+
+    Published are facebook/vjepa2-vitl-fpc64-256 (L), -vith-fpc64-256 (H), -vitg-fpc64-256 and -vitg-fpc64-384 (g).
 
     Args:
         dtype: a key of `DTYPES`; it is part of the identity.
@@ -238,13 +216,14 @@ def load_encoder(
         compile: torch.compile, one graph per clip length: minutes at the start, no gain on a CPU; not for nested
             windows, which have as many lengths as windows.
         frames_per_clip: F, even; None: the checkpoint's.
+        pool: over tokens, "mean" (the paper) or "max"; part of the identity.
 
     Raises:
         CheckpointError: not V-JEPA 2, weights missing or not matching, or the Hub cannot be reached.
-        UsageError: an unknown dtype, an attention that does not run here, an odd clip length.
+        UsageError: an unknown dtype or pool, an attention that does not run here, an odd clip length.
     """
-    model = _embedded() if name == EMBEDDED else _load(name)
-    return VJEPA2Encoder(model, device, dtype, attention, compile, frames_per_clip)
+    model = _random() if name == RANDOM else _load(str(EMBEDDED_FOLDER) if name == EMBEDDED else name)
+    return VJEPA2Encoder(model, device, dtype, attention, compile, frames_per_clip, pool)
 
 
 def measured_tflops(encoder: VJEPA2Encoder, frames: int | None = None, repeats: int = 2) -> float:
@@ -260,16 +239,16 @@ def measured_tflops(encoder: VJEPA2Encoder, frames: int | None = None, repeats: 
     return clips * tflop_per_clip(encoder.geometry, frames) / min(seconds[1:])
 
 
-def _use_attention(model: VJEPA2Model, attention: str) -> None:
+def _use_attention(model: VJEPA2Model, attention: str, device: torch.device, dtype: torch.dtype) -> None:
     if attention not in ATTENTIONS:
         raise UsageError(f"no attention {attention!r}; there are: {', '.join(ATTENTIONS)}")
     try:
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(BLOCKS if attention == "sdpa" and blocks_are_faster(device, dtype) else attention)
     except (ImportError, ValueError) as error:
         raise UsageError(f"attention {attention!r} does not run here ({one_line(error)[:120]}); sdpa does") from None
 
 
-def _embedded() -> VJEPA2Model:
+def _random() -> VJEPA2Model:
     """A small V-JEPA 2 from a config with a fixed seed: 96 px, 16 frames, 192 wide, 6 layers; random weights."""
     config = VJEPA2Config(**EMBEDDED_CONFIG)
     with torch.random.fork_rng(devices=[]):
@@ -285,28 +264,45 @@ def _load(name: str) -> VJEPA2Model:
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise CheckpointError(f"{name} has no weights file; give a folder with model.safetensors")
     elif name.count("/") != 1 or name.startswith((".", "/")):
-        raise CheckpointError(f"no encoder {name!r}; give {EMBEDDED!r}, a folder, or a Hub id like {PUBLISHED!r}")
+        raise CheckpointError(f"no encoder {name!r}; give {EMBEDDED!r}, a folder, or a Hub id: {', '.join(PUBLISHED)}")
     transformers_logging.disable_progress_bar()  # a bar for every load; this command line has its own
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its table of missing weights: the error below is one line
     try:
         config = AutoConfig.from_pretrained(name)
         if not isinstance(config, VJEPA2Config):
             raise CheckpointError(
-                f"{name} is a {config.model_type!r} model; V-JEPA 2 is needed, for example {PUBLISHED}"
+                f"{name} is a {config.model_type!r} model; V-JEPA 2 is needed: {', '.join(PUBLISHED)}"
             )
         # crop_size fixes the RoPE grid: another size would run without error and with wrong positions.
-        loaded: Any = VJEPA2Model.from_pretrained(name, config=config, output_loading_info=True)
+        # Shapes that differ are let through, to be named below with everything else that is wrong.
+        loaded: Any = VJEPA2Model.from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0]
-        raise CheckpointError(f"cannot load {name}: {why}; without a network give a folder on this machine") from None
+        hint = f"without a network give a folder on this machine; published are {', '.join(PUBLISHED)}"
+        hint = "give a folder saved with save_pretrained" if folder.is_dir() else hint
+        raise CheckpointError(f"cannot load {name}: {why}; {hint}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     model, info = loaded
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:
-        raise CheckpointError(f"{name}: {len(wrong)} weights are missing or do not match, for example {wrong[0]!r}")
+    _check_weights(name, info)
     return model
 
 
-def _identity(model: VJEPA2Model, dtype: str) -> str:
-    """Hash of the encoder's weights, its geometry and the precision it runs in."""
+def _check_weights(name: str, info: dict[str, Any]) -> None:
+    """Raise CheckpointError, with a weight of each kind, unless the checkpoint has all the model's and no other."""
+    kinds = {"missing": "missing_keys", "unknown": "unexpected_keys", "of another shape": "mismatched_keys"}
+    # A key of another shape comes with its shapes.
+    wrong = {kind: sorted(k if isinstance(k, str) else k[0] for k in info[keys]) for kind, keys in kinds.items()}
+    which = "; ".join(f"{len(keys)} {kind}, the first {keys[0]!r}" for kind, keys in wrong.items() if keys)
+    if which:
+        raise CheckpointError(f"{name}: its weights are not those of its config.json: {which}")
+
+
+def _identity(model: VJEPA2Model, dtype: str, pool: str) -> str:
+    """Hash of the encoder's weights, its geometry, the precision it runs in and what is made of its tokens."""
     config = model.config
     geometry = [
         config.crop_size,
@@ -314,7 +310,7 @@ def _identity(model: VJEPA2Model, dtype: str) -> str:
         config.tubelet_size,
         config.patch_size,
         dtype,
-        "mean-tokens",
+        f"{pool}-tokens",
         "rope32",
     ]
     digest = hashlib.sha256(json.dumps(geometry).encode())
