@@ -65,10 +65,9 @@ def measure(dataset: str, camera: str | None, encoder: VJEPA2Encoder, count: int
             cost = cost_tflop(episode.length, encoder, spec)
             found = compared(curves[name], curves["dense", name[1]])
             rows[name].append(found | {"tflop": cost, "frames": episode.length})
+    means = {which: {key: float(np.mean([row[key] for row in own])) for key in own[0]} for which, own in rows.items()}
     return [
-        {"windows": kind, "shape": shape, "episodes": len(own)}
-        | {quantity: float(np.mean([row[quantity] for row in own])) for quantity in own[0]}
-        for (kind, shape), own in rows.items()
+        {"windows": which[0], "shape": which[1], "episodes": len(own), **means[which]} for which, own in rows.items()
     ]
 
 
@@ -89,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("dataset", help="a LeRobot v3.0 dataset: a folder or a Hub id")
     parser.add_argument("--camera", help="the first by default")
-    parser.add_argument("--encoder", default="embedded-random", help="as in score-dataset")
+    parser.add_argument("--encoder", default="embedded", help="as in score-dataset")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--frames-per-clip", type=int, help="F, even; the encoder's by default")

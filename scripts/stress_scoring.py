@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -93,7 +94,7 @@ def contents(root: Path) -> dict[str, str]:
     return {name: read_table(root / "srpo" / name, refresh="score-dataset").metadata["content"] for name in TABLES}
 
 
-def stress(dataset: Path, scratch: Path, kills: int, seed: int, options: list[str]) -> dict[str, object]:
+def stress(dataset: Path, scratch: Path, kills: int, seed: int, options: list[str]) -> dict[str, Any]:
     """Every number, JSON-able."""
     rng = np.random.default_rng(seed)
     calm, hit = linked_copy(dataset, scratch / "calm"), linked_copy(dataset, scratch / "killed")

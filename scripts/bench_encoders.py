@@ -1,0 +1,192 @@
+"""Which encoder tells success from failure? ROC-AUC of final progress on held-out video of the mock cell, with nulls.
+
+    python scripts/bench_encoders.py --json encoders.json
+    python scripts/bench_encoders.py --encoder WORK/s0/encoder --encoder facebook/vjepa2-vitl-fpc64-256
+
+Profile `loo`: every episode is measured against the successes of the others. Layouts, lights, tints and camera places
+are of seeds that training never saw, one look per episode. The encoder that the package embeds and its architecture
+with random weights are always in the table; the nulls are made from the first encoder. Intervals are of a bootstrap
+over episodes, stratified by label; episodes and labels are the same for every scorer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from pretrain_small_vjepa2 import PIXELS, Videos, demonstrations, record
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from srpo_robot.mock.demonstrator import Failure
+from srpo_robot.progress.baselines import NULLS, Scorer, Transformed
+from srpo_robot.progress.embed import embed_frames
+from srpo_robot.progress.encoder import EMBEDDED, RANDOM, Encoder, load_encoder
+from srpo_robot.progress.metrics import Estimate, Resampling, auc_difference, final_progress, separation
+from srpo_robot.progress.score import Rules, score
+from srpo_robot.progress.windows import Shape, WindowSpec
+from srpo_robot.records import Episode
+
+SEED = 900_000  # training video has 100000 and up, validation 800000
+ENDS_ONLY = 1_000_000  # stride that leaves the first and the last window, all that a final progress needs
+RULES = Rules("loo")
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Episodes with their video in memory."""
+
+    episodes: tuple[Episode, ...]
+    frames: tuple[np.ndarray, ...]
+    kinds: np.ndarray
+
+    @property
+    def success(self) -> np.ndarray:
+        """(E,) bool."""
+        return np.array([bool(episode.success) for episode in self.episodes])
+
+
+def load_trials(folder: Path) -> Trials:
+    """What `pretrain_small_vjepa2.py record` wrote."""
+    videos = Videos([folder])
+    episodes = tuple(
+        Episode(i, "put the apple on the plate", video.length, 10.0, 0, (video.camera,), video.success)
+        for i, video in enumerate(videos.videos)
+    )
+    frames = tuple(videos.frames(i, 0, np.arange(video.length)) for i, video in enumerate(videos.videos))
+    return Trials(episodes, frames, np.array([video.kind for video in videos.videos]))
+
+
+def recorded(folder: Path, camera: str, seed: int, successes: int, failures: int, amount: float) -> Trials:
+    """Held-out demonstrations: so many successes, and so many failures of each kind."""
+    kinds = [kind for kind in Failure for _ in range(successes if kind is Failure.NONE else failures)]
+    made = demonstrations(camera, seed, kinds, 1, amount)
+    record(folder, camera, iter(track(made, "recording held-out video", len(kinds))))
+    return load_trials(folder)
+
+
+def finals(
+    trials: Trials, encoder: Encoder, spec: WindowSpec, rules: Rules, scorer: Scorer | None = None
+) -> np.ndarray:
+    """Final progress (E,) of the score under test, or of a null beside it."""
+    if scorer is not None:
+        spec, rules = scorer.windows(spec.resolved(encoder.frames_per_clip)), scorer.rules(rules)
+        encoder = scorer.encoder() if scorer.encoder else encoder
+        encoder = Transformed(encoder, scorer.transform) if scorer.transform else encoder
+        if not scorer.video:
+            assert scorer.curves is not None
+            return final_progress(scorer.curves(trials.episodes, ()))
+    windows = [
+        embed_frames(encoder.prepare(frames), encoder, spec, episode.index)
+        for episode, frames in zip(trials.episodes, trials.frames, strict=True)
+    ]
+    return final_progress(score(trials.episodes, windows, rules).curves)
+
+
+def measured(
+    trials: Trials, encoders: Mapping[str, Encoder], amount: Resampling
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """By scorer its row; and by scorer what the first encoder's best shape has over it (paired)."""
+    work: dict[str, Callable[[], np.ndarray]] = {}
+    for name, encoder in encoders.items():
+        for shape in get_args(Shape):
+            spec = WindowSpec("stride", ENDS_ONLY, shape)
+            work[f"{name}, {shape}"] = lambda e=encoder, s=spec: finals(trials, e, s, RULES)
+    first = next(iter(encoders.values()))
+    for null in NULLS.values():
+        if null.name != "time":  # ends at 1 whatever happened
+            spec = WindowSpec("stride", ENDS_ONLY, "prefix")
+            work[null.name] = lambda n=null, s=spec: finals(trials, first, s, RULES, n)
+    found = {name: make() for name, make in track(work.items(), "scoring")}
+    rows = {name: row(final, trials, amount) for name, final in found.items()}
+    best = max(list(found)[: len(get_args(Shape))], key=lambda name: rows[name]["auc"])
+    over = {
+        name: _shown(auc_difference(found[best], final, trials.success.tolist(), amount), "difference")
+        for name, final in found.items()
+        if name != best
+    }
+    return rows, over
+
+
+def row(final: np.ndarray, trials: Trials, amount: Resampling) -> dict[str, Any]:
+    """`auc`, `auc_low`, `auc_high` over all episodes, and the same by kind of failure under `failures`."""
+    success = trials.success
+    by_kind = {}
+    for kind in dict.fromkeys(trials.kinds[~success].tolist()):
+        these = success | (trials.kinds == kind)
+        by_kind[kind] = _shown(separation(final[these], success[these].tolist(), amount).estimates["auc"], "auc")
+    return _shown(separation(final, success.tolist(), amount).estimates["auc"], "auc") | {"failures": by_kind}
+
+
+def _shown(estimate: Estimate, name: str) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def show(rows: dict[str, dict[str, Any]], over: dict[str, dict[str, float]], title: str) -> None:
+    """The table, best first."""
+    kinds = list(next(iter(rows.values()))["failures"])
+    made = Table("scorer", title=title)
+    for column in ("AUC", "95 %", *kinds, "best less this", "95 %"):
+        made.add_column(column, justify="right")
+    for name, own in sorted(rows.items(), key=lambda item: -item[1]["auc"]):
+        less = over.get(name)
+        made.add_row(
+            name,
+            f"{own['auc']:.3f}",
+            f"{own['auc_low']:.3f} to {own['auc_high']:.3f}",
+            *(f"{own['failures'][kind]['auc']:.2f}" for kind in kinds),
+            "" if less is None else f"{less['difference']:+.3f}",
+            "" if less is None else f"{less['difference_low']:+.3f} to {less['difference_high']:+.3f}",
+        )
+    Console(highlight=False, width=130).print(made)
+
+
+def main() -> None:
+    """Read the options, measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--encoder", action="append", default=[], help="folder or Hub id, besides the embedded ones")
+    parser.add_argument("--data", type=Path, help="a folder that `pretrain_small_vjepa2.py record` wrote, instead")
+    parser.add_argument("--camera", default="front")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the first held-out episode")
+    parser.add_argument("--successes", type=int, default=80)
+    parser.add_argument("--failures", type=int, default=20, help="of each kind")
+    parser.add_argument("--looks", type=float, default=1.0, help="how much light, tint and camera vary, 0 to 1")
+    parser.add_argument("--resamples", type=int, default=2000)
+    parser.add_argument("--json", type=Path, help="write every number here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    encoders = {name: load_encoder(name) for name in (EMBEDDED, RANDOM, *options.encoder)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, looks = Path(scratch), options.looks
+        trials = (
+            load_trials(options.data)
+            if options.data
+            else recorded(folder, options.camera, options.seed, options.successes, options.failures, looks)
+        )
+        resampling = Resampling(options.resamples, permutations=0)
+        rows, over = measured(trials, encoders, resampling)
+    success = trials.success
+    show(rows, over, f"{int(success.sum())} successes, {int((~success).sum())} failures, {PIXELS} px, profile loo")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        result = {
+            "scorers": rows,
+            "best_less_scorer": over,
+            "successes": int(success.sum()),
+            "failures": int((~success).sum()),
+            "rules": asdict(RULES),
+            "options": {key: value for key, value in vars(options).items() if key not in ("json", "data")},
+        }
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

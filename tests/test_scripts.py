@@ -1,0 +1,71 @@
+"""Scripts run as a user runs them, as small as they go."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from srpo_robot.errors import UsageError
+from srpo_robot.progress.encoder import load_encoder
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    def run(name: str, *arguments: object) -> None:
+        monkeypatch.syspath_prepend(SCRIPTS)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+    return run
+
+
+def test_a_small_encoder_is_recorded_for_trained_resumed_and_judged(script, tmp_path, capsys):
+    video, run = tmp_path / "video", tmp_path / "run"
+    script("pretrain_small_vjepa2.py", "record", video, "--seed", 700_000, "--each", 4, 1, "--views", 2)
+    script("pretrain_small_vjepa2.py", "record", video, "--seed", 701_000, "--episodes", 2, "--views", 2)
+    listed = json.loads((video / "episodes.json").read_text())
+    assert [x["success"] for x in listed[:8]] == [True] * 4 + [False] * 4
+    frames = sum(x["length"] * 2 for x in listed)
+    assert (video / "frames.u8").stat().st_size == frames * 96 * 96 * 3
+
+    for steps in (2, 3):  # the second takes up the first
+        script("pretrain_small_vjepa2.py", "train", run, "--data", video, "--validation", video, "--steps", steps)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "predicted" in line] == [2, 3]
+    assert {"resumed": 2} in log
+    assert load_encoder(str(run / "encoder")).frames_per_clip == 2
+
+    found = tmp_path / "encoders.json"
+    script("bench_encoders.py", "--data", video, "--encoder", run / "encoder", "--resamples", 50, "--json", found)
+    result = json.loads(found.read_text())
+    assert {
+        "embedded, prefix",
+        "embedded-random, recent",
+        f"{run / 'encoder'}, prefix",
+        "pixel-last10",
+        "length",
+    } < set(result["scorers"])
+    for row in result["scorers"].values():
+        assert 0.0 <= row["auc_low"] <= row["auc"] <= row["auc_high"] <= 1.0
+        assert {"miss", "drop", "wrong", "stop"} == set(row["failures"])
+    assert all(math.isfinite(row["difference"]) for row in result["best_less_scorer"].values())
+    assert "pixel-last10" in capsys.readouterr().out
+
+
+def test_too_little_video_says_how_much(script, tmp_path):
+    script("pretrain_small_vjepa2.py", "record", tmp_path / "few", "--seed", 700_000, "--each", 1, 0)
+    both = ("--data", tmp_path / "few", "--validation", tmp_path / "few")
+    with pytest.raises(UsageError, match="1 episodes of --data, 1 successes among 1 .* at least 8, and 4 successes"):
+        script("pretrain_small_vjepa2.py", "train", tmp_path / "run", *both)
+
+
+def test_nothing_to_record_says_what_to_give(script, tmp_path):
+    with pytest.raises(UsageError, match="give --episodes N or --each SUCCESSES FAILURES"):
+        script("pretrain_small_vjepa2.py", "record", tmp_path / "video", "--seed", 1)
