@@ -95,7 +95,7 @@ def test_a_task_without_success(cli, tmp_path):
 def test_an_unknown_camera_window_encoder_or_device(cli, squares_copy):
     refused(cli("score-dataset", squares_copy, "--camera", "top"), "no camera 'top'", "front, side")
     refused(cli("score-dataset", squares_copy, "--windows", "sparse"), "dense, stride:K", "nested")
-    refused(cli("score-dataset", squares_copy, "--encoder", "vjepa9"), "embedded-random")
+    refused(cli("score-dataset", squares_copy, "--encoder", "vjepa9"), "embedded")
     refused(cli("score-dataset", squares_copy, "--device", "quantum"), "no device 'quantum'", "--device cpu")
 
 
@@ -133,9 +133,15 @@ def test_scoring_writes_tables_picture_and_summary(cli, squares_copy, tiny_encod
 
 
 def test_random_weights_are_said_to_be_random(cli, squares_copy):
-    code, _, err = cli("score-dataset", squares_copy)
+    code, _, err = cli("score-dataset", squares_copy, "--encoder", "embedded-random", "--windows", "nested")
     assert code == 0
     assert "random weights" in err
+
+
+def test_the_default_encoder_says_what_it_was_trained_on(cli, squares_copy):
+    code, _, err = cli("score-dataset", squares_copy, "--windows", "nested")
+    assert code == 0
+    assert "the mock cell alone" in err
 
 
 def test_episodes_shorter_than_the_first_window_are_named(cli, squares_copy, tiny_encoder_folder):

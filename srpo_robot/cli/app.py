@@ -111,8 +111,8 @@ def label(
 def score_dataset(
     dataset: Dataset,
     encoder: Annotated[
-        str, typer.Option(help="V-JEPA 2: a Hub id (facebook/vjepa2-vitl-fpc64-256), a folder, or embedded-random.")
-    ] = "embedded-random",
+        str, typer.Option(help="V-JEPA 2: a Hub id (facebook/vjepa2-vitl-fpc64-256), a folder, or embedded (a demo).")
+    ] = "embedded",
     camera: Annotated[
         list[str] | None, typer.Option(help="Which camera, the first by default; repeated: their distances combined.")
     ] = None,

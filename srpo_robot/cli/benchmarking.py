@@ -87,15 +87,15 @@ def prepare(test: UnderTest) -> Bench:
         DatasetError, UnlabelledError, ScoringError: what cannot be scored cannot be judged.
         CheckpointError: the encoder cannot be loaded.
     """
-    from srpo_robot.progress.encoder import EMBEDDED, RANDOM_WARNING, load_encoder
+    from srpo_robot.progress.encoder import CAUTIONS, load_encoder
 
     with waiting(f"opening {test.dataset}"):
         buffer = open_buffer(test.dataset)
     require_labels(buffer)
     settings = _settings(buffer, test)
     check_scorable(buffer, Rules("loo", skip_tasks=settings.rules.skip_tasks))
-    if settings.encoder == EMBEDDED:
-        warn(RANDOM_WARNING)
+    if settings.encoder in CAUTIONS:
+        warn(CAUTIONS[settings.encoder])
     with waiting(f"loading {settings.encoder}"):
         encoder = load_encoder(
             settings.encoder,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ARM, TASK, POLICY = "mock", "put-apple", "pi0-tiny"
 SEED = 0
 SAY_PLAINLY = (
-    "These are numbers of a mock: one simulated task, a tiny policy trained for minutes, an encoder with random "
-    "weights. They show that the loop runs, not that the method works."
+    "These are numbers of a mock: one simulated task, a tiny policy trained for minutes, a small encoder "
+    "that has seen nothing but this mock. They show that the loop runs, not that the method works."
 )
 
 

@@ -34,7 +34,7 @@ class ScoreOptions:
     """The options of `score-dataset`; see its help."""
 
     dataset: str
-    encoder: str = "embedded-random"
+    encoder: str = "embedded"
     cameras: tuple[str, ...] = ()
     windows: str = "stride:4"
     window_shape: str = "prefix"
@@ -60,7 +60,7 @@ def score_command(options: ScoreOptions) -> None:
 
     Under `accelerate launch` or torchrun each process embeds its share; the first one scores when all are done.
     """
-    from srpo_robot.progress.encoder import EMBEDDED, RANDOM_WARNING, load_encoder
+    from srpo_robot.progress.encoder import CAUTIONS, load_encoder
 
     rules = make_rules(options)
     repeat = "cyclic" if options.profile == "siirl" else "linspace"
@@ -72,8 +72,8 @@ def score_command(options: ScoreOptions) -> None:
     check_scorable(buffer, rules)  # before the encoder: a large one takes a while to load
     device = resolve(options.device)
     processes = Processes(device)
-    if options.encoder == EMBEDDED and processes.first:
-        warn(RANDOM_WARNING)
+    if options.encoder in CAUTIONS and processes.first:
+        warn(CAUTIONS[options.encoder])
     with waiting(f"loading {options.encoder}"):
         encoder = load_encoder(
             options.encoder,
@@ -92,7 +92,7 @@ def score_command(options: ScoreOptions) -> None:
     if embedded is None:
         return  # not the first process
     scored = score_embedded(buffer, encoder, settings, embedded, external)
-    note = RANDOM_WARNING if options.encoder == EMBEDDED else f"{options.encoder}, {options.windows}, {rules.profile}"
+    note = CAUTIONS.get(options.encoder, f"{options.encoder}, {options.windows}, {rules.profile}")
     finish(buffer, scored, note, options.json_path)
     if options.compare:
         print_comparison(buffer, scored, settings, options.compare, external)

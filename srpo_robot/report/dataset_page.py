@@ -20,7 +20,7 @@ from srpo_robot.awr.weights import Weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UndecodableFrame
 from srpo_robot.progress.audit import FILE as AUDIT
-from srpo_robot.progress.encoder import EMBEDDED, RANDOM_WARNING
+from srpo_robot.progress.encoder import CAUTIONS
 from srpo_robot.progress.pipeline import TABLE as PROGRESS
 from srpo_robot.records import Episode
 from srpo_robot.report.dataset import Fall, ScoredDataset, matched, read_scored, worst_falls
@@ -172,7 +172,7 @@ def _summary(scored: ScoredDataset) -> Section:
         )
     rows, note = _task_rows(scored)
     listed = "".join(f"<dt>{text(what)}</dt><dd>{text(value)}</dd>" for what, value in facts)
-    warnings = [RANDOM_WARNING] if settings.encoder == EMBEDDED else []
+    warnings = [CAUTIONS[settings.encoder]] if settings.encoder in CAUTIONS else []
     tasks = table(rows)
     if len(rows) > 13:
         tasks = Html(f"<details><summary>Tasks</summary>{tasks}</details>")
