@@ -75,12 +75,13 @@ class PolicyRecipe:
     """A policy and how it is fine-tuned (policies/*.toml)."""
 
     name: str
-    family: Literal["pi0"]
+    family: Literal["pi0", "pi0_fast", "pi05", "smolvla"]
     base: str = ""  # checkpoint folder or Hub id to start from; "" builds from `config` with fresh weights
     config: dict[str, Any] = field(default_factory=dict)  # fields of lerobot's policy config
     tiny: dict[str, int] = field(default_factory=dict)  # sizes lerobot hard-codes; only where base is ""
     steps: int = 30_000  # optimizer steps
-    batch_size: int = 32  # samples per optimizer step and process
+    batch_size: int = 32  # samples per forward pass and process
+    accumulate: int = 1  # forward passes per optimizer step: batch_size * accumulate * processes samples
     learning_rate: float = 2.5e-5  # peak; lerobot's preset for pi0
     warmup_steps: int = 1_000
     final_learning_rate: float = 2.5e-6  # end of the cosine
@@ -88,6 +89,13 @@ class PolicyRecipe:
     grad_clip_norm: float = 1.0
     ema_decay: float = 0.0  # 0: no averaging; the averaged weights are what the checkpoint carries
     save_every: int = 1_000  # steps between checkpoints; 0: only the one that is always written at the end
+    validation_share: float = 0.0  # share of each task's episodes held out, whose loss is logged at every checkpoint
+    padding: Literal["masked", "trained"] = "masked"  # the repeated last action of a chunk cut by the episode's end
+    token_balance: Literal["sample", "batch"] = "sample"  # pi0-FAST: mean over samples, or over a batch's tokens
+    timestep_weights: bool = False  # pi0: a weight for every action of a chunk instead of one for the chunk
+    lora_rank: int = 0  # 0: all weights that the config trains; else LoRA through peft
+    lora_alpha: int = 0  # 0: twice the rank
+    lora_targets: str = ""  # regular expression over module names; "": the family's own
     cache_gb: float = 4.0  # decoded frames are kept in memory up to this size, else read from disk one by one
     beta: float = 1.0  # temperature of exp(A / beta), Peng et al. 2019
     w_max: float = 20.0  # cap on exp(A / beta) before scaling to mean 1
