@@ -93,7 +93,7 @@ def test_benchmark_and_audit_of_a_scored_dataset(labelled, tmp_path, cli, tiny_e
     out_json = tmp_path / "bench.json"
     code, out, err = cli(
         *("benchmark-progress", labelled, "--resamples", "50", "--latex", "--json", out_json, "--episode", "5"),
-        *("--counterfactuals", "2"),
+        *("--counterfactuals", "2", "--swap-colours", "250,250,250:250,20,20"),
         *("--scorer", "pixel-last10", "--scorer", "frozen-tail", "--scorer", "pixel", "--ablate", "nearest,alpha"),
     )
     assert code == 0, err
@@ -104,7 +104,7 @@ def test_benchmark_and_audit_of_a_scored_dataset(labelled, tmp_path, cli, tiny_e
     assert len(content["alpha"]) == 5
     assert content["oracle"] == {}
     made = {row["variant"]: row["count"] for row in content["counterfactuals"]}
-    assert made == {"frozen": 2, "early-cut": 2, "reversed": 2, "wrong-ending:failure": 2}
+    assert made == {"frozen": 2, "early-cut": 2, "reversed": 2, "wrong-ending:failure": 2, "wrong-object": 2}
     assert "4 successes, 4 failures" in out
     srpo = labelled / "srpo"
     with (srpo / "benchmark.csv").open(newline="") as file:

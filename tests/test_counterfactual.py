@@ -22,6 +22,7 @@ from srpo_robot.progress.counterfactual import (
     from_simulator,
     frozen,
     over_reward,
+    parse_colours,
     region_swap,
     variant_episode,
     variants,
@@ -203,6 +204,23 @@ def test_the_set_is_the_same_for_a_seed_and_holds_its_laws(seed, length):
     assert [variant.name for variant in variants(source, seed)] == names[:3]
     stops = {tuple(v.ceiling for v in variants(video(40), s)[:2]) for s in range(8)}
     assert len(stops) > 4
+
+
+def test_the_wrong_object_is_made_where_the_colours_are_known():
+    source = np.zeros((6, 8, 8, 3), dtype=np.uint8)
+    source[:, 1:3, 1:3], source[:, 5:7, 5:7] = (200, 20, 20), (20, 20, 200)
+    (*_, swapped) = variants(source, 0, colours=parse_colours("200,20,20:20,20,200"))
+    assert (swapped.name, swapped.ceiling, swapped.success) == ("wrong-object", 0, False)
+    assert np.array_equal(swapped.frames[:, 1:3, 1:3], source[:, 5:7, 5:7])
+    assert np.array_equal(swapped.frames[:, 5:7, 5:7], source[:, 1:3, 1:3])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "red:blue", "1,2,3", "1,2:3,4,5", "1,2,3:4,5,256", "-1,2,3:4,5,6", "1,2,3:4,5,6:7,8,9"]
+)
+def test_colours_that_are_none(text):
+    with pytest.raises(UsageError, match="give R,G,B:R,G,B of 0 to 255"):
+        parse_colours(text)
 
 
 def test_a_simulators_frames_are_taken_as_they_are():

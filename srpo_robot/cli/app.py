@@ -236,6 +236,13 @@ def benchmark_progress(
     counterfactuals: Annotated[
         int, typer.Option(help="Of how many successes to make wrong endings: what does the score pay for them?", min=0)
     ] = 0,
+    swap_colours: Annotated[
+        str,
+        typer.Option(
+            help="With --counterfactuals: target and distractor exchange their colours, R,G,B:R,G,B as they look.",
+            metavar="COLOURS",
+        ),
+    ] = "",
     encoder: Encoder = None,
     camera: Cameras = None,
     windows: WindowKind = None,
@@ -267,6 +274,7 @@ def benchmark_progress(
             policies,
             episode,
             counterfactuals,
+            swap_colours,
             horizon,
             resamples,
             seed,

@@ -59,6 +59,7 @@ class BenchmarkOptions:
     policies: Path | None = None
     episode: int | None = None
     counterfactuals: int = 0
+    colours: str = ""
     horizon: int = 10
     resamples: int = 1000
     seed: int = 0
@@ -350,8 +351,10 @@ def _print_counterfactuals(
     Raises:
         UsageError: several cameras.
     """
+    from srpo_robot.progress.counterfactual import parse_colours
     from srpo_robot.progress.overreward import over_rewards
 
+    colours = parse_colours(options.colours) if options.colours else None
     camera, *more = bench.settings.cameras
     if more:
         raise UsageError("counterfactuals are made for one camera; name one: --camera NAME")
@@ -366,6 +369,7 @@ def _print_counterfactuals(
             options.counterfactuals,
             options.seed,
             lambda episode: progress.advance(note=f"episode {episode.index}"),
+            colours,
         )
     made = table(
         "wrong endings, profile loo: an excess above 0 pays for what did not happen",

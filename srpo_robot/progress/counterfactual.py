@@ -193,16 +193,22 @@ def variants(
     seed: int,
     failure: np.ndarray | None = None,
     other_task: np.ndarray | None = None,
+    colours: tuple[Colour, Colour] | None = None,
 ) -> tuple[Variant, ...]:
-    """The set that any successful recording allows: frozen, early-cut, reversed, and a wrong ending per donor given.
+    """The set that a successful recording allows: frozen, early-cut, reversed, a wrong ending per donor given, and the
+    wrong object where the colours of target and distractor are known.
 
     Where it stops is drawn from `seed`, between 0.3 and 0.6 of the way: after something has happened and before a
-    task is usually done. The swaps need colours or boxes and are made by themselves.
+    task is usually done.
 
     Args:
         frames: of a success, uint8 (T, H, W, 3).
         failure: frames of a failure of the same task.
         other_task: frames of an episode of another task.
+        colours: of target and distractor as they look; see `colour_swap`.
+
+    Raises:
+        UsageError: as `colour_swap`.
     """
     rng = np.random.default_rng([seed, len(frames)])
     stops = rng.uniform(0.3, 0.6, 4)
@@ -214,7 +220,24 @@ def variants(
     for ending, stop, kind in donors:
         if ending is not None:
             made.append(replace(wrong_ending(frames, ending, stop, kind), name=f"wrong-ending:{kind}"))
+    if colours is not None:
+        made.append(replace(colour_swap(frames, *colours), name="wrong-object"))
     return tuple(made)
+
+
+def parse_colours(text: str) -> tuple[Colour, Colour]:
+    """Target and distractor: "200,30,25:40,90,190" -> two RGB colours, 0 to 255.
+
+    Raises:
+        UsageError: not two colours of three such numbers.
+    """
+    try:
+        first, second = ([int(part) for part in colour.split(",")] for colour in text.split(":"))
+    except ValueError:
+        first, second = [], []
+    if len(first) != 3 or len(second) != 3 or not all(0 <= value <= 255 for value in (*first, *second)):
+        raise UsageError(f"colours {text!r}: give R,G,B:R,G,B of 0 to 255, for example 200,30,25:40,90,190")
+    return (first[0], first[1], first[2]), (second[0], second[1], second[2])
 
 
 def variant_episode(source: Episode, variant: Variant, index: int) -> Episode:

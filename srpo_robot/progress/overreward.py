@@ -10,7 +10,7 @@ import numpy as np
 
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import ScoringError
-from srpo_robot.progress.counterfactual import Variant, over_reward, variant_episode, variants
+from srpo_robot.progress.counterfactual import Colour, Variant, over_reward, variant_episode, variants
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import Encoder
 from srpo_robot.progress.score import Rules, WindowEmbeddings, score
@@ -61,6 +61,7 @@ def over_rewards(
     count: int,
     seed: int = 0,
     on_success: Callable[[Episode], None] | None = None,
+    colours: tuple[Colour, Colour] | None = None,
 ) -> list[OverReward]:
     """Make the variants of up to `count` successes, score them beside the dataset, and compare with what is allowed.
 
@@ -68,6 +69,7 @@ def over_rewards(
         windows: of all episodes, by this encoder, camera and spec.
         rules: of the score under test; profile `loo`, as a variant is left out with its source.
         on_success: called after each success whose variants are embedded.
+        colours: of target and distractor as they look, for the wrong object; None: without it.
 
     Raises:
         ScoringError: no success has windows.
@@ -79,7 +81,8 @@ def over_rewards(
     chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
     made: list[_Made] = []
     for row in chosen:
-        made += _variants_of(buffer, camera, encoder, spec, row, seed, first=len(buffer.episodes) + len(made))
+        first = len(buffer.episodes) + len(made)
+        made += _variants_of(buffer, camera, encoder, spec, row, seed, first, colours)
         if on_success is not None:
             on_success(buffer.episodes[row])
     scores = score([*buffer.episodes, *(m.episode for m in made)], [*windows, *(m.windows for m in made)], rules)
@@ -92,7 +95,14 @@ def over_rewards(
 
 
 def _variants_of(
-    buffer: Buffer, camera: str, encoder: Encoder, spec: WindowSpec, row: int, seed: int, first: int
+    buffer: Buffer,
+    camera: str,
+    encoder: Encoder,
+    spec: WindowSpec,
+    row: int,
+    seed: int,
+    first: int,
+    colours: tuple[Colour, Colour] | None,
 ) -> list[_Made]:
     """The variants of one success, embedded. Donors: the next failure of its task, the next episode of another."""
     source = buffer.episodes[row]
@@ -107,7 +117,7 @@ def _variants_of(
     }
     ends = {kind: None if i is None else prepared[i] for kind, i in donors.items()}
     made = []
-    for variant in variants(prepared[row], seed + source.index, ends["failure"], ends["other-task"]):
+    for variant in variants(prepared[row], seed + source.index, ends["failure"], ends["other-task"], colours):
         episode = variant_episode(source, variant, first + len(made))
         embedded = embed_frames(variant.frames, encoder, spec, episode.index)
         made.append(_Made(variant, episode, embedded, row, donors.get(variant.name.partition(":")[2])))
