@@ -31,8 +31,8 @@ _ADVICE = {
     "shuffled": "the order of frames hardly matters to this score: try --window-shape recent, or an encoder that sees "
     "motion",
     "reversed": "the score does not depend on how episodes end: try --window-shape recent, or another camera",
-    "frozen-tail": "the last third of the episodes adds nothing to the score: try --window-shape recent, or a camera "
-    "that sees where the task ends",
+    "frozen-tail": "the last third of the episodes adds nothing to the score, which is right where all is decided "
+    "before: else try --window-shape recent, or a camera that sees where the task ends",
     "pixel-mean": "a mean image does as well, so the encoder adds nothing here: try another --encoder or --camera",
     "pixel-last10": "the mean of the last 10 frames does as well, so the encoder adds nothing here: try another "
     "--encoder, --camera or --window-shape recent",
