@@ -19,23 +19,25 @@ TOOL_DOWN = np.diag([1.0, -1.0, -1.0])  # R_base_tool of a gripper that points a
 
 
 def frames(joints_rad: np.ndarray) -> np.ndarray:
-    """Poses of the base and of the seven joint frames, (8, 4, 4), T_base_i; the last one is the flange."""
-    poses = np.empty((JOINTS + 1, 4, 4))
-    poses[0] = np.eye(4)
-    cos_alpha, sin_alpha = np.cos(DH_ALPHA), np.sin(DH_ALPHA)
-    cos_theta, sin_theta = np.cos(joints_rad), np.sin(joints_rad)
+    """Poses of base and joint frames, T_base_i, the last one the flange: (..., 7) -> (..., 8, 4, 4)."""
+    joints = np.asarray(joints_rad, dtype=np.float64)
+    poses = np.zeros((*joints.shape[:-1], JOINTS + 1, 4, 4))
+    poses[..., 0, :, :] = np.eye(4)
+    links = _links(joints)
     for i in range(JOINTS):
-        ca, sa, ct, st = cos_alpha[i], sin_alpha[i], cos_theta[i], sin_theta[i]
-        link = np.array(
-            [
-                [ct, -st, 0.0, DH_A[i]],
-                [st * ca, ct * ca, -sa, -sa * DH_D[i]],
-                [st * sa, ct * sa, ca, ca * DH_D[i]],
-                [0.0, 0.0, 0.0, 1.0],
-            ]
-        )
-        poses[i + 1] = poses[i] @ link
+        poses[..., i + 1, :, :] = poses[..., i, :, :] @ links[..., i, :, :]
     return poses
+
+
+def _links(joints: np.ndarray) -> np.ndarray:
+    """Transforms from each joint frame to the next, (..., 7) -> (..., 7, 4, 4)."""
+    ca, sa, ct, st = np.cos(DH_ALPHA), np.sin(DH_ALPHA), np.cos(joints), np.sin(joints)
+    links = np.zeros((*joints.shape, 4, 4))
+    links[..., 0, 0], links[..., 0, 1], links[..., 0, 3] = ct, -st, DH_A
+    links[..., 1, 0], links[..., 1, 1], links[..., 1, 2], links[..., 1, 3] = st * ca, ct * ca, -sa, -sa * DH_D
+    links[..., 2, 0], links[..., 2, 1], links[..., 2, 2], links[..., 2, 3] = st * sa, ct * sa, ca, ca * DH_D
+    links[..., 3, 3] = 1.0
+    return links
 
 
 def tcp_pose(joints_rad: np.ndarray, tcp_offset_m: np.ndarray) -> np.ndarray:

@@ -1,0 +1,227 @@
+"""From targets to set points that an arm may be sent, tick by tick: no target whatever leads out of the limits.
+
+Every tick keeps one promise: from here, braking at the acceleration cap stays inside everything (joint range, workspace
+box, table, speed of the TCP). A step towards the target is taken as far as that promise allows, and where no step does,
+the arm brakes, which the promise of the tick before has shown to be safe. So the limits hold by induction, whatever a
+policy asks for, and the set points never jump. Pure functions of numpy arrays: no clock, no arm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from srpo_robot.arm import kinematics
+from srpo_robot.errors import CommandRefused, RecipeError
+from srpo_robot.records import JOINTS, ArmCommand
+
+PATH_LAYERS = ("joint_range", "tcp_speed", "workspace_box", "table")  # in the order of the checks' columns
+LAYERS = (*PATH_LAYERS, "gripper_range")
+# Points of the arm that may meet a table, and the radius around them [m]: (joint frame, place in its axes, radius).
+# Elbow, forearm, wrist and flange of the vendor's drawings, rounded up; the gripper is the TCP's box.
+BODY: tuple[tuple[int, tuple[float, float, float], float], ...] = (
+    (4, (0.0, 0.0, 0.0), 0.07),
+    (5, (0.0, 0.0, 0.0), 0.07),
+    (5, (0.0, 0.0, -0.17), 0.06),
+    (6, (0.0, 0.0, 0.0), 0.06),
+    (7, (0.0, 0.0, 0.0), 0.05),
+)
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class MotionLimits:
+    """What holds at every tick.
+
+    Attributes:
+        joint_min_rad, joint_max_rad: (7,).
+        joint_speed_rad_s, joint_acceleration_rad_s2: of every joint.
+        tcp_speed_m_s: of the tool centre point, as a chord from tick to tick.
+        box_min_m, box_max_m: (3,) where the TCP may be, base frame.
+        table_m: height that no part of `BODY` goes below, base frame.
+        tcp_offset_m: (3,) flange frame.
+        gripper_min_m, gripper_max_m, gripper_speed_m_s: opening between the fingers.
+
+    Raises:
+        RecipeError: a speed or an acceleration is not positive and finite, or a minimum is not below its maximum.
+    """
+
+    joint_min_rad: np.ndarray
+    joint_max_rad: np.ndarray
+    joint_speed_rad_s: float
+    joint_acceleration_rad_s2: float
+    tcp_speed_m_s: float
+    box_min_m: np.ndarray
+    box_max_m: np.ndarray
+    table_m: float
+    tcp_offset_m: np.ndarray
+    gripper_min_m: float
+    gripper_max_m: float
+    gripper_speed_m_s: float
+
+    def __post_init__(self) -> None:
+        rates = (self.joint_speed_rad_s, self.joint_acceleration_rad_s2, self.tcp_speed_m_s, self.gripper_speed_m_s)
+        if not all(np.isfinite(rate) and rate > 0 for rate in rates):
+            raise RecipeError(f"speeds and accelerations {rates} must be positive numbers")
+        if not (
+            np.all(self.joint_min_rad < self.joint_max_rad)
+            and np.all(self.box_min_m < self.box_max_m)
+            and self.gripper_min_m < self.gripper_max_m
+        ):
+            raise RecipeError("limits: every minimum must lie below its maximum")
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """Where the set points are: `joints_rad` (7,), `speed_rad_s` (7,), `gripper_m`. Begin at rest, where the arm is."""
+
+    joints_rad: np.ndarray
+    speed_rad_s: np.ndarray
+    gripper_m: float
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing moves."""
+        return not self.speed_rad_s.any()
+
+
+def at_rest(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Motion:
+    """A motion that begins where the arm was measured.
+
+    Raises:
+        CommandRefused: that place is outside the limits; names what it breaks.
+    """
+    joints = np.asarray(joints_rad, dtype=np.float64)
+    if joints.shape != (JOINTS,) or not (np.isfinite(joints).all() and np.isfinite(gripper_m)):
+        raise CommandRefused(f"a start of {JOINTS} finite joint angles and an opening is needed, got {joints.tolist()}")
+    broken = _broken(joints[None, None], limits, 1.0)[0]
+    if broken.any():
+        names = [layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken]
+        raise CommandRefused(
+            f"the arm stands outside its limits ({', '.join(names)}); move it inside by hand or from the vendor's "
+            "studio, or widen the recipe's limits"
+        )
+    gripper = float(np.clip(gripper_m, limits.gripper_min_m, limits.gripper_max_m))
+    return Motion(joints.copy(), np.zeros(JOINTS), gripper)
+
+
+def advance(
+    motion: Motion, target: ArmCommand, limits: MotionLimits, tick_s: float, pace: float = 1.0
+) -> tuple[Motion, tuple[str, ...]]:
+    """One tick towards `target`: the motion after it, and the layers (of `LAYERS`) that kept it from the target.
+
+    Args:
+        motion: as `at_rest` or an earlier `advance` with these limits and this tick left it.
+        tick_s: time of one set point [s]; the same throughout.
+        pace: share of the speed caps that is used, above 0 to 1; the first live chunk goes at a tenth.
+
+    Raises:
+        CommandRefused: a value of `target` is not finite. Brake with `brake`.
+    """
+    if not (np.isfinite(target.joints_rad).all() and np.isfinite(target.gripper_m)):
+        raise CommandRefused("a target with NaN or infinity was refused; the arm brakes. Check the policy's output")
+    clips: list[str] = []
+    goal = np.clip(target.joints_rad, limits.joint_min_rad, limits.joint_max_rad)
+    if np.any(goal != target.joints_rad):
+        clips.append("joint_range")
+    gripper, clipped = _gripper_step(motion.gripper_m, target.gripper_m, limits, tick_s)
+    clips += ["gripper_range"] if clipped else []
+    wanted = _approach(motion, goal, limits, tick_s, pace)
+    slowest = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
+    broken = _broken_after(motion.joints_rad, wanted[None], limits, tick_s)[0]
+    if broken.any():
+        clips += [layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken]
+        wanted = slowest + _largest_share(motion.joints_rad, slowest, wanted, limits, tick_s) * (wanted - slowest)
+    return Motion(motion.joints_rad + wanted * tick_s, wanted, gripper), tuple(dict.fromkeys(clips))
+
+
+def brake(motion: Motion, limits: MotionLimits, tick_s: float) -> Motion:
+    """One tick of braking at the acceleration cap, the gripper where it is: safe after any `advance`."""
+    speed = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
+    return Motion(motion.joints_rad + speed * tick_s, speed, motion.gripper_m)
+
+
+# --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _approach(motion: Motion, goal: np.ndarray, limits: MotionLimits, tick_s: float, pace: float) -> np.ndarray:
+    """Joint speeds (7,) of a tick that goes straight for the goal and can still stop there, within both caps."""
+    left = goal - motion.joints_rad
+    longest = float(np.abs(left).max())
+    acceleration = limits.joint_acceleration_rad_s2
+    wanted = np.zeros(JOINTS)
+    if longest > 0.0:
+        # v * tick + v^2 / (2 a) = what is left: the speed from which braking ends at the goal.
+        stopping = acceleration * (np.sqrt(tick_s**2 + 2.0 * longest / acceleration) - tick_s)
+        wanted = left / longest * min(limits.joint_speed_rad_s * pace, stopping)
+    change = wanted - motion.speed_rad_s
+    largest, most = float(np.abs(change).max()), acceleration * tick_s
+    return motion.speed_rad_s + (change * (most / largest) if largest > most else change)
+
+
+def _braked(speed_rad_s: np.ndarray, change: float) -> np.ndarray:
+    """The speeds after one tick of braking: in proportion, so that the path stays straight in joint space."""
+    fastest = float(np.abs(speed_rad_s).max())
+    return speed_rad_s * (1.0 - change / fastest) if fastest > change else np.zeros(JOINTS)
+
+
+def _broken_after(joints_rad: np.ndarray, speeds_rad_s: np.ndarray, limits: MotionLimits, tick_s: float) -> np.ndarray:
+    """Which of `PATH_LAYERS` a tick at each of these speeds (m, 7), and braking from then on, would break: (m, 4)."""
+    change = limits.joint_acceleration_rad_s2 * tick_s
+    fastest = np.abs(speeds_rad_s).max(axis=1, keepdims=True)
+    ticks = np.arange(int(np.ceil(fastest.max() / change)) + 1)
+    left = np.maximum(1.0 - ticks * change / np.maximum(fastest, change * 1e-9), 0.0)  # (m, ticks) of the speed
+    travelled = np.cumsum(left, axis=1)[..., None] * speeds_rad_s[:, None] * tick_s
+    start = np.broadcast_to(joints_rad, (len(speeds_rad_s), 1, JOINTS))
+    return _broken(np.concatenate([start, joints_rad + travelled], axis=1), limits, tick_s)
+
+
+def _largest_share(
+    joints_rad: np.ndarray, slowest: np.ndarray, wanted: np.ndarray, limits: MotionLimits, tick_s: float
+) -> float:
+    """How far from braking towards the wanted speeds a tick may go, in 64ths, tried 8 at a time; 0: it brakes."""
+    share = 0.0
+    for width in (1 / 8, 1 / 64):
+        tried = share + width * np.arange(1, 8)
+        speeds = slowest + tried[:, None] * (wanted - slowest)
+        fits = ~_broken_after(joints_rad, speeds, limits, tick_s).any(axis=1)
+        share = float(tried[fits].max(initial=share))
+    return share
+
+
+def _broken(paths: np.ndarray, limits: MotionLimits, tick_s: float) -> np.ndarray:
+    """Which of `PATH_LAYERS` each of several paths of set points (m, n, 7) breaks: (m, 4) bool."""
+    poses = kinematics.frames(paths)
+    tcp = poses[..., -1, :3, 3] + poses[..., -1, :3, :3] @ limits.tcp_offset_m
+    steps = np.linalg.norm(np.diff(tcp, axis=1), axis=2).max(axis=1, initial=0.0)
+    beyond = (paths < limits.joint_min_rad - _TOLERANCE) | (paths > limits.joint_max_rad + _TOLERANCE)
+    outside = (tcp < limits.box_min_m - _TOLERANCE) | (tcp > limits.box_max_m + _TOLERANCE)
+    return np.stack(
+        [
+            beyond.any(axis=(1, 2)),
+            steps > limits.tcp_speed_m_s * tick_s + _TOLERANCE,
+            outside.any(axis=(1, 2)),
+            _heights(poses).min(axis=1) < limits.table_m - _TOLERANCE,
+        ],
+        axis=1,
+    )
+
+
+def lowest(poses: np.ndarray) -> float:
+    """Height of the lowest part of the arm's body [m], of joint frames (..., 8, 4, 4)."""
+    return float(_heights(poses).min())
+
+
+def _heights(poses: np.ndarray) -> np.ndarray:
+    """Lowest height of `BODY` [m] in each set of joint frames: (..., 8, 4, 4) -> (...)."""
+    return np.min(
+        [poses[..., frame, 2, :3] @ np.array(at) + poses[..., frame, 2, 3] - radius for frame, at, radius in BODY],
+        axis=0,
+    )
+
+
+def _gripper_step(now_m: float, asked_m: float, limits: MotionLimits, tick_s: float) -> tuple[float, bool]:
+    goal = float(np.clip(asked_m, limits.gripper_min_m, limits.gripper_max_m))
+    step = limits.gripper_speed_m_s * tick_s
+    return now_m + float(np.clip(goal - now_m, -step, step)), goal != asked_m
