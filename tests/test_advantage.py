@@ -117,7 +117,9 @@ def test_baselines():
 # --- refusals
 
 
-@pytest.mark.parametrize(("beta", "w_max"), [(0.0, 20.0), (-1.0, 20.0), (1.0, 0.0), (np.nan, 20.0)])
+@pytest.mark.parametrize(
+    ("beta", "w_max"), [(0.0, 20.0), (-1.0, 20.0), (1.0, 0.0), (np.nan, 20.0), (np.inf, 20.0), (1.0, np.inf)]
+)
 def test_beta_and_w_max_must_be_positive(beta, w_max):
     with pytest.raises(UsageError, match="must be positive"):
         awr_weights(np.zeros(3), beta, w_max)
@@ -126,6 +128,8 @@ def test_beta_and_w_max_must_be_positive(beta, w_max):
 def test_nothing_to_train_on():
     with pytest.raises(TrainingError, match="no finite advantage"):
         awr_weights(np.full(3, np.nan), 1.0, 20.0)
+    with pytest.raises(TrainingError, match="every weight is zero"):
+        awr_weights(np.full(3, -1e5), 1.0, 20.0)
     with pytest.raises(TrainingError, match="no success"):
         success_weights(np.zeros(3, dtype=bool))
 

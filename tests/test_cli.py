@@ -19,7 +19,7 @@ from srpo_robot.cli.labelling import film_strip, half_blocks, label_by_keys, shr
 from srpo_robot.progress.pipeline import read_progress
 
 COMMANDS = ("init", "record", "repair", "label", "score-dataset", "store", "benchmark-progress", "audit", "report",
-            "train-awr", "run", "demo")  # fmt: skip
+            "weights", "export", "train-awr", "run", "demo")  # fmt: skip
 
 
 # --- help

@@ -8,15 +8,23 @@ from typing import Literal
 import numpy as np
 
 from srpo_robot.awr.advantage import Advantages, advantages
-from srpo_robot.awr.weights import Weights, awr_weights, success_weights, uniform_weights
+from srpo_robot.awr.weight_grid import LABELS, frames_of
+from srpo_robot.awr.weights import (
+    Weights,
+    awr_weights,
+    rabc_weights,
+    success_weights,
+    timestep_weights,
+    uniform_weights,
+)
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.labels import require_labels
 from srpo_robot.buffer.tables import Table, write_table
-from srpo_robot.errors import StaleTable
-from srpo_robot.recipes import digest
+from srpo_robot.errors import StaleTable, UsageError
+from srpo_robot.recipes import PolicyRecipe, digest
 
 TABLE = "advantage.parquet"
-Scheme = Literal["awr", "uniform", "success"]
+Scheme = Literal["awr", "uniform", "success", "rabc"]
 
 
 @dataclass(frozen=True)
@@ -29,32 +37,43 @@ class Weighting:
     beta: float = 1.0
     w_max: float = 20.0
     kappa: float = 0.0
+    step_horizon: int = 5  # frames; an action's own gain in timestep weights. 1: its increment alone, mostly noise
+
+    @classmethod
+    def of(cls, recipe: PolicyRecipe, executed: int) -> Weighting:
+        """What `recipe` says; its horizon 0 is `executed`, the actions of a chunk that are carried out."""
+        horizon = recipe.horizon or executed
+        return cls(horizon, recipe.shift, recipe.tail, recipe.beta, recipe.w_max, recipe.kappa)
 
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """A buffer's advantages and weights, and the table that holds them."""
+    """A buffer's advantages and weights, and the table that holds them.
+
+    Attributes:
+        timestep: (N, chunk) float32, a weight for every action of a chunk in place of the frame's (see
+            `weights.timestep_weights`); None unless asked for.
+    """
 
     advantages: Advantages
     weights: Weights
     table: Table
+    timestep: np.ndarray | None = None
 
 
-def weigh_buffer(buffer: Buffer, progress: Table, weighting: Weighting) -> Weighted:
+def weigh_buffer(buffer: Buffer, progress: Table, weighting: Weighting, chunk: int | None = None) -> Weighted:
     """Compute advantages and AWR weights from the buffer's progress table and write DATASET/srpo/advantage.parquet.
+
+    Args:
+        chunk: the policy's chunk_size, for weights of every action of a chunk too; None: frames only.
 
     Raises:
         StaleTable: the table is of another dataset.
         UsageError, TrainingError: see `advantage.chunk_gain` and `weights.awr_weights`.
     """
-    if progress.metadata.get("dataset") != buffer.fingerprint:
-        raise StaleTable(f"the progress table is not of {buffer.root}; run: srpo-robot score-dataset {buffer.root}")
-    spans = [slice(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
-    found = advantages([progress["value"][span] for span in spans], weighting.horizon, weighting.shift, weighting.tail)
-    total = found.chunk
-    if weighting.kappa:
-        total = total + weighting.kappa * progress["trajectory_advantage"]
+    found, total = total_advantage(buffer, progress, weighting)
     weights = awr_weights(total, weighting.beta, weighting.w_max)
+    timestep = None if chunk is None else action_weights(buffer, progress, weighting, chunk)
     table = write_table(
         buffer.sidecar / TABLE,
         {
@@ -71,7 +90,61 @@ def weigh_buffer(buffer: Buffer, progress: Table, weighting: Weighting) -> Weigh
             "recipe": digest(weighting),
         },
     )
-    return Weighted(found, weights, table)
+    return Weighted(found, weights, table, timestep)
+
+
+def total_advantage(buffer: Buffer, progress: Table, weighting: Weighting) -> tuple[Advantages, np.ndarray]:
+    """The buffer's advantages, and A = A_chunk + kappa * A_trajectory (N,), which trains.
+
+    Raises:
+        StaleTable: the table is of another dataset.
+        UsageError: see `advantage.chunk_gain`.
+    """
+    values = episode_values(buffer, progress)
+    found = advantages(values, weighting.horizon, weighting.shift, weighting.tail)
+    return found, found.chunk + _trajectory_part(progress, weighting)
+
+
+def action_weights(buffer: Buffer, progress: Table, weighting: Weighting, chunk: int) -> np.ndarray:
+    """Weights (N, chunk) of every action of every chunk, by the gain over `step_horizon` frames from that action.
+
+    Raises:
+        StaleTable, UsageError, TrainingError: see `total_advantage` and `weights.timestep_weights`.
+    """
+    own = advantages(episode_values(buffer, progress), weighting.step_horizon, tail=weighting.tail).chunk
+    lengths = [episode.length for episode in buffer.episodes]
+    total = own + _trajectory_part(progress, weighting)
+    return timestep_weights(total, lengths, chunk, weighting.beta, weighting.w_max)
+
+
+def rabc_buffer_weights(buffer: Buffer, progress: Table, chunk: int) -> Weights:
+    """RA-BC weights (see `weights.rabc_weights`) of the buffer's step value; `chunk`: the policy's chunk_size.
+
+    Raises:
+        StaleTable, UsageError, TrainingError: see `episode_values` and `weights.rabc_weights`.
+    """
+    return rabc_weights(episode_values(buffer, progress), chunk)
+
+
+def episode_values(buffer: Buffer, progress: Table) -> list[np.ndarray]:
+    """The step value (T,) of every episode. Raises StaleTable where the table is of another dataset."""
+    if progress.metadata.get("dataset") != buffer.fingerprint:
+        raise StaleTable(f"the progress table is not of {buffer.root}; run: srpo-robot score-dataset {buffer.root}")
+    return [progress["value"][e.first_frame : e.first_frame + e.length] for e in buffer.episodes]
+
+
+def check_horizon(buffer: Buffer, horizon: int) -> None:
+    """Raise UsageError where no episode is longer than `horizon` frames: then every chunk runs past its end."""
+    longest = max(episode.length for episode in buffer.episodes)
+    if horizon >= longest:
+        raise UsageError(
+            f"horizon {horizon} is longer than every episode of {buffer.root.name} (the longest has {longest} frames); "
+            f"set it to at most {max(longest - 1, 1)}: --horizon, or the recipe's horizon or n_action_steps"
+        )
+
+
+def _trajectory_part(progress: Table, weighting: Weighting) -> np.ndarray | float:
+    return weighting.kappa * progress["trajectory_advantage"] if weighting.kappa else 0.0
 
 
 def baseline_weights(buffer: Buffer, scheme: Literal["uniform", "success"]) -> Weights:
@@ -88,6 +161,5 @@ def baseline_weights(buffer: Buffer, scheme: Literal["uniform", "success"]) -> W
 
 def mean_weight_by_label(buffer: Buffer, weights: Weights) -> dict[str, float]:
     """Mean weight of the frames of successes and of failures (and unlabelled), by name; absent kinds are left out."""
-    names = {True: "success", False: "failure", None: "unlabelled"}
-    kind = np.repeat([names[e.success] for e in buffer.episodes], [e.length for e in buffer.episodes])
-    return {name: float(weights.values[kind == name].mean()) for name in names.values() if (kind == name).any()}
+    label = frames_of(buffer.episodes).label
+    return {name: float(weights.values[label == name].mean()) for name in LABELS.values() if (label == name).any()}

@@ -1,7 +1,11 @@
-"""Advantage -> weight of a frame: exp(A / beta), capped, scaled to mean 1 (Peng et al. 2019, arXiv 1910.00177)."""
+"""Advantage -> weight of a frame: exp(A / beta), capped, scaled to mean 1 (Peng et al. 2019, arXiv 1910.00177).
+
+Beside it the schemes that a run is compared with: all frames alike, successes only, and RA-BC as lerobot has it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,18 +37,52 @@ def awr_weights(advantage: np.ndarray, beta: float, w_max: float) -> Weights:
         UsageError: beta or w_max is not positive.
         TrainingError: no frame has an advantage.
     """
-    if not (beta > 0 and w_max > 0):
-        raise UsageError(f"beta {beta} and w_max {w_max} must be positive")
+    defined = np.isfinite(advantage)
+    raw, clipped = _exponentials(advantage, beta, w_max)
+    return _scaled(raw, float(clipped.sum() / defined.sum()), int((~defined).sum()))
+
+
+def timestep_weights(
+    advantage: np.ndarray, lengths: Sequence[int], chunk: int, beta: float, w_max: float
+) -> np.ndarray:
+    """A weight for every action of every chunk: (N, chunk) float32.
+
+    The entry (t, k) weighs the action of frame t + k by that action's own advantage, min(exp(A_{t+k} / beta), w_max),
+    whichever chunk it stands in. Entries past the episode's end are 0; over the others the mean is 1. They take the
+    place of the frame weights: a sample's loss is the mean of w * l over the valid steps of its chunk, and its frame
+    then counts once.
+
+    Args:
+        advantage: (N,) of the action of each frame, NaN where undefined (weight 0).
+        lengths: of the episodes, in order; they add up to N.
+        chunk: actions of a sample.
+
+    Raises:
+        UsageError, TrainingError: as `awr_weights`; a chunk shorter than 1.
+    """
+    if chunk < 1:
+        raise UsageError(f"a chunk of {chunk} actions cannot be weighed; chunk_size is at least 1")
+    raw, _ = _exponentials(advantage, beta, w_max)
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    ahead = np.arange(len(raw))[:, None] + np.arange(chunk)
+    valid = ahead < ends[:, None]
+    made = np.where(valid, raw[np.minimum(ahead, len(raw) - 1)], 0.0)
+    mean = made[valid].mean()
+    _refuse_zero(mean)
+    return (made / mean).astype(np.float32)
+
+
+def _exponentials(advantage: np.ndarray, beta: float, w_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """min(exp(A / beta), w_max), 0 where A is NaN, and which ones met the cap; both (N,)."""
+    if not (0 < beta < np.inf and 0 < w_max < np.inf):
+        raise UsageError(f"beta {beta} and w_max {w_max} must be positive; Peng et al. use beta 1 and w_max 20")
     defined = np.isfinite(advantage)
     if np.isinf(advantage).any() or not defined.any():
         raise TrainingError("no finite advantage to train on; look at the scores: srpo-robot score-dataset")
-    exponent = advantage / beta
+    exponent = np.where(defined, advantage / beta, 0.0)
     cap = np.log(w_max)
-    clipped = defined & (exponent > cap)
-    raw = np.where(
-        defined, np.exp(np.where(defined, np.minimum(exponent, cap), 0.0)), 0.0
-    )  # cap before exp: no overflow
-    return _scaled(raw, float(clipped.sum() / defined.sum()), int((~defined).sum()))
+    raw = np.where(defined, np.exp(np.minimum(exponent, cap)), 0.0)  # cap before exp: no overflow
+    return raw, defined & (exponent > cap)
 
 
 def uniform_weights(frames: int) -> Weights:
@@ -63,9 +101,58 @@ def success_weights(success: np.ndarray) -> Weights:
     return _scaled(success.astype(np.float64), 0.0, 0)
 
 
+def rabc_weights(
+    progress: Sequence[np.ndarray], chunk: int, kappa: float = 0.01, epsilon: float = 1e-6, undefined: float = 1.0
+) -> Weights:
+    """RA-BC's weights (Chen et al. 2025, arXiv 2509.25358, eq. 8 and 9) as lerobot's `RABCWeights` makes them.
+
+    r_t = p[min(t + chunk, T-1)] - p[t] over single-precision progress. w_t = 1 where r > kappa, 0 where r < 0, and
+    between them clip((r - (mu - 2 sigma)) / (4 sigma + epsilon), 0, 1), with mu (not below 0) and sigma of r over all
+    frames. Then scaled to mean 1 over the dataset; lerobot scales each batch to its own mean instead.
+
+    Args:
+        progress: (T,) of each episode, NaN where undefined.
+        chunk: frames that r looks ahead; the policy's chunk_size in lerobot.
+        kappa: gain above which a frame counts fully [progress]; lerobot's default.
+        epsilon: lerobot's guard against sigma 0, and its smallest sigma.
+        undefined: weight of a frame whose r is NaN, before scaling. lerobot's rule is 1, unlike `awr_weights`' 0.
+
+    Raises:
+        UsageError: chunk, kappa, epsilon or `undefined` is out of range.
+        TrainingError: every weight is 0.
+    """
+    if chunk < 1 or not (kappa >= 0 and epsilon > 0 and undefined >= 0):
+        raise UsageError(
+            f"rabc takes a chunk of at least 1, kappa and the weight of undefined frames not below 0, epsilon above 0; "
+            f"they are {chunk}, {kappa}, {undefined} and {epsilon}"
+        )
+    gain = np.concatenate([_gain_ahead(np.asarray(p, dtype=np.float32).astype(np.float64), chunk) for p in progress])
+    known = np.isfinite(gain)
+    mu = max(float(gain[known].mean()), 0.0) if known.any() else 0.0
+    sigma = max(float(gain[known].std()), epsilon) if known.any() else epsilon
+    soft = np.clip((gain - (mu - 2 * sigma)) / (4 * sigma + epsilon), 0.0, 1.0)
+    single = gain.astype(np.float32)  # compared in single precision, as there: the same side of the threshold
+    raw = np.where(single > np.float32(kappa), 1.0, np.where(single >= 0, soft, 0.0))
+    return _scaled(np.where(known, raw, undefined), 0.0, int((~known).sum()))
+
+
+def _gain_ahead(progress: np.ndarray, chunk: int) -> np.ndarray:
+    start = np.arange(len(progress))
+    return progress[np.minimum(start + chunk, len(progress) - 1)] - progress
+
+
+def effective_sample_size(values: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2 of weights that are not all 0, in frames: N where all count alike, 1 where one does."""
+    return float(values.sum() ** 2 / (values**2).sum())
+
+
 def _scaled(raw: np.ndarray, clipped_fraction: float, undefined: int) -> Weights:
-    if raw.mean() == 0.0:
-        raise TrainingError("every weight is zero; beta is too small for these advantages, try --beta 1")
-    values = raw / raw.mean()
-    ess = float(values.sum() ** 2 / (values**2).sum())
-    return Weights(values, clipped_fraction, ess, undefined)
+    mean = raw.mean()
+    _refuse_zero(mean)
+    values = raw / mean
+    return Weights(values, clipped_fraction, effective_sample_size(values), undefined)
+
+
+def _refuse_zero(mean: float) -> None:
+    if mean == 0.0:
+        raise TrainingError("every weight is zero, so nothing can be learnt; try a larger beta, or look at the scores")

@@ -30,14 +30,18 @@ class Table:
         return self.columns[name]
 
 
-def write_table(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Table:
+def write_table(
+    path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any], foreign: Mapping[str, str] | None = None
+) -> Table:
     """Write `columns` (equal lengths) atomically: a reader sees the old table or the new one, never half.
 
-    The metadata gets a `content` hash of the columns, by which a child table names its parent.
+    The metadata gets a `content` hash of the columns, by which a child table names its parent. `foreign`: further keys
+    of the file's schema, for another program that reads it.
     """
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
     stamped = {**metadata, "content": _content_hash(columns)}
-    table = table.replace_schema_metadata({_KEY: json.dumps(stamped, sort_keys=True).encode()})
+    own = {_KEY: json.dumps(stamped, sort_keys=True).encode()}
+    table = table.replace_schema_metadata({**(foreign or {}), **own})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -102,13 +102,18 @@ def draw_weights(weights: Mapping[str, np.ndarray]) -> bytes:
     Raises:
         ValueError: no weight is positive.
     """
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    weight_histogram(figure.subplots(), weights)
+    return png(figure)
+
+
+def weight_histogram(axes: matplotlib.axes.Axes, weights: Mapping[str, np.ndarray]) -> None:
+    """`draw_weights` into `axes`. Raises as that."""
     positive = {name: values[values > 0] for name, values in weights.items()}
     everything = np.concatenate(list(positive.values()))
     if len(everything) == 0:
         raise ValueError("no positive weight to draw")
     edges = np.geomspace(everything.min() / 1.05, everything.max() * 1.05, 41)
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axes = figure.subplots()
     for name, values in positive.items():
         colour = {"success": SUCCESS, "failure": FAILURE}.get(name, MUTED)
         axes.hist(values, edges, color=colour, alpha=0.25)
@@ -121,4 +126,3 @@ def draw_weights(weights: Mapping[str, np.ndarray]) -> bytes:
     axes.set_ylabel("frames")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    return png(figure)

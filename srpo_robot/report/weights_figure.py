@@ -1,0 +1,71 @@
+"""The picture of `srpo-robot weights`: who weighs what, how the grid looks, and when in an episode weights are high."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.axes
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from srpo_robot.awr.weight_grid import PHASES, View
+from srpo_robot.report.figures import FAILURE, MUTED, SUCCESS, save, weight_histogram
+
+COLOURS = {"success": SUCCESS, "failure": FAILURE, "unlabelled": MUTED}
+
+
+def draw_weighting(weights: Mapping[str, np.ndarray], seen: View, grid: Sequence[View], path: Path, note: str) -> None:
+    """Write the figure as PNG: histogram by label, effective sample size over the grid, mean weight along the episode.
+
+    Args:
+        weights: by label, the weights of its frames as `seen` has them.
+        grid: views of every pair of a beta and a cap.
+        note: stands under the figure; what the weights come from.
+    """
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1.0, 1.1))
+    weight_histogram(left, weights)
+    left.set_title(f"weights at beta {seen.beta:g}, w_max {seen.w_max:g}", loc="left", fontsize=10)
+    _grid(middle, seen, grid)
+    _along_the_episode(right, seen)
+    figure.supxlabel(note, fontsize=8, color=MUTED, x=0.01, ha="left", parse_math=False)
+    save(figure, path)
+
+
+def _grid(axes: matplotlib.axes.Axes, seen: View, grid: Sequence[View]) -> None:
+    betas, caps = sorted({one.beta for one in grid}), sorted({one.w_max for one in grid})
+    share = np.full((len(betas), len(caps)), np.nan)
+    for one in grid:
+        row, column = betas.index(one.beta), caps.index(one.w_max)
+        share[row, column] = one.effective
+        ratio = "" if np.isnan(one.ratio) else f"\nS/F {one.ratio:.1f}"
+        text = f"{one.effective:.0%}\n{one.clipped:.0%} at cap{ratio}"
+        chosen = (one.beta, one.w_max) == (seen.beta, seen.w_max)
+        colour = "white" if one.effective > 0.55 else "black"
+        weight = "bold" if chosen else "normal"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
+        if chosen:
+            axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, linewidth=2))
+    axes.imshow(share, cmap="Greens", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(caps)), [f"{cap:g}" for cap in caps])
+    axes.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+    axes.set_xlabel("w_max")
+    axes.set_ylabel("beta")
+    axes.set_title("effective sample size (S/F: success to failure)", loc="left", fontsize=10)
+
+
+def _along_the_episode(axes: matplotlib.axes.Axes, seen: View) -> None:
+    middles = (np.arange(PHASES) + 0.5) / PHASES
+    for label, means in seen.by_phase.items():
+        axes.plot(middles, means, marker="o", markersize=3, color=COLOURS[label], label=label)
+    axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("part of the episode")
+    axes.set_ylabel("mean weight of a frame")
+    axes.set_title("along the episode", loc="left", fontsize=10)
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)

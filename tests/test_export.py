@@ -1,0 +1,394 @@
+"""Scores in other trainers: the files, every refusal, and stock lerobot-train in a real process with a tiny pi0."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import refused
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from test_buffer import checksums
+from test_policies import RECIPE, record_dataset
+from test_weights import LENGTHS, ramps, write_scores
+
+from srpo_robot.awr import policies
+from srpo_robot.awr.export import ADVANTAGE_TEXT, export_rabc, recap_labels, recap_thresholds
+from srpo_robot.awr.tables import Weighting, weigh_buffer
+from srpo_robot.awr.weights import rabc_weights
+from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.tables import write_table
+from srpo_robot.errors import TrainingError, UsageError
+from srpo_robot.progress.pipeline import TABLE, read_progress
+
+VALUES = [np.linspace(0, 1, 9) ** 2, np.linspace(0.6, 0.2, 8)]  # of two episodes: one gets there, one loses ground
+PLUGIN = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / "lerobot_policy_srpo_awr"
+
+
+@pytest.fixture
+def scored(squares_copy):
+    """Four labelled episodes with a score written by hand; the last has no value."""
+    buffer = open_buffer(squares_copy)
+    values = ramps()
+    values[3][:] = np.nan
+    write_scores(buffer, values)
+    return buffer
+
+
+def metadata(path):
+    return pq.read_schema(path).metadata
+
+
+# --- the files
+
+
+def test_rabc_is_lerobots_schema_and_the_dataset_stays_as_it_was(cli, scored):
+    before = checksums(scored.root)
+    code, out, err = cli("export", scored.root, "--to", "rabc")
+    assert code == 0, err
+    path = scored.root / "sarm_progress.parquet"
+    types = {field.name: str(field.type) for field in pq.read_schema(path)}
+    assert types == {"index": "int64", "episode_index": "int64", "frame_index": "int64", "progress_sparse": "float"}
+    assert metadata(path)[b"reward_model_path"] == b"an-encoder"
+    table = pq.read_table(path)
+    assert table["progress_sparse"].to_numpy() == pytest.approx(read_progress(scored)["value"], abs=1e-6, nan_ok=True)
+    assert f"--sample_weighting.type=rabc --sample_weighting.progress_path={path}" in out
+    assert "18 frames have no progress" in err
+    assert "fallback_weight" in err
+    assert "never audited" in err
+    after = checksums(scored.root)
+    assert {name: sum_ for name, sum_ in after.items() if name in before} == before
+    assert len(LeRobotDataset("local/x", root=scored.root)) == sum(LENGTHS)  # still opens
+    assert cli("export", scored.root, "--to", "rabc")[0] == 0  # its own file is replaced
+
+
+def test_weights_are_those_that_train(cli, scored, tmp_path):
+    options = ("--horizon", 5, "--beta", 0.5, "--kappa", 0.3, "--output", tmp_path / "new" / "w.parquet")
+    code, out, err = cli("export", scored.root, "--to", "weights", *options)
+    assert code == 0, err
+    assert f"pip install {PLUGIN}" in out
+    table = pq.read_table(tmp_path / "new" / "w.parquet")
+    assert [str(field.type) for field in table.schema] == ["int64", "float"]
+    assert table["index"].to_numpy().tolist() == list(range(84))
+    weighting = Weighting(horizon=5, beta=0.5, kappa=0.3)
+    want = weigh_buffer(scored, read_progress(scored), weighting).weights.values
+    assert table["weight"].to_numpy() == pytest.approx(want, rel=1e-6)
+    assert not table["weight"].to_numpy()[-18:].any()  # undefined
+    assert not list((tmp_path / "new").glob(".*"))
+
+
+def test_recap_labels_by_hand():
+    advantage = np.array([1.0, 2.0, 3.0, 4.0, 5.0, -9.0, -8.0, np.nan, np.nan])
+    task = np.array(["a"] * 5 + ["b"] * 3 + ["c"])
+    thresholds = recap_thresholds(advantage, task, 0.4)
+    assert thresholds == pytest.approx({"a": 3.4, "b": -8.4})
+    labels = recap_labels(advantage, task, thresholds)
+    assert labels.tolist() == [False, False, False, True, True, False, True, None, None]
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        recap_thresholds(advantage, task, 1.0)
+    with pytest.raises(TrainingError, match="no finite advantage"):
+        recap_thresholds(np.full(2, np.nan), task[:2], 0.3)
+
+
+def test_recap_is_a_column_and_its_text(cli, scored):
+    code, out, err = cli("export", scored.root, "--to", "recap", "--horizon", 5, "--positive", 0.4)
+    assert code == 0, err
+    path = scored.sidecar / "recap.parquet"
+    table = pq.read_table(path)
+    assert [str(field.type) for field in table.schema] == ["int64", "bool", "string"]
+    labels, text = table["advantage"].to_pylist(), table["advantage_text"].to_pylist()
+    assert labels[-18:] == [None] * 18
+    assert text[-18:] == [""] * 18
+    assert text[:66] == [ADVANTAGE_TEXT[label] for label in labels[:66]]
+    assert sum(labels[:66]) == pytest.approx(0.4 * 66, abs=1)
+    assert sum(labels[:44]) / 44 > sum(labels[44:66]) / 22  # successes more often
+    assert json.loads(metadata(path)[b"srpo"])["positive"] == 0.4
+    assert "of the frames are positive" in out
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("kind", ["rabc", "weights", "recap"])
+def test_scores_that_are_missing_stale_or_of_another_dataset(cli, squares_copy, kind):
+    refused(cli("export", squares_copy, "--to", kind), "does not exist", "srpo-robot score-dataset")
+    buffer = open_buffer(squares_copy)
+    write_scores(buffer, ramps(), dataset="another")
+    refused(cli("export", squares_copy, "--to", kind), "another state of its dataset")
+    write_scores(buffer, [np.full(n, np.nan) for n in LENGTHS])
+    code, _, err = cli("export", squares_copy, "--to", kind)
+    assert code == 1
+    assert "srpo-robot score-dataset" in err
+    assert not list(squares_copy.glob("*.parquet"))
+    assert sorted(path.name for path in buffer.sidecar.iterdir()) == sorted(
+        path for path in ("labels.parquet", TABLE) if (buffer.sidecar / path).exists()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--beta", 0), "must be positive"),
+        (("--w-max", -2), "must be positive"),
+        (("--horizon", 24), "at most 23"),
+        (("--output", "{root}/data/chunk-000/w.parquet"), "among the dataset's recorded files"),
+        (("--output", "{root}/meta/w.parquet"), "among the dataset's recorded files"),
+        (("--output", "{root}/srpo/progress.parquet"), "exists and is no weights export"),
+        (("--output", "{root}/w.csv"), "does not end in .parquet"),
+    ],
+)
+def test_options_that_cannot_be(cli, scored, options, says):
+    before = checksums(scored.root)
+    options = [str(option).format(root=scored.root) for option in options]
+    refused(cli("export", scored.root, "--to", "weights", *options), says)
+    assert checksums(scored.root) == before
+
+
+def test_a_progress_file_of_another_program_is_left_alone(cli, scored):
+    path = scored.root / "sarm_progress.parquet"
+    path.write_bytes(b"what SARM wrote")
+    refused(cli("export", scored.root, "--to", "rabc"), "is no rabc export of srpo-robot", "--output FILE")
+    assert path.read_bytes() == b"what SARM wrote"
+
+
+def test_a_share_that_labels_nothing(cli, scored):
+    refused(cli("export", scored.root, "--to", "recap", "--positive", 0), "between 0 and 1")
+
+
+# --- stock lerobot-train
+
+TRAIN = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from lerobot.scripts import lerobot_train
+from srpo_robot.awr.tiny import architecture
+
+sizes, log = json.loads(sys.argv.pop(1)), open(sys.argv.pop(1), "w")
+update = lerobot_train.update_policy
+
+def recorded(metrics, policy, batch, *arguments, **options):
+    "One step, with the losses of its samples under the same noise, by the class's own forward."
+    state = torch.get_rng_state()
+    policy.train()
+    with torch.no_grad():
+        losses, _ = type(policy).forward(policy, batch, reduction="none")
+    torch.set_rng_state(state)
+    result = update(metrics, policy, batch, *arguments, **options)
+    row = {"index": batch["index"].tolist(), "losses": losses.tolist(), "loss": metrics.loss.val}
+    print(json.dumps(row), file=log, flush=True)
+    return result
+
+lerobot_train.update_policy = recorded
+with architecture(sizes):
+    lerobot_train.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory):
+    """A scored dataset with two cameras, state and action, and a tiny pi0 that stock lerobot can load."""
+    root = tmp_path_factory.mktemp("stock")
+    buffer = record_dataset(root / "walks", (9, 8))
+    write_scores(buffer, VALUES)
+    policy, preprocessor, postprocessor = policies.build_policy(RECIPE, buffer)
+    for part in (policy, preprocessor, postprocessor):
+        part.save_pretrained(root / "pi0")
+    policies.write_record(root / "pi0", preprocessor, {"tiny": RECIPE.tiny, "step": 0})
+    path = root / "pi0" / "policy_preprocessor.json"
+    content = json.loads(path.read_text())
+    (step,) = [step for step in content["steps"] if step["registry_name"] == "tokenizer_processor"]
+    step["config"]["tokenizer_name"] = str(root / "pi0" / "tokenizer")
+    path.write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The plugin's wheel, built offline and unpacked: what pip would put into site-packages."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(PLUGIN, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=folder / "source", check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def lerobot_train(walks, output, *options, site=None):
+    """Stock lerobot-train for three steps: the process, and a row a step."""
+    log = output.with_suffix(".jsonl")
+    command = [
+        *(sys.executable, "-c", TRAIN, json.dumps(RECIPE.tiny), str(log)),
+        *("--dataset.repo_id=local/walks", f"--dataset.root={walks / 'walks'}", f"--output_dir={output}"),
+        *(f"--policy.path={walks / 'pi0'}", "--policy.device=cpu", "--policy.push_to_hub=false"),
+        *("--steps=3", "--batch_size=4", "--num_workers=0", "--log_freq=1", "--save_freq=1", "--seed=3"),
+        *options,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site or "")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return done, rows
+
+
+def test_the_wheel_is_named_as_lerobot_looks_for_it(installed):
+    (path,) = installed.glob("*.dist-info/METADATA")
+    assert "Name: lerobot_policy_srpo_awr\n" in path.read_text()
+
+
+@pytest.fixture(scope="module")
+def by_ra_bc(walks, tmp_path_factory):
+    """Three steps of stock lerobot-train by the progress that lies where it looks by itself."""
+    buffer = open_buffer(walks / "walks")
+    path = walks / "walks" / "sarm_progress.parquet"
+    export_rabc(buffer, read_progress(buffer), path)
+    done, rows = lerobot_train(walks, tmp_path_factory.mktemp("rabc") / "run", "--sample_weighting.type=rabc")
+    path.unlink()
+    assert done.returncode == 0, done.stderr[-3000:]
+    return rows
+
+
+def test_stock_lerobot_trains_by_ra_bc_on_the_exported_progress(by_ra_bc):
+    weights = rabc_weights(VALUES, chunk=4).values
+    assert len(by_ra_bc) == 3
+    for row in by_ra_bc:
+        own = weights[row["index"]]
+        assert row["loss"] == pytest.approx((own * row["losses"]).sum() / own.sum(), rel=1e-4)
+    assert by_ra_bc[0]["loss"] != pytest.approx(np.mean(by_ra_bc[0]["losses"]), rel=1e-3)
+
+
+def test_stock_lerobot_trains_by_awr_through_the_plugin(cli, walks, installed, by_ra_bc, tmp_path):
+    path = tmp_path / "w.parquet"
+    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3, "--output", path)[0] == 0
+    weights = pq.read_table(path)["weight"].to_numpy()
+    assert weights.mean() == pytest.approx(1, rel=1e-5)
+    extra = json.dumps({"path": str(path)})
+    options = ("--sample_weighting.type=srpo_awr", f"--sample_weighting.extra_params={extra}")
+    done, rows = lerobot_train(walks, tmp_path / "run", *options, site=installed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(rows) == 3
+    for row in rows:
+        own = weights[row["index"]]
+        assert row["loss"] == pytest.approx(np.mean(own * row["losses"]), rel=1e-4)
+        assert row["loss"] != pytest.approx((own * row["losses"]).sum() / own.sum(), rel=1e-3)  # not lerobot's formula
+    assert rows[0]["loss"] != pytest.approx(np.mean(rows[0]["losses"]), rel=1e-3)
+    assert rows[0]["losses"] == pytest.approx(by_ra_bc[0]["losses"])  # the same policy, samples and noise ...
+    assert rows[2]["losses"] != pytest.approx(by_ra_bc[2]["losses"], rel=1e-4)  # ... and another gradient
+
+
+# --- the plugin's own refusals
+
+
+@pytest.fixture
+def weighter(installed, monkeypatch):
+    """The plugin's module as installed, with lerobot's factory put back afterwards."""
+    import importlib
+
+    from lerobot.utils import sample_weighting
+
+    monkeypatch.setattr(sample_weighting, "make_sample_weighter", sample_weighting.make_sample_weighter)
+    monkeypatch.syspath_prepend(str(installed))
+    found = importlib.import_module("lerobot_policy_srpo_awr.weighter")
+    found.register()
+    return found
+
+
+def make(walks, policy, **extra) -> Any:
+    from lerobot.utils import sample_weighting
+
+    config = sample_weighting.SampleWeightingConfig(type="srpo_awr", extra_params=extra)
+    root = str(walks / "walks")
+    return sample_weighting.make_sample_weighter(config, policy, "cpu", dataset_root=root, dataset_repo_id="local/w")  # type: ignore[arg-type]
+
+
+class Policy:
+    """What the weighter needs of a policy: losses of one a sample."""
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def forward(self, batch, reduction="mean"):
+        return (self.losses if reduction == "none" else self.losses.mean()), {}
+
+
+class Unreduced:
+    def forward(self, batch):
+        return 0.0, {}
+
+
+def test_the_plugin_weighs_training_and_not_evaluation(cli, walks, weighter, tmp_path):
+    import torch
+
+    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3)[0] == 0  # the default place is found
+    weights = pq.read_table(walks / "walks" / "srpo" / "awr_weights.parquet")["weight"].to_numpy()
+    policy = Policy(torch.tensor([1.0, 2.0]))
+    made = make(walks, policy)
+    batch = {"index": torch.tensor([4, 11])}
+    ones, stats = made.compute_batch_weights(batch)
+    assert ones.tolist() == [1.0, 1.0]
+    assert stats["mean"] == pytest.approx(weights[[4, 11]].mean())
+    assert policy.forward(batch, reduction="none")[0].tolist() == pytest.approx(weights[[4, 11]] * [1.0, 2.0])
+    assert float(policy.forward(batch)[0]) == 1.5
+    assert made.get_stats()["num_frames"] == 17
+    with pytest.raises(ValueError, match=r"no weight for frames \[17\]"):
+        made.compute_batch_weights({"index": torch.tensor([17])})
+    with pytest.raises(ValueError, match="no 'index'"):
+        made.compute_batch_weights({})
+    policy.forward = Policy.forward.__get__(policy)  # something takes the weights off again
+    made.compute_batch_weights(batch)
+    policy.forward(batch, reduction="none")
+    with pytest.raises(RuntimeError, match="does not apply the weights"):
+        made.compute_batch_weights(batch)
+
+
+def test_the_plugin_refuses_files_that_do_not_fit(cli, walks, weighter, tmp_path):
+    from torch import ones
+
+    policy, path = Policy(ones(1)), tmp_path / "w.parquet"
+    with pytest.raises(ValueError, match="does not exist; write it: srpo-robot export"):
+        make(walks, policy, path=str(path))
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="holds no weights of srpo-robot"):
+        make(walks, policy, path=str(path))
+    path.unlink()
+    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3, "--output", path)[0] == 0
+    made = json.loads(metadata(path)[b"srpo"])
+    table = pq.read_table(path)
+    index, weight = table["index"].to_numpy(), table["weight"].to_numpy()
+
+    def with_(match, index=index, weight=weight, **changes):
+        write_table(path, {"index": index, "weight": weight}, made | changes)
+        with pytest.raises(ValueError, match=match):
+            make(walks, policy, path=str(path))
+
+    with_("of another dataset", lengths="another")
+    with_("older score", parent="another")
+    with_("one row for every frame", index=np.arange(16), weight=weight[:16])
+    with_("negative, NaN or all zero", weight=weight * 0)
+    with_("negative, NaN or all zero", weight=weight * np.nan)
+    with_("negative, NaN or all zero", weight=-weight)
+    with pytest.raises(ValueError, match="extra_params has unknown beta; srpo_awr takes path"):
+        make(walks, policy, beta=1.0)
+    write_table(path, {"index": index, "weight": weight}, made)
+    with pytest.raises(ValueError, match="Unreduced has no per-sample loss"):
+        make(walks, Unreduced(), path=str(path))
+    assert make(walks, policy, path=str(path)) is not None
+
+
+def test_other_types_are_lerobots_own(weighter):
+    from lerobot.utils import sample_weighting
+
+    config = sample_weighting.SampleWeightingConfig(type="uniform")
+    made = sample_weighting.make_sample_weighter(config, None, "cpu")  # type: ignore[arg-type]
+    assert type(made).__name__ == "UniformWeighter"
+    assert sample_weighting.make_sample_weighter(None, None, "cpu") is None  # type: ignore[arg-type]
+    before = sample_weighting.make_sample_weighter
+    weighter.register()
+    assert sample_weighting.make_sample_weighter is before

@@ -1,0 +1,401 @@
+"""RA-BC against lerobot's own, weights of actions by hand, the grid and its advice, and `srpo-robot weights`."""
+
+import csv
+import json
+import math
+import struct
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from conftest import record_squares, refused
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from lerobot.rewards.sarm.rabc import RABCWeights
+
+from srpo_robot.awr import weight_grid as wg
+from srpo_robot.awr.export import export_rabc
+from srpo_robot.awr.tables import (
+    Weighting,
+    check_horizon,
+    mean_weight_by_label,
+    rabc_buffer_weights,
+    weigh_buffer,
+)
+from srpo_robot.awr.weights import (
+    awr_weights,
+    effective_sample_size,
+    rabc_weights,
+    success_weights,
+    timestep_weights,
+    uniform_weights,
+)
+from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.tables import write_table
+from srpo_robot.errors import StaleTable, TrainingError, UsageError
+from srpo_robot.progress.pipeline import FORMAT, TABLE, ScoreSettings, read_progress
+from srpo_robot.progress.windows import WindowSpec
+from srpo_robot.records import Episode
+from srpo_robot.report.weights_figure import draw_weighting
+
+LENGTHS = (24, 20, 22, 18)  # of conftest's squares
+
+
+def write_scores(buffer, values, dataset=None):
+    """A progress table of `buffer` with these step values (one array an episode), as `score-dataset` would write it."""
+    settings = ScoreSettings("an-encoder", ("observation.images.front",), WindowSpec("stride", 4))
+    lengths = [episode.length for episode in buffer.episodes]
+    value = np.concatenate(values)
+    columns = {
+        "index": np.arange(len(value)),
+        "episode_index": np.repeat(np.arange(len(lengths)), lengths),
+        "frame_index": np.concatenate([np.arange(length) for length in lengths]),
+        "distance": 1 - value,
+        "progress": value,
+        "value": value,
+        "scored": np.ones(len(value), dtype=bool),
+        "reward": np.repeat([1.0 if e.success else 0.4 for e in buffer.episodes], lengths),
+        "trajectory_advantage": np.repeat([1.0 if e.success else -1.0 for e in buffer.episodes], lengths),
+    }
+    metadata = {
+        "kind": "progress",
+        "format": FORMAT,
+        "dataset": dataset or buffer.fingerprint,
+        "labels": buffer.labels_fingerprint,
+        "settings": asdict(settings),
+        "encoder": "an-encoder",
+    }
+    return write_table(buffer.sidecar / TABLE, columns, metadata)
+
+
+def ramps(lengths=LENGTHS, reaches=(1.0, 1.0, 0.3, 0.5), noise=0.03, seed=0):
+    """Step values that rise with noise to a reach: successes all the way, failures not."""
+    random = np.random.default_rng(seed)
+    pairs = zip(lengths, reaches, strict=True)
+    return [np.clip(np.linspace(0, reach, n) + random.normal(0, noise, n), 0, 1) for n, reach in pairs]
+
+
+@pytest.fixture
+def scored(squares_copy):
+    """Four labelled episodes with a score written by hand."""
+    buffer = open_buffer(squares_copy)
+    write_scores(buffer, ramps())
+    return buffer
+
+
+# --- RA-BC: lerobot's own code is the oracle
+
+
+@pytest.mark.parametrize(("chunk", "kappa"), [(1, 0.01), (5, 0.1), (10, 0.3), (50, 0.01)])
+@pytest.mark.parametrize("holes", [False, True])
+def test_rabc_weights_are_lerobots_on_the_exported_file(squares_copy, tmp_path, chunk, kappa, holes):
+    buffer = open_buffer(squares_copy)
+    values = ramps()
+    if holes:
+        values[1][3:7] = np.nan
+        values[3][:] = np.nan
+    progress = write_scores(buffer, values)
+    export_rabc(buffer, progress, tmp_path / "sarm_progress.parquet")
+    theirs = RABCWeights(tmp_path / "sarm_progress.parquet", chunk_size=chunk, kappa=kappa, device="cpu")  # type: ignore[arg-type]
+    batch = {"index": np.arange(buffer.total_frames)}
+    want, stats = theirs.compute_batch_weights(batch)  # a batch of everything: scaled to mean 1 as ours
+    ours = rabc_weights(values, chunk, kappa)
+    assert ours.values == pytest.approx(want.numpy(), rel=1e-5, abs=1e-7)
+    assert int((ours.values == 0).sum()) == stats["num_zero_weight"]
+    assert len(np.unique(ours.values)) > 2  # some between nothing and all
+    assert (ours.undefined > 0) == holes
+    if kappa == 0.01:
+        assert rabc_buffer_weights(buffer, progress, chunk).values == pytest.approx(ours.values)
+
+
+def test_rabc_by_hand():
+    # gains over one frame: .5, -.25, .005, 0 (the last frame): mu .06375; kappa .01
+    weights = rabc_weights([np.array([0.0, 0.5, 0.25, 0.255])], 1, undefined=0.0)
+    gain = np.array([0.5, -0.25, 0.005, 0.0])
+    soft = (gain - (gain.mean() - 2 * gain.std())) / (4 * gain.std() + 1e-6)
+    raw = np.array([1.0, 0.0, soft[2], soft[3]])
+    assert weights.values == pytest.approx(raw / raw.mean(), rel=1e-5)
+
+
+def test_undefined_progress_has_lerobots_weight_unless_said_otherwise():
+    values = [np.array([0.0, np.nan, 0.5])]
+    assert rabc_weights(values, 1).values == pytest.approx([1.2, 1.2, 0.6], rel=0.3)  # NaN gains count as 1
+    assert rabc_weights([np.array([0.0, 0.5]), np.full(2, np.nan)], 1, undefined=0.0).values[2:].tolist() == [0, 0]
+    assert rabc_weights([np.full(3, np.nan)], 1).values.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_rabc_refuses_what_it_cannot_weigh():
+    with pytest.raises(TrainingError, match="every weight is zero"):
+        rabc_weights([np.full(3, np.nan)], 5, undefined=0.0)
+    for chunk, wrong in (
+        (0, {}),
+        (2, {"kappa": -1.0}),
+        (2, {"kappa": np.nan}),
+        (2, {"epsilon": 0.0}),
+        (2, {"undefined": -1.0}),
+    ):
+        with pytest.raises(UsageError, match="rabc takes"):
+            rabc_weights([np.arange(4.0)], chunk, **wrong)
+
+
+# --- weights of actions
+
+
+def test_timestep_weights_by_hand():
+    advantage = np.log([1.0, 2.0, 3.0, 4.0, 9.0])  # two episodes: 3 and 2 frames; the last is capped at 5
+    made = timestep_weights(advantage, [3, 2], chunk=3, beta=1.0, w_max=5.0)
+    raw = np.array([[1, 2, 3], [2, 3, 0], [3, 0, 0], [4, 5, 0], [5, 0, 0]])
+    assert made == pytest.approx(raw / raw[raw > 0].mean(), rel=1e-6)
+    assert made.dtype == np.float32
+
+
+actions = hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-5, 5))
+
+
+@given(actions, st.integers(1, 60), st.floats(0.3, 3), st.integers(1, 39))
+def test_timestep_weights_have_mean_1_where_an_action_is_and_0_past_the_end(advantage, chunk, beta, cut):
+    lengths = [cut, len(advantage) - cut] if cut < len(advantage) else [len(advantage)]
+    made = timestep_weights(advantage, lengths, chunk, beta, 20.0)
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    valid = np.arange(len(advantage))[:, None] + np.arange(chunk) < ends[:, None]
+    assert made.shape == (len(advantage), chunk)
+    assert not made[~valid].any()
+    assert made[valid].mean() == pytest.approx(1, rel=1e-4)
+    # the first column is the frames' own weights, up to the scale
+    frames = awr_weights(advantage, beta, 20.0).values
+    assert made[:, 0] * frames.mean() / made[:, 0].mean() == pytest.approx(frames, rel=1e-4)
+
+
+def test_an_undefined_action_weighs_nothing_in_any_chunk():
+    made = timestep_weights(np.array([0.0, np.nan, 0.0]), [3], 2, 1.0, 20.0)
+    assert (made == 0).tolist() == [[False, True], [True, False], [False, True]]
+    assert made.sum() == pytest.approx(5)  # mean 1 over the five entries that exist
+    with pytest.raises(TrainingError, match="no finite advantage"):
+        timestep_weights(np.full(3, np.nan), [3], 2, 1.0, 20.0)
+    with pytest.raises(UsageError, match="chunk of 0"):
+        timestep_weights(np.zeros(3), [3], 0, 1.0, 20.0)
+
+
+def test_a_buffers_actions_are_weighed_by_their_own_gain(scored):
+    progress = read_progress(scored)
+    weighting = Weighting(horizon=5, step_horizon=1)
+    assert weigh_buffer(scored, progress, weighting).timestep is None
+    made = weigh_buffer(scored, progress, weighting, chunk=4).timestep
+    assert made is not None
+    value = progress["value"]
+    own = value[1:6] - value[:5]  # R[t+k+1] - R[t+k] of frame 0's first actions
+    assert np.argsort(made[0]).tolist() == np.argsort(own[:4]).tolist()
+    assert made[1, :3] == pytest.approx(made[0, 1:])  # one action, one weight, in whichever chunk
+    share = weigh_buffer(scored, progress, replace(weighting, kappa=1.0), chunk=4).timestep
+    assert share is not None
+    assert share[:24].mean() > made[:24].mean()  # a success
+
+
+# --- the grid
+
+
+def episodes(lengths, successes, tasks=None):
+    tasks = tasks or ["go"] * len(lengths)
+    starts = np.cumsum([0, *lengths])
+    rows = enumerate(zip(lengths, successes, tasks, strict=True))
+    return [Episode(i, task, n, 10.0, int(starts[i]), ("c",), ok) for i, (n, ok, task) in rows]
+
+
+def test_frames_have_label_task_and_tenth():
+    frames = wg.frames_of(episodes([20, 5, 1], [True, False, None], ["a", "b", "a"]))
+    assert frames.label.tolist() == ["success"] * 20 + ["failure"] * 5 + ["unlabelled"]
+    assert frames.phase.tolist() == [*np.repeat(np.arange(10), 2), 0, 2, 4, 6, 8, 0]
+    assert set(frames.task[:20]) == {"a"}
+
+
+def test_a_view_by_hand():
+    frames = wg.frames_of(episodes([10, 10], [True, False], ["a", "b"]))
+    advantage = np.log(np.concatenate([np.full(10, 3.0), np.ones(10)]))
+    (seen,) = wg.weight_grid(advantage, frames, (1.0,), (20.0,))
+    assert seen.by_label == pytest.approx({"success": 1.5, "failure": 0.5})
+    assert seen.ratio == pytest.approx(3.0)
+    assert seen.effective == pytest.approx(20**2 / (10 * 1.5**2 + 10 * 0.5**2) / 20)
+    assert seen.by_task["a"] == pytest.approx({"all": 1.5, "success": 1.5})
+    assert seen.by_task["b"] == pytest.approx({"all": 0.5, "failure": 0.5})
+    assert seen.by_phase["success"] == pytest.approx([1.5] * 10)
+    assert seen.top == pytest.approx(1.5 / 20)  # one frame of twenty
+    assert seen.clipped == 0
+
+
+@given(hnp.arrays(np.float64, 60, elements=st.floats(-4, 4)))
+def test_a_sharper_beta_never_has_more_effective_frames_and_a_lower_cap_never_fewer(advantage):
+    frames = wg.frames_of(episodes([30, 30], [True, False]))
+    grid = {(v.beta, v.w_max): v for v in wg.weight_grid(advantage, frames, wg.BETAS, (1e20,))}
+    shares = [grid[beta, 1e20].effective for beta in wg.BETAS]
+    assert np.all(np.diff(shares) >= -1e-9)
+    capped = [v.effective for v in wg.weight_grid(advantage, frames, (1.0,), wg.CAPS)]
+    assert np.all(np.diff(capped) <= 1e-9)
+
+
+@given(hnp.arrays(np.float64, 60, elements=st.floats(-4, 4)), st.sampled_from(wg.BETAS))
+def test_the_parts_of_a_view_add_up(advantage, beta):
+    frames = wg.frames_of(episodes([20, 25, 15], [True, False, True], ["a", "b", "b"]))
+    (seen,) = wg.weight_grid(advantage, frames, (beta,), (20.0,))
+    assert (35 * seen.by_label["success"] + 25 * seen.by_label["failure"]) / 60 == pytest.approx(1)
+    assert (20 * seen.by_task["a"]["all"] + 40 * seen.by_task["b"]["all"]) / 60 == pytest.approx(1)
+    assert 0.01 <= seen.top <= 1
+
+
+def test_without_failures_there_is_no_ratio():
+    frames = wg.frames_of(episodes([10, 10], [True, None]))
+    seen = wg.view(uniform_weights(20), frames, 1.0, 20.0)
+    assert math.isnan(seen.ratio)
+    assert wg.advice(seen) == ()
+    only = wg.frames_of(episodes([10, 10], [True, False]))
+    assert wg.view(success_weights(only.label == "success"), only, 1.0, 20.0).ratio == math.inf
+
+
+def one_view(**changes):
+    sound = wg.View(1.0, 20.0, 0.5, 0.1, 0.05, {"success": 1.8, "failure": 0.3}, {}, {})
+    return replace(sound, **changes)
+
+
+def test_advice_is_given_where_there_is_a_reason():
+    assert one_view().sound
+    assert "a handful of frames" in wg.advice(one_view(top=0.25))[0]
+    assert "as much as 5%" in wg.advice(one_view(effective=0.05))[0]
+    prototype = one_view(by_label={"success": 2.5, "failure": 0.8})
+    assert "hardly tell successes from failures: 2.50 against 0.80" in wg.advice(prototype)[0]
+    assert "40% of the frames are at the cap" in wg.advice(one_view(clipped=0.4))[0]
+    assert len(wg.advice(one_view(clipped=0.4, top=0.3))) == 2
+
+
+def test_advice_names_the_way_out_of_the_grid():
+    bad = one_view(clipped=0.4)
+    better, best = one_view(beta=0.3, effective=0.3), one_view(beta=0.5, effective=0.4)
+    assert "--beta 0.5 --w-max 20 has none of this" in wg.advice(bad, (bad, better, best))[-1]
+    assert "no beta and w_max of the grid" in wg.advice(bad, (bad,))[-1]
+    assert wg.advice(better, (bad, better)) == ()
+
+
+# --- the figure
+
+
+def test_the_figure_takes_a_grid_of_one_and_data_without_failures(tmp_path):
+    frames = wg.frames_of(episodes([10, 3], [None, True], ["$x_1 put", "b"]))
+    advantage = np.linspace(-1, 1, 13)
+    grid = wg.weight_grid(advantage, frames, (1.0,), (20.0,))
+    values = awr_weights(advantage, 1.0, 20.0).values
+    weights = {name: values[frames.label == name] for name in ("success", "unlabelled")}
+    draw_weighting(weights, grid[0], grid, tmp_path / "deep" / "w.png", "a note with $ and _")
+    width, height = struct.unpack(">II", (tmp_path / "deep" / "w.png").read_bytes()[16:24])
+    assert (width, height) == (1320, 484)
+
+
+# --- tables
+
+
+def test_the_mean_by_label_is_the_views(scored):
+    weights = weigh_buffer(scored, read_progress(scored), Weighting(horizon=5)).weights
+    seen = wg.view(weights, wg.frames_of(scored.episodes), 1.0, 20.0)
+    assert mean_weight_by_label(scored, weights) == pytest.approx(seen.by_label)
+    assert seen.ratio > 1
+
+
+def test_a_horizon_no_episode_is_as_long_as(scored):
+    check_horizon(scored, 23)
+    with pytest.raises(UsageError, match="horizon 24 is longer than every episode.*24 frames.*at most 23"):
+        check_horizon(scored, 24)
+
+
+def test_effective_sample_size():
+    assert effective_sample_size(np.ones(7)) == pytest.approx(7)
+    assert effective_sample_size(np.array([0.0, 5.0, 0.0])) == pytest.approx(1)
+
+
+# --- the command
+
+
+def test_weights_shows_saves_and_changes_nothing_that_is_read(cli, scored, tmp_path):
+    before = {path.name: path.read_bytes() for path in scored.sidecar.iterdir()}
+    files = ("--json", tmp_path / "w.json", "--csv", tmp_path / "out" / "w.csv")
+    code, out, err = cli("weights", scored.root, "--horizon", 5, "--betas", "0.3,1", "--caps", "5,20", *files)
+    assert code == 0, err
+    for text in ("mean weight of a frame", "first third", "the grid", "weights.png"):
+        assert text in out
+    after = {path.name: path.read_bytes() for path in scored.sidecar.iterdir()}
+    assert after.pop("weights.png").startswith(b"\x89PNG")
+    assert after == before
+    content = json.loads((tmp_path / "w.json").read_text())
+    assert (content["frames"], content["weighting"]["horizon"], len(content["grid"])) == (84, 5, 4)
+    weights = weigh_buffer(scored, read_progress(scored), Weighting(horizon=5)).weights
+    assert content["chosen"]["effective"] == pytest.approx(weights.effective_sample_size / 84)
+    assert content["chosen"]["by_label"] == pytest.approx(mean_weight_by_label(scored, weights))
+    rows = list(csv.DictReader((tmp_path / "out" / "w.csv").read_text().splitlines()))
+    assert [(row["beta"], row["w_max"]) for row in rows] == [(b, w) for b in ("0.3", "1.0") for w in ("5.0", "20.0")]
+    chosen = rows[-1]
+    assert float(chosen["ratio"]) == pytest.approx(content["chosen"]["ratio"])
+    assert chosen["mean_unlabelled"] == ""
+
+
+def test_weights_of_a_policys_recipe(cli, scored, tmp_path):
+    code, out, err = cli("weights", scored.root, "--policy", "pi0-tiny", "--kappa", 0.5, "--json", tmp_path / "w.json")
+    assert code == 0, err
+    weighting = json.loads((tmp_path / "w.json").read_text())["weighting"]
+    assert (weighting["horizon"], weighting["kappa"]) == (3, 0.5)  # its n_action_steps
+    assert "horizon 3" in " ".join(out.split())
+
+
+def test_several_tasks_have_a_table_of_their_own(cli, tmp_path):
+    names = [f"task {number}" for number in range(12)]
+    root = record_squares(tmp_path / "d", [(name, 6, 1.0, bool(n % 2)) for n, name in enumerate(names)], 12)
+    buffer = open_buffer(root)
+    lengths, reaches = [6] * 12, [1.0, 0.4] * 6
+    write_scores(buffer, ramps(lengths, reaches))
+    code, out, err = cli("weights", root, "--horizon", 2)
+    assert code == 0, err
+    assert "mean weight of a frame by task" in out
+    assert "and 2 more tasks" in out
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--beta", 0), "beta 0.0 and w_max 20.0 must be positive"),
+        (("--w-max", -1), "must be positive"),
+        (("--beta", "nan"), "must be positive"),
+        (("--horizon", 30), "at most 23"),
+        (("--betas", "0.3,x"), "--betas is '0.3,x'; give positive numbers"),
+        (("--caps", "5,0"), "--caps is '5,0'; give positive numbers"),
+        (("--policy", "pi0-tinny"), "did you mean 'pi0-tiny'?"),
+    ],
+)
+def test_options_that_cannot_be(cli, scored, options, says):
+    refused(cli("weights", scored.root, *options), says)
+    assert not (scored.sidecar / "weights.png").exists()
+
+
+def test_scores_that_are_missing_stale_or_of_another_dataset(cli, squares_copy):
+    refused(cli("weights", squares_copy, "--horizon", 99), "does not exist", "srpo-robot score-dataset")
+    buffer = open_buffer(squares_copy)
+    write_scores(buffer, ramps(), dataset="another")
+    refused(cli("weights", squares_copy), "another state of its dataset", "srpo-robot score-dataset")
+    with pytest.raises(StaleTable, match="not of"):
+        weigh_buffer(buffer, write_scores(buffer, ramps(), dataset="another"), Weighting())
+    write_scores(buffer, ramps())
+    (squares_copy / "relabel.csv").write_text("episode_index,success\n0,false\n")
+    assert cli("label", squares_copy, "--csv", squares_copy / "relabel.csv")[0] == 0
+    refused(cli("weights", squares_copy), "another state of its labels", "srpo-robot score-dataset")
+
+
+def test_scores_without_any_value(cli, squares_copy):
+    write_scores(open_buffer(squares_copy), [np.full(n, np.nan) for n in LENGTHS])
+    code, _, err = cli("weights", squares_copy)
+    assert code == 1
+    assert "error: no finite advantage to train on" in err
+
+
+def test_a_dropped_tail_leaves_frames_without_weight_and_says_so(cli, scored, tmp_path):
+    code, _, err = cli("weights", scored.root, "--horizon", 19, "--tail", "drop", "--json", tmp_path / "w.json")
+    assert code == 0, err
+    assert "1 of 4 episodes are no longer than the horizon of 19" in err
+    assert json.loads((tmp_path / "w.json").read_text())["undefined"] == 84 - (5 + 1 + 3)
