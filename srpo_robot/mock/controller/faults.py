@@ -1,0 +1,175 @@
+"""What can go wrong on purpose: errors of the controller and the gripper, and what a network does to frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from srpo_robot.errors import UsageError
+from srpo_robot.mock.controller.state import EMERGENCY, Controller
+
+Reports = Literal["fresh", "stale", "silent"]
+
+
+@dataclass
+class Rule:
+    """One fault of the network. `client` None: of every client. It ends after `left` requests or at `until_s`."""
+
+    kind: Literal["drop", "delay", "dead"]
+    client: int | None = None
+    left: int | None = None
+    until_s: float | None = None
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one request. `dead`: it never arrives. `lost`: it is carried out, its reply is lost."""
+
+    dead: bool = False
+    lost: bool = False
+    delay_s: float = 0.0
+
+
+@dataclass
+class Network:
+    """The faults that are in force; only the server's thread touches it."""
+
+    rules: list[Rule] = field(default_factory=list)
+    reports: Reports = "fresh"
+
+    def fate(self, client: int, now_s: float) -> Fate:
+        """What happens to the request that `client` sends now; uses up rules that count requests."""
+        self.rules = [r for r in self.rules if r.left != 0 and (r.until_s is None or now_s < r.until_s)]
+        mine = [r for r in self.rules if r.client in (None, client)]
+        if any(r.kind == "dead" for r in mine):
+            return Fate(dead=True)
+        for rule in mine:
+            if rule.left is not None:
+                rule.left -= 1
+        lost = any(r.kind == "drop" for r in mine)
+        return Fate(lost=lost, delay_s=max((r.delay_s for r in mine), default=0.0))
+
+    def heal(self) -> None:
+        """No faults any more."""
+        self.rules, self.reports = [], "fresh"
+
+
+class Faults:
+    """The injector. Callable from any thread; when a method returns, its fault is in force.
+
+    A `client` is the number of a command connection, 1 for the first since the server started; None means all.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Callable[[], None]], None],
+        controller: Controller,
+        network: Network,
+        reset: Callable[[], None],
+    ) -> None:
+        """`run` calls a function in the server's thread and waits for it; `reset` breaks all connections."""
+        self._run = run
+        self._controller = controller
+        self._network = network
+        self._reset = reset
+
+    def error(self, code: int) -> None:
+        """Latch the controller's error C`code` and stop the arm, as a collision (31) would."""
+        _byte(code)
+        self._run(lambda: self._controller.fault(code))
+
+    def warn(self, code: int) -> None:
+        """Raise the controller's warning W`code`."""
+        _byte(code)
+
+        def raise_it() -> None:
+            self._controller.warning = code
+
+        self._run(raise_it)
+
+    def emergency_stop(self, code: int = 1, latched: bool = True) -> None:
+        """Press the stop: 1 button, 2 emergency input, 3 three-state switch. Not `latched`: it is let go at once.
+
+        Raises:
+            UsageError: another code.
+        """
+        if code not in EMERGENCY:
+            raise UsageError(f"an emergency stop is 1 (button), 2 (input) or 3 (three-state switch), not {code}")
+        self._run(lambda: self._controller.press(code))
+        if not latched:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the emergency stop; the error stays until a client cleans it."""
+        self._run(self._controller.release)
+
+    def gripper_fault(self, code: int | None = None) -> None:
+        """The gripper's own error G`code`, which cleaning does not remove; without a code its bus is dead (C19)."""
+        gripper = self._controller.gripper
+
+        def fail() -> None:
+            if code is None:
+                self._controller.bus_dead = True
+            else:
+                gripper.broken = True
+                gripper.fail(code)
+
+        self._run(fail)
+
+    def gripper_repair(self) -> None:
+        """Undo `gripper_fault`; latched errors stay until a client cleans them."""
+
+        def repair() -> None:
+            self._controller.bus_dead = self._controller.gripper.broken = False
+
+        self._run(repair)
+
+    def drop_replies(self, count: int | None = None, seconds: float | None = None, client: int | None = None) -> None:
+        """Requests are carried out, their replies are lost: `count` of them, for `seconds`, or until `heal`."""
+        self._add(Rule("drop", client, count), seconds)
+
+    def delay_replies(self, delay_s: float, count: int | None = None, client: int | None = None) -> None:
+        """Requests are carried out as they come, their replies arrive `delay_s` later, in order."""
+        self._add(Rule("delay", client, count, delay_s=delay_s), None)
+
+    def half_open(self, client: int | None = None) -> None:
+        """The link is dead and looks open: requests never arrive; without `client` there are no reports either."""
+        self._add(Rule("dead", client), None)
+        if client is None:
+            self.silence_reports()
+
+    def stale_reports(self) -> None:
+        """Reports keep coming and say what the next one says, for ever."""
+        self._set_reports("stale")
+
+    def silence_reports(self) -> None:
+        """Reports stop; their connections stay open."""
+        self._set_reports("silent")
+
+    def reset_connections(self) -> None:
+        """Break every connection with RST. New ones are taken."""
+        self._run(self._reset)
+
+    def heal(self) -> None:
+        """End all faults of the network."""
+        self._run(self._network.heal)
+
+    def _add(self, rule: Rule, seconds: float | None) -> None:
+        def add() -> None:
+            rule.until_s = None if seconds is None else self._controller.time_s + seconds
+            self._network.rules.append(rule)
+
+        self._run(add)
+
+    def _set_reports(self, reports: Reports) -> None:
+        def change() -> None:
+            self._network.reports = reports
+
+        self._run(change)
+
+
+def _byte(code: int) -> None:
+    if not 1 <= code <= 255:
+        raise UsageError(f"a code is 1 to 255, not {code}")
