@@ -53,6 +53,10 @@ class CommandRefused(ArmError):
     """A command that must not reach an arm at all: not finite, or of the wrong shape."""
 
 
+class UndecodableActions(SrpoRobotError):
+    """A policy's output is no action; the arm holds, and the trial is judged as it stands."""
+
+
 def one_line(error: BaseException) -> str:
     """The error's text on one line, as the command line prints it."""
     return " ".join(str(error).split()) or type(error).__name__

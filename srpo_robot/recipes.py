@@ -79,6 +79,7 @@ class PolicyRecipe:
     base: str = ""  # checkpoint folder or Hub id to start from; "" builds from `config` with fresh weights
     config: dict[str, Any] = field(default_factory=dict)  # fields of lerobot's policy config
     tiny: dict[str, int] = field(default_factory=dict)  # sizes lerobot hard-codes; only where base is ""
+    rename: dict[str, str] = field(default_factory=dict)  # the dataset's camera -> the base's name for it
     steps: int = 30_000  # optimizer steps
     batch_size: int = 32  # samples per forward pass and process
     accumulate: int = 1  # forward passes per optimizer step: batch_size * accumulate * processes samples

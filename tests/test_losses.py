@@ -1,21 +1,47 @@
-"""The weighted loss against hand-made sums, on a real (tiny) pi0."""
+"""The weighted loss against hand-made sums and against lerobot's own losses, on real (tiny) policies of each family."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from test_policies import RECIPE, record_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from test_policies import FAMILIES, FAST, record_dataset
 
-from srpo_robot.awr.losses import awr_loss, per_sample_loss
+from srpo_robot.awr import fast
+from srpo_robot.awr.losses import LossOptions, awr_loss, chunk_loss, per_sample_loss, token_loss
 from srpo_robot.awr.policies import build_policy
 from srpo_robot.buffer.training import TrainingSet
-from srpo_robot.errors import TrainingError
+from srpo_robot.errors import RecipeError, TrainingError
+
+FLOW = ["pi0", "pi05", "smolvla"]
+TRAINED = LossOptions(padding="trained")
+LEROBOT = LossOptions(padding="trained", tokens="batch")
+FRAMES = [0, 5, 9, 3]  # episodes of 7 and 5 frames, chunks of 4: 5 and 9 are cut by the end, 0 and 3 are whole
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A policy and one preprocessed batch of three samples."""
+    """Per family: a policy, and a function from frames to a preprocessed batch."""
     buffer = record_dataset(tmp_path_factory.mktemp("losses") / "walks")
-    policy, preprocessor, _ = build_policy(RECIPE, buffer)
-    return policy, preprocessor(TrainingSet(buffer, 4).__getitems__([0, 5, 9]))
+    samples, built = TrainingSet(buffer, 4), {}
+
+    def get(name: str):
+        if name not in built:
+            policy, preprocessor, _ = build_policy(FAMILIES[name], buffer)
+            built[name] = policy, lambda frames: preprocessor(samples.__getitems__(frames))
+        return built[name]
+
+    get.buffer = buffer  # type: ignore[attr-defined]
+    return get
+
+
+def seeded(policy, batch, *options, **more) -> torch.Tensor:
+    torch.manual_seed(3)
+    return per_sample_loss(policy, batch, *options, **more)
+
+
+# --- weights ---
 
 
 def test_weighting_is_not_divided_by_the_weight_sum():
@@ -40,23 +66,190 @@ def test_weights_must_match_the_batch():
         awr_loss(torch.ones(3), torch.ones(2))
 
 
-def test_uniform_weights_give_lerobots_own_mean(tiny):
-    policy, batch = tiny
-    torch.manual_seed(3)
-    ours, _ = awr_loss(per_sample_loss(policy, batch), torch.ones(3))
-    torch.manual_seed(3)
-    theirs, _ = policy.forward(batch)
-    torch.testing.assert_close(ours, theirs)
+# --- by hand ---
 
 
-def test_gradient_is_the_weighted_sum_of_per_sample_gradients(tiny):
-    (policy, batch), weights = tiny, torch.tensor([0.0, 0.5, 4.0])
+def test_chunk_loss_by_hand():
+    errors = torch.tensor([[[1.0, 3.0], [10.0, 30.0]], [[2.0, 2.0], [6.0, 8.0]]])  # per action: 2, 20 and 2, 7
+    padded = torch.tensor([[False, True], [False, False]])
+    weights = torch.tensor([[3.0, 5.0], [0.5, 2.0]])
+    assert chunk_loss(errors).tolist() == [11.0, 4.5]
+    assert chunk_loss(errors, padded).tolist() == [2.0, 4.5]
+    assert chunk_loss(errors, None, weights).tolist() == [(6 + 100) / 2, (1 + 14) / 2]
+    assert chunk_loss(errors, padded, weights).tolist() == [6.0, 7.5]
+
+
+def test_token_loss_by_hand():
+    nll = torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0], [5.0, 6.0, 7.0]])
+    counts = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
+    excluded = torch.tensor([False, False, True])
+    assert token_loss(nll, counts, LossOptions(tokens="sample")).tolist() == [1.5, 4.0, 6.0]
+    assert token_loss(nll, counts, LossOptions(tokens="sample"), excluded).tolist() == [1.5, 4.0, 0.0]
+    assert token_loss(nll, counts, LossOptions(tokens="batch")).tolist() == pytest.approx([1.5, 2.0, 9.0])  # * 3 / 6
+    assert token_loss(nll, counts, LossOptions(tokens="batch"), excluded).tolist() == [3.0, 4.0, 0.0]  # * 3 / 3
+    assert token_loss(nll, counts, LossOptions(tokens="batch"), torch.tensor([True] * 3)).tolist() == [0.0] * 3
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(0, 1000))
+def test_what_is_padded_does_not_matter(cuts, seed):
+    """Whatever stands in padded actions, the loss is that of the others; and weights of one change nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    errors = torch.rand(len(cuts), 4, 2, generator=generator)
+    padded = torch.arange(4) >= 4 - torch.tensor(cuts)[:, None]
+    want = torch.stack([row[: 4 - cut].mean() for row, cut in zip(errors, cuts, strict=True)])
+    torch.testing.assert_close(chunk_loss(errors, padded), want)
+    torch.testing.assert_close(chunk_loss(errors + 100 * padded[..., None], padded, torch.ones_like(padded)), want)
+
+
+# --- lerobot as the oracle ---
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_trained_padding_is_lerobots_loss(tiny, name):
+    policy, batches = tiny(name)
+    batch = batches(FRAMES)
+    ours = seeded(policy, batch, TRAINED)
     torch.manual_seed(3)
-    losses = per_sample_loss(policy, batch)
-    parameters = [p for name, p in policy.named_parameters() if "action_out_proj" in name or "patch_embedding" in name]
+    plain = {key: value for key, value in batch.items() if key != "action_is_pad"}  # SmolVLA leaves padding out
+    lerobots = next(c for c in type(policy).__mro__ if c.__module__.startswith("lerobot"))
+    theirs, _ = lerobots.forward(policy, plain, reduction="none")
+    assert torch.equal(ours, theirs)
+    torch.manual_seed(3)
+    mean, _ = policy(plain)  # what lerobot's own trainer calls
+    torch.testing.assert_close(ours.mean(), mean)
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_masked_padding_leaves_padded_actions_out(tiny, name):
+    policy, batches = tiny(name)
+    batch = batches(FRAMES)
+    assert batch["action_is_pad"].sum(1).tolist() == [0, 2, 1, 0]
+    masked, trained = seeded(policy, batch), seeded(policy, batch, TRAINED)
+    torch.testing.assert_close(masked[[0, 3]], trained[[0, 3]])
+    assert not torch.isclose(masked[[1, 2]], trained[[1, 2]]).any()
+    one_hot = torch.zeros(4, 4)
+    parts = []
+    for step in range(4):  # a weight of 4 on one action and 0 on the others gives that action's error
+        one_hot.zero_()[:, step] = 4.0
+        parts.append(seeded(policy, batch, TRAINED, timestep_weights=one_hot))
+    steps = torch.stack(parts, dim=1)
+    torch.testing.assert_close(masked[1], steps[1, :2].mean())
+    torch.testing.assert_close(masked[2], steps[2, :3].mean())
+    weights = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    valid = ~batch["action_is_pad"]
+    torch.testing.assert_close(
+        seeded(policy, batch, timestep_weights=weights), (steps * weights * valid).sum(1) / valid.sum(1)
+    )
+
+
+@pytest.mark.parametrize("frames", [FRAMES, [1], [11, 10, 2], list(range(12))])
+def test_batch_balance_is_lerobots_token_mean(tiny, frames):
+    policy, batches = tiny("pi0_fast")
+    batch = batches(frames)
+    theirs, _ = policy(batch)
+    torch.testing.assert_close(per_sample_loss(policy, batch, LEROBOT).mean(), theirs)
+    if len(frames) > 1:  # samples have different numbers of tokens, so the balances differ
+        assert not torch.isclose(per_sample_loss(policy, batch, TRAINED).mean(), theirs, rtol=1e-6)
+
+
+def test_sample_balance_is_lerobots_loss_of_each_sample_alone(tiny):
+    policy, batches = tiny("pi0_fast")
+    ours = per_sample_loss(policy, batches(FRAMES), TRAINED)
+    alone = torch.stack([policy(batches([frame]))[0] for frame in FRAMES])
+    torch.testing.assert_close(ours, alone)
+
+
+@pytest.mark.parametrize("name", ["pi0", "pi0_fast"])
+@pytest.mark.parametrize("padding", ["masked", "trained"])
+def test_a_batch_of_one_is_a_row_of_a_batch(tiny, name, padding, monkeypatch):
+    policy, batches = tiny(name)
+    options = LossOptions(padding=padding)
+    drawn = {f: torch.Generator().manual_seed(f) for f in FRAMES}
+    noise = {f: torch.randn(4, 5, generator=g) for f, g in drawn.items()}
+    now: list[int] = []
+    if name == "pi0":
+        monkeypatch.setattr(policy.model, "sample_noise", lambda *_: torch.stack([noise[f] for f in now]))
+        monkeypatch.setattr(policy.model, "sample_time", lambda *_: torch.tensor([0.1 * (f + 1) / 2 for f in now]))
+
+    def losses(frames):
+        now[:] = frames
+        return per_sample_loss(policy, batches(frames), options)
+
+    rows = losses(FRAMES)
+    torch.testing.assert_close(rows, torch.cat([losses([frame]) for frame in FRAMES]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pi0", "pi0_fast"])
+def test_gradient_is_the_weighted_sum_of_per_sample_gradients(tiny, name):
+    (policy, batches), weights = tiny(name), torch.tensor([0.0, 0.5, 4.0])
+    losses = seeded(policy, batches([0, 5, 9]), TRAINED)
+    wanted = ("action_out_proj", "patch_embedding") if name == "pi0" else ("lm_head", "patch_embedding")
+    parameters = [p for n, p in policy.named_parameters() if any(part in n for part in wanted)][-3:]
     singles = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
     loss, _ = awr_loss(losses, weights)
     for number, got in enumerate(torch.autograd.grad(loss, parameters)):
         want = torch.stack([w * single[number] for w, single in zip(weights, singles, strict=True)]).mean(0)
         assert want.abs().max() > 0
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+# --- pi0-FAST's own ---
+
+
+def test_masked_chunks_of_fast_train_as_a_whole_or_not_at_all(tiny):
+    policy, batches = tiny("pi0_fast")
+    batch = batches(FRAMES)
+    masked, trained = per_sample_loss(policy, batch), per_sample_loss(policy, batch, TRAINED)
+    assert torch.equal(masked, trained * torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    balanced = per_sample_loss(policy, batch, LossOptions(tokens="batch"))
+    theirs, _ = policy(batches([0, 3]))  # lerobot's loss of the whole chunks alone
+    torch.testing.assert_close(balanced.mean(), theirs)
+    assert per_sample_loss(policy, batches([5, 9])).tolist() == [0.0, 0.0]
+
+
+def test_logits_are_made_a_slice_of_real_tokens_at_a_time(tiny, monkeypatch):
+    """Never (B, T, vocabulary): the head sees the tokens that count, `_SLICE` at once, and the gradient is the same."""
+    policy, batches = tiny("pi0_fast")
+    batch, rows = batches(FRAMES), []
+    head = policy.model.paligemma_with_expert.paligemma.lm_head
+    parameters = [
+        head.weight,
+        policy.model.paligemma_with_expert.paligemma.model.language_model.layers[0].mlp.up_proj.weight,
+    ]
+    whole = per_sample_loss(policy, batch, TRAINED)
+    gradient = torch.autograd.grad(whole.sum(), parameters)
+    monkeypatch.setattr(fast, "_SLICE", 7)
+    handle = head.register_forward_hook(lambda _, inputs, __: rows.append(tuple(inputs[0].shape)))
+    sliced = per_sample_loss(policy, batch, TRAINED)
+    handle.remove()
+    tokens = int((batch["action.token_mask"].sum(1) - 1).sum())  # the first is given
+    assert sum(row[0] for row in rows) == tokens
+    assert all(len(row) == 2 and row[0] <= 7 for row in rows)
+    torch.testing.assert_close(sliced, whole)
+    for got, want in zip(torch.autograd.grad(sliced.sum(), parameters), gradient, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_fast_has_no_loss_per_action(tiny):
+    policy, batches = tiny("pi0_fast")
+    with pytest.raises(TrainingError, match="no loss per action"):
+        per_sample_loss(policy, batches([0]), timestep_weights=torch.ones(1, 4))
+    with pytest.raises(RecipeError, match="set timestep_weights = false"):
+        build_policy(replace(FAST, timestep_weights=True), tiny.buffer)
+
+
+@pytest.mark.parametrize("name", ["pi0", "pi0_fast"])
+def test_activation_checkpointing_changes_no_gradient(tiny, name):
+    recipe = FAMILIES[name]
+    again, _, _ = build_policy(replace(recipe, config=recipe.config | {"gradient_checkpointing": True}), tiny.buffer)
+    policy, batches = tiny(name)
+    batch, gradients = batches(FRAMES), []
+    for one in (policy, again):
+        one.train()
+        pairs = [(n, p) for n, p in one.named_parameters() if "patch_embedding" in n or "layers.0.mlp" in n]
+        gradients.append(torch.autograd.grad(seeded(one, batch).sum(), [p for _, p in pairs], allow_unused=True))
+    assert again.model.gradient_checkpointing_enabled
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,7 @@
-"""A tiny real pi0: built from a recipe, saved, moved, loaded; and everything that must be refused."""
+"""A tiny real pi0: built from a recipe, saved, moved, loaded; and everything that must be refused.
+
+The other families' recipes are here too; what sets them apart is tested in test_families.
+"""
 
 import json
 import shutil
@@ -56,6 +59,39 @@ RECIPE = PolicyRecipe(
     save_every=100,
     seed=5,
 )
+NO_EXPERT = {key: value for key, value in RECIPE.tiny.items() if key != "expert_width"}
+PI05 = replace(
+    RECIPE, family="pi05", config=RECIPE.config | {"tokenizer_max_length": 32}, tiny=RECIPE.tiny | {"vocab": 300}
+)
+FAST = replace(
+    RECIPE,
+    family="pi0_fast",
+    config={
+        **{key: value for key, value in RECIPE.config.items() if key != "num_inference_steps"},
+        "n_action_steps": 4,
+        "max_action_tokens": 40,
+        "max_decoding_steps": 40,
+        "tokenizer_max_length": 32,
+        "fast_skip_tokens": 0,
+        "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "MEAN_STD"},
+    },
+    tiny=NO_EXPERT | {"vocab": 420, "depth": 2},
+)
+SMOLVLA = replace(
+    RECIPE,
+    family="smolvla",
+    config={
+        "chunk_size": 4,
+        "n_action_steps": 2,
+        "num_steps": 2,
+        "resize_imgs_with_padding": [16, 16],
+        "max_state_dim": 8,
+        "max_action_dim": 5,
+        "tokenizer_max_length": 8,
+    },
+    tiny=NO_EXPERT,
+)
+FAMILIES = {recipe.family: recipe for recipe in (RECIPE, PI05, FAST, SMOLVLA)}
 
 
 def record_dataset(
@@ -164,6 +200,8 @@ def test_relative_statistics_by_hand():
     np.testing.assert_allclose(stats["mean"], [np.mean(relative), np.mean(absolute)])
     np.testing.assert_allclose(stats["std"], [np.std(relative), np.std(absolute)])
     np.testing.assert_allclose((stats["min"], stats["max"]), [[0, 1], [3, 9]])
+    for name, q in (("q01", 0.01), ("q90", 0.9)):
+        np.testing.assert_allclose(stats[name], [np.quantile(relative, q), np.quantile(absolute, q)])
 
 
 def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
@@ -171,10 +209,14 @@ def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
     columns["observation.state"][:, 6] = columns["action"][:, 3] = 0.1
     monkeypatch.setattr(Buffer, "column", lambda self, key: columns[key])
     recipe = replace(RECIPE, config=RECIPE.config | {"use_relative_actions": False})
-    config = policies._configure(recipe, buffer, None, "cpu")
+    config = policies._configure(policies.family("pi0"), recipe, buffer, None, "cpu")
     stats = policies.normalisation_stats(buffer, config)
     assert stats["observation.state"]["std"][6] == 1.0
     assert stats["action"]["std"][3] == 1e-4
+    for low, high in (("min", "max"), ("q01", "q99"), ("q10", "q90")):
+        np.testing.assert_allclose(stats["observation.state"][high][6] - stats["observation.state"][low][6], 2.0)
+        np.testing.assert_allclose(stats["action"][high][3] - stats["action"][low][3], 2e-4)
+        np.testing.assert_allclose((stats["action"][high][3] + stats["action"][low][3]) / 2, 0.1)
 
 
 def test_unknown_words_become_one_token_and_padding_does_not_act(built):
@@ -274,7 +316,7 @@ def test_damaged_files_are_one_line_errors(saved):
     with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
         policies.load_policy(saved)
     (saved / "config.json").write_text(json.dumps({"type": "act"}))
-    with pytest.raises(CheckpointError, match="holds a 'act' policy"):
+    with pytest.raises(CheckpointError, match="no policy family 'act' here; there are pi0, pi05, pi0_fast, smolvla"):
         policies.load_policy(saved)
 
 

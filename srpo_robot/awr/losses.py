@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,14 +11,82 @@ from torch import Tensor
 from srpo_robot.errors import TrainingError
 
 
-def per_sample_loss(policy: Any, batch: dict[str, Any]) -> Tensor:
+@dataclass(frozen=True)
+class LossOptions:
+    """What counts in a sample's loss (the recipe's `padding` and `token_balance`).
+
+    Attributes:
+        padding: whether the repeated last action of a chunk that the episode's end cuts is trained on. "masked": no.
+            Each family says how; lerobot trains on it.
+        tokens: for policies that act in tokens. "sample": each sample's mean over its own tokens, so that every sample
+            weighs the same. "batch": lerobot's balance, where a sample weighs by its share of the batch's tokens.
+    """
+
+    padding: Literal["masked", "trained"] = "masked"
+    tokens: Literal["sample", "batch"] = "sample"
+
+
+def per_sample_loss(
+    policy: Any, batch: dict[str, Any], options: LossOptions | None = None, timestep_weights: Tensor | None = None
+) -> Tensor:
     """The policy's own loss for each sample of a preprocessed batch: (B,), with gradient.
 
-    For pi0 it is the flow-matching error at one random noise and time a sample, averaged over the chunk and the real
-    dimensions of the action (lerobot's `PI0Policy.forward`). `policy` may be wrapped by accelerate.
+    For flow-matching policies (`awr.flow`) it is the squared error at one random noise and time a sample, averaged over
+    the chunk and the real dimensions of the action; for pi0-FAST (`awr.fast`) the mean negative log-likelihood of the
+    chunk's tokens.
+
+    Args:
+        policy: of `build_policy` or `load_policy`; accelerate and peft may have wrapped it.
+        batch: what the policy's preprocessor returned; with `action_is_pad` (B, chunk) where padding is masked.
+        options: default `LossOptions()`.
+        timestep_weights: (B, chunk) non-negative, a weight for each action of a chunk; flow-matching only.
+
+    Raises:
+        TrainingError: timestep weights for a policy that has no loss per action.
     """
-    loss, _ = policy(batch, reduction="none")
-    return loss
+    return policy(batch, options=options or LossOptions(), timestep_weights=timestep_weights)
+
+
+def chunk_loss(errors: Tensor, padded: Tensor | None = None, timestep_weights: Tensor | None = None) -> Tensor:
+    """One loss a sample from the errors of a chunk's actions.
+
+    Args:
+        errors: (B, chunk, A) of the action's real dimensions.
+        padded: (B, chunk) True for actions past the episode's end: they do not count. None: all count. The first action
+            of a chunk is never padded.
+        timestep_weights: (B, chunk) or None.
+
+    Returns:
+        (B,) the mean over the actions that count of weight times error.
+    """
+    if padded is None and timestep_weights is None:
+        return errors.mean(dim=(1, 2))
+    steps = errors.mean(dim=2)
+    if timestep_weights is not None:
+        steps = steps * timestep_weights.to(steps)
+    if padded is None:
+        return steps.mean(dim=1)
+    counts = (~padded).to(steps)
+    return (steps * counts).sum(dim=1) / counts.sum(dim=1)
+
+
+def token_loss(nll: Tensor, counts: Tensor, options: LossOptions, excluded: Tensor | None = None) -> Tensor:
+    """One loss a sample from the negative log-likelihoods of its tokens.
+
+    Args:
+        nll: (B, T).
+        counts: (B, T) True for tokens, False for what fills the row.
+        options: `tokens` says what a sample's sum is divided by.
+        excluded: (B,) True for samples that do not train: their loss is 0. None: all train.
+
+    Returns:
+        (B,) whose mean over the batch is, with tokens="batch", the mean over all tokens of the samples that train.
+    """
+    included = counts if excluded is None else counts & ~excluded[:, None]
+    sums = (nll * included).sum(dim=1)
+    if options.tokens == "batch":
+        return sums * (len(nll) / included.sum().clamp(min=1))
+    return sums / included.sum(dim=1).clamp(min=1)
 
 
 def awr_loss(per_sample: Tensor, weights: Tensor, index: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:

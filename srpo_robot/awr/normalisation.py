@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
 
 from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
 from srpo_robot.errors import DatasetError
 
 quiet_lerobot()
 
-from lerobot.policies.pi0.configuration_pi0 import PI0Config  # noqa: E402  (after quiet_lerobot)
-from lerobot.processor import RelativeActionsProcessorStep  # noqa: E402
+from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep  # noqa: E402  (after quiet_lerobot)
 from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402
 
 _FLAT_ACTION = 1e-4  # [action units] floor of an action's std: a constant dimension must not amplify rounding
 _FLAT_STATE = 1e-4  # [state units] below it a dimension counts as constant and is not scaled
+_QUANTILES = (1, 10, 50, 90, 99)  # of lerobot's modes
+_RANGES = (("min", "max"), ("q01", "q99"), ("q10", "q90"))  # what those modes map to -1 and 1
 
 
-def normalisation_stats(buffer: Buffer, config: PI0Config) -> dict[str, dict[str, np.ndarray]]:
+def normalisation_stats(buffer: Buffer, config: Any) -> dict[str, dict[str, np.ndarray]]:
     """Statistics of state and action over the whole dataset, as lerobot's normalizer takes them; images are not scaled.
 
     With relative actions they are those of the relative chunk, which is what the policy then predicts.
     """
     state, action = buffer.column(OBS_STATE), buffer.column(ACTION)
     stats = {OBS_STATE: column_stats(state)}
-    if config.use_relative_actions:
+    if relative_actions(config):
         bounds = [(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
         mask = _relative_mask(config, action.shape[1])
         stats[ACTION] = relative_stats(action, state, bounds, config.chunk_size, mask)
@@ -38,20 +41,38 @@ def normalisation_stats(buffer: Buffer, config: PI0Config) -> dict[str, dict[str
     spread = stats[OBS_STATE]["std"]
     stats[OBS_STATE]["std"] = np.where(spread < _FLAT_STATE, 1.0, spread)
     stats[ACTION]["std"] = np.maximum(stats[ACTION]["std"], _FLAT_ACTION)
+    for low, high in _RANGES:
+        _widen(stats[OBS_STATE], low, high, _FLAT_STATE, 1.0)
+        _widen(stats[ACTION], low, high, 2 * _FLAT_ACTION, _FLAT_ACTION)
     return stats
+
+
+def _widen(stats: dict[str, np.ndarray], low: str, high: str, flat: float, half: float) -> None:
+    """Move two bounds that are closer than `flat` to `half` on either side of their middle."""
+    middle, narrow = (stats[low] + stats[high]) / 2, stats[high] - stats[low] < flat
+    stats[low] = np.where(narrow, middle - half, stats[low])
+    stats[high] = np.where(narrow, middle + half, stats[high])
+
+
+def relative_actions(config: Any) -> bool:
+    """Whether the policy predicts actions minus the state; families without the setting never do."""
+    return bool(getattr(config, "use_relative_actions", False))
 
 
 def column_stats(values: np.ndarray) -> dict[str, np.ndarray]:
     """Per-dimension statistics of (N, D) values: mean, std (population), min, max and quantiles of lerobot's modes."""
     values = np.asarray(values, dtype=np.float64)
-    quantiles = {f"q{q:02d}": np.quantile(values, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
     return {
         "mean": values.mean(axis=0),
         "std": values.std(axis=0),
         "min": values.min(axis=0),
         "max": values.max(axis=0),
-        **quantiles,
+        **_quantiles(values),
     }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, np.ndarray]:
+    return {f"q{q:02d}": np.quantile(values, q / 100, axis=0) for q in _QUANTILES}
 
 
 def relative_stats(
@@ -70,7 +91,7 @@ def relative_stats(
         mask: (A,) True where the action is made relative; elsewhere it stays absolute.
 
     Returns:
-        mean, std (population), min, max: (A,) each.
+        As `column_stats`, (A,) each.
     """
     action, state = np.asarray(action, dtype=np.float64), np.asarray(state, dtype=np.float64)
     offset = state[:, : action.shape[1]] * mask
@@ -89,9 +110,26 @@ def relative_stats(
     variance = np.sum([((part - mean) ** 2).sum(axis=0) for part in relative()], axis=0) / count
     low = np.min([part.min(axis=0) for part in relative()], axis=0)
     high = np.max([part.max(axis=0) for part in relative()], axis=0)
-    return {"mean": mean, "std": np.sqrt(variance), "min": low, "max": high}
+    each = [_quantiles(np.concatenate([part[:, d] for part in relative()])) for d in range(action.shape[1])]
+    quantiles = {name: np.array([one[name] for one in each]) for name in each[0]}  # one dimension at a time: memory
+    return {"mean": mean, "std": np.sqrt(variance), "min": low, "max": high, **quantiles}
 
 
-def _relative_mask(config: PI0Config, width: int) -> np.ndarray:
+def normalised_chunks(buffer: Buffer, config: Any, stats: dict[str, dict[str, np.ndarray]], most: int) -> np.ndarray:
+    """Action chunks (n, chunk, A) as the policy sees them, of at most `most` frames spread evenly over the dataset."""
+    action, state = buffer.column(ACTION), buffer.column(OBS_STATE)
+    end = np.zeros(len(action), dtype=np.int64)
+    for episode in buffer.episodes:
+        end[episode.first_frame : episode.first_frame + episode.length] = episode.first_frame + episode.length
+    rows = np.unique(np.linspace(0, len(action) - 1, min(most, len(action))).astype(np.int64))
+    chunks = action[np.minimum(rows[:, None] + np.arange(config.chunk_size), end[rows, None] - 1)]
+    if relative_actions(config):
+        width = action.shape[1]
+        chunks = chunks - (state[rows, :width] * _relative_mask(config, width))[:, None]
+    step = NormalizerProcessorStep(config.output_features, config.normalization_mapping, stats)
+    return step._normalize_action(torch.from_numpy(chunks.astype(np.float32)), inverse=False).numpy()
+
+
+def _relative_mask(config: Any, width: int) -> np.ndarray:
     step = RelativeActionsProcessorStep(True, config.relative_exclude_joints, config.action_feature_names)
     return np.array(step._build_mask(width))

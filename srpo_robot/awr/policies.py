@@ -1,14 +1,17 @@
-"""Policies: lerobot's pi0 from a recipe, and checkpoints that load whole or not at all.
+"""Policies: lerobot's, of any family, from a recipe, and checkpoints that load whole or not at all.
 
 lerobot's own `from_pretrained` returns random weights where loading fails, so every load here goes through one checked
-path. Tiny policies are the same PI0Policy: the sizes that lerobot hard-codes are patched while it is being built.
+path. Tiny policies are of the same classes: the sizes that lerobot hard-codes are patched while one is being built.
+What sets the families apart is in `families`.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,30 +20,43 @@ import draccus
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from torch import nn
 
-from srpo_robot.awr.normalisation import normalisation_stats
-from srpo_robot.awr.tiny import architecture, check_sizes, initialise, word_tokenizer
+from srpo_robot.awr.families import Family, family
+from srpo_robot.awr.lora import apply_lora as apply_lora
+from srpo_robot.awr.lora import lora_targets as lora_targets
+from srpo_robot.awr.lora import plain_policy as plain_policy
+from srpo_robot.awr.normalisation import normalisation_stats, relative_actions
+from srpo_robot.awr.processors import (
+    CAMERA,
+    Tokenizers,
+    check_chunks,
+    check_instructions,
+    in_lerobot,
+    make_processors,
+    not_had,
+    own_tokenizers,
+    rename_cameras,
+    saved_processors,
+    saved_tokenizers,
+    write_tokenizers,
+)
+from srpo_robot.awr.processors import TOKENIZER as TOKENIZER
+from srpo_robot.awr.processors import cameras_taken as cameras_taken
+from srpo_robot.awr.tiny import architecture, check_sizes, image_px, initialise
 from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
 from srpo_robot.errors import CheckpointError, DatasetError, RecipeError, one_line
 from srpo_robot.recipes import PolicyRecipe
 
 quiet_lerobot()
 
-from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig  # noqa: E402  (after quiet_lerobot)
-from lerobot.policies.factory import make_pre_post_processors  # noqa: E402
-from lerobot.policies.pi0 import processor_pi0  # noqa: E402
-from lerobot.policies.pi0.configuration_pi0 import PI0Config  # noqa: E402
-from lerobot.policies.pi0.modeling_pi0 import PI0Policy  # noqa: E402
-from lerobot.processor import TokenizerProcessorStep  # noqa: E402
+from lerobot.configs import FeatureType, PreTrainedConfig  # noqa: E402  (after quiet_lerobot)
 from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402
 from lerobot.utils.feature_utils import dataset_to_policy_features  # noqa: E402
 
 RECORD = "srpo.json"
-TOKENIZER = "tokenizer"
 WEIGHTS = "model.safetensors"
 PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
-GATED = "google/paligemma-3b-pt-224"
 # These follow from the recipe, the dataset or the machine; in `config` they would contradict them.
 _DERIVED = ("input_features", "output_features", "action_feature_names", "device", "pretrained_path", "push_to_hub")
 
@@ -48,16 +64,14 @@ _DERIVED = ("input_features", "output_features", "action_feature_names", "device
 # --- building -----------------------------------------------------------------------------------------------------
 
 
-def build_policy(
-    recipe: PolicyRecipe, buffer: Buffer, device: str | torch.device = "cpu"
-) -> tuple[PI0Policy, Any, Any]:
+def build_policy(recipe: PolicyRecipe, buffer: Buffer, device: str | torch.device = "cpu") -> tuple[Any, Any, Any]:
     """The policy that `recipe` describes, for the cameras, state and action of `buffer`.
 
     Fresh weights depend on `recipe.seed` alone; with `recipe.base` they are that checkpoint's. Normalisation
     statistics are always the dataset's.
 
     Returns:
-        policy: lerobot's PI0Policy on `device`, in training mode.
+        policy: of lerobot's class, with a per-sample forward (`losses.per_sample_loss`), on `device`, in training mode.
         preprocessor: batch of a `TrainingSet`, or one observation -> what the policy takes.
         postprocessor: the policy's action chunk (B, H, A) -> absolute actions in the dataset's units. Relative actions
             are added to the state that the preprocessor saw last, so take a whole chunk through it at once.
@@ -68,15 +82,20 @@ def build_policy(
         CheckpointError: the base is incomplete or does not match.
     """
     check_columns(buffer)
+    kind = family(recipe.family)
     base = checkpoint_folder(recipe.base) if recipe.base else None
     sizes = tiny_sizes(recipe, base)
-    config = _configure(recipe, buffer, base, str(device))
+    config = _configure(kind, recipe, buffer, base, str(device))
     if sizes:
-        check_sizes(sizes, config)
-    tokenizer = _tokenizer(base, sizes, [str(task) for task in buffer.meta.tasks.index])
-    preprocessor, postprocessor = _make_processors(config, normalisation_stats(buffer, config), tokenizer)
-    _check_instructions(preprocessor, buffer)
-    policy = _construct(config, sizes, recipe.seed)
+        check_sizes(sizes, config, kind)
+    stats = normalisation_stats(buffer, config)
+    tokenizers = saved_tokenizers(base) if base is not None else own_tokenizers(kind, sizes, buffer, config, stats)
+    with in_lerobot(kind, tokenizers):
+        preprocessor, postprocessor = make_processors(kind, config, stats)
+        rename_cameras(preprocessor, recipe)
+        check_instructions(kind, preprocessor, buffer)
+        check_chunks(preprocessor, buffer, config, stats)
+        policy = _construct(kind, config, sizes, recipe.seed)
     if base is not None:
         load_weights(policy, base / WEIGHTS)
     elif sizes:
@@ -108,7 +127,8 @@ def executed_steps(recipe: PolicyRecipe) -> int:
     """How many actions of a chunk are executed: n_action_steps by the recipe, else its base, else lerobot's default."""
     if "n_action_steps" in recipe.config:
         return int(recipe.config["n_action_steps"])
-    config = _saved_config(checkpoint_folder(recipe.base), "cpu") if recipe.base else PI0Config()
+    base = checkpoint_folder(recipe.base) if recipe.base else None
+    config: Any = family(recipe.family).config() if base is None else _saved_config(base, "cpu")
     return config.n_action_steps
 
 
@@ -116,11 +136,11 @@ def weights_dtype(recipe: PolicyRecipe) -> str:
     """ "float32" or "bfloat16": what the policy's weights are, by the recipe or else by its base."""
     if "dtype" in recipe.config or not recipe.base:
         return str(recipe.config.get("dtype", "float32"))
-    return _saved_config(checkpoint_folder(recipe.base), "cpu").dtype
+    return getattr(_saved_config(checkpoint_folder(recipe.base), "cpu"), "dtype", "float32")
 
 
-def _configure(recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: str) -> PI0Config:
-    known = [field.name for field in fields(PI0Config)]
+def _configure(kind: Family, recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: str) -> Any:
+    known = [field.name for field in fields(kind.config)]
     for key in recipe.config:
         if key in _DERIVED or key.startswith(("optimizer_", "scheduler_")):
             raise RecipeError(
@@ -129,8 +149,11 @@ def _configure(recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: 
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"recipe {recipe.name}: pi0 has no setting {key!r}{hint}")
-    values: dict[str, Any] = {} if base is None else draccus.encode(_saved_config(base, device))
+            raise RecipeError(f"recipe {recipe.name}: {kind.name} has no setting {key!r}{hint}")
+    saved = None if base is None else _saved_config(base, device)
+    if saved is not None and saved.type != kind.name:
+        raise RecipeError(f"recipe {recipe.name} is of family {kind.name!r} and its base holds a {saved.type!r} policy")
+    values: dict[str, Any] = {} if saved is None else draccus.encode(saved)
     values |= recipe.config | {
         "device": device,
         "push_to_hub": False,
@@ -142,18 +165,29 @@ def _configure(recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: 
         "scheduler_decay_lr": recipe.final_learning_rate,
     }
     try:
-        config = draccus.decode(PI0Config, values)
+        config: Any = draccus.decode(kind.config, values)
     except (draccus.utils.DraccusException, ValueError, TypeError) as error:
         raise RecipeError(f"recipe {recipe.name}: {one_line(error.__cause__ or error)}") from None
-    _set_features(config, recipe, buffer)
+    try:
+        kind.check(config)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {recipe.name}: {error}") from None
+    if recipe.timestep_weights and kind.acts_in_tokens:
+        raise RecipeError(
+            f"recipe {recipe.name}: {kind.name} acts in tokens of whole chunks, so no action has a loss of its own; "
+            "set timestep_weights = false"
+        )
+    _set_features(config, recipe, buffer, [] if saved is None else list(saved.image_features))
     return config
 
 
-def _set_features(config: PI0Config, recipe: PolicyRecipe, buffer: Buffer) -> None:
+def _set_features(config: Any, recipe: PolicyRecipe, buffer: Buffer, expected: list[str]) -> None:
     features = dataset_to_policy_features(buffer.meta.features)
-    config.input_features = {key: f for key, f in features.items() if f.type is not FeatureType.ACTION}
+    inputs = {key: f for key, f in features.items() if f.type is not FeatureType.ACTION}
+    config.input_features = _renamed(inputs, recipe, buffer, expected)
     config.output_features = {ACTION: features[ACTION]}
-    config.action_feature_names = list(_names(buffer, ACTION)) or None
+    if hasattr(config, "action_feature_names"):
+        config.action_feature_names = list(_names(buffer, ACTION)) or None
     for key, limit, name in (
         (OBS_STATE, config.max_state_dim, "max_state_dim"),
         (ACTION, config.max_action_dim, "max_action_dim"),
@@ -161,19 +195,47 @@ def _set_features(config: PI0Config, recipe: PolicyRecipe, buffer: Buffer) -> No
         width = features[key].shape[0]
         if width > limit:
             raise RecipeError(f"recipe {recipe.name}: {key} has {width} values; set config.{name} to at least {width}")
-    if config.use_relative_actions:
-        _check_relative(config, recipe, buffer)
+    if relative_actions(config):
+        _check_relative(recipe, buffer)
 
 
-def _check_relative(config: PI0Config, recipe: PolicyRecipe, buffer: Buffer) -> None:
+def _renamed(inputs: dict[str, Any], recipe: PolicyRecipe, buffer: Buffer, expected: list[str]) -> dict[str, Any]:
+    """Input features under the names the policy knows, cameras in the base's order.
+
+    As in lerobot, the dataset may have some of the cameras that the base was trained with (the others are left out, as
+    if they were masked) or more than those, not others.
+    """
+    names = {f"{CAMERA}{mine}": f"{CAMERA}{theirs}" for mine, theirs in recipe.rename.items()}
+    have = {names.get(key, key): feature for key, feature in inputs.items()}
+    unknown = sorted(names.keys() - set(buffer.cameras))
+    if unknown or len(have) < len(inputs):
+        raise RecipeError(
+            f"recipe {recipe.name}: [rename] takes the dataset's cameras ({_short(buffer.cameras)}) to different names "
+            f"of the policy's; it has {', '.join(f'{a} = {b!r}' for a, b in recipe.rename.items())}"
+        )
+    mine = [names.get(key, key) for key in buffer.cameras]
+    if expected and not (set(mine) <= set(expected) or set(expected) <= set(mine)):
+        raise RecipeError(
+            f"recipe {recipe.name}: its base was trained with cameras {_short(expected)} and {buffer.root.name} has "
+            f"{_short(mine)}; say which is which under [rename], for example "
+            f'{_short([min(set(mine) - set(expected))])} = "{_short(expected[:1])}"'
+        )
+    order = [*expected, *mine]
+    cameras = {key: have[key] for key in sorted(mine, key=order.index)}
+    return cameras | {key: feature for key, feature in have.items() if key not in cameras}
+
+
+def _short(cameras: Any) -> str:
+    return ", ".join(camera.removeprefix(CAMERA) for camera in cameras)
+
+
+def _check_relative(recipe: PolicyRecipe, buffer: Buffer) -> None:
     actions, states = _names(buffer, ACTION), _names(buffer, OBS_STATE)
     if not actions or states[: len(actions)] != actions:
         raise RecipeError(
             f"recipe {recipe.name} has use_relative_actions, which needs observation.state to begin with the action's "
             f"names; they are {', '.join(actions) or 'unnamed'} and {', '.join(states) or 'unnamed'}: set it to false"
         )
-    if config.normalization_mapping["ACTION"] not in (NormalizationMode.MEAN_STD, NormalizationMode.MIN_MAX):
-        raise RecipeError(f"recipe {recipe.name}: relative actions take ACTION = 'MEAN_STD' or 'MIN_MAX'")
 
 
 def _names(buffer: Buffer, key: str) -> tuple[str, ...]:
@@ -184,69 +246,24 @@ def _names(buffer: Buffer, key: str) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _construct(config: PI0Config, sizes: Mapping[str, int], seed: int) -> PI0Policy:
-    with torch.random.fork_rng(devices=[]), architecture(sizes):
+def _construct(kind: Family, config: Any, sizes: Mapping[str, int], seed: int) -> Any:
+    """The policy with fresh weights; on the device "meta" without weights, and then without tokenizers either."""
+    silent = redirect_stdout(io.StringIO())  # SmolVLA prints its number of layers
+    needed = in_lerobot(kind, Tokenizers(object(), object())) if config.device == "meta" else nullcontext()
+    with silent, needed, torch.random.fork_rng(devices=[]), architecture(sizes, image_px(config)):
         torch.manual_seed(seed)
-        return PI0Policy(config)
-
-
-# --- processors and tokenizer -------------------------------------------------------------------------------------
-
-
-def _tokenizer(base: Path | None, sizes: Mapping[str, int], tasks: list[str]) -> PreTrainedTokenizerFast | None:
-    """The policy's own tokenizer, or None for lerobot's (full size)."""
-    if base is not None:
-        return _saved_tokenizer(base)
-    return word_tokenizer(tasks, sizes["vocab"]) if sizes else None
-
-
-def _make_processors(
-    config: PI0Config, stats: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None
-) -> tuple[Any, Any]:
-    original = processor_pi0.TokenizerProcessorStep
-
-    def with_tokenizer(tokenizer_name: str, **options: Any) -> TokenizerProcessorStep:
-        # lerobot hard-codes the name. Padding to the batch's longest instruction: the same result with fewer tokens.
-        return original(tokenizer=tokenizer, **options | {"padding": "longest"})
-
-    processor_pi0.TokenizerProcessorStep = original if tokenizer is None else with_tokenizer
-    try:
-        return processor_pi0.make_pi0_pre_post_processors(config, stats)
-    except OSError as error:
-        raise _gated(error) from None
-    finally:
-        processor_pi0.TokenizerProcessorStep = original
-
-
-def _gated(error: BaseException) -> CheckpointError:
-    return CheckpointError(
-        f"the tokenizer {GATED} cannot be loaded ({one_line(error)[:120]}); it is gated: accept its licence at "
-        f"https://huggingface.co/{GATED} and run 'hf auth login', or train --policy pi0-tiny, which needs no download"
-    )
-
-
-def _check_instructions(preprocessor: Any, buffer: Buffer) -> None:
-    """lerobot cuts a long instruction silently; two tasks could then read alike."""
-    step = tokenizer_step(preprocessor)
-    for task in buffer.meta.tasks.index:
-        length = len(step.input_tokenizer(f"{task}\n")["input_ids"])
-        if length > step.max_length:
-            raise RecipeError(
-                f"the instruction {task!r} has {length} tokens; set config.tokenizer_max_length to {length}"
-            )
-
-
-def tokenizer_step(preprocessor: Any) -> TokenizerProcessorStep:
-    """The step of `preprocessor` that turns the instruction into tokens."""
-    return next(step for step in preprocessor.steps if isinstance(step, TokenizerProcessorStep))
+        try:
+            return kind.policy(config)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "tokenizer" not in str(error):
+                raise
+            raise not_had(kind, error.__cause__ or error) from None
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
 
-def load_policy(
-    checkpoint: str | Path, device: str | torch.device = "cpu"
-) -> tuple[PI0Policy, Any, Any, dict[str, Any]]:
+def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[Any, Any, Any, dict[str, Any]]:
     """The policy of a checkpoint, ready to act.
 
     Args:
@@ -265,13 +282,19 @@ def load_policy(
     _require(folder, *PROCESSORS)
     record = read_record(folder)
     config = _saved_config(folder, str(device))
-    policy = _construct(config, record.get("tiny", {}), seed=0)
+    kind, tokenizers = family(config.type), saved_tokenizers(folder)
+    try:
+        kind.check(config)
+    except RecipeError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    with in_lerobot(kind, tokenizers):
+        policy = _construct(kind, config, record.get("tiny", {}), seed=0)
+        preprocessor, postprocessor = saved_processors(kind, folder, config, tokenizers)
     load_weights(policy, folder / WEIGHTS)
-    preprocessor, postprocessor = _saved_processors(folder, config)
     return policy.to(device).eval(), preprocessor, postprocessor, record
 
 
-def load_weights(policy: PI0Policy, path: Path) -> None:
+def load_weights(policy: nn.Module, path: Path) -> None:
     """Copy the weights of a safetensors file into `policy`, which must have exactly the same names and shapes.
 
     Raises:
@@ -283,8 +306,8 @@ def load_weights(policy: PI0Policy, path: Path) -> None:
         raise CheckpointError(
             f"{path} cannot be read ({one_line(error)}); copy or download the checkpoint again"
         ) from None
-    loaded = _current_names(loaded)
     own = policy.state_dict()
+    loaded = _current_names(loaded, own.keys())
     missing, unexpected = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
     if missing or unexpected:
         raise CheckpointError(
@@ -304,12 +327,13 @@ def _first(names: list[str]) -> str:
     return f" ({names[0]}{', ...' if len(names) > 1 else ''})" if names else ""
 
 
-def _current_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """openpi's names to lerobot 0.6's, as PI0Policy._fix_pytorch_state_dict_keys does, without its warnings."""
+def _current_names(weights: dict[str, torch.Tensor], own: Set[str]) -> dict[str, torch.Tensor]:
+    """openpi's names to lerobot 0.6's, as each policy's _fix_pytorch_state_dict_keys does, without its warnings."""
     renamed = {}
     for name, tensor in weights.items():
         name = name if name.startswith("model.") else f"model.{name}"
-        renamed[name.replace("model.time_mlp_", "model.action_time_mlp_", 1)] = tensor
+        both = (name.replace("model.time_mlp_", "model.action_time_mlp_", 1), name.replace("action_time_", "time_", 1))
+        renamed[name if name in own else next((other for other in both if other in own), name)] = tensor
     stem = "model.paligemma_with_expert.paligemma."
     head, embedding = f"{stem}lm_head.weight", f"{stem}model.language_model.embed_tokens.weight"
     if head in renamed and embedding not in renamed:  # openpi ties them and stores one
@@ -350,7 +374,7 @@ def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", f"{TOKENIZER}/*"]))
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*tokenizer/*"]))
     except Exception as error:  # the Hub client raises dozens of kinds
         why = one_line(error)[:160]
         raise CheckpointError(f"{hub_id} is no folder here and cannot be had from the Hub ({why})") from None
@@ -364,48 +388,20 @@ def _require(folder: Path, *names: str) -> None:
         )
 
 
-def _saved_config(folder: Path, device: str) -> PI0Config:
+def _saved_config(folder: Path, device: str) -> Any:
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = values.get("type")
-        if kind != "pi0":
-            raise CheckpointError(f"{folder} holds a {kind!r} policy; this version runs 'pi0'")
-        config = draccus.decode(PreTrainedConfig, values | {"device": device})
+        kind = family(values.get("type"))
+        return draccus.decode(PreTrainedConfig, values | {**kind.loaded, "device": device})
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} holds a policy that does not run here: {error}") from None
     except (draccus.utils.DraccusException, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
-    assert isinstance(config, PI0Config)
-    return config
-
-
-def _saved_processors(folder: Path, config: PI0Config) -> tuple[Any, Any]:
-    overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
-    tokenizer = _saved_tokenizer(folder)
-    if tokenizer is not None:
-        overrides["tokenizer_processor"] = {"tokenizer": tokenizer}
-    try:
-        return make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
-    except Exception as error:  # lerobot wraps whatever a step raises
-        if GATED in str(error):
-            raise _gated(error) from None
-        raise CheckpointError(f"{folder}: its processors cannot be loaded: {one_line(error)[:300]}") from None
-
-
-def _saved_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    if not (folder / TOKENIZER).is_dir():
-        return None
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / TOKENIZER} cannot be read ({one_line(error)}); copy the checkpoint again"
-        ) from None
 
 
 def write_record(folder: Path, preprocessor: Any, record: Mapping[str, Any]) -> None:
-    """Add to a saved policy what `load_policy` needs beyond lerobot's files: srpo.json and its own tokenizer."""
-    tokenizer = tokenizer_step(preprocessor).tokenizer
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder / TOKENIZER)
+    """Add to a saved policy what `load_policy` needs beyond lerobot's files: srpo.json and its own tokenizers."""
+    write_tokenizers(folder, preprocessor)
     (folder / RECORD).write_text(json.dumps(dict(record), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

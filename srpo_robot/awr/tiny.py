@@ -1,27 +1,31 @@
-"""Tiny policies: lerobot's PI0Policy at sizes that train on a CPU core, with a tokenizer of their own.
+"""Tiny policies: lerobot's classes at sizes that train on a CPU core, with tokenizers of their own.
 
 Same code and losses as the full size; only the widths, depths and vocabulary that lerobot hard-codes are others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, SmolVLMConfig
 
+from srpo_robot.awr.families import Family
 from srpo_robot.buffer.episodes import quiet_lerobot
 from srpo_robot.errors import RecipeError
 
 quiet_lerobot()
 
 from lerobot.policies.pi0 import modeling_pi0  # noqa: E402  (after quiet_lerobot)
-from lerobot.policies.pi0.configuration_pi0 import PI0Config  # noqa: E402
-from lerobot.policies.pi0.modeling_pi0 import PI0Policy  # noqa: E402
+from lerobot.policies.pi0_fast import modeling_pi0_fast  # noqa: E402
+from lerobot.policies.pi05 import modeling_pi05  # noqa: E402
+from lerobot.policies.smolvla import smolvlm_with_expert  # noqa: E402
 
 SIZES = (
     "width",
@@ -36,59 +40,73 @@ SIZES = (
     "patch",
     "vocab",
 )
+_EXPERT = "expert_width"  # only where `Family.expert_width`
+_PROMPT = ("Action", "|", "task", "state", ",", ":", ";", "-", *map(str, range(256)))  # of families that read the state
+_SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
 
 
-def check_sizes(sizes: Mapping[str, int], config: PI0Config) -> None:
+def check_sizes(sizes: Mapping[str, int], config: Any, family: Family) -> None:
     """Raise RecipeError where a size is unknown, missing or does not fit the others."""
-    wrong = sorted(set(sizes) ^ set(SIZES))
+    takes = SIZES if family.expert_width else tuple(name for name in SIZES if name != _EXPERT)
+    wrong = sorted(set(sizes) ^ set(takes))
     if wrong:
         what = "unknown" if wrong[0] in sizes else "missing"
-        raise RecipeError(f"[tiny] has {what} {', '.join(map(repr, wrong))}; it takes {', '.join(SIZES)}")
-    if config.image_resolution[0] % sizes["patch"]:
-        raise RecipeError(
-            f"[tiny] patch {sizes['patch']} does not divide image_resolution {config.image_resolution[0]}"
-        )
+        raise RecipeError(f"[tiny] has {what} {', '.join(map(repr, wrong))}; it takes {', '.join(takes)}")
+    pixels = image_px(config)
+    if pixels % sizes["patch"]:
+        raise RecipeError(f"[tiny] patch {sizes['patch']} does not divide image_resolution {pixels}")
     if sizes["vision_width"] % sizes["vision_heads"]:
         raise RecipeError(f"[tiny] vision_heads {sizes['vision_heads']} does not divide vision_width")
 
 
-@contextmanager
-def architecture(sizes: Mapping[str, int]) -> Iterator[None]:
-    """While open, PI0Policy is built with `sizes` (keys: SIZES) in place of lerobot's; {} changes nothing.
+def image_px(config: Any) -> int:
+    """Side of the square [px] that a policy's vision tower sees."""
+    size = getattr(config, "image_resolution", None) or config.resize_imgs_with_padding
+    return int(size[0])
 
-    lerobot reads the widths from a module function and hard-codes vision tower and vocabulary, so those names in its
-    module are replaced. Not for concurrent threads. Heads stay 8, key-value heads 1: lerobot reshapes by that.
+
+@contextmanager
+def architecture(sizes: Mapping[str, int], image_px: int = 224) -> Iterator[None]:
+    """While open, lerobot's policies are built with `sizes` (keys: SIZES) in place of theirs; {} changes nothing.
+
+    lerobot reads the widths from module functions and hard-codes vision tower and vocabulary, so those names in its
+    modules are replaced. Not for concurrent threads. Heads stay 8, key-value heads 1: lerobot reshapes by that.
+
+    Args:
+        sizes: see SIZES.
+        image_px: side of the images; only pi0_fast needs it, whose vision tower lerobot leaves at 224.
     """
-    if not sizes:
+    with ExitStack() as stack:
+        if sizes:
+            for module in (modeling_pi0, modeling_pi05, modeling_pi0_fast):
+                _shrink_module(stack, module, sizes, image_px if module is modeling_pi0_fast else 0)
+            _shrink_smolvla(stack, sizes, image_px)
         yield
-        return
-    gemma, paligemma, causal = (
-        modeling_pi0.get_gemma_config,
-        modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma,
-        modeling_pi0.PiGemmaForCausalLM,
-    )
+
+
+def _shrink_module(stack: ExitStack, module: Any, sizes: Mapping[str, int], image_px: int) -> None:
+    paligemma = module.PaliGemmaForConditionalGenerationWithPiGemma
 
     def small_gemma(variant: str) -> Any:
-        width = sizes["width" if variant == "gemma_2b" else "expert_width"]
-        return modeling_pi0.GemmaConfig(width, sizes["depth"], sizes["mlp"], 8, 1, sizes["head_dim"])
+        width = sizes["width" if variant == "gemma_2b" else _EXPERT]
+        return module.GemmaConfig(width, sizes["depth"], sizes["mlp"], 8, 1, sizes["head_dim"])
 
     def small_paligemma(config: Any) -> Any:
         _shrink(config, sizes)
+        if image_px:
+            config.vision_config.image_size = image_px
         return paligemma(config=config)
 
-    def small_causal(config: Any) -> Any:
-        config.vocab_size = sizes["vocab"]
-        return causal(config=config)
+    stack.enter_context(patch.object(module, "get_gemma_config", small_gemma))
+    stack.enter_context(patch.object(module, "PaliGemmaForConditionalGenerationWithPiGemma", small_paligemma))
+    if hasattr(module, "PiGemmaForCausalLM"):
+        causal = module.PiGemmaForCausalLM
 
-    modeling_pi0.get_gemma_config = small_gemma
-    modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma = small_paligemma
-    modeling_pi0.PiGemmaForCausalLM = small_causal
-    try:
-        yield
-    finally:
-        modeling_pi0.get_gemma_config = gemma
-        modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma = paligemma
-        modeling_pi0.PiGemmaForCausalLM = causal
+        def small_causal(config: Any) -> Any:
+            config.vocab_size = sizes["vocab"]
+            return causal(config=config)
+
+        stack.enter_context(patch.object(module, "PiGemmaForCausalLM", small_causal))
 
 
 def _shrink(config: Any, sizes: Mapping[str, int]) -> None:
@@ -104,7 +122,36 @@ def _shrink(config: Any, sizes: Mapping[str, int]) -> None:
     vision.patch_size, vision.projection_dim = sizes["patch"], sizes["width"]
 
 
-def initialise(policy: PI0Policy, seed: int) -> None:
+def _shrink_smolvla(stack: ExitStack, sizes: Mapping[str, int], image_px: int) -> None:
+    """SmolVLA reads its backbone's sizes and special tokens from the Hub; here from `sizes`."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": sizes["head_dim"]}
+    text = heads | {"hidden_size": sizes["width"], "intermediate_size": sizes["mlp"], "vocab_size": sizes["vocab"]}
+    vision = {
+        "hidden_size": sizes["vision_width"],
+        "intermediate_size": sizes["vision_mlp"],
+        "num_hidden_layers": sizes["vision_depth"],
+        "num_attention_heads": sizes["vision_heads"],
+        "patch_size": sizes["patch"],
+        "image_size": image_px,
+    }
+    make: Any = SmolVLMConfig
+    config = make(
+        text_config={"model_type": "llama", "num_hidden_layers": sizes["depth"], **text},
+        vision_config=vision,
+        scale_factor=1,
+        pad_token_id=0,
+    )
+    tokens = SimpleNamespace(tokenizer=SimpleNamespace(fake_image_token_id=0, global_image_token_id=0))
+    for name, made in (("AutoConfig", config), ("AutoProcessor", tokens)):
+        stack.enter_context(patch.object(smolvlm_with_expert, name, _always(made)))
+
+
+def _always(made: Any) -> Any:
+    """What stands in for one of transformers' Auto classes: `from_pretrained` returns `made`, whatever is asked for."""
+    return SimpleNamespace(from_pretrained=lambda *_, **__: made)
+
+
+def initialise(policy: nn.Module, seed: int) -> None:
     """Xavier for all linear layers: the initialisation that the tiny sizes were tried with (normal 0.02 was not)."""
     generator = torch.Generator().manual_seed(seed)
     for module in policy.modules():
@@ -115,20 +162,49 @@ def initialise(policy: PI0Policy, seed: int) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def word_tokenizer(tasks: list[str], vocab: int) -> PreTrainedTokenizerFast:
+@contextmanager
+def tokenizers_in_lerobot(modules: Iterable[ModuleType], text: Any, action: Any) -> Iterator[None]:
+    """While open, `modules` find these tokenizers wherever they ask transformers for one by name; None: lerobot's."""
+    with ExitStack() as stack:
+        for module in modules:
+            for name, made in (("AutoTokenizer", text), ("AutoProcessor", action)):
+                if made is not None:
+                    stack.enter_context(patch.object(module, name, _always(made)))
+        yield
+
+
+def word_tokenizer(tasks: list[str], sizes: Mapping[str, int], family: Family) -> PreTrainedTokenizerFast:
     """A lower-case word-level tokenizer of the words in `tasks`; any other word becomes <unk>.
 
+    For a family that reads the state it also has the prompt's words and numbers, and for one that acts in tokens its
+    ids go up to the vocabulary's end: lerobot counts action tokens from there downwards.
+
     Raises:
-        RecipeError: the words do not fit `vocab`.
+        RecipeError: the words do not fit [tiny] vocab.
     """
     split = pre_tokenizers.Whitespace()
     words = sorted({word for task in tasks for word, _ in split.pre_tokenize_str(task.lower())})
-    ids = {word: number for number, word in enumerate(["<pad>", "<unk>", *words])}
-    if len(ids) > vocab:
+    special = ["<pad>", "<unk>"]
+    if family.reads_state:
+        special += ["<bos>", "<eos>", *_PROMPT]
+    ids = {word: number for number, word in enumerate(dict.fromkeys([*special, *words]))}
+    if len(ids) > sizes["vocab"]:
         raise RecipeError(
             f"the dataset's instructions have {len(words)} words; set [tiny] vocab to at least {len(ids)}"
         )
+    if family.acts_in_tokens:
+        ids |= {f"<{number}>": number for number in range(len(ids), sizes["vocab"])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = split
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    names = {name: token for name, token in _SPECIAL.items() if token in ids}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    if family.reads_state:
+        made.add_tokens(AddedToken("Action", single_word=True, normalized=False))  # type: ignore[arg-type]
+    return made
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many of the first ids stand for words; the others are free for action tokens."""
+    vocab = tokenizer.get_vocab()
+    return sum(f"<{number}>" not in vocab for number in range(len(vocab)))

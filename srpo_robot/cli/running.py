@@ -167,7 +167,8 @@ def _journal(output: Path, trial_number: int, work: TaskRecipe, policy: Policy, 
     )
     append_trial(output, trial)
     if outcome.note:
-        warn(f"trial {trial_number} is void: {outcome.note}")
+        what = "is void" if outcome.success is None else "ended early and counts"
+        warn(f"trial {trial_number} {what}: {outcome.note}")
     return trial
 
 

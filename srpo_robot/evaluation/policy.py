@@ -22,7 +22,10 @@ class Policy(Protocol):
         ...
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        """The next actions, all of which are executed before the next call; None: the policy is done."""
+        """The next actions, all of which are executed before the next call; None: the policy is done.
+
+        Raises UndecodableActions where what the policy puts out is no action.
+        """
         ...
 
 
@@ -44,14 +47,14 @@ class TrainedPolicy:
         """
         import torch
 
-        from srpo_robot.awr.policies import load_policy
+        from srpo_robot.awr.policies import cameras_taken, load_policy
 
         self.name = str(checkpoint)
         self._torch, self._space, self._instruction, self._cameras = torch, space, instruction, cameras
         self._policy, self._before, self._after, self.provenance = load_policy(checkpoint, device)
         config = self._policy.config
         self.execute = int(config.n_action_steps)
-        _check_fit(config, space, cameras)
+        _check_fit(config, cameras_taken(self._policy, self._before), space, cameras)
 
     def reset(self, seed: int) -> None:
         self._policy.reset()
@@ -71,11 +74,10 @@ class TrainedPolicy:
         return ActionChunk(rows[: self.execute], self._space.names)
 
 
-def _check_fit(config: Any, space: ActionSpace, cameras: tuple[str, ...]) -> None:
-    wants = sorted(key.removeprefix("observation.images.") for key in config.image_features)
+def _check_fit(config: Any, wants: list[str], space: ActionSpace, cameras: tuple[str, ...]) -> None:
     if wants != sorted(cameras):
         raise CheckpointError(f"the checkpoint was trained with cameras {wants}, this task has {sorted(cameras)}")
-    names = tuple(config.action_feature_names or space.names)
+    names = tuple(getattr(config, "action_feature_names", None) or space.names)
     if names != space.names:
         raise CheckpointError(f"the checkpoint's actions are {', '.join(names)}, this task's {', '.join(space.names)}")
     sizes = {

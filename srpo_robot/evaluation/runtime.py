@@ -11,7 +11,7 @@ import numpy as np
 
 from srpo_robot.arm.actions import ActionSpace
 from srpo_robot.arm.arm import Arm, Workcell
-from srpo_robot.errors import CommandRefused
+from srpo_robot.errors import CommandRefused, UndecodableActions
 from srpo_robot.evaluation.policy import Policy
 
 
@@ -43,7 +43,7 @@ class Outcome:
         clips: commands changed by each limit layer.
         layout: the workcell's description of the scene.
         episode_index: in the dataset it was recorded to; -1 where it was not.
-        note: why it is void.
+        note: why it is void, or why it ended early.
     """
 
     success: bool | None
@@ -75,7 +75,7 @@ def run_episode(
 
     A frame holds what was seen, what was true then (where a simulator knows), and the action that was executed from
     there, after all limits. Where the policy asks for something that is not a number, the arm holds and the episode is
-    void.
+    void. Where its output is no action at all, the arm holds and the scene is judged as it stands: the trial counts.
 
     Raises:
         ArmError: the arm faulted; the frames recorded so far are discarded with the episode, earlier ones are on disk.
@@ -94,7 +94,11 @@ def run_episode(
             seen = arm.observe()
             truth = setup.workcell.truth() if sink is not None else {}
             if not queue:
-                chunk = policy.act(seen)
+                try:
+                    chunk = policy.act(seen)
+                except UndecodableActions as error:
+                    arm.hold()
+                    note, chunk = str(error), None
                 if chunk is None:
                     break
                 queue.extend(chunk.actions)

@@ -1,0 +1,216 @@
+"""Our training loop against lerobot's on the same tiny policy: steps per second, and peak memory.
+
+Both train pi0-tiny, or --policy, on the same synthetic frames in memory. Speed: rounds of both loops take turns in one
+process, and the ratio is the median over rounds. Memory: each loop runs alone in a process of its own, and the ratio is
+that of the growth of its resident memory while it trains. This is the strict comparison: the larger the policy, the
+less a loop's own cost shows.
+
+python scripts/bench_training.py --json bench.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from srpo_robot.awr.policies import build_policy
+from srpo_robot.awr.train import train
+from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.recorder import Recorder, dataset_features
+from srpo_robot.buffer.training import TrainingSet, collate
+from srpo_robot.recipes import PolicyRecipe, load
+
+NAMES = ("tcp.x", "tcp.y", "tcp.z", "gripper")
+PIXELS = 64
+
+
+def record(root: Path, episodes: int = 4, length: int = 64) -> Buffer:
+    """Random walks with plain images."""
+    random = np.random.default_rng(0)
+    features = dataset_features({"front": (PIXELS, PIXELS), "wrist": (PIXELS, PIXELS)}, NAMES, NAMES)
+    with Recorder(root, 10.0, features, "bench") as recorder:
+        for _ in range(episodes):
+            recorder.begin()
+            for _ in range(length):
+                image = np.full((PIXELS, PIXELS, 3), random.integers(256), np.uint8)
+                state = random.normal(0, 1, len(NAMES))
+                recorder.add({"front": image, "wrist": image}, state, state, "put the apple on the plate")
+            recorder.end(True)
+    return open_buffer(root)
+
+
+def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: int) -> Iterator[float]:
+    """Seconds of each round of `steps` steps of `train`, one round whenever the next is asked for.
+
+    `train` is a loop that calls back; it runs in a thread that waits between the rounds.
+    """
+    import queue
+    import threading
+
+    go: queue.Queue[None] = queue.Queue()
+    done: queue.Queue[float] = queue.Queue()
+    began = 0.0
+
+    def on_step(step: int, *_: Any) -> None:
+        nonlocal began
+        if step % steps == 0:
+            done.put(time.perf_counter() - began)
+            go.get()
+            began = time.perf_counter()
+
+    recipe = replace(recipe, steps=(rounds + 1) * steps, save_every=0)
+
+    def run() -> None:
+        train(buffer, recipe, np.ones(buffer.total_frames), root, device="cpu", on_step=on_step)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.get()  # the first round pays for building everything
+    for _ in range(rounds):
+        go.put(None)
+        yield done.get()
+    go.put(None)
+
+
+def stock(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int) -> Iterator[float]:
+    """The same of lerobot's `update_policy`, fed as its `train` does: next batch, preprocessor, update, metrics."""
+    from accelerate import Accelerator
+    from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
+    from lerobot.scripts.lerobot_train import update_policy
+    from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
+    from lerobot.utils.utils import cycle
+    from torch.utils.data import DataLoader
+
+    accelerator: Any = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    policy: Any
+    policy, preprocessor, _ = build_policy(recipe, buffer)
+    policy.train()
+    optimizer: Any = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    total = (rounds + 1) * steps
+    schedule = CosineDecayWithWarmupSchedulerConfig(
+        num_warmup_steps=recipe.warmup_steps,
+        num_decay_steps=total,
+        peak_lr=recipe.learning_rate,
+        decay_lr=recipe.final_learning_rate,
+    )
+    scheduler = schedule.build(optimizer, total)
+    samples: Any = TrainingSet(buffer, policy.config.chunk_size)
+    order = torch.Generator().manual_seed(0)
+    collated: Any = collate
+    loader = DataLoader(samples, recipe.batch_size, shuffle=True, generator=order, collate_fn=collated)
+    policy, optimizer, loader, scheduler = accelerator.prepare(policy, optimizer, loader, scheduler)
+    batches = cycle(loader)
+    meters = {name: AverageMeter(name, ":.3f") for name in ("loss", "grad_norm", "lr", "update_s", "dataloading_s")}
+    tracker = MetricsTracker(
+        recipe.batch_size, buffer.total_frames, len(buffer.episodes), meters, accelerator=accelerator
+    )
+
+    def one() -> None:
+        batch = preprocessor(next(batches))
+        update_policy(tracker, policy, batch, optimizer, recipe.grad_clip_norm, accelerator, scheduler)
+        tracker.step()
+
+    for number in range(rounds + 1):
+        began = time.perf_counter()
+        for _ in range(steps):
+            one()
+        if number:
+            yield time.perf_counter() - began
+        else:
+            yield 0.0  # built and warm
+
+
+def speed(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int, root: Path) -> dict[str, Any]:
+    """Rounds of both in turn, the order swapped every time."""
+    first, second = ours(buffer, recipe, root / "ours", rounds, steps), stock(buffer, recipe, rounds, steps)
+    next(second)
+    mine, theirs = [], []
+    take: list[tuple[list[float], Iterator[float]]] = [(mine, first), (theirs, second)]
+    for number in range(rounds):
+        for times, loop in take if number % 2 else reversed(take):
+            times.append(next(loop))
+    ratios = [t / m for m, t in zip(mine, theirs, strict=True)]
+    return {
+        "ours_steps_per_s": steps / statistics.median(mine),
+        "stock_steps_per_s": steps / statistics.median(theirs),
+        "steps_per_s_ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def growth(which: str, buffer: Buffer, recipe: PolicyRecipe, steps: int, root: Path) -> int:
+    """Bytes by which the peak of this process's resident memory grows from before a loop to its last step.
+
+    No checkpoint is in it, and no thread: those have a heap of their own.
+    """
+    before, peak = _resident(), 0
+
+    def on_step(*_: Any) -> None:
+        nonlocal peak
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    if which == "ours":
+        recipe = replace(recipe, steps=steps, save_every=0)
+        train(buffer, recipe, np.ones(buffer.total_frames), root, device="cpu", on_step=on_step)
+    else:
+        for _ in stock(buffer, recipe, steps - 1, 1):
+            on_step()
+    return peak - before
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def alone(which: str, policy: str, steps: int) -> int:
+    """`growth` of one loop, in a process of its own."""
+    command = [sys.executable, __file__, "--alone", which, "--policy", policy, "--steps", str(steps)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def main() -> None:
+    """Compare, print, and write what --json asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default="pi0-tiny")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", choices=("ours", "stock"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    # lerobot has no average of the weights; everything else is in both loops
+    recipe = replace(load(PolicyRecipe, "policies", asked.policy), ema_decay=0.0, padding="trained")
+    with tempfile.TemporaryDirectory() as folder:
+        buffer = record(Path(folder) / "data")
+        if asked.alone:
+            print(growth(asked.alone, buffer, recipe, 2 * asked.steps, Path(folder) / "run"))
+        else:
+            found = speed(buffer, recipe, asked.rounds, asked.steps, Path(folder))
+            mine, theirs = (alone(which, asked.policy, asked.steps) for which in ("ours", "stock"))
+            found |= {"ours_peak_bytes": mine, "stock_peak_bytes": theirs, "peak_memory_ratio": mine / theirs}
+            found |= {"policy": asked.policy, "batch_size": recipe.batch_size, "torch_threads": 1}
+            print(
+                f"{asked.policy}, batch {recipe.batch_size}: ours {found['ours_steps_per_s']:.2f} steps/s, lerobot "
+                f"{found['stock_steps_per_s']:.2f}; ratio {found['steps_per_s_ratio']:.3f} (at least 0.95 wanted)\n"
+                f"peak memory while training: ours {mine / 1e6:.0f} MB, lerobot {theirs / 1e6:.0f} MB; ratio "
+                f"{found['peak_memory_ratio']:.3f} (at most 1 wanted)"
+            )
+            if asked.json:
+                asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What a run draws from: samples with their weights, and the episodes that are held out to measure the loss on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from srpo_robot.awr.checkpoints import Run, averaged
+from srpo_robot.awr.run_state import check_timestep_weights, check_weights, trained_weights
+from srpo_robot.awr.sampling import FlowNoise, held_out, spread_frames
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.training import TrainingSet, collate
+from srpo_robot.recipes import PolicyRecipe
+
+HELD_OUT_FRAMES = 256  # at most; every checkpoint pays for their forward passes
+
+
+class TrainingData:
+    """A buffer as a run sees it.
+
+    Attributes:
+        trained: episodes that are trained on.
+        held_out: the others; see `sampling.held_out`.
+        frames: number of frames of `trained`.
+    """
+
+    def __init__(
+        self, buffer: Buffer, recipe: PolicyRecipe, chunk: int, weights: np.ndarray, timestep: np.ndarray | None
+    ) -> None:
+        """Raises UsageError, TrainingError where share or weights cannot be; DatasetError as `TrainingSet`."""
+        weights = check_weights(weights, buffer.total_frames)
+        kept = held_out(buffer.episodes, recipe.validation_share, recipe.seed)
+        self.trained = [episode for episode in buffer.episodes if episode.index not in kept]
+        self.held_out = [episode for episode in buffer.episodes if episode.index in kept]
+        self.frames = sum(episode.length for episode in self.trained)
+        mask = np.repeat([e.index not in kept for e in buffer.episodes], [e.length for e in buffer.episodes])
+        if timestep is not None:  # then a frame counts once, and its actions by their own weights
+            timestep = check_timestep_weights(timestep, buffer.total_frames, chunk)
+            weights = np.ones(buffer.total_frames)
+        self._weights = torch.from_numpy(trained_weights(weights, mask).astype(np.float32))
+        self._timestep = None if timestep is None else torch.from_numpy(timestep.astype(np.float32))
+        self._samples = TrainingSet(buffer, chunk, recipe.cache_gb)
+
+    def weights(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Weights of frames `index` (B,): (B,), and of their chunks' actions (B, chunk) or None."""
+        index = index.cpu()
+        timestep = None if self._timestep is None else self._timestep[index].to(device)
+        return self._weights[index].to(device), timestep
+
+    def loader(self, batches: Iterable[list[int]], workers: int | None = None) -> DataLoader:
+        """Loads `batches` of global frame indices; in processes of its own where frames are read from disk."""
+        if self._samples.in_memory:
+            workers = 0
+        elif workers is None:
+            workers = decoding_workers()
+        return DataLoader(
+            self._samples,  # type: ignore[arg-type]
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=collate,  # type: ignore[arg-type]
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="spawn" if workers else None,  # video decoders do not survive a fork
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def decoding_workers() -> int:
+    """Processes that decode frames beside the training, where they do not fit into memory."""
+    return max(1, min(8, (os.cpu_count() or 1) - 1))
+
+
+class HeldOut:
+    """The loss on episodes that are never trained on, under noise that is the same every time it is measured.
+
+    The weights measured are those that the checkpoint carries. Normalisation statistics and scores do come from the
+    whole dataset.
+    """
+
+    def __init__(self, run: Run, data: TrainingData) -> None:
+        self._data, self._run = data, run
+        self._frames = spread_frames(data.held_out, HELD_OUT_FRAMES) if data.held_out else []
+        size = run.recipe.batch_size
+        self._batches = [self._frames[first : first + size] for first in range(0, len(self._frames), size)]
+        self._loader = data.loader(self._batches, min(1, decoding_workers())) if self._batches else None
+        self._noise = FlowNoise(run.trainee)
+
+    @torch.no_grad()
+    def loss(self) -> dict[str, float]:
+        """`validation_loss`, unweighted, and `validation_weighted_loss`; {} where nothing is held out.
+
+        Every process measures all of it: FSDP needs them in step, and the result is the same on any number of them.
+        """
+        if self._loader is None:
+            return {}
+        run, sums, done = self._run, torch.zeros(2, dtype=torch.float64), 0
+        # Outside FSDP the wrapper is not needed, and DDP's would wait for the other processes.
+        trainee: Any = run.trainee if run.sharded else run.accelerator.unwrap_model(run.trainee)
+        with averaged(run):
+            trainee.eval()
+            for batch in self._loader:
+                weights, timestep = self._data.weights(batch["index"], run.accelerator.device)
+                # Step 0 is no step of the training: these draws are its own.
+                noise = self._noise.rows((run.recipe.seed, 0), done, len(self._frames))
+                with noise, run.accelerator.autocast():
+                    batch = run.preprocessor(batch)
+                    plain = trainee(batch)
+                    weighted = plain * weights if timestep is None else trainee(batch, timestep)
+                sums += torch.stack([plain.double().sum(), weighted.double().sum()]).cpu()
+                done += len(plain)
+            trainee.train()
+        plain_mean, weighted_mean = (sums / done).tolist()
+        return {"validation_loss": plain_mean, "validation_weighted_loss": weighted_mean}

@@ -1,0 +1,178 @@
+"""Which frames a step sees, and what noise it draws: functions of (seed, step) and the place in the step's batch.
+
+Neither depends on how the batch is dealt to forward passes and processes. One process with a batch of 32, four passes
+of 8, or two GPUs with 16 each see the same frames under the same noise, so they make the same update up to rounding;
+and a resumed run repeats an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from srpo_robot.buffer.episodes import quiet_lerobot
+from srpo_robot.errors import UsageError
+from srpo_robot.records import Episode
+
+quiet_lerobot()
+
+from lerobot.datasets.sampler import EpisodeAwareSampler  # noqa: E402  (after quiet_lerobot)
+
+_HELD_OUT, _NOISE, _TIME, _OTHER = 1, 2, 3, 4  # what a seed is for: no two uses share a stream
+
+
+# --- frames -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a step's batch is dealt: `per_pass` samples in each of `passes` forward passes on each of `processes`."""
+
+    per_pass: int
+    passes: int = 1
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Samples of a step, over all passes and processes."""
+        return self.per_pass * self.passes * self.processes
+
+    def first(self, number: int) -> int:
+        """Place in the step's batch of the first sample of this process's forward pass `number`."""
+        return (number * self.processes + self.process) * self.per_pass
+
+
+class SampleOrder:
+    """For DataLoader's `batch_sampler`: this process's batches of global frame indices, without end.
+
+    The order is that of lerobot's EpisodeAwareSampler, epoch after epoch: each frame once an epoch, shuffled by (seed,
+    epoch). Unlike there a batch goes on into the next epoch instead of being cut short, so every step has
+    `split.samples` samples.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], seed: int, split: Split, first_step: int = 0) -> None:
+        self._split, self._first_step = split, first_step
+        first = [episode.first_frame for episode in episodes]
+        last = [episode.first_frame + episode.length for episode in episodes]
+        self._sampler = EpisodeAwareSampler(first, last, shuffle=True, seed=seed)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, start = divmod(self._first_step * self._split.samples, len(self._sampler))
+        self._sampler.load_state_dict({"epoch": epoch, "start_index": start})
+        frames = self._frames()
+        while True:
+            batch = list(islice(frames, self._split.samples))
+            for number in range(self._split.passes):
+                first = self._split.first(number)
+                yield batch[first : first + self._split.per_pass]
+
+    def _frames(self) -> Iterator[int]:
+        while True:
+            yield from self._sampler
+
+
+def held_out(episodes: Sequence[Episode], share: float, seed: int) -> frozenset[int]:
+    """Indices of the episodes that are kept from training: of each task `share` of its episodes, at least one.
+
+    Episodes of one group (cut from one take) are held out together. Which ones, depends on `seed` alone.
+
+    Raises:
+        UsageError: the share is not in [0, 1), or leaves a task no episode to train on.
+    """
+    if not 0.0 <= share < 1.0:
+        raise UsageError(f"validation_share {share} must be at least 0 and below 1")
+    chosen: set[int] = set()
+    tasks = sorted({episode.task for episode in episodes}) if share else []
+    for task in tasks:
+        of_task = [episode for episode in episodes if episode.task == task]
+        wanted = max(1, round(share * len(of_task)))
+        groups = sorted({_group(episode) for episode in of_task})
+        np.random.default_rng([seed, _HELD_OUT]).shuffle(groups)
+        for group in groups:
+            if sum(episode.index in chosen for episode in of_task) >= wanted:
+                break
+            chosen |= {episode.index for episode in episodes if _group(episode) == group}
+    for task in tasks:
+        if all(episode.index in chosen for episode in episodes if episode.task == task):
+            raise UsageError(
+                f"validation_share {share} leaves {task!r} no episode to train on; record more, or set it to 0"
+            )
+    return frozenset(chosen)
+
+
+def _group(episode: Episode) -> str:
+    return f"group {episode.group}" if episode.group else f"episode {episode.index:09d}"
+
+
+def spread_frames(episodes: Sequence[Episode], most: int) -> list[int]:
+    """Up to `most` global frame indices, evenly over all frames of `episodes`."""
+    frames = np.concatenate([np.arange(e.first_frame, e.first_frame + e.length) for e in episodes])
+    places = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
+    return frames[places].tolist()
+
+
+# --- noise --------------------------------------------------------------------------------------------------------
+
+
+def derived_seed(*key: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(key).generate_state(1, dtype=np.uint64)[0])
+
+
+def seed_pass(seed: int, step: int, place: int) -> None:
+    """Seed torch for one forward pass, by the place of its first sample: for what draws beside the flow (dropout)."""
+    torch.manual_seed(derived_seed(seed, step, place, _OTHER))
+
+
+class FlowNoise:
+    """The noise and times that a flow-matching policy trains on, by a sample's place in the whole batch.
+
+    A policy draws for the samples it is given. Here it draws for the whole batch of the step, on the CPU, and takes the
+    rows it was given: the same on any device and under any split. pi0-FAST draws nothing; then this does nothing.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        drawing = (m for m in policy.modules() if hasattr(type(m), "sample_noise") and hasattr(type(m), "sample_time"))
+        self._model: Any = next(drawing, None)
+        self._key: tuple[int, ...] = ()
+        self._drawn: dict[tuple[int, ...], Tensor] = {}
+
+    @contextmanager
+    def rows(self, key: tuple[int, ...], first: int, total: int) -> Iterator[None]:
+        """While open, a forward pass draws rows `first`... of the `total` that belong to `key`, (seed, step)."""
+        if self._model is None:
+            yield
+            return
+        if key != self._key:
+            self._key, self._drawn = key, {}
+        kind = type(self._model)
+
+        def noise(shape: Sequence[int], device: Any) -> Tensor:
+            whole = self._draw((_NOISE, *shape[1:]), lambda: kind.sample_noise(self._model, (total, *shape[1:]), "cpu"))
+            return whole[first : first + shape[0]].to(device)
+
+        def time(samples: int, device: Any) -> Tensor:
+            whole = self._draw((_TIME,), lambda: kind.sample_time(self._model, total, "cpu"))
+            return whole[first : first + samples].to(device)
+
+        self._model.sample_noise, self._model.sample_time = noise, time
+        try:
+            yield
+        finally:
+            del self._model.sample_noise, self._model.sample_time
+
+    def _draw(self, what: tuple[int, ...], draw: Any) -> Tensor:
+        """A step's draw is made once and kept until the next step."""
+        if what not in self._drawn:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(derived_seed(*self._key, what[0]))
+                self._drawn[what] = draw()
+        return self._drawn[what]

@@ -1,0 +1,158 @@
+"""`srpo-robot train-awr` as a user meets it: options, dry runs, and requests that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SQUARES, record_squares, refused
+
+RECIPE = """
+name = "smaller-than-tiny"
+family = "pi0"
+steps = 3
+batch_size = 4
+learning_rate = 1e-3
+warmup_steps = 1
+save_every = 2
+{more}
+[config]
+chunk_size = 4
+n_action_steps = 2
+num_inference_steps = 2
+image_resolution = [16, 16]
+max_state_dim = 4
+max_action_dim = 4
+tokenizer_max_length = 8
+[tiny]
+width = 16
+expert_width = 16
+depth = 1
+mlp = 16
+head_dim = 4
+vision_width = 16
+vision_depth = 1
+vision_heads = 2
+vision_mlp = 16
+patch = 8
+vocab = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, tiny_encoder_folder) -> Path:
+    """A scored dataset; its advantage.parquet is read-only by agreement."""
+    import sys
+
+    from srpo_robot.cli import main
+
+    root = record_squares(tmp_path_factory.mktemp("scored") / "data", SQUARES)
+    before = sys.argv
+    sys.argv = ["srpo-robot", "score-dataset", str(root), "--encoder", str(tiny_encoder_folder), "--min-window", "6"]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+    finally:
+        sys.argv = before
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(more: str = "") -> Path:
+        path = tmp_path / "smaller.toml"
+        path.write_text(RECIPE.format(more=more))
+        return path
+
+    return write
+
+
+def lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def made_from(output: Path) -> dict:
+    return json.loads((output / "checkpoints" / "last" / "pretrained_model" / "srpo.json").read_text())
+
+
+def test_a_dry_run_prints_sizes_and_writes_nothing(cli, scored, recipe, tmp_path):
+    train = ("train-awr", scored, "--policy", recipe("validation_share = 0.25\naccumulate = 2"), "--dry-run")
+    before = {path: path.stat().st_mtime_ns for path in scored.rglob("*")}
+    code, out, err = cli(*train, "--output", tmp_path / "out")
+    assert code == 0, err
+    text = " ".join(out.split())
+    for words in (
+        "(100.0%)", "AdamW's two moments", "Not in it: activations",
+        "3 optimizer steps of 8 samples (batch_size 4 x accumulate 2 x 1 processes)", "1 of 4 episodes held out",
+        "2 checkpoints", "nothing was written",
+    ):  # fmt: skip
+        assert words in text, words
+    assert not (tmp_path / "out").exists()
+    assert {path: path.stat().st_mtime_ns for path in scored.rglob("*")} == before
+    code, out, err = cli(*train[:2], "--policy", recipe("lora_rank = 2"), "--dry-run", "--output", tmp_path / "out")
+    assert code == 0, err
+    assert "(100.0%)" not in out
+
+
+def test_options_stand_in_for_the_recipes_keys_and_are_recorded(cli, scored, recipe, tmp_path):
+    options = ("--beta", 0.5, "--w-max", 7, "--horizon", 5, "--shift", 0, "--tail", "raw", "--kappa", 0.25)
+    train = ("train-awr", scored, "--policy", recipe(), "--accept-audit", "--output", tmp_path / "out")
+    code, _, err = cli(*train, *options, "--track", "tensorboard", "--steps", 2)
+    assert code == 0, err
+    weighting = made_from(tmp_path / "out")["provenance"]["weighting"]
+    want = {"beta": 0.5, "w_max": 7.0, "horizon": 5, "shift": 0, "tail": "raw", "kappa": 0.25}
+    assert {key: weighting[key] for key in want} == want
+    assert list((tmp_path / "out" / "tensorboard").rglob("events.*"))
+
+
+@pytest.mark.parametrize("scheme", ["rabc", "success", "uniform"])
+def test_other_weights_need_no_audit(cli, scored, recipe, tmp_path, scheme):
+    train = ("train-awr", scored, "--policy", recipe(), "--weights", scheme, "--output", tmp_path / "out")
+    code, out, err = cli(*train, "--steps", 2)
+    assert code == 0, err
+    assert f"weights: {scheme}" in out
+    assert made_from(tmp_path / "out")["provenance"]["weights"] == scheme
+    assert [line["mean_weight"] == 1.0 for line in lines(tmp_path / "out")] == [scheme == "uniform"] * 2
+
+
+def test_weights_of_every_action_train_too(cli, scored, recipe, tmp_path):
+    train = ("train-awr", scored, "--policy", recipe("timestep_weights = true"), "--output", tmp_path / "out")
+    code, _, err = cli(*train, "--accept-audit")
+    assert code == 0, err
+    assert len(lines(tmp_path / "out")) == 3
+    refused(cli(*train, "--weights", "rabc"), "timestep_weights are AWR's", "--weights awr")
+
+
+def test_lora_trains_adapters_only_and_goes_on(cli, scored, recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    from srpo_robot.awr.policies import load_policy
+
+    train = ("train-awr", scored, "--policy", recipe("lora_rank = 2"), "--weights", "uniform")
+    code, _, err = cli(*train, "--output", tmp_path / "whole")
+    assert code == 0, err
+    raw = load_file(tmp_path / "whole" / "checkpoints" / "last" / "training_state" / "raw_weights.safetensors")
+    assert raw
+    assert all(".lora_" in name for name in raw)
+    load_policy(tmp_path / "whole")
+    assert cli(*train, "--output", tmp_path / "parts", "--steps", 3)[0] == 0
+    last = tmp_path / "parts" / "checkpoints"
+    for name in ("000003", "last"):  # as a crash after step 2 leaves it
+        (last / name).rename(tmp_path / name)
+    code, _, err = cli(*train, "--output", tmp_path / "parts", "--resume")
+    assert code == 0, err
+    one, two = (load_file(tmp_path / run / "checkpoints" / "000003" / "training_state" / "raw_weights.safetensors")
+                for run in ("whole", "parts"))  # fmt: skip
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is_written(cli, scored, recipe, tmp_path):
+    train = ("train-awr", scored, "--policy", recipe(), "--output", tmp_path / "out", "--accept-audit")
+    refused(cli(*train, "--horizon", 500), "horizon 500 is longer than every episode")
+    refused(cli(*train, "--beta", 0), "must be positive")
+    refused(cli(*train, "--w-max", -1), "must be positive")
+    refused(cli(*train, "--track", "paper"), "no tracker 'paper'", "tensorboard, wandb")
+    refused(cli(*train[:2], "--policy", recipe("accumulate = 0"), *train[4:]), "accumulate 0 must be at least 1")
+    assert not (tmp_path / "out").exists()
