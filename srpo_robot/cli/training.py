@@ -20,9 +20,9 @@ from srpo_robot.recipes import PolicyRecipe, load
 
 if TYPE_CHECKING:
     from srpo_robot.awr.plan import TrainingPlan
+    from srpo_robot.awr.tables import Scheme
     from srpo_robot.awr.weights import Weights
 
-WeightScheme = Literal["awr", "uniform", "success", "rabc"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TrainOptions:
 
 
 def train_command(
-    dataset: str, policy: str, scheme: WeightScheme, overrides: TrainOverrides, options: TrainOptions
+    dataset: str, policy: str, scheme: Scheme, overrides: TrainOverrides, options: TrainOptions
 ) -> Path | None:
     """Weigh the frames, train, and return the last checkpoint (None of a dry run).
 
@@ -71,7 +71,7 @@ def train_command(
     return train_buffer(buffer, recipe, scheme, options)
 
 
-def train_buffer(buffer: Buffer, recipe: PolicyRecipe, scheme: WeightScheme, options: TrainOptions) -> Path | None:
+def train_buffer(buffer: Buffer, recipe: PolicyRecipe, scheme: Scheme, options: TrainOptions) -> Path | None:
     """See `train_command`, with the buffer and the recipe at hand."""
     from srpo_robot.awr.policies import check_columns
     from srpo_robot.awr.run_state import check_recipe
@@ -149,7 +149,7 @@ def _progress(scheme: str, total: int) -> Iterator[Bar]:
 
 
 def _weigh(
-    buffer: Buffer, recipe: PolicyRecipe, scheme: WeightScheme, write: bool = True
+    buffer: Buffer, recipe: PolicyRecipe, scheme: Scheme, write: bool = True
 ) -> tuple[Weights, np.ndarray | None, dict[str, Any]]:
     """Weights of the frames, of their chunks' actions or None, and where they come from; prints what they look like.
 

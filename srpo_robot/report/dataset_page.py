@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from srpo_robot.awr.tables import mean_weight_by_label
-from srpo_robot.awr.weights import Weights
+from srpo_robot.awr.weights import Weights, effective_sample_size
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UndecodableFrame
 from srpo_robot.progress.audit import FILE as AUDIT
@@ -365,7 +365,7 @@ def _weights(scored: ScoredDataset) -> Section:
     if weights is None:
         return Section(title, [f"There are no weights: {scored.no_weights}"])
     episodes = scored.buffer.episodes
-    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    effective = effective_sample_size(weights)
     highest = int(np.isclose(weights, weights.max()).sum())
     rows = [
         ("what", "value"),
