@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from srpo_robot.awr.weights import Weights
 
 
-
 @dataclass(frozen=True)
 class TrainOverrides:
     """Options of the command line over the recipe's keys; None leaves the recipe's."""
