@@ -1,7 +1,7 @@
 """What a full-size training step takes on a GPU: peak memory and steps per second, for full, expert-only and LoRA.
 
-Needs CUDA, and lerobot's gated tokenizers for the inputs. The weights are random, which changes neither number. The
-table has not been made by the authors: they had no GPU.
+Needs CUDA, and no download: the weights are random and the tokenizers are fitted on the spot, which changes neither
+number but for a few tokens of text. The table has not been made by the authors: they had no GPU.
 
 python scripts/bench_memory_gpu.py --batch 1 8 32 --json memory.json
 """
@@ -12,7 +12,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ import numpy as np
 import torch
 from bench_training import record
 
+from srpo_robot.awr import policies
 from srpo_robot.awr.plan import memory_of, outline
 from srpo_robot.awr.train import train
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import RecipeError, UsageError, one_line
 from srpo_robot.recipes import PolicyRecipe, load
 
+VOCABULARY = 4096  # of the fitted tokenizers; the policy's own, 257,152 words, is lerobot's
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
     "expert only": {"config": {"train_expert_only": True}},
@@ -64,6 +67,17 @@ def recipe_of(policy: str, way: str, batch: int) -> PolicyRecipe:
     return replace(recipe, base="", batch_size=batch, save_every=0, ema_decay=0.0, config=config, **rest)
 
 
+@contextmanager
+def fitted_tokenizers() -> Iterator[None]:
+    """While open, a policy of full size is built with tokenizers fitted on the dataset, as tiny ones are."""
+    original = policies.own_tokenizers
+    policies.own_tokenizers = lambda kind, sizes, *rest: original(kind, sizes or {"vocab": VOCABULARY}, *rest)
+    try:
+        yield
+    finally:
+        policies.own_tokenizers = original
+
+
 def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root: Path) -> Row:
     """Train `steps` steps after two to warm up; running out of memory is a row, not an end."""
     recipe = replace(recipe_of(policy, way, batch), steps=steps + 2)
@@ -72,7 +86,10 @@ def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
-        train(buffer, recipe, np.ones(buffer.total_frames), root, on_step=lambda *_: times.append(time.perf_counter()))
+        with fitted_tokenizers():
+            train(
+                buffer, recipe, np.ones(buffer.total_frames), root, on_step=lambda *_: times.append(time.perf_counter())
+            )
     except torch.cuda.OutOfMemoryError as error:
         return Row(policy, way, batch, held, None, None, one_line(error)[:80])
     rate = (len(times) - 2) / (times[-1] - times[1])

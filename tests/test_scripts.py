@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from srpo_robot.errors import UsageError
 from srpo_robot.progress.encoder import load_encoder
@@ -69,3 +70,19 @@ def test_too_little_video_says_how_much(script, tmp_path):
 def test_nothing_to_record_says_what_to_give(script, tmp_path):
     with pytest.raises(UsageError, match="give --episodes N or --each SUCCESSES FAILURES"):
         script("pretrain_small_vjepa2.py", "record", tmp_path / "video", "--seed", 1)
+
+
+@pytest.mark.parametrize("family", ["pi0", "pi0_fast"])
+def test_awr_learns_the_good_half_of_the_demonstrations(script, tmp_path, family):
+    found = tmp_path / "learns.json"
+    script("learns_from_scores.py", "--family", family, "--seeds", 1, "--steps", 100, "--episodes", 12, "--json", found)
+    result = json.loads(found.read_text())[family]
+    assert result["gain"] == pytest.approx(result["sft"][0] - result["awr"][0])
+    assert result["awr"][0] < 0.75 * result["sft"][0]
+    assert result["interval"] is None  # one seed has none
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
+def test_gpu_memory_is_not_measured_without_one(script):
+    with pytest.raises(SystemExit, match="error: .* finds no CUDA; train-awr --dry-run"):
+        script("bench_memory_gpu.py")
