@@ -1,0 +1,128 @@
+"""The flywheel: `srpo-robot append` puts trials back into the buffer, `srpo-robot rounds` shows if it turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srpo_robot.cli.comparing import load_run, show_p, show_points, show_rate
+from srpo_robot.cli.console import console, say, table, waiting, write_json
+from srpo_robot.errors import UsageError
+from srpo_robot.evaluation.comparison import Comparison, Contender, compare
+from srpo_robot.evaluation.statistics import Rate, success_rate
+
+
+@dataclass(frozen=True)
+class Round:
+    """One turn of the flywheel.
+
+    Attributes:
+        number: 0-based; round 0 is what the others are measured against.
+        folder: of the run.
+        policy: that was tried.
+        rate: its success rate.
+        against_first: against round 0; None for round 0 itself.
+        p: valid however often one looks and however many rounds follow; NaN for round 0.
+    """
+
+    number: int
+    folder: Path
+    policy: str
+    rate: Rate
+    against_first: Comparison | None
+    p: float
+
+
+def rounds_command(folders: tuple[Path, ...], alpha: float, json_path: Path | None) -> list[Round]:
+    """Success rate by round, each against round 0.
+
+    Raises:
+        UsageError: a folder with several policies or no trial that counts, or runs on different tasks.
+        DatasetError: no journal, or one with a label outside the choices.
+    """
+    sides = [_contender(folder) for folder in folders]
+    rounds = []
+    for number, (folder, side) in enumerate(zip(folders, sides, strict=True)):
+        found = compare(sides[0], side, alpha) if number else None
+        p = float("nan") if found is None else spent(found.look.p, number)
+        rounds.append(Round(number, folder, side.name, success_rate(side.trials), found, p))
+    _print(rounds, alpha)
+    write_json(json_path, {"alpha": alpha, "rounds": [_json_row(item) for item in rounds]})
+    return rounds
+
+
+def spent(p: float, number: int) -> float:
+    """The p-value of round `number` (1, 2, ...) adjusted for all rounds there are and will be.
+
+    Round k is tested at alpha / (k (k + 1)); over all k these add up to alpha.
+    """
+    return min(1.0, p * number * (number + 1))
+
+
+def append_command(dataset: Path, runs: tuple[Path, ...]) -> None:
+    """Append the recorded trials of runs (or other datasets) to a buffer.
+
+    Raises:
+        DatasetError: see `append`.
+        UsageError: a run that was not recorded to its own folder.
+    """
+    from srpo_robot.buffer.appending import append
+
+    sources = [_recorded(run) for run in runs]
+    with waiting(f"appending to {dataset}"):
+        added, total = append(dataset, sources)
+    say(f"{dataset}: {added} episodes added; {total} in all.")
+    say(f"Score them (what is embedded stays embedded): srpo-robot score-dataset {dataset}")
+
+
+def _recorded(run: Path) -> Path:
+    if (run / "meta").is_dir() or not run.is_dir():
+        return run  # a dataset itself; `append` says what is wrong with anything else
+    if not (run / "dataset").is_dir():
+        raise UsageError(f"{run} holds no recorded trials; give a dataset, or a run that has RUN/dataset")
+    return run / "dataset"
+
+
+def _contender(folder: Path) -> Contender:
+    entrants = load_run(folder)
+    if len(entrants) > 1:
+        raise UsageError(f"{folder} holds {len(entrants)} policies; a round is a run of one: see srpo-robot compare")
+    side = entrants[0].contender
+    if all(trial.success is None for trial in side.trials):
+        raise UsageError(f"{folder} has no trial that counts; run some first: srpo-robot run")
+    return side
+
+
+def _print(rounds: list[Round], alpha: float) -> None:
+    made = table(
+        "success by round", "round", "policy", "success (Wilson's 95 % interval)", "against round 0",
+        f"{1 - alpha:.0%} at any time", "p at any time",
+    )  # fmt: skip
+    for item in rounds:
+        cells = ("", "", "")
+        if item.against_first is not None:
+            look = item.against_first.look
+            span = f"{100 * look.low:.0f} to {100 * look.high:.0f}"
+            cells = (show_points(item.against_first.effect), span, show_p(item.p))
+        made.add_row(str(item.number), item.policy, show_rate(item.rate), *cells)
+    console.print(made)
+    shown = [item for item in rounds if item.p <= alpha]
+    if shown:
+        words = ", ".join(f"{item.number} ({_direction(item)})" for item in shown)
+        say(f"A difference from round 0 is shown for round {words}.")
+    elif len(rounds) > 1:
+        say("No round is shown to differ from round 0 yet.")
+
+
+def _direction(item: Round) -> str:
+    assert item.against_first is not None
+    return "better" if item.against_first.effect.difference > 0 else "worse"
+
+
+def _json_row(item: Round) -> dict[str, Any]:
+    row: dict[str, Any] = {"round": item.number, "folder": str(item.folder), "policy": item.policy}
+    row["rate"] = item.rate._asdict()
+    if item.against_first is not None:
+        row |= {"effect": item.against_first.effect._asdict(), "look": item.against_first.look._asdict(), "p": item.p}
+    return row
