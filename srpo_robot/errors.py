@@ -53,6 +53,14 @@ class CommandRefused(ArmError):
     """A command that must not reach an arm at all: not finite, or of the wrong shape."""
 
 
+class CameraError(ArmError):
+    """A camera is missing, frozen, too slow, not set as the recipe says, or shows what another one should."""
+
+
+class PolicyError(SrpoRobotError):
+    """A policy crashed, or did not answer in time; the arm holds until the run has ended."""
+
+
 class UndecodableActions(SrpoRobotError):
     """A policy's output is no action; the arm holds, and the trial is judged as it stands."""
 

@@ -21,11 +21,23 @@ FOLDERS = ("datasets", "policies", "hardware")
 
 @dataclass(frozen=True)
 class CameraRecipe:
-    """One camera. The dataset's feature key is "observation.images." + name."""
+    """One camera. The dataset's feature key is "observation.images." + name.
+
+    What it captures is cropped to `crop`, or to the largest centred part of the right shape, and resized to
+    `height_px` x `width_px`. The mock arm draws its own pictures and reads name and size only.
+    """
 
     name: str
     height_px: int
     width_px: int
+    source: str = ""  # a real arm's: an index ("0"), a device ("/dev/video2") or the URL of an MJPEG stream
+    capture_px: tuple[int, ...] = ()  # (height, width) asked of a device; (): as it comes
+    capture_fps: float = 0.0  # asked of a device [Hz]; 0: as it comes
+    crop: tuple[int, ...] = ()  # (top, left, height, width) of the captured picture [px]
+    fixed: dict[str, Any] = field(default_factory=dict)  # exposure, gain, ...: set on a device and read back
+    max_age_s: float = 0.5  # an older picture, or one that stood still for so long, is an error
+    reference: str = ""  # a picture of what it should see, compared before a run
+    min_similarity: float = 0.5  # to the reference, correlation -1 to 1, that it must reach
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,36 @@ class LimitsRecipe:
 
 
 @dataclass(frozen=True)
+class ControllerRecipe:
+    """The xArm 7's controller: where it is, what is set there at every start and read back, how it is streamed to."""
+
+    address: str  # IPv4 of the control box
+    command_port: int = 502  # the vendor's; another one only for an emulator
+    serial: str = ""  # of the arm, as on its base; "" takes any xArm 7
+    connect_timeout_s: float = 3.0
+    stream: Literal["servo", "online"] = "servo"  # mode 1; or mode 6, which forgives an irregular network
+    stream_hz: float = 100.0  # set points a second; online: 20 to 50
+    max_joint_acceleration_rad_s2: float = 8.0
+    max_tcp_speed_m_s: float = 0.25
+    table_m: float = 0.0  # height that no part of the arm goes below, base frame
+    home_speed_rad_s: float = 0.35  # 20 deg/s
+    payload_kg: float = 0.82  # the xArm gripper's
+    payload_centre_m: tuple[float, ...] = (0.0, 0.0, 0.048)  # flange frame
+    collision_sensitivity: int = 3  # 1 to 5
+    self_collision: bool = True
+    tool_model: int = 1  # what self-collision knows of the tool; 1: the xArm gripper, 0: nothing
+    fence: bool = True  # the controller guards limits.box_* too, `fence_margin_m` further out
+    fence_margin_m: float = 0.02
+    reduced: bool = True  # the controller caps speeds and joint range too
+    reduced_joint_speed_rad_s: float = 1.5
+    reduced_tcp_speed_m_s: float = 0.3
+    gripper: Literal["xarm", "none"] = "xarm"
+    gripper_rpm: int = 3000  # of its motor, 50 to 5000
+    max_report_age_s: float = 0.05  # of the 100 Hz report; beyond it the arm is stopped
+    command_timeout_s: float = 0.4  # a reply that takes longer is a fault; stalls of 0.19 s are seen on real arms
+
+
+@dataclass(frozen=True)
 class HardwareRecipe:
     """An arm as it stands in the lab (hardware/*.toml)."""
 
@@ -53,6 +95,8 @@ class HardwareRecipe:
     tcp_offset_m: tuple[float, ...]  # flange -> TCP, tool frame
     cameras: tuple[CameraRecipe, ...]
     limits: LimitsRecipe
+    controller: ControllerRecipe | None = None  # of a real arm
+    judge_url: str = ""  # the mock lab's: lays out and judges in place of a person; no real arm has one
 
 
 @dataclass(frozen=True)
@@ -60,14 +104,22 @@ class TaskRecipe:
     """One task of a lab (datasets/*.toml)."""
 
     name: str  # what --task takes, for example "put-apple"
-    instruction: str  # what the policy reads
+    instruction: str  # what the policy reads; "{target}" in it is the layout's target
     cameras: tuple[str, ...]
     action_space: Literal["tcp", "joints"]
     time_limit_s: float
     success: str  # the rule in words, printed with every result
     target: str  # the object that the instruction names
     distractors: tuple[str, ...] = ()
+    draw_target: bool = False  # every layout draws its target from `target` and `distractors`
     swap_probability: float = 0.0  # chance that the target and a distractor change places in a layout
+    swap_during_probability: float = 0.0  # chance that they change places while the trial is under way
+    strategies: tuple[str, ...] = ()  # of the scripted expert, drawn alike; (): all it has
+    material: Literal["", "hinge", "cloth"] = ""  # what a towel is made of; "": nothing that is made of several
+
+    def instruction_for(self, target: str) -> str:
+        """What the policy reads where the target is `target`."""
+        return self.instruction.replace("{target}", target)
 
 
 @dataclass(frozen=True)
@@ -185,8 +237,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise RecipeError(f"{where} is {value!r}; choices: {', '.join(map(repr, args))}")
         return value
-    if origin in (Union, types.UnionType):
-        return value
+    if origin in (Union, types.UnionType):  # something or None: TOML has no None
+        return _convert(next(arg for arg in args if arg is not type(None)), value, where)
     if origin is dict and isinstance(value, dict):
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -194,6 +246,32 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any or (isinstance(hint, type) and type(value) is hint):
         return value
     raise RecipeError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def dump(recipe: Any) -> str:
+    """A recipe as TOML that `load` reads back as the same; keys at their default of nothing are left out."""
+    tables = asdict(recipe)
+    plain = {key: value for key, value in tables.items() if not _is_table(value)}
+    lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if value is not None]
+    for key, value in tables.items():
+        if not _is_table(value):
+            continue
+        rows, head = ([value], f"[{key}]") if isinstance(value, dict) else (value, f"[[{key}]]")
+        for row in rows:
+            lines += ["", head, *(f"{name} = {_toml(item)}" for name, item in row.items() if item is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, tuple | list) and bool(value) and isinstance(value[0], dict))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value)  # strings, numbers, true and false read the same in TOML
 
 
 def digest(recipe: Any) -> str:

@@ -149,6 +149,8 @@ class Trial:
         clips: commands changed by each limit layer, by layer name.
         layout: what the scene was, JSON-able.
         note: why a trial is void or was cut, "" otherwise.
+        late: control steps at which the arm held because the policy had not answered yet.
+        episode_index: of its recording; -1 where there is none.
     """
 
     trial: int
@@ -161,3 +163,5 @@ class Trial:
     clips: dict[str, int] = field(default_factory=dict)
     layout: dict[str, object] = field(default_factory=dict)
     note: str = ""
+    late: int = 0
+    episode_index: int = -1

@@ -95,15 +95,20 @@ def at_rest(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> M
     joints = np.asarray(joints_rad, dtype=np.float64)
     if joints.shape != (JOINTS,) or not (np.isfinite(joints).all() and np.isfinite(gripper_m)):
         raise CommandRefused(f"a start of {JOINTS} finite joint angles and an opening is needed, got {joints.tolist()}")
-    broken = _broken(joints[None, None], limits, 1.0)[0]
-    if broken.any():
-        names = [layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken]
+    names = broken_layers(joints[None], limits)
+    if names:
         raise CommandRefused(
             f"the arm stands outside its limits ({', '.join(names)}); move it inside by hand or from the vendor's "
             "studio, or widen the recipe's limits"
         )
     gripper = float(np.clip(gripper_m, limits.gripper_min_m, limits.gripper_max_m))
     return Motion(joints.copy(), np.zeros(JOINTS), gripper)
+
+
+def broken_layers(path_rad: np.ndarray, limits: MotionLimits) -> tuple[str, ...]:
+    """Which of `PATH_LAYERS` a path (n, 7) breaks anywhere; its speed is not looked at."""
+    broken = _broken(path_rad[None], limits, np.inf)[0]
+    return tuple(layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken)
 
 
 def advance(

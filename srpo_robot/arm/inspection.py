@@ -1,0 +1,182 @@
+"""A look at one controller through the vendor's SDK, in a process of its own: for `check`, which moves no arm.
+
+The SDK prints, changes sockets' time limits for its whole process and leaves threads in dead links behind. None of it
+gets out of here: the process answers questions, one at a time, and is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from srpo_robot.arm.controller_link import ControllerLink
+from srpo_robot.arm.controller_setup import Identity, Settings
+from srpo_robot.errors import ArmError, SrpoRobotError
+from srpo_robot.recipes import ControllerRecipe
+
+_ANSWER_S = 60.0  # settings are stored one by one, each with the SDK's own time limit
+_END_S = 3.0
+_PAUSE_S = 0.01  # between round trips: the vendor asks for at most 100 a second
+
+
+class Inspection:
+    """The controller of one arm, asked from this process, as long as the `with` block lasts. Not for two threads."""
+
+    def __init__(self, controller: ControllerRecipe) -> None:
+        self._controller = controller
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Connect. Raises ArmError as `ControllerLink`, or where another srpo-robot of this machine has the arm."""
+        self._way, theirs = Pipe()
+        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.inspection", str(theirs.fileno())]
+        nothing = subprocess.DEVNULL
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=nothing,
+                stdout=nothing,
+                stderr=nothing,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        try:
+            self._way.send(self._controller)
+            self.identity: Identity = self._answer()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process; one that hangs is killed. The arm stays as it is."""
+        process, self._process = self._process, None
+        self._way.close()
+        if process is None:
+            return
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    # --- what is asked; each raises ArmError as the method of `ControllerLink` ----------------------------------------
+
+    def errors(self) -> tuple[int, int]:
+        """Error and warning now."""
+        return self._ask("errors")
+
+    def settings(self) -> Settings:
+        """What the controller has stored."""
+        return self._ask("settings")
+
+    def set_up(self, wanted: Settings) -> None:
+        """Store the settings and read them back: motors on, the arm stopped. Only where a person has said so."""
+        self._ask("set_up", wanted)
+
+    def recover(self) -> None:
+        """Clean the controller's error; the arm stays stopped. Only after a person has confirmed it."""
+        self._ask("recover")
+
+    def gripper_opening(self) -> float:
+        """Measured opening [m]."""
+        return self._ask("gripper_opening")
+
+    def move_gripper(self, opening_m: float) -> None:
+        """Send the gripper there, without waiting."""
+        self._ask("move_gripper", opening_m)
+
+    def round_trips(self, count: int) -> np.ndarray:
+        """How long `count` commands that only read took, (count,) [s]."""
+        return self._ask("round_trips", count)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, what: str, *values: Any) -> Any:
+        try:
+            self._way.send((what, *values))
+        except OSError:
+            raise _gone() from None
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            if not self._way.poll(_ANSWER_S):
+                raise ArmError(f"the controller keeps the vendor's SDK waiting for {_ANSWER_S:g} s; restart its box")
+            kind, value = self._way.recv()
+        except (EOFError, OSError):
+            raise _gone() from None
+        if kind == "failed":
+            raise value
+        return value
+
+
+def _gone() -> ArmError:
+    return ArmError("the process that asks the controller has ended; try again")
+
+
+# --- the other process --------------------------------------------------------------------------------------------
+
+
+def main(descriptor: int) -> None:
+    """Connect and answer until nobody asks any more."""
+    from srpo_robot.arm.streamer import only_one
+    from srpo_robot.arm.xarm7 import load_sdk
+
+    way = Connection(descriptor)
+    controller: ControllerRecipe = way.recv()
+    try:
+        with only_one(controller):
+            link = ControllerLink(controller, load_sdk)
+            way.send(("done", link.identity))
+            _serve(way, link)
+    except SrpoRobotError as error:
+        way.send(("failed", error))
+
+
+def _serve(way: Connection, link: ControllerLink) -> None:
+    calls: dict[str, Callable[..., Any]] = {
+        "errors": link.errors,
+        "settings": link.settings,
+        "set_up": link.set_up,
+        "recover": link.recover,
+        "gripper_opening": link.gripper_opening,
+        "move_gripper": link.move_gripper,
+        "round_trips": lambda count: _round_trips(link, count),
+    }
+    while True:
+        what, *values = way.recv()
+        try:
+            way.send(("done", calls[what](*values)))
+        except SrpoRobotError as error:
+            way.send(("failed", error))
+
+
+def _round_trips(link: ControllerLink, count: int) -> np.ndarray:
+    seconds = []
+    for _ in range(count):
+        began_s = time.perf_counter()
+        link.errors()
+        seconds.append(time.perf_counter() - began_s)
+        time.sleep(_PAUSE_S)
+    return np.array(seconds)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
+        main(int(sys.argv[1]))
+    os._exit(0)  # the SDK's threads may hang in a dead link

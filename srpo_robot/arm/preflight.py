@@ -1,0 +1,307 @@
+"""What must hold before an arm moves, line by line: PASS, FAIL or SKIP, with what was found and what to do.
+
+Pure: what was read comes in, lines come out. `srpo-robot check` reads, asks and prints (`cli.checking`). Nothing that
+was not looked at counts as passed: it is a SKIP that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+import numpy as np
+
+from srpo_robot.arm import controller_setup, motion
+from srpo_robot.arm.actions import ActionSpace
+from srpo_robot.arm.controller_codes import ControllerFault
+from srpo_robot.arm.controller_setup import Identity, Settings
+from srpo_robot.arm.limits import Limits, limit
+from srpo_robot.arm.motion import MotionLimits
+from srpo_robot.errors import SrpoRobotError, one_line
+from srpo_robot.recipes import CameraRecipe, HardwareRecipe
+from srpo_robot.records import ActionChunk, ArmCommand
+
+FREE_BYTES = 5_000_000_000  # films, logs and episodes of a day of trials
+_RTT_SHARE = 0.5  # of a set point's period that 99 of 100 round trips must stay below
+_GRIPPER_M = 0.003  # how close to where it was sent it must read
+_RATE_SHARE = 0.9  # of the control rate that a camera must reach
+_CHANGED_SHARE = 0.5  # of a chunk's actions: beyond it, what is executed is no longer what the policy asked for
+_STREAM = ("http://", "https://")
+
+
+class Verdict(StrEnum):
+    """Of one line."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    SKIP = "SKIP"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the list.
+
+    Attributes:
+        name: what was looked at.
+        verdict: SKIP where it was not looked at.
+        found: what was read, or why it was not.
+        todo: what would make it pass, "" where it does.
+    """
+
+    name: str
+    verdict: Verdict
+    found: str
+    todo: str = ""
+
+
+def passed(name: str, found: str) -> Check:
+    """A line that passes."""
+    return Check(name, Verdict.PASS, found)
+
+
+def failed(name: str, found: str, todo: str) -> Check:
+    """A line that fails; `todo` says what would work."""
+    return Check(name, Verdict.FAIL, found, todo)
+
+
+def skipped(name: str, why: str) -> Check:
+    """A line that was not looked at."""
+    return Check(name, Verdict.SKIP, why)
+
+
+def refused(name: str, error: SrpoRobotError) -> Check:
+    """A line that fails by an error: these say what is wrong, then, after a semicolon, what would work."""
+    found, _, todo = one_line(error).partition("; ")
+    return failed(name, found, todo)
+
+
+def attempt(name: str, look: Callable[[], Check]) -> Check:
+    """The line that `look` makes; where it is refused, that line fails and the list goes on."""
+    try:
+        return look()
+    except SrpoRobotError as error:
+        return refused(name, error)
+
+
+# --- the controller -----------------------------------------------------------------------------------------------
+
+
+def socket_files() -> Check:
+    """No controller's socket file lies about: programs with the vendor's SDK would take it for the arm."""
+    controller_setup.refuse_socket_files()
+    return passed("socket files", "none of a controller")
+
+
+def identity(found: Identity, sdk: str, serial: str) -> Check:
+    """Which arm answers, with its versions; `controller_setup.identify` has refused the wrong ones.
+
+    `sdk`: version of the vendor's SDK here; `serial`: the recipe's, "" for any.
+    """
+    firmware = ".".join(map(str, found.firmware))
+    known = "as in the recipe" if serial else "any would do: controller.serial is empty"
+    box = f"box {found.box_serial}, firmware {firmware}, SDK {sdk}"
+    return passed("arm", f"xArm {found.axes}, {found.serial} ({known}), {box}")
+
+
+def joint_range(recipe: HardwareRecipe, found: Identity) -> Check:
+    """The recipe's joint range lies inside that of this generation of the arm. Raises RecipeError where not."""
+    controller_setup.joint_range(recipe, found)
+    return passed("joint range", f"the recipe's is inside that of {found.serial[:6]}")
+
+
+def round_trips(seconds: np.ndarray, stream_hz: float) -> Check:
+    """Replies come well before the next set point is due. `seconds`: (n,) of a command that only reads."""
+    p50, p99, longest = 1000 * np.percentile(seconds, [50, 99, 100])
+    most = 1000 * _RTT_SHARE / stream_hz
+    found = f"p50 {p50:.2f}, p99 {p99:.2f}, max {longest:.2f} ms of {len(seconds)}"
+    if p99 <= most:
+        return passed("round trips", found)
+    todo = f"99 of 100 below {most:g} ms are needed at {stream_hz:g} Hz: a cable straight to the control box, no busy"
+    return failed("round trips", found, f'{todo} machine; or controller.stream = "online"')
+
+
+def errors(error: int, warning: int) -> Check:
+    """The controller has no error and no warning."""
+    if error:
+        fault = ControllerFault(error)
+        return failed("errors", one_line(fault).partition(";")[0], fault.remedy)
+    if warning:
+        return failed("errors", f"warning W{warning}", "look why in the vendor's studio, and clean it there")
+    return passed("errors", "no error, no warning")
+
+
+# Lines of the list, and the stored settings that each is about; the second: which key of the recipe may leave it off.
+_SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
+    "TCP offset": (("tcp_offset_m", "tcp_turn_rad"), ""),
+    "payload": (("payload_kg", "payload_centre_m"), ""),
+    "collision sensitivity": (("collision_sensitivity",), ""),
+    "self-collision": (("self_collision", "tool_model"), "self_collision"),
+    "fence": (("fence", "fence_box_m"), "fence"),
+    "reduced mode": (
+        ("reduced", "reduced_tcp_speed_m_s", "reduced_joint_speed_rad_s", "reduced_range_rad"),
+        "reduced",
+    ),
+}
+SETTINGS = tuple(_SETTINGS)
+
+
+def settings(wanted: Settings, got: Settings) -> tuple[Check, ...]:
+    """A line for each of `SETTINGS`: what the controller has stored is what the recipe says."""
+    wrong = {line.partition(":")[0]: line for line in controller_setup.differences(wanted, got)}
+    lines = []
+    for name, (keys, switch) in _SETTINGS.items():
+        theirs = "; ".join(wrong[key] if key in _TOLD else f"{key} differs" for key in keys if key in wrong)
+        if theirs:
+            lines.append(failed(name, theirs, "store the recipe's: add --set-up; a run does so at its start"))
+        elif switch and not getattr(wanted, switch):
+            lines.append(skipped(name, f"controller.{switch} = false in the recipe"))
+        else:
+            lines.append(passed(name, ", ".join(f"{key} {_shown(got, key)}" for key in keys if key in _TOLD)))
+    return tuple(lines)
+
+
+_TOLD = {field.name for field in fields(Settings)} - {"tcp_turn_rad", "reduced_range_rad"}  # long, and the same
+
+
+def _shown(got: Settings, key: str) -> str:
+    value = getattr(got, key)
+    if key in ("self_collision", "fence", "reduced"):
+        return "on" if value else "off"
+    return " ".join(f"{v:.3g}" for v in np.atleast_1d(np.round(np.asarray(value, dtype=np.float64), 6)))
+
+
+def pose(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Check:
+    """The arm stands inside joint range, box and above the table. Raises CommandRefused where it does not."""
+    motion.at_rest(joints_rad, gripper_m, limits)
+    low, high = limits.joint_min_rad, limits.joint_max_rad
+    nearest = int(np.argmin(np.minimum(joints_rad - low, high - joints_rad)))
+    gap = np.rad2deg(min(joints_rad[nearest] - low[nearest], high[nearest] - joints_rad[nearest]))
+    return passed("pose", f"inside joint range, box and table; joint {nearest + 1} is {gap:.0f}° from its limit")
+
+
+def gripper_reading(opening_m: float, limits: MotionLimits) -> Check:
+    """What the gripper reads is an opening that the recipe knows."""
+    found = f"reads {1000 * opening_m:.1f} mm"
+    if limits.gripper_min_m - _GRIPPER_M <= opening_m <= limits.gripper_max_m + _GRIPPER_M:
+        return passed("gripper", found)
+    return failed("gripper", found, "set limits.gripper_min_m and gripper_max_m to this gripper's stroke")
+
+
+def gripper_travel(opened_m: float, closed_m: float, limits: MotionLimits) -> Check:
+    """Where the gripper came to when it was opened, and when it was closed."""
+    found = f"opened to {1000 * opened_m:.1f} mm, closed to {1000 * closed_m:.1f} mm"
+    off = max(abs(opened_m - limits.gripper_max_m), abs(closed_m - limits.gripper_min_m))
+    if off <= _GRIPPER_M:
+        return passed("gripper travel", found)
+    todo = f"it should reach {1000 * limits.gripper_max_m:g} and {1000 * limits.gripper_min_m:g} mm: take out what is"
+    return failed("gripper travel", found, f"{todo} between the fingers, or correct the recipe's stroke")
+
+
+# --- cameras ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CameraReading:
+    """What a camera showed: new pictures a second [Hz], largest age of the newest one [s], size (height, width)."""
+
+    rate_hz: float
+    age_s: float
+    size_px: tuple[int, int]
+
+
+def camera(recipe: CameraRecipe, seen: CameraReading, fps: float) -> Check:
+    """Pictures come as fast as the arm is controlled, young enough, with an exposure that nothing changes."""
+    name = f"camera {recipe.name}"
+    is_stream = recipe.source.startswith(_STREAM)
+    height, width = seen.size_px
+    found = f"{seen.rate_hz:.1f} Hz, {1000 * seen.age_s:.0f} ms old at most, {width} x {height}"
+    if seen.rate_hz < _RATE_SHARE * fps:
+        return failed(name, found, f"the arm is controlled at {fps:g} Hz: more light, another port, or a lower fps")
+    if seen.age_s > recipe.max_age_s:
+        return failed(
+            name, found, f"pictures must be {1000 * recipe.max_age_s:g} ms old at most: a faster port or mode"
+        )
+    if not is_stream and not {"auto_exposure", "exposure"} <= set(recipe.fixed):
+        todo = "fix it in the recipe: fixed = {auto_exposure = 1, exposure = ...}, values as v4l2-ctl -L lists them"
+        return failed(name, f"{found}; its exposure is not fixed", todo)
+    exposure = "set where the stream comes from" if is_stream else f"{recipe.fixed['exposure']:g}, read back"
+    return passed(name, f"{found}; exposure {exposure}")
+
+
+def camera_views(recipes: Sequence[CameraRecipe], wrong: Sequence[str]) -> Check:
+    """The cameras see what their reference pictures show. `wrong`: of `cameras.check_references`."""
+    named = [recipe.name for recipe in recipes if recipe.reference]
+    if wrong:
+        found, todo = zip(*(line.partition("; ")[::2] for line in wrong), strict=True)
+        return failed("camera views", "; ".join(found), "; ".join(dict.fromkeys(todo)))
+    if not named:
+        return skipped(
+            "camera views", "no camera has a reference: take pictures with --pictures, name them in the recipe"
+        )
+    return passed("camera views", f"{', '.join(named)} as in their references")
+
+
+# --- the policy ---------------------------------------------------------------------------------------------------
+
+
+def first_chunk(
+    chunk: ActionChunk, space: ActionSpace, start: ArmCommand, limits: Limits, motion_limits: MotionLimits
+) -> Check:
+    """A policy's first actions, put through the limits from where the arm stands; nothing moves.
+
+    Raises:
+        CommandRefused: an action is not finite, or of the wrong length.
+    """
+    previous, counts, changed = start, dict[str, int](), 0
+    path = [start.joints_rad]
+    for row in chunk.actions:
+        asked = space.command(row, previous)
+        done = limit(asked.command, previous, limits)
+        layers = {*asked.clips, *done.clips}
+        changed += bool(layers)
+        for layer in layers:
+            counts[layer] = counts.get(layer, 0) + 1
+        previous = done.command
+        path.append(previous.joints_rad)
+    if "table" in motion.broken_layers(np.array(path), motion_limits):
+        counts["table"] = sum("table" in motion.broken_layers(at[None], motion_limits) for at in path[1:])
+    listed = ", ".join(f"{layer} {count}" for layer, count in sorted(counts.items())) or "none"
+    found = f"{changed} of {len(chunk.actions)} actions changed by a limit ({listed})"
+    if "table" in counts or changed > _CHANGED_SHARE * len(chunk.actions):
+        return failed(
+            "first chunk", found, "look at the policy's normalisation and cameras; go on with --first-pace 0.1"
+        )
+    return passed("first chunk", found)
+
+
+def answer_time(seconds: float, actions: int, fps: float) -> Check:
+    """The policy answers before the actions of its last answer are used up; else the arm holds meanwhile."""
+    lasts_s = actions / fps
+    found = f"answers in {seconds:.2f} s, for {actions} actions that last {lasts_s:.2f} s"
+    if seconds <= lasts_s:
+        return passed("policy", found)
+    return failed(
+        "policy", found, "the arm would stand most of the time: a faster machine, served with srpo-robot serve"
+    )
+
+
+# --- the machine --------------------------------------------------------------------------------------------------
+
+
+def disk(free_bytes: int) -> Check:
+    """There is room for what is recorded."""
+    found = f"{free_bytes / 1e9:.1f} GB free"
+    if free_bytes >= FREE_BYTES:
+        return passed("disk", found)
+    return failed("disk", found, f"make room: {FREE_BYTES / 1e9:g} GB for a day of trials")
+
+
+def emergency_stop(pressed: int, released: bool) -> Check:
+    """What was seen of the emergency stop: the error while pressed (0: none), and whether it went after the release."""
+    name = "emergency stop"
+    if not pressed:
+        return failed(name, "pressed, and the controller saw nothing", "check its cable; the arm must not move before")
+    if not released:
+        return failed(name, f"C{pressed} seen, and it stays", "release the button (turn it), then check again")
+    return passed(name, f"C{pressed} seen while pressed, gone after the release; the arm is stopped")

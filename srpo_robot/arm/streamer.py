@@ -1,0 +1,117 @@
+"""The process that talks to the controller: it has no policy, no cameras, no torch, and starts in under a second.
+
+Run by `streamer_process` as `python -m srpo_robot.arm.streamer`; its arguments are the file descriptors of its ways.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+from srpo_robot.arm import controller_setup
+from srpo_robot.arm.controller_link import ControllerLink
+from srpo_robot.arm.stream_loop import Streamer, Ways
+from srpo_robot.arm.streamer_process import Job
+from srpo_robot.arm.xarm7 import load_sdk
+from srpo_robot.errors import ArmError, SrpoRobotError
+from srpo_robot.recipes import ControllerRecipe
+
+
+@contextlib.contextmanager
+def only_one(controller: ControllerRecipe) -> Iterator[None]:
+    """Keep other streamers of this machine from the same controller. Raises ArmError where one has it."""
+    path = Path(tempfile.gettempdir()) / f"srpo-robot-{controller.address}-{controller.command_port}.lock"
+    with _locked(path, controller.address):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, address: str) -> IO[str]:
+    """The file at `path`, locked. Where its last owner took it away meanwhile, a new one."""
+    while True:
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise ArmError(f"{path} cannot be opened ({error.strerror}); another user may have the arm") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError:
+            file.close()
+            raise ArmError(f"another srpo-robot on this machine has the arm at {address}; end it first") from None
+        file.close()
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job that comes as the first message. 0: ended as asked."""
+    messages = Connection(int(arguments[0]))
+    stop_way, log_way = socket.socket(fileno=int(arguments[1])), int(arguments[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_blocking(log_way, False)
+    job: Job = messages.recv()
+    controller = job.recipe.controller
+    assert controller is not None
+    real_time = _be_quick()
+    try:
+        with only_one(controller):
+            link = ControllerLink(controller, load_sdk)
+            if job.task == "recover":
+                link.recover()
+                messages.send(("recovered", None))
+                return 0
+            info = set_up(job, controller, link)
+            streamer = Streamer(job, link, Ways(messages, stop_way, log_way))
+            signal.signal(signal.SIGTERM, streamer.give_up)
+            streamer.run(info | {"real_time": real_time, "pid": os.getpid()})
+    except SrpoRobotError as error:
+        messages.send(("failed", error))
+        return 1
+    return 0
+
+
+def set_up(job: Job, controller: ControllerRecipe, link: ControllerLink) -> dict[str, Any]:
+    """Store and check the settings; what is told of the controller. A dry run only compares them."""
+    wanted = controller_setup.wanted_settings(job.recipe, controller)
+    info: dict[str, Any] = {
+        "serial": link.identity.serial,
+        "box_serial": link.identity.box_serial,
+        "firmware": link.identity.firmware,
+    }
+    if job.dry_run:
+        link.check_errors()
+        return info | {"differences": controller_setup.differences(wanted, link.settings())}
+    link.set_up(wanted)
+    return info | {"differences": ()}
+
+
+def _be_quick() -> bool:
+    """Ask for real-time scheduling, for all threads to come; whether it was granted. Keep turns of threads short."""
+    gc.collect()
+    gc.freeze()  # what was imported is not looked at again
+    sys.setswitchinterval(0.001)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    _code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(_code)  # the SDK's threads may hang in a dead link

@@ -1,0 +1,282 @@
+"""The streamer seen from the program that drives it: starts the process, tells it targets, hears what became of them.
+
+Three ways lead there: messages both ways, a stop that nothing can delay, and the log back, tick by tick. No threads:
+the log waits in the streamer until it is read. Where this process dies, the streamer sees its ends of the ways close,
+brakes, stops the arm and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from typing import Any
+
+import numpy as np
+
+from srpo_robot.arm import wire
+from srpo_robot.arm.set_points import LOG
+from srpo_robot.errors import ArmError, CommandRefused
+from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
+from srpo_robot.records import ArmCommand
+
+STOP, STOPPED, NOT_STOPPED = b"s", b"k", b"x"  # on the way of the stop
+KEPT_TICKS = 200_000  # of the log, more than half an hour at 100 Hz
+_START_S = 20.0  # beyond the connection's own time limit: settings are stored and read back
+_STOP_ANSWER_S = 2.0
+_END_S = 3.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the streamer is to do. `task` "recover": clean the controller's error and end."""
+
+    recipe: HardwareRecipe
+    dry_run: bool
+    task: str = "stream"
+
+
+class StreamerProcess:
+    """One streamer. `stop` may be called from any thread, all else from one."""
+
+    def __init__(self, job: Job, controller: ControllerRecipe) -> None:
+        self.fault: ArmError | None = None  # why it stopped the arm
+        self.stops = 0  # how often somebody has stopped the arm
+        self.newest: np.void | None = None  # the last tick
+        self.lost_ticks = 0
+        self._job, self._controller = job, controller
+        self._process: subprocess.Popen[bytes] | None = None
+        self._rows: deque[np.ndarray] = deque()
+        self._kept = self._clips = 0
+        self._partial = b""
+        self._events: deque[tuple[str, Any]] = deque()
+        self._stop_lock = threading.Lock()
+
+    # --- start and end ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Started and not closed; the process may have died all the same."""
+        return self._process is not None
+
+    def start(self, until: str = "ready") -> Any:
+        """Start the process, wait until it says `until` (it has the controller), and return the value of that.
+
+        Raises:
+            ArmError, RecipeError: as `controller_link.ControllerLink` says; the process is gone.
+        """
+        self._messages, theirs = Pipe()
+        log_out, log_in = os.pipe()
+        self._stop_way, stop_theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        fds = (theirs.fileno(), stop_theirs.fileno(), log_in)
+        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.streamer", *map(str, fds)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C is for this process; it stops the arm
+            )
+        finally:
+            theirs.close()
+            stop_theirs.close()
+            os.close(log_in)
+        self._log_way = log_out
+        os.set_blocking(log_out, False)
+        self._messages.send(self._job)
+        try:
+            return self.wait(until, self._controller.connect_timeout_s + _START_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process; safe to call twice. One that does not end in time is killed."""
+        with self._stop_lock:
+            process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(OSError):  # it has ended already
+            self._messages.send(("end",))
+        try:
+            deadline_s = time.monotonic() + _END_S
+            while process.poll() is None and time.monotonic() < deadline_s:
+                self._read_log()
+                time.sleep(0.005)
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            self._read_log()
+        finally:
+            self._messages.close()
+            self._stop_way.close()
+            self._stderr.close()
+            os.close(self._log_way)
+
+    # --- what is asked of it ------------------------------------------------------------------------------------------
+
+    def tell(self, kind: str, *values: Any) -> None:
+        """Send a message; an order to move is void where the arm was stopped after `stops` was read for it.
+
+        Raises:
+            ArmError: the streamer has ended.
+        """
+        try:
+            self._messages.send((kind, *values))
+        except OSError:
+            self.poll()
+            raise self._ended() from None
+
+    def aim(self, number: int, command: ArmCommand, due_s: float, pace: float) -> None:
+        """Tell a target and when to be there (`time.monotonic`). Raises ArmError as `tell`."""
+        self.tell("aim", number, command.joints_rad, command.gripper_m, due_s, pace)
+
+    def stop(self) -> bool:
+        """Stop the arm now, from any thread; whether the controller confirmed it. Safe where nothing runs."""
+        with self._stop_lock:
+            if self._process is None:
+                return True
+            if self._process.poll() is not None:
+                return self._stop_without_it()
+            self.stops += 1
+            try:
+                self._stop_way.settimeout(_STOP_ANSWER_S)
+                self._stop_way.sendall(STOP)
+                answer = self._stop_way.recv(1)
+            except OSError:
+                answer = b""
+            return True if answer == STOPPED else self._stop_without_it()
+
+    # --- what it says -------------------------------------------------------------------------------------------------
+
+    def poll(self) -> None:
+        """Read what has come.
+
+        Raises:
+            ArmError: the streamer stopped the arm, or has ended.
+        """
+        is_there = self._read()
+        if self.fault is not None:
+            raise self.fault
+        if not is_there:
+            self._stop_without_it()
+            raise self._ended()
+
+    def wait(self, kind: str, timeout_s: float) -> Any:
+        """Wait for the message `kind` and return its value.
+
+        Raises:
+            ArmError: as `poll`, or it does not come in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            is_there = self._read()
+            for event in self._events:
+                if event[0] == kind:
+                    self._events.remove(event)
+                    return event[1]
+            if not is_there or self.fault is not None:
+                self.poll()
+            if time.monotonic() > deadline_s:
+                raise ArmError(f"the streamer did not say {kind!r} within {timeout_s:g} s; start again")
+            self._messages.poll(0.02)
+
+    def watch(self, until_s: float) -> None:
+        """Pass the time until `until_s`, awake for a fault. Raises ArmError as `poll`."""
+        self.poll()
+        while (left_s := until_s - time.monotonic()) > 0:
+            if self._messages.poll(min(left_s, 0.05)):
+                self.poll()
+        self.poll()
+
+    def take_log(self) -> np.ndarray:
+        """All ticks since the last call, oldest first: structured array of `set_points.LOG`."""
+        if self._process is not None:
+            self._read_log()
+        rows = np.concatenate(self._rows) if self._rows else np.zeros(0, LOG)
+        self._rows.clear()
+        self._kept = 0
+        return rows
+
+    def take_clips(self) -> int:
+        """Bits (`set_points.clip_layers`) of the layers that held the set points back since the last call."""
+        bits, self._clips = self._clips, 0
+        return bits
+
+    def take_refusal(self) -> CommandRefused | None:
+        """A target that the streamer refused, once; the arm brakes and holds."""
+        for event in self._events:
+            if event[0] == "refused":
+                self._events.remove(event)
+                return event[1]
+        return None
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> bool:
+        """Take in log and messages; False where the streamer has ended."""
+        self._read_log()
+        try:
+            while self._messages.poll():
+                self._hear(self._messages.recv())
+        except (EOFError, OSError):
+            return False
+        return True
+
+    def _read_log(self) -> None:
+        while True:
+            try:
+                data = os.read(self._log_way, 1 << 16)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            self._partial += data
+            whole = len(self._partial) // LOG.itemsize * LOG.itemsize
+            rows, self._partial = np.frombuffer(self._partial[:whole], LOG), self._partial[whole:]
+            if not len(rows):
+                continue
+            self.newest = rows[-1]
+            self._clips |= int(np.bitwise_or.reduce(rows["clips"]))
+            self._rows.append(rows)
+            self._kept += len(rows)
+            while self._kept > KEPT_TICKS:
+                gone = len(self._rows.popleft())
+                self._kept -= gone
+                self.lost_ticks += gone
+
+    def _hear(self, message: tuple[str, Any]) -> None:
+        kind, value = message
+        if kind == "failed":
+            raise value
+        if kind == "fault":
+            self.fault = value
+        else:
+            self._events.append(message)
+
+    def _stop_without_it(self) -> bool:
+        """The streamer is gone or silent: stop the arm on a connection of our own."""
+        if self._job.dry_run:
+            return True
+        try:
+            wire.stop(self._controller.address, self._controller.command_port)
+        except ArmError:
+            return False
+        return True
+
+    def _ended(self) -> ArmError:
+        self._stderr.seek(0)
+        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        code = self._process.poll() if self._process is not None else None
+        return ArmError(f"the streamer ended ({last[0] if last else f'exit code {code}'}); the arm was told to stop")

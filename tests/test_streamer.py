@@ -1,0 +1,214 @@
+"""The streamer's core without processes: set points between targets, deadlines, and the bytes it reads by itself."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srpo_robot.arm import kinematics, motion, wire
+from srpo_robot.arm.motion import MotionLimits, at_rest, brake, lowest
+from srpo_robot.arm.set_points import LOG, Deadlines, SetPoints, clip_bits, clip_layers
+from srpo_robot.errors import ArmError, CommandRefused
+from srpo_robot.mock.controller import frames
+from srpo_robot.records import JOINTS, ArmCommand
+
+HOME = np.array([0.0, -0.25904, 0.0, 0.96166, 0.0, 1.2207, 0.0])  # TCP at (0.40, 0, 0.25), tool down
+TICK = 0.01
+LIMITS = MotionLimits(
+    joint_min_rad=np.array([-6.2831, -2.0420, -6.2831, -0.1047, -6.2831, -1.6929, -6.2831]),
+    joint_max_rad=np.array([6.2831, 2.0245, 6.2831, 3.9269, 6.2831, 3.1415, 6.2831]),
+    joint_speed_rad_s=1.0,
+    joint_acceleration_rad_s2=8.0,
+    tcp_speed_m_s=0.25,
+    box_min_m=np.array([0.20, -0.35, 0.02]),
+    box_max_m=np.array([0.62, 0.35, 0.50]),
+    table_m=0.0,
+    tcp_offset_m=np.array([0.0, 0.0, 0.172]),
+    gripper_min_m=0.0,
+    gripper_max_m=0.085,
+    gripper_speed_m_s=0.1,
+)
+
+
+def points() -> SetPoints:
+    return SetPoints(at_rest(HOME, 0.04, LIMITS), LIMITS, TICK)
+
+
+# --- set points -------------------------------------------------------------------------------------------------------
+
+NUMBERS = st.one_of(st.floats(-7, 7), st.sampled_from([np.nan, np.inf, -np.inf, -1e300, 1e300, 5e-324]))
+AIMS = st.tuples(
+    st.lists(NUMBERS, min_size=JOINTS, max_size=JOINTS),
+    NUMBERS,
+    st.floats(-0.1, 0.3),  # due after
+    st.sampled_from([1.0, 0.1]),  # pace
+    st.lists(st.floats(0.001, 0.3), max_size=12),  # times between the ticks that follow: late and early ones
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(aims=st.lists(AIMS, min_size=1, max_size=6))
+def test_no_targets_and_no_lateness_lead_out_of_the_limits(aims):
+    stream, now, path = points(), 0.0, [HOME]
+    for number, (joints, gripper, due, pace, waits) in enumerate(aims):
+        try:
+            stream.aim(number, ArmCommand(np.array(joints), gripper), now, now + due, pace)
+        except CommandRefused:
+            assert not np.isfinite([*joints, gripper]).all()
+        for wait in waits:
+            now += wait
+            stream.advance(now)
+            path.append(stream.motion.joints_rad)
+            assert LIMITS.gripper_min_m <= stream.motion.gripper_m <= LIMITS.gripper_max_m
+    steps = np.diff(path, axis=0)
+    changes = np.diff(np.vstack([np.zeros(JOINTS), steps]), axis=0)
+    assert np.abs(steps).max(initial=0) <= LIMITS.joint_speed_rad_s * TICK + 1e-8
+    assert np.abs(changes).max(initial=0) <= LIMITS.joint_acceleration_rad_s2 * TICK**2 + 1e-8
+    tcp = np.array([kinematics.tcp_position(q, LIMITS.tcp_offset_m) for q in path])
+    assert (tcp >= LIMITS.box_min_m - 1e-8).all()
+    assert (tcp <= LIMITS.box_max_m + 1e-8).all()
+    assert lowest(kinematics.frames(np.array(path))) >= LIMITS.table_m - 1e-8
+
+
+def test_a_stream_of_targets_becomes_a_steady_motion_that_ends_at_the_last_one():
+    """0.04 rad every 0.1 s: 0.4 rad/s throughout, and no stop between the targets."""
+    stream, speeds, asked = points(), [], []
+    for k in range(1, 11):
+        now = 0.1 * (k - 1)
+        stream.aim(k, ArmCommand(HOME + np.array([0.04 * k, 0, 0, 0, 0, 0, 0]), 0.04), now, now + 0.1)
+        for tick in range(10):
+            asked.append(stream.asked(now + TICK * tick).joints_rad[0])
+            assert stream.advance(now + TICK * tick) == ()
+            speeds.append(stream.motion.speed_rad_s[0])
+    assert np.diff(asked) == pytest.approx(np.full(99, 0.004))  # straight from target to target
+    assert np.array(speeds[20:]) == pytest.approx(np.full(80, 0.4), abs=0.02)
+    for tick in range(60):  # the targets ran out: it holds the last one
+        stream.advance(1.0 + TICK * tick)
+    assert stream.motion.joints_rad[0] == pytest.approx(0.4, abs=1e-9)
+    assert stream.motion.at_rest or np.abs(stream.motion.speed_rad_s).max() < 1e-9
+    assert stream.number == 10
+
+
+def test_what_is_no_number_brakes_and_holds_until_the_next_target():
+    stream = points()
+    stream.aim(1, ArmCommand(HOME + 0.05, 0.04), 0.0, 0.05)
+    for tick in range(5):
+        stream.advance(TICK * tick)
+    assert not stream.motion.at_rest
+    with pytest.raises(CommandRefused, match="the arm brakes"):
+        stream.aim(2, ArmCommand(np.full(JOINTS, np.nan), 0.04), 0.05, 0.1)
+    for tick in range(30):
+        assert stream.advance(0.05 + TICK * tick) == ()
+    held = stream.motion.joints_rad
+    assert stream.motion.at_rest
+    assert stream.asked(1.0).joints_rad == pytest.approx(held)
+    stream.aim(3, ArmCommand(HOME, 0.04), 1.0, 1.1)
+    for tick in range(60):
+        stream.advance(1.0 + TICK * tick)
+    assert stream.motion.joints_rad == pytest.approx(HOME, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32), ticks=st.integers(0, 40))
+def test_the_resting_place_is_where_braking_ends(seed, ticks):
+    stream = points()
+    stream.aim(1, ArmCommand(HOME + np.random.default_rng(seed).normal(0, 0.3, JOINTS), 0.04), 0.0, 0.1)
+    for tick in range(ticks):
+        stream.advance(TICK * tick)
+    place, here = stream.resting_place, stream.motion
+    while not here.at_rest:
+        here = brake(here, LIMITS, TICK)
+    assert place == pytest.approx(here.joints_rad, abs=1e-12)
+
+
+def test_clips_go_through_the_log_and_back():
+    for i in range(1 << len(motion.LAYERS)):
+        assert clip_bits(clip_layers(i)) == i
+    assert LOG.itemsize <= 512  # a pipe takes it whole or not at all
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_deadlines_are_absolute_and_a_stall_is_not_made_up_for():
+    due = Deadlines(0.0, 0.01)
+    assert due.begin(0.001) == (pytest.approx(0.001), 0)
+    assert due.next_s == pytest.approx(0.01)  # lateness does not add up
+    assert due.begin(0.0149) == (pytest.approx(0.0049), 0)
+    assert due.next_s == pytest.approx(0.02)
+    assert due.begin(0.055) == (pytest.approx(0.035), 3)  # ticks at 20, 30, 40 ms were missed
+    assert due.next_s == pytest.approx(0.065)  # a whole tick from now: no burst
+    assert due.begin(0.060) == (0.0, 0)
+
+
+@settings(deadline=None)
+@given(delays=st.lists(st.floats(0, 0.1), min_size=2, max_size=50))
+def test_two_ticks_are_never_closer_than_half_a_period(delays):
+    due, begun = Deadlines(0.0, 0.01), []
+    for delay in delays:
+        begun.append(due.next_s + delay)
+        due.begin(begun[-1])
+    assert np.diff(begun).min() >= 0.005 - 1e-12
+
+
+# --- the wire ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_read_as_the_emulator_writes_it():
+    values = {"state_mode": 2 | 1 << 4, "joints": HOME, "queued": 3}
+    frame = frames.encode_report(wire.REPORT_PORT, values)
+    first = wire.decode(frame[4:], 10.0, None)
+    assert (first.state, first.mode, first.time_s, first.changed_s) == (2, 1, 10.0, 10.0)
+    assert first.joints_rad == pytest.approx(HOME, abs=1e-6)
+    same = wire.decode(frame[4:], 11.0, first)
+    assert (same.time_s, same.changed_s) == (11.0, 10.0)
+    moved = frames.encode_report(wire.REPORT_PORT, values | {"joints": HOME + 1e-5})
+    assert wire.decode(moved[4:], 12.0, same).changed_s == 12.0
+
+
+@pytest.fixture
+def silent():
+    """A server that takes connections and says nothing, as a hung controller does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_nobody_there_and_somebody_silent_are_one_line_within_the_time_limit(silent):
+    with pytest.raises(
+        ArmError, match=r"no xArm controller answers at 127.0.0.1:\d+ within 0.2 s \(no answer\); check"
+    ):
+        wire.ask("127.0.0.1", silent, wire.VERSION, timeout_s=0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ArmError, match="Connection refused"):
+        wire.ask("127.0.0.1", port, wire.VERSION, timeout_s=0.2)
+
+
+def test_a_connection_that_closes_is_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closing = threading.Thread(target=lambda: server.accept()[0].close())
+        closing.start()
+        with pytest.raises(ArmError, match="no xArm controller answers"):
+            wire.ask("127.0.0.1", server.getsockname()[1], wire.VERSION, timeout_s=5.0)
+        closing.join()
+
+
+def test_limits_of_a_lower_tick_rate_keep_the_same_laws():
+    """Mode 6 runs the same core at 25 Hz: the resting place, which is what is sent, stays inside."""
+    limits = replace(LIMITS, table_m=0.1)
+    stream = SetPoints(at_rest(HOME, 0.04, limits), limits, 0.04)
+    stream.aim(1, ArmCommand(HOME + np.array([0, 1.5, 0, 0, 0, 0, 0]), 0.04), 0.0, 0.1)
+    places = []
+    for tick in range(100):
+        stream.advance(0.04 * tick)
+        places.append(stream.resting_place)
+    tcp = np.array([kinematics.tcp_position(q, limits.tcp_offset_m) for q in places])
+    assert (tcp >= limits.box_min_m - 1e-8).all()
+    assert (tcp <= limits.box_max_m + 1e-8).all()
+    assert lowest(kinematics.frames(np.array(places))) >= limits.table_m - 1e-8
