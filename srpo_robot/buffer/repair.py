@@ -33,17 +33,18 @@ def repair(root: Path) -> int:
     if not info_path.is_file():
         return 0
     info, rows, broken = _state(root)
-    if not broken and len(rows) == info["total_episodes"]:
-        return 0
-    if not rows and info["total_episodes"]:
+    unfinished = [path for path in root.glob("tmp*") if path.is_dir()]  # lerobot's, of an episode under way
+    if not rows and (info["total_episodes"] or unfinished):
         _move_whole(root)
         return 1
+    if not broken and len(rows) == info["total_episodes"]:
+        return 0
     needed = {path for row in rows for path in _files(root, info, row)}
     there = {path for folder in ("data", "videos") for path in (root / folder).rglob("*") if path.is_file()}
     if needed - there:
         missing = sorted(needed - there)[0].relative_to(root)
         raise DatasetError(f"{root}: {missing} is gone, and finished episodes refer to it; restore it from a copy")
-    aside = [*broken, *sorted(there - needed), *(path for path in root.glob("tmp*") if path.is_dir())]
+    aside = [*broken, *sorted(there - needed), *unfinished]
     for path in aside:
         _move_aside(root, path)
     frames = sum(int(row["length"]) for row in rows)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from srpo_robot import __version__
+from srpo_robot.errors import UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -434,13 +435,30 @@ def train_awr(
     train_command(dataset, policy, weights, overrides, options)
 
 
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        help="A checkpoint: a training's output folder, or one checkpoint in it; http://HOST:PORT: one that is served.",
+    ),
+]
+
+
 @app.command(
     epilog="Example: srpo-robot run --arm mock --policy outputs/awr --task put-apple --trials 20 --output outputs/run"
 )
 def run(
-    policy: Annotated[str, typer.Option(help="A checkpoint: a training's output folder, or one checkpoint in it.")],
-    task: TaskName,
-    output: Annotated[Path, typer.Option(help="New folder for trials.jsonl and the recorded trials.")],
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="New folder for trials.jsonl, logs and the recorded trials.")],
+    policy: PolicyName = "",
+    task: TaskName = "",
+    protocol: Annotated[
+        Path | None,
+        typer.Option(help="A sheet of srpo-robot protocol, which says all that is run; goes on where it stopped."),
+    ] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="With --protocol: letters instead of the policies' names until its end.")
+    ] = False,
     arm: ArmName = "mock",
     trials: Annotated[int, typer.Option(help="Number of trials.", min=1)] = 20,
     record_to: Annotated[
@@ -449,12 +467,174 @@ def run(
     seed: Seed = 10_000,
     looks: Looks = 0.0,
     device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Real arm: check everything, move nothing, record nothing.")
+    ] = False,
+    confirm_fault: Annotated[
+        bool, typer.Option("--confirm-fault", help="Real arm: somebody has looked after a fault; errors are cleaned.")
+    ] = False,
+    first_pace: Annotated[
+        float, typer.Option(help="Real arm: share of the speed caps in the first chunk, for example 0.1.")
+    ] = 1.0,
+    by_hand: Annotated[
+        bool, typer.Option("--by-hand", help="Mock lab: label by keys, although it has a judge.")
+    ] = False,
     json: Json = None,
 ) -> None:
-    """Evaluation runs: each trial is a row in trials.jsonl and an episode with the executed actions and the verdict."""
-    from srpo_robot.cli.running import run_trials
+    """Evaluation runs: each trial is a row in trials.jsonl and an episode with the executed actions and the verdict.
 
-    run_trials(arm, task, policy, output, trials, record_to, seed, device, json, looks)
+    On a real arm a person stands at the keys: Enter sends it home and starts the policy, space stops it, s, f and r
+    label the trial or have it redone, q ends the run.
+    """
+    from srpo_robot.cli.running import RunOptions, run_trials
+    from srpo_robot.cli.sessions import LiveOptions
+
+    live = LiveOptions(output, first_pace, confirm_fault, by_hand, dry_run)
+    theirs = ("policy", "task", "arm", "trials", "record_to", "seed", "looks")
+    given = [name for name in theirs if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if protocol is not None and given:
+        raise UsageError(f"the protocol says that already; leave out --{given[0].replace('_', '-')}")
+    if protocol is not None:
+        from srpo_robot.cli.protocols import run_protocol
+
+        run_protocol(protocol, live, blind, device, json)
+        return
+    if blind or not (policy and task):
+        raise UsageError("--blind needs --protocol" if blind else "give --policy and --task, or --protocol")
+    run_trials(RunOptions(arm, task, policy, trials, live, record_to, seed, device, json, looks))
+
+
+@app.command(epilog="Example: srpo-robot check --arm xarm7 --policy outputs/awr --task put-apple")
+def check(
+    arm: ArmName = "xarm7",
+    policy: Annotated[str, typer.Option(help="A checkpoint, or http://HOST:PORT: its first chunk is checked.")] = "",
+    task: Annotated[str, typer.Option(help="With --policy: what it is for, a recipe of datasets/.")] = "",
+    set_up: Annotated[
+        bool, typer.Option("--set-up", help="Store the recipe's settings in the controller: motors on, nothing moves.")
+    ] = False,
+    move: Annotated[bool, typer.Option("--move", help="Open and close the gripper without asking; sets up.")] = False,
+    estop: Annotated[bool, typer.Option("--estop/--no-estop", help="Ask for the emergency stop.")] = True,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Write what the cameras see into this folder.", file_okay=False)
+    ] = None,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """The list before an arm moves, PASS, FAIL or SKIP line by line with what to do; exit code 1 where one fails.
+
+    Looks only, unless --set-up, --move or a person at the keys says otherwise. The arm itself never moves.
+    """
+    from srpo_robot.cli.checking import CheckOptions, check_command
+
+    if not check_command(CheckOptions(arm, policy, task, set_up, move, estop, pictures, device, json)):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: srpo-robot serve --policy outputs/awr --task put-apple --arm xarm7 --host 0.0.0.0")
+def serve(
+    policy: Annotated[str, typer.Option(help="A checkpoint.")],
+    task: TaskName,
+    arm: ArmName = "xarm7",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    device: Device = "auto",
+) -> None:
+    """Serve a policy to a robot's machine, which runs it with --policy http://HOST:PORT."""
+    from srpo_robot.cli.running import serve_policy
+
+    serve_policy(arm, task, policy, host, port, device)
+
+
+@app.command("mock-lab", epilog="Example: srpo-robot mock-lab --task put-apple")
+def mock_lab(
+    task: TaskName,
+    recipe: Annotated[Path, typer.Option(help="The hardware recipe to write, for run --arm FILE.")] = Path(
+        "mock_lab.toml"
+    ),
+    host: Annotated[str, typer.Option(help="A loopback address; a free one by default.")] = "",
+    port: Annotated[
+        int, typer.Option(help="Command port; the real one, 502, needs privileges. 0: a free one.", min=0, max=65535)
+    ] = 0,
+    seed: Seed = 0,
+    looks: Looks = 0.0,
+) -> None:
+    """An emulated xArm 7 with cameras on loopback, for the real driver: a lab in a terminal."""
+    from srpo_robot.cli.mock_lab import mock_lab as open_lab
+
+    open_lab(task, recipe, host, port, seed, looks)
+
+
+@app.command(
+    epilog="Example: srpo-robot protocol --task put-apple --policy outputs/sft --policy outputs/awr --output study.json"
+)
+def protocol(
+    output: Annotated[Path, typer.Option(help="The sheet, a new file; its key is written beside it.", dir_okay=False)],
+    policy: Annotated[list[str], typer.Option(help="As of run; repeated. The first is what others are compared with.")],
+    task: Annotated[list[str], typer.Option(help="A recipe of datasets/; may be repeated.")],
+    trials: Annotated[int, typer.Option(help="Layouts a task; every policy is tried once on each.", min=1)] = 30,
+    arm: ArmName = "mock",
+    seed: Seed = 0,
+    by_task: Annotated[
+        bool, typer.Option("--by-task", help="One task after the other, instead of a layout of each in turn.")
+    ] = False,
+    looks: Looks = 0.0,
+) -> None:
+    """Write a trial protocol: layouts, swaps and the order of the policies, drawn before the first trial."""
+    from srpo_robot.cli.protocols import new_protocol
+
+    new_protocol(output, arm, tuple(task), tuple(policy), trials, seed, by_task, looks)
+
+
+Runs = Annotated[list[Path], typer.Argument(help="Output folders of srpo-robot run.", show_default=False)]
+Alpha = Annotated[float, typer.Option(help="Chance of a false alarm; intervals hold with 1 minus it.")]
+
+
+@app.command(epilog="Example: srpo-robot compare outputs/run_sft outputs/run_awr")
+def compare(
+    runs: Runs,
+    baseline: Annotated[str, typer.Option(help="The policy that others are compared with; the first by default.")] = "",
+    task: Annotated[str, typer.Option(help="This task alone.")] = "",
+    dataset: Annotated[
+        Path | None, typer.Option(help="Where the trials were recorded, for progress; RUN/dataset by default.")
+    ] = None,
+    difference: Annotated[
+        float, typer.Option(help="How many more trials does one of this size need? 0.2: 20 points.")
+    ] = 0.2,
+    power: Annotated[float, typer.Option(help="With which chance it is then to be shown.")] = 0.8,
+    alpha: Alpha = 0.05,
+    margin: Annotated[
+        float | None, typer.Option(help="Smaller differences do not matter: say stop when none larger is possible.")
+    ] = None,
+    unblind: Annotated[
+        bool, typer.Option("--unblind", help="Name the policies of a blind protocol before its end.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Policies side by side: intervals, paired and stratified exact tests, when to stop, how many more trials."""
+    from srpo_robot.cli.comparing import CompareOptions, compare_command
+
+    compare_command(
+        CompareOptions(tuple(runs), baseline, task, dataset, difference, power, alpha, margin, unblind, json)
+    )
+
+
+@app.command(epilog="Example: srpo-robot append data/apple outputs/round_0 outputs/round_1")
+def append(
+    dataset: Annotated[Path, typer.Argument(help="The buffer's folder: a dataset, or a new one.")],
+    runs: Annotated[list[Path], typer.Argument(help="Runs with their recorded trials, or datasets.")],
+) -> None:
+    """Put the recorded trials of runs back into the buffer: the next round is scored and trained with them."""
+    from srpo_robot.cli.rounds import append_command
+
+    append_command(dataset, tuple(runs))
+
+
+@app.command(epilog="Example: srpo-robot rounds outputs/round_0 outputs/round_1 outputs/round_2")
+def rounds(runs: Runs, alpha: Alpha = 0.05, json: Json = None) -> None:
+    """Success rate by round of the flywheel: the runs in their order, each against the first."""
+    from srpo_robot.cli.rounds import rounds_command
+
+    rounds_command(tuple(runs), alpha, json)
 
 
 @app.command(epilog="Example: srpo-robot demo --root demo")

@@ -121,9 +121,10 @@ def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps
 
 
 def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:
-    from srpo_robot.cli.running import run_trials
+    from srpo_robot.cli.running import RunOptions, run_trials
+    from srpo_robot.cli.sessions import LiveOptions
 
-    return run_trials(ARM, TASK, str(checkpoint), output, trials, None, 10_000, "auto", None)
+    return run_trials(RunOptions(ARM, TASK, str(checkpoint), trials, LiveOptions(output)))
 
 
 def _report(root: Path, dataset: Path, summary: dict[str, Any], verdict: Verdict, runs: dict[str, list[Trial]]) -> Path:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from srpo_robot.arm.actions import ActionSpace, make_action_space
 from srpo_robot.arm.arm import Workcell
+from srpo_robot.arm.limits import Limits
 from srpo_robot.buffer.recorder import Recorder, dataset_features
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import few_threads, resolve
+from srpo_robot.cli.sessions import LiveOptions, LiveSession, Session, make_session
 from srpo_robot.errors import RecipeError, UsageError
+from srpo_robot.evaluation.operator import Quit
 from srpo_robot.evaluation.policy import Policy, TrainedPolicy
 from srpo_robot.evaluation.runtime import Outcome, Setup, run_episode
+from srpo_robot.evaluation.served_policy import PolicyServer, ServedPolicy, describe
 from srpo_robot.evaluation.statistics import success_rate
-from srpo_robot.evaluation.trials import append_trial, read_trials
+from srpo_robot.evaluation.trials import FAULT, append_trial, read_trials
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import Trial
 
@@ -31,11 +41,9 @@ def load_recipes(arm: str, task: str) -> tuple[HardwareRecipe, TaskRecipe]:
     """The two recipes of a run.
 
     Raises:
-        RecipeError: unknown or wrong recipe, a camera that the arm does not have, an arm without a driver.
+        RecipeError: unknown or wrong recipe, a camera that the arm does not have.
     """
     hardware, work = load(HardwareRecipe, "hardware", arm), load(TaskRecipe, "datasets", task)
-    if hardware.kind != "mock":
-        raise RecipeError(f"{arm}: this version drives the mock arm only; take --arm mock")
     have = [camera.name for camera in hardware.cameras]
     missing = [name for name in work.cameras if name not in have]
     if missing:
@@ -72,11 +80,13 @@ def record_demonstrations(
 
     Raises:
         RecipeError, DatasetError: see `load_recipes` and `Recorder`.
-        UsageError: `looks` outside 0 to 1.
+        UsageError: `looks` outside 0 to 1; an arm that is not the mock's.
     """
     from srpo_robot.mock.demonstrator import Demonstrator
 
     hardware, work = load_recipes(arm_name, task_name)
+    if hardware.kind != "mock":
+        raise UsageError(f"{arm_name}: demonstrations are scripted on the mock arm; a real one is for lerobot-record")
     arm, workcell, space = open_cell(hardware, work, WIDE_STARTS, DISTURBANCE_M, looks)
     recorder = make_recorder(root, hardware, work, space, COMMIT_EVERY)
     outcomes: list[Outcome] = []
@@ -95,47 +105,130 @@ def record_demonstrations(
     return recorder
 
 
-def run_trials(
-    arm_name: str,
-    task_name: str,
-    checkpoint: str,
-    output: Path,
-    trials: int,
-    record_to: Path | None,
-    seed: int,
-    device: str,
-    json_path: Path | None,
-    looks: float = 0.0,
-) -> list[Trial]:
-    """Run `trials` trials of a checkpoint and print the success rate.
+@dataclass(frozen=True)
+class RunOptions:
+    """What `srpo-robot run` was asked for; `live` is for an arm that moves for real."""
+
+    arm: str
+    task: str
+    policy: str
+    trials: int
+    live: LiveOptions
+    record_to: Path | None = None
+    seed: int = 10_000
+    device: str = "auto"
+    json_path: Path | None = None
+    looks: float = 0.0
+
+
+def run_trials(options: RunOptions) -> list[Trial]:
+    """Run trials of a policy and print the success rate; nothing but checks where it is a dry run.
 
     A run that was interrupted goes on: trials in OUTPUT/trials.jsonl are not run again.
 
     Raises:
-        UsageError: OUTPUT belongs to another run, or is no folder of a run; `looks` outside 0 to 1.
+        UsageError: OUTPUT belongs to another run, or is no folder of a run; options that do not go together.
         RecipeError, CheckpointError, DatasetError: see what is loaded.
+        ArmError, PolicyError: a fault; what was recorded before is on disk.
     """
-    hardware, work = load_recipes(arm_name, task_name)
-    arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0, looks)
-    with waiting(f"loading {checkpoint}"):
-        policy = TrainedPolicy(checkpoint, space, work.instruction, work.cameras, resolve(device))
-    if policy.provenance.get("tiny"):
-        few_threads()
-    recorder = make_recorder(record_to or output / "dataset", hardware, work, space)
-    settings = {"arm": arm_name, "task": work.name, "policy": str(checkpoint), "seed": seed, "looks": looks}
-    done = _begin_run(output, settings)
-    with recorder, arm, bar("trials", trials, "trial") as progress:
-        progress.at(len(done))
-        setup = Setup(arm, workcell, space, work.instruction, work.time_limit_s, work.cameras)
-        for trial_number in range(len(done), trials):
-            outcome = run_episode(setup, policy, seed + trial_number, recorder)
-            done.append(_journal(output, trial_number, work, policy, seed + trial_number, outcome))
-            progress.advance(note=f"{sum(bool(t.success) for t in done)} successes")
-    print_trials(done, f"{work.name} on {arm_name}, {policy.name}", work.success)
+    hardware, work = load_recipes(options.arm, options.task)
+    output = options.live.output
+    session = make_session(hardware, work, options.live, wide_starts=TRIAL_WIDE_STARTS, looks=options.looks)
+    policy = load_any_policy(options.policy, session.space, work, options.device)
+    if isinstance(session, LiveSession) and options.live.dry_run:
+        with session:
+            session.dry_run(policy, options.seed)
+        return []
+    recorder = make_recorder(options.record_to or output / "dataset", hardware, work, session.space)
+    settings = {"arm": options.arm, "task": work.name, "policy": options.policy, "seed": options.seed}
+    done = _begin_run(output, settings | {"looks": options.looks} | _served(policy))
+    try:
+        with recorder:
+            recorder.begin()  # takes seconds: not while an arm waits
+            with session:
+                _go_on(session, recorder, policy, work, options, done)
+    except Quit:
+        say(f"Ended after {len(done)} trials; the same command goes on from there.")
+    print_trials(done, f"{work.name} on {options.arm}, {policy.name}", work.success)
     say(f"Journal: {output / 'trials.jsonl'}; episodes: {recorder.root}")
     rate = success_rate(done)
-    write_json(json_path, {"success_rate": rate._asdict(), "trials": [asdict(trial) for trial in done]})
+    write_json(options.json_path, {"success_rate": rate._asdict(), "trials": [asdict(trial) for trial in done]})
     return done
+
+
+def _go_on(
+    session: Session, recorder: Recorder, policy: Policy, work: TaskRecipe, options: RunOptions, done: list[Trial]
+) -> None:
+    """Run the trials that are missing; each is in the journal, and in `done`, before the next begins."""
+    is_live = isinstance(session, LiveSession)  # its operator needs the screen: lines instead of a bar
+    with nullcontext() if is_live else bar("trials", options.trials, "trial") as progress:
+        if progress is not None:
+            progress.at(len(done))
+        for number_ in range(len(done), options.trials):
+            seed = options.seed + number_
+            if is_live:
+                say(f"\n[bold]trial {number_ + 1} of {options.trials}[/]: {work.instruction}")
+            outcome = session.run(number_, policy, seed, recorder)
+            trial = _journal(options.live.output, number_, work, policy, seed, outcome)
+            done.append(trial)
+            session.settle(outcome)
+            if progress is not None:
+                progress.advance(note=f"{sum(bool(t.success) for t in done)} successes")
+            else:
+                verdict = {True: "success", False: "failure", None: "void"}[trial.success]
+                say(f"{verdict}, {number(trial.seconds, 1)} s, {trial.steps} steps, {trial.late} of them late")
+
+
+def load_any_policy(name: str, space: ActionSpace, work: TaskRecipe, device: str, shown: str = "") -> Policy:
+    """A checkpoint, or with http://HOST:PORT one that another machine serves; checked against arm and task.
+
+    `shown`: what the screen calls it, where its name must not be told.
+
+    Raises:
+        CheckpointError: not there, or made for something else.
+        PolicyError: nobody serves it.
+    """
+    with waiting(f"loading {shown or name}"):
+        if "://" in name:
+            return ServedPolicy(name, space, work.instruction, work.cameras)
+        policy = TrainedPolicy(name, space, work.instruction, work.cameras, resolve(device))
+    if policy.provenance.get("tiny"):
+        few_threads()
+    return policy
+
+
+def serve_policy(arm: str, task: str, checkpoint: str, host: str, port: int, device: str) -> None:
+    """Serve a checkpoint to `run --policy http://HOST:PORT` until Ctrl-C.
+
+    Raises:
+        RecipeError, CheckpointError: see what is loaded.
+        ArmError: the port is taken.
+    """
+    hardware, work = load_recipes(arm, task)
+    limits = Limits.from_recipe(hardware.limits, hardware.tcp_offset_m, 1.0 / hardware.fps)
+    space = make_action_space(work.action_space, limits, np.array(hardware.home_rad))
+    policy = load_any_policy(checkpoint, space, work, device)
+    with PolicyServer(policy, describe(policy, space, work.cameras), host, port) as server:
+        say(f"Serving {policy.name} at {server.url}; on the robot's machine: --policy {server.url}")
+        say("Everybody who reaches this port can use it: keep it inside the lab. Ctrl-C ends.")
+        until_interrupted()
+
+
+def until_interrupted(check: Callable[[], None] = lambda: None) -> None:
+    """Wait for Ctrl-C or SIGTERM; `check` is called twice a second and may raise."""
+    ended = threading.Event()
+    before = {number_: signal.signal(number_, lambda *_: ended.set()) for number_ in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not ended.wait(0.5):
+            check()
+    finally:
+        for number_, handler in before.items():
+            signal.signal(number_, handler)
+
+
+def _served(policy: Policy) -> dict[str, object]:
+    """A served policy is another one where its fingerprint is, though the address is the same."""
+    return {"fingerprint": policy.metadata.fingerprint} if isinstance(policy, ServedPolicy) else {}
 
 
 def _begin_run(output: Path, settings: dict[str, object]) -> list[Trial]:
@@ -145,11 +238,16 @@ def _begin_run(output: Path, settings: dict[str, object]) -> list[Trial]:
         if json.loads(path.read_text()) != settings:
             raise UsageError(f"{output} holds another run; give another --output")
         return read_trials(output) if (output / "trials.jsonl").is_file() else []
-    if output.exists() and any(child.name != "dataset" for child in output.iterdir()):
+    if output.exists() and not all(_is_a_runs(child) for child in output.iterdir()):
         raise UsageError(f"{output} exists and is not a run; give another --output")
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=2) + "\n")
     return []
+
+
+def _is_a_runs(child: Path) -> bool:
+    """Whether a run leaves this before its run.json: a dataset, one that was cut off, word of a fault."""
+    return child.name == FAULT or child.name.split(".")[0] == "dataset"
 
 
 def _journal(output: Path, trial_number: int, work: TaskRecipe, policy: Policy, seed: int, outcome: Outcome) -> Trial:
@@ -164,6 +262,8 @@ def _journal(output: Path, trial_number: int, work: TaskRecipe, policy: Policy, 
         clips=outcome.clips,
         layout=outcome.layout,
         note=outcome.note,
+        late=outcome.late,
+        episode_index=outcome.episode_index,
     )
     append_trial(output, trial)
     if outcome.note:
@@ -190,6 +290,8 @@ def print_trials(trials: list[Trial], title: str, rule: str) -> None:
     for trial in trials:
         for layer, count in trial.clips.items():
             clips[layer] = clips.get(layer, 0) + count
-    steps = sum(trial.steps for trial in trials)
+    steps, late = sum(trial.steps for trial in trials), sum(trial.late for trial in trials)
+    if late:
+        say(f"The policy was late at {late} of {steps} steps; the arm held meanwhile.")
     if clips:
         say("Commands changed by a limit: " + ", ".join(f"{k} {v} of {steps}" for k, v in sorted(clips.items())))

@@ -1,15 +1,23 @@
-"""What moves an arm: the contract of a policy, and a trained checkpoint behind it."""
+"""What moves an arm: the contract of a policy, a trained checkpoint behind it, and a thread for it to think in."""
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from srpo_robot.arm.actions import ActionSpace
-from srpo_robot.errors import CheckpointError
+from srpo_robot.errors import CheckpointError, PolicyError, SrpoRobotError, one_line
 from srpo_robot.records import ActionChunk, Observation
+
+_LAST_WORDS_S = 1.0  # for a question that is being answered when nobody asks any more
 
 
 class Policy(Protocol):
@@ -27,6 +35,126 @@ class Policy(Protocol):
         Raises UndecodableActions where what the policy puts out is no action.
         """
         ...
+
+
+@runtime_checkable
+class Instructed(Protocol):
+    """A policy that reads an instruction, which may change from episode to episode."""
+
+    instruction: str
+
+
+Late = Literal["late"]
+
+
+class Thinker(Protocol):
+    """How the loop asks a policy: in its own thread, or in another one while the arm goes on."""
+
+    def reset(self, seed: int) -> None:
+        """Forget the last episode and what was still being thought about."""
+        ...
+
+    def think(self, observation: Observation) -> ActionChunk | Late | None:
+        """As `Policy.act`; "late": no answer yet, ask again with the next observation."""
+        ...
+
+
+class Inline:
+    """Asks and waits: for an arm whose time stands still meanwhile."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def reset(self, seed: int) -> None:
+        self._policy.reset(seed)
+
+    def think(self, observation: Observation) -> ActionChunk | Late | None:
+        return self._policy.act(observation)
+
+
+class Background:
+    """Asks in a thread of its own, so that a slow, hung or crashed policy leaves the loop free to hold the arm.
+
+    An answer belongs to the observation that the question was asked with, however late it comes. Use it as a context
+    manager. The thread is a daemon: a policy that never answers must not keep the process from ending.
+    """
+
+    def __init__(self, policy: Policy, wait_s: float, give_up_s: float) -> None:
+        """`wait_s`: how long `think` waits before it says "late"; `give_up_s`: after which a policy is given up."""
+        self._policy, self._wait_s, self._give_up_s = policy, wait_s, give_up_s
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._job: _Job | None = None
+        self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._jobs.put(None)
+        self._thread.join(_LAST_WORDS_S)
+
+    def reset(self, seed: int) -> None:
+        """Comes after what is still being thought about, which nobody wants any more: a policy has one state.
+
+        Raises:
+            PolicyError: it crashed, or gave no answer in time.
+        """
+        self._ask(lambda: self._policy.reset(seed))
+        if self._answer(self._give_up_s) == "late":
+            raise self._silent()
+
+    def think(self, observation: Observation) -> ActionChunk | Late | None:
+        """See `Thinker`.
+
+        Raises:
+            PolicyError: it crashed, or gave no answer in time.
+            UndecodableActions: its output is no action.
+        """
+        if self._job is None:
+            self._ask(lambda: self._policy.act(observation))
+        return self._answer(self._wait_s)
+
+    def _ask(self, work: Callable[[], Any]) -> None:
+        self._job = _Job(work, time.monotonic())
+        self._jobs.put(self._job)
+
+    def _answer(self, wait_s: float) -> Any:
+        job = self._job
+        if job is None or not job.done.wait(wait_s):
+            if job is not None and time.monotonic() - job.asked_s >= self._give_up_s:
+                raise self._silent()
+            return "late"
+        self._job = None
+        if isinstance(job.error, SrpoRobotError):
+            raise job.error
+        if job.error is not None:
+            raise PolicyError(f"the policy crashed: {type(job.error).__name__}: {one_line(job.error)}") from job.error
+        return job.result
+
+    def _silent(self) -> PolicyError:
+        return PolicyError(f"the policy has not answered for {self._give_up_s:g} s; look at its machine")
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job.result = job.work()
+            except Exception as error:  # raised again where somebody waits
+                job.error = error
+            job.done.set()
+
+
+@dataclass(eq=False)
+class _Job:
+    """One question, and what came of it once `done`."""
+
+    work: Callable[[], Any]
+    asked_s: float
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Any = None
+    error: Exception | None = None
 
 
 class TrainedPolicy:
@@ -50,7 +178,8 @@ class TrainedPolicy:
         from srpo_robot.awr.policies import cameras_taken, load_policy
 
         self.name = str(checkpoint)
-        self._torch, self._space, self._instruction, self._cameras = torch, space, instruction, cameras
+        self.instruction = instruction
+        self._torch, self._space, self._cameras = torch, space, cameras
         self._policy, self._before, self._after, self.provenance = load_policy(checkpoint, device)
         config = self._policy.config
         self.execute = int(config.n_action_steps)
@@ -63,7 +192,7 @@ class TrainedPolicy:
     def act(self, observation: Observation) -> ActionChunk | None:
         torch = self._torch
         state = self._space.state(observation.state, observation.commanded).astype(np.float32)
-        batch: dict[str, Any] = {"observation.state": torch.from_numpy(state), "task": self._instruction}
+        batch: dict[str, Any] = {"observation.state": torch.from_numpy(state), "task": self.instruction}
         for name in self._cameras:
             image = np.ascontiguousarray(observation.images[name])
             batch[f"observation.images.{name}"] = torch.from_numpy(image).permute(2, 0, 1).float() / 255

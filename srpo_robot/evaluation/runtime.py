@@ -11,8 +11,10 @@ import numpy as np
 
 from srpo_robot.arm.actions import ActionSpace
 from srpo_robot.arm.arm import Arm, Workcell
-from srpo_robot.errors import CommandRefused, UndecodableActions
-from srpo_robot.evaluation.policy import Policy
+from srpo_robot.arm.limits import Limited
+from srpo_robot.errors import ArmError, CommandRefused, SrpoRobotError, UndecodableActions
+from srpo_robot.evaluation.policy import Inline, Instructed, Policy, Thinker
+from srpo_robot.records import ArmCommand, Observation
 
 
 class FrameSink(Protocol):
@@ -32,6 +34,33 @@ class FrameSink(Protocol):
     def end(self, success: bool | None) -> int: ...
 
 
+class Redo(SrpoRobotError):
+    """A person wants this trial again: raised by a workcell's `verdict`, the trial counts for nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One control step, as a log keeps it.
+
+    Attributes:
+        number: 0-based within the episode.
+        seen: what was observed before it.
+        asked: the joint command that the policy's action amounts to; the one before it where the arm held.
+        limited: what was executed.
+        chunk: 0-based number of the policy's answer that it comes from; -1 before the first.
+        row: of the action within that chunk; -1 where the arm held because the policy was late.
+        clips: layers that changed the command.
+    """
+
+    number: int
+    seen: Observation
+    asked: ArmCommand
+    limited: Limited
+    chunk: int
+    row: int
+    clips: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of an episode.
@@ -44,6 +73,9 @@ class Outcome:
         layout: the workcell's description of the scene.
         episode_index: in the dataset it was recorded to; -1 where it was not.
         note: why it is void, or why it ended early.
+        late: steps at which the arm held because the policy had not answered.
+        redo: a person wants it again; it counts for nothing.
+        refused: the policy asked for what must not reach an arm.
     """
 
     success: bool | None
@@ -53,6 +85,9 @@ class Outcome:
     layout: dict[str, object] = field(default_factory=dict)
     episode_index: int = -1
     note: str = ""
+    late: int = 0
+    redo: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +97,13 @@ class Setup:
     arm: Arm
     workcell: Workcell
     space: ActionSpace
-    instruction: str
+    instruction: str  # unless the layout has one of its own
     time_limit_s: float
     cameras: tuple[str, ...]  # those that are recorded
     stop_on_success: bool = True  # a demonstration goes on: it shows the retreat
+    thinker: Thinker | None = None  # how the policy is asked; None: in this thread, the arm's time stands still
+    stopped: Callable[[], bool] = lambda: False  # whether a person stopped the arm, so that its errors are no fault
+    log: Callable[[Step], None] | None = None
 
 
 def run_episode(
@@ -76,52 +114,116 @@ def run_episode(
     A frame holds what was seen, what was true then (where a simulator knows), and the action that was executed from
     there, after all limits. Where the policy asks for something that is not a number, the arm holds and the episode is
     void. Where its output is no action at all, the arm holds and the scene is judged as it stands: the trial counts.
+    Where it has not answered yet, the arm holds for a step, which is recorded and counted like any other.
 
     Raises:
         ArmError: the arm faulted; the frames recorded so far are discarded with the episode, earlier ones are on disk.
+        PolicyError: the policy crashed, or never answered; as above.
     """
-    arm, clips, note = setup.arm, Counter[str](), ""
-    layout = dict(setup.workcell.reset(seed))
-    policy.reset(seed)
-    start_s = arm.observe().state.time_s
-    queue: deque[np.ndarray] = deque()
-    verdict: bool | None = None
-    steps, limit_steps = 0, round(setup.time_limit_s / arm.period_s)
     if sink is not None:
-        sink.begin()
+        sink.begin()  # first: it may take seconds, and the scene is to be as it was laid out
+    layout = dict(setup.workcell.reset(seed))
+    instruction = str(layout.get("instruction") or setup.instruction)
+    if isinstance(policy, Instructed):
+        policy.instruction = instruction
+    thinker = setup.thinker or Inline(policy)
+    thinker.reset(seed)
+    loop = _Loop(setup, thinker, sink, instruction)
+    verdict, note, redo, refused = None, "", False, False
     try:
-        while steps < limit_steps:
-            seen = arm.observe()
-            truth = setup.workcell.truth() if sink is not None else {}
-            if not queue:
-                try:
-                    chunk = policy.act(seen)
-                except UndecodableActions as error:
-                    arm.hold()
-                    note, chunk = str(error), None
-                if chunk is None:
-                    break
-                queue.extend(chunk.actions)
-            asked = setup.space.command(queue.popleft(), arm.reference())
-            limited = arm.send(asked.command)
-            clips.update({*asked.clips, *limited.clips})
-            if sink is not None:
-                state = setup.space.state(seen.state, seen.commanded)
-                images = {name: seen.images[name] for name in setup.cameras}
-                sink.add(images, state, setup.space.action(limited.command), setup.instruction, truth)
-            steps += 1
-            if on_step is not None:
-                on_step(steps)
-            if setup.stop_on_success and setup.workcell.verdict(ended=False):
-                break
+        try:
+            note = loop.run(on_step)
+        except ArmError as error:
+            if isinstance(error, CommandRefused) or not setup.stopped():
+                raise
+            note = "stopped by hand"
         verdict = setup.workcell.verdict(ended=True)
     except CommandRefused as error:
-        arm.hold()
-        note = str(error)
+        setup.arm.hold()
+        note, refused = str(error), True
+    except Redo as error:
+        note, redo = str(error), True
     except BaseException:
         if sink is not None:
             sink.end(None)
         raise
     index = sink.end(verdict) if sink is not None else -1
-    seconds = arm.observe().state.time_s - start_s
-    return Outcome(verdict, steps, seconds, dict(clips), layout, index, note)
+    seconds = loop.seconds()
+    return Outcome(
+        verdict, loop.steps, seconds, dict(loop.clips), layout, index, note, loop.late, redo=redo, refused=refused
+    )
+
+
+class _Loop:
+    """The control steps of one episode."""
+
+    def __init__(self, setup: Setup, thinker: Thinker, sink: FrameSink | None, instruction: str) -> None:
+        self.steps = self.late = 0
+        self.clips: Counter[str] = Counter()
+        self._setup, self._thinker, self._sink, self._instruction = setup, thinker, sink, instruction
+        self._queue: deque[np.ndarray] = deque()
+        self._chunk = self._row = -1
+        self._start_s = self._newest_s = setup.arm.observe().state.time_s
+
+    def run(self, on_step: Callable[[int], None] | None) -> str:
+        """Until time is up, the policy is done, or the workcell has its verdict; why it ended early, or ""."""
+        setup = self._setup
+        limit_steps = round(setup.time_limit_s / setup.arm.period_s)
+        while self.steps < limit_steps:
+            seen = setup.arm.observe()
+            self._newest_s = seen.state.time_s
+            truth = setup.workcell.truth() if self._sink is not None else {}
+            try:
+                is_done = self._refill(seen)
+            except UndecodableActions as error:
+                setup.arm.hold()
+                return str(error)
+            if is_done:
+                break
+            self._move(seen, truth)
+            if on_step is not None:
+                on_step(self.steps)
+            if setup.stopped():
+                return "stopped by hand"
+            if setup.stop_on_success and setup.workcell.verdict(ended=False) is not None:
+                break
+        return ""
+
+    def seconds(self) -> float:
+        """Duration so far [s]; up to the last observation where a person stopped the arm."""
+        if not self._setup.stopped():
+            self._newest_s = self._setup.arm.observe().state.time_s
+        return self._newest_s - self._start_s
+
+    def _refill(self, seen: Observation) -> bool:
+        """Ask the policy where there is nothing left to do; whether it is done."""
+        if self._queue:
+            return False
+        answer = self._thinker.think(seen)
+        if answer is None:
+            return True
+        if answer != "late":
+            self._queue.extend(answer.actions)
+            self._chunk, self._row = self._chunk + 1, -1
+        return False
+
+    def _move(self, seen: Observation, truth: Mapping[str, np.ndarray | str]) -> None:
+        """One control step: the next action, or where there is none yet, the same place."""
+        setup, held = self._setup, not self._queue
+        if held:
+            self.late += 1
+            asked = Limited(setup.arm.reference(), ())
+        else:
+            self._row += 1
+            asked = setup.space.command(self._queue.popleft(), setup.arm.reference())
+        limited = setup.arm.send(asked.command)
+        clips = tuple(dict.fromkeys((*asked.clips, *limited.clips)))
+        self.clips.update(clips)
+        if self._sink is not None:
+            state = setup.space.state(seen.state, seen.commanded)
+            images = {name: seen.images[name] for name in setup.cameras}
+            self._sink.add(images, state, setup.space.action(limited.command), self._instruction, truth)
+        if setup.log is not None:
+            row = -1 if held else self._row
+            setup.log(Step(self.steps, seen, asked.command, limited, self._chunk, row, clips))
+        self.steps += 1

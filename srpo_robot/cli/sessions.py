@@ -1,0 +1,375 @@
+"""An arm, the cell around it and how its trials are run: the mock's physics, or an arm that moves for real.
+
+`make_session` is the one place that tells them apart. A session is a context manager: leaving it stops the arm.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from srpo_robot.arm.actions import ActionSpace, make_action_space
+from srpo_robot.arm.arm import Workcell
+from srpo_robot.cli.console import say, warn
+from srpo_robot.cli.operator import TerminalKeys
+from srpo_robot.errors import ArmError, CameraError, RecipeError, UsageError, one_line
+from srpo_robot.evaluation.operator import GO, HELP, Judge, JudgedCell, OperatorCell, Quit, StopSwitch
+from srpo_robot.evaluation.policy import Background, Policy
+from srpo_robot.evaluation.runtime import FrameSink, Outcome, Setup, Step, run_episode
+from srpo_robot.evaluation.trial_log import TrialLog
+from srpo_robot.evaluation.trials import clear_fault, note_fault, read_fault
+from srpo_robot.recipes import HardwareRecipe, TaskRecipe
+
+if TYPE_CHECKING:
+    from srpo_robot.arm.xarm7 import XArm7
+
+TRIALS = "trials"  # folder of the logs, in a run's output
+_FREE_BYTES = 500_000_000  # less than this on the disk: no trial begins
+_WAIT_SHARE = 0.5  # of a control period: how long a chunk is waited for before the arm holds for a step
+_GIVE_UP_S = 30.0  # a policy that has not answered by then has failed
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How an arm that moves for real is run.
+
+    Attributes:
+        output: the run's folder.
+        first_pace: share of the speed caps during the session's first chunk.
+        confirm_fault: a person has looked after a fault: go on without asking.
+        by_hand: label by keys also where the recipe has a judge.
+        dry_run: nothing moves.
+        keep_redone: a trial that the person wants redone comes back as a void one, instead of being run again.
+    """
+
+    output: Path
+    first_pace: float = 1.0
+    confirm_fault: bool = False
+    by_hand: bool = False
+    dry_run: bool = False
+    keep_redone: bool = False
+
+
+class Session(Protocol):
+    """An arm with its cell; `space` is known before it is opened, so that a policy can be checked first."""
+
+    space: ActionSpace
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, number: int, policy: Policy, seed: int, sink: FrameSink) -> Outcome:
+        """Trial `number`, judged. Raises Quit where a person ends the run, ArmError and others on a fault."""
+        ...
+
+    def settle(self, outcome: Outcome) -> None:
+        """After the outcome is in the journal: raises ArmError where nobody may go on without looking."""
+        ...
+
+
+def make_session(
+    hardware: HardwareRecipe, work: TaskRecipe, live: LiveOptions, *, wide_starts: float = 0.0, looks: float = 0.0
+) -> Session:
+    """The session of an arm's kind, not yet open. `wide_starts`, `looks`: of the mock arm.
+
+    Raises:
+        RecipeError: the recipes contradict themselves or each other.
+        UsageError: an option that this kind of arm does not have.
+    """
+    if hardware.kind == "mock":
+        if live.dry_run or live.by_hand or live.confirm_fault or live.first_pace != 1.0:
+            raise UsageError(
+                "--dry-run, --by-hand, --confirm-fault and --first-pace are for an arm that moves for real"
+            )
+        return MockSession(hardware, work, wide_starts, looks)
+    if looks:
+        raise UsageError("--looks is of the mock arm; an arm that moves for real looks as it does")
+    return LiveSession(hardware, work, live)
+
+
+class MockSession:
+    """The mock arm: its time passes only in commands, physics judges."""
+
+    def __init__(self, hardware: HardwareRecipe, work: TaskRecipe, wide_starts: float, looks: float) -> None:
+        from srpo_robot.mock.arm import make_mock
+
+        self._arm, workcell = make_mock(hardware, work, wide_starts=wide_starts, looks=looks)
+        self.space = make_action_space(work.action_space, self._arm.limits, self._arm.home_rad)
+        self._setup = Setup(self._arm, workcell, self.space, work.instruction, work.time_limit_s, work.cameras)
+
+    def __enter__(self) -> Self:
+        self._arm.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._arm.__exit__(kind, error, trace)
+
+    def run(self, number: int, policy: Policy, seed: int, sink: FrameSink) -> Outcome:
+        """See `Session`."""
+        return run_episode(self._setup, policy, seed, sink)
+
+    def settle(self, outcome: Outcome) -> None:
+        """A void trial of the mock is no danger."""
+
+
+class LiveSession:
+    """An xArm 7 with a person at the keys, or the mock lab's judge in that person's place."""
+
+    def __init__(self, hardware: HardwareRecipe, work: TaskRecipe, options: LiveOptions) -> None:
+        """Raises RecipeError where a recipe contradicts itself, UsageError where nobody could stop the arm."""
+        from srpo_robot.arm.xarm7 import XArm7
+
+        self._hardware, self._work, self._options = hardware, work, options
+        self._arm: XArm7 = XArm7(hardware, dry_run=options.dry_run, first_pace=options.first_pace)
+        self.space = make_action_space(work.action_space, self._arm.limits, self._arm.home_rad)
+        self._switch = StopSwitch(self._arm.stop)
+        self._judged = bool(hardware.judge_url) and not options.by_hand
+        self._keys = None if self._judged or options.dry_run else TerminalKeys(self._switch.press)
+        self._thinkers: dict[int, Background] = {}
+        self._open = ExitStack()
+        self._trial: int | None = None
+
+    def __enter__(self) -> Self:
+        """Take the terminal, ask about an earlier fault, connect. Nothing moves.
+
+        Raises:
+            UsageError: an earlier fault that nobody has confirmed.
+            ArmError: the arm or a camera is not there, not set up as the recipe says, or has an error.
+        """
+        with ExitStack() as opened:
+            if self._keys is not None:
+                opened.enter_context(self._keys)
+                say(f"[bold]{HELP}[/]")
+            if not self._options.dry_run:
+                confirmed = self._confirm_fault()
+                opened.enter_context(_Terminated())
+                opened.push(self._note)
+                self._options.output.mkdir(parents=True, exist_ok=True)
+                note_fault(self._options.output)
+                self._enter_arm(opened, confirmed)
+            else:
+                opened.enter_context(self._arm)
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def run(self, number: int, policy: Policy, seed: int, sink: FrameSink) -> Outcome:
+        """See `Session`: again and again until the person does not want it redone."""
+        self._trial = number
+        folder = self._options.output / TRIALS / f"{number:03d}"
+        redone = 0
+        while True:
+            _check_disk(self._options.output)
+            _move_aside(folder)
+            with TrialLog(folder, self._sizes(), self._hardware.fps, self._arm.take_log) as log:
+                outcome = run_episode(self._setup(policy, log), policy, seed, sink)
+            if not outcome.redo or self._options.keep_redone:
+                layout = outcome.layout | ({"redone": redone} if redone else {})
+                return replace(outcome, layout=layout)
+            redone += 1
+
+    def ask(self, question: str, answers: Collection[str]) -> str:
+        """Wait until the person at the keys presses one of `answers`. Raises ArmError where nobody is there."""
+        if self._keys is None:
+            raise ArmError(f"nobody is at the keys to answer: {question}")
+        self._keys.forget()
+        say(question)
+        while (key := self._keys.next()) not in answers:
+            say(f"  {key!r} is no answer; choices: {', '.join(answers)}")
+        return key
+
+    def settle(self, outcome: Outcome) -> None:
+        """See `Session`: what asks an arm for NaN is broken, and a person has to look at it."""
+        if outcome.refused:
+            raise ArmError(outcome.note)
+
+    def dry_run(self, policy: Policy, seed: int) -> None:
+        """Check everything and say so, line by line; the policy's first chunk goes through every limit. Nothing moves.
+
+        Raises:
+            ArmError, CameraError, PolicyError: what does not hold.
+        """
+        from srpo_robot.arm.cameras import Frame, check_references
+
+        seen = self._arm.observe()
+        info = self._arm.info
+        firmware = ".".join(str(part) for part in info.get("firmware", ()))
+        say(f"PASS controller: {info.get('serial')}, firmware {firmware}, its settings are the recipe's")
+        frames = {name: Frame(image, 0.0) for name, image in seen.images.items()}
+        wrong = check_references(self._hardware.cameras, frames)
+        if wrong:
+            raise CameraError("; ".join(wrong))
+        say(f"PASS cameras: {', '.join(f'{name} {i.shape[1]}x{i.shape[0]}' for name, i in seen.images.items())}")
+        thinker = self._thinker(policy)
+        thinker.reset(seed)
+        while (chunk := thinker.think(self._arm.observe())) == "late":
+            continue
+        if chunk is None:
+            raise ArmError(f"{policy.name} has nothing to do in this scene; look at what its cameras see")
+        clips: dict[str, int] = {}
+        for row in chunk.actions:
+            asked = self.space.command(row, self._arm.reference())
+            for layer in {*asked.clips, *self._arm.send(asked.command).clips}:
+                clips[layer] = clips.get(layer, 0) + 1
+        changed = ", ".join(f"{layer} {count}" for layer, count in sorted(clips.items())) or "none"
+        say(f"PASS first chunk of {policy.name}: {len(chunk.actions)} actions, changed by a limit: {changed}")
+        say("Nothing has moved.")
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _setup(self, policy: Policy, log: TrialLog) -> Setup:
+        work = self._work
+        return Setup(
+            self._arm,
+            self._cell(),
+            self.space,
+            work.instruction,
+            work.time_limit_s,
+            work.cameras,
+            thinker=self._thinker(policy),
+            stopped=self._switch.pressed,
+            log=self._logger(log),
+        )
+
+    def _logger(self, log: TrialLog) -> Callable[[Step], None]:
+        def add(step: Step) -> None:
+            log.add(step)
+            if step.chunk > 0 and self._arm.pace != 1.0:
+                self._arm.pace = 1.0  # the session's first chunk is done
+
+        return add
+
+    def _cell(self) -> Workcell:
+        judge = Judge(self._hardware.judge_url) if self._hardware.judge_url else None
+        if self._keys is None:
+            if judge is None:
+                raise UsageError("nobody is at the keys, and there is no judge")
+            return JudgedCell(self._arm, judge)
+        lay_out = judge.lay_out if judge is not None else lambda seed: lay_out_by_hand(self._work, seed)
+        return OperatorCell(self._arm, self._keys, self._switch, lay_out, say, self._work.success)
+
+    def _thinker(self, policy: Policy) -> Background:
+        if id(policy) not in self._thinkers:
+            made = Background(policy, _WAIT_SHARE * self._arm.period_s, _GIVE_UP_S)
+            self._thinkers[id(policy)] = self._open.enter_context(made)
+        return self._thinkers[id(policy)]
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        return {camera.name: (camera.height_px, camera.width_px) for camera in self._hardware.cameras}
+
+    def _confirm_fault(self) -> bool:
+        """Whether a person has confirmed that an earlier fault is over; False where there was none.
+
+        Raises:
+            UsageError: there was one, and nobody has.
+        """
+        noted = read_fault(self._options.output)
+        if not noted:
+            return self._options.confirm_fault
+        warn(f"the last run into {self._options.output} ended with a fault: {noted}")
+        if self._options.confirm_fault:
+            return True
+        if self._keys is not None:
+            say("Look at arm, gripper, cameras and table. y: all is well, go on; any other key: not yet.")
+            if self._keys.next() == "y":
+                return True
+        raise UsageError("nobody has confirmed that the fault is over; look at the arm, then add --confirm-fault")
+
+    def _enter_arm(self, opened: ExitStack, confirmed: bool) -> None:
+        """Open the arm; an error of the controller is cleaned where a person has confirmed that it may be."""
+        from srpo_robot.arm.controller_codes import ControllerFault
+
+        try:
+            opened.enter_context(self._arm)
+        except ControllerFault as error:
+            if not (confirmed or self._asked_to_recover(error)):
+                raise
+            self._arm.recover(confirmed=True)
+            opened.enter_context(self._arm)
+
+    def _asked_to_recover(self, error: ArmError) -> bool:
+        if self._keys is None:
+            return False
+        say(f"{one_line(error)}\nEnter cleans it, once you have looked; nothing moves yet. Any other key ends.")
+        return self._keys.next() == GO
+
+    def _note(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """On the way out: word of a fault for the next run, or none. Comes after the arm has been stopped."""
+        if error is None or isinstance(error, Quit):
+            clear_fault(self._options.output)
+            return
+        ended = {KeyboardInterrupt: "ended by Ctrl-C", SystemExit: "ended by a signal"}
+        what = ended.get(type(error)) or one_line(error)
+        try:
+            note_fault(self._options.output, what, self._trial)
+        except OSError:
+            warn(f"{self._options.output}: what happened could not be noted; the note from before the run stays")
+
+
+class _Terminated:
+    """While open, SIGTERM and a lost terminal end the program as an exception does: the arm is stopped on the way."""
+
+    def __enter__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                self._before[number] = signal.signal(number, self._end)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+
+def lay_out_by_hand(work: TaskRecipe, seed: int) -> Mapping[str, object]:
+    """Where a person puts things for a seed: the mock cell's layout of this task in words, where it has the task."""
+    from srpo_robot.mock.tasks import layout
+
+    try:
+        made = layout(work, seed)
+    except RecipeError:
+        return {"seed": seed, "steps": [f"Lay out the scene for: {work.instruction} (layout {seed})"]}
+    steps = [f"Layout {seed}; metres forward of the base and to its left:"]
+    for item in made.objects:
+        steps.append(
+            f"{item.name}: {item.x_m:.2f} forward, {item.y_m:+.2f} left, turned {math.degrees(item.yaw_rad):.0f}°"
+        )
+    steps.append(f"plate: {made.plate_m[0]:.2f} forward, {made.plate_m[1]:+.2f} left")
+    return made.as_json() | {"steps": steps}
+
+
+def _check_disk(output: Path) -> None:
+    """Raise ArmError where the disk is all but full: what a trial shows must be kept."""
+    free = shutil.disk_usage(output).free
+    if free < _FREE_BYTES:
+        raise ArmError(f"{output}: {free / 1e6:.0f} MB are free, a trial wants {_FREE_BYTES / 1e6:.0f}; make room")
+
+
+def _move_aside(folder: Path) -> None:
+    """An earlier attempt at this trial keeps its files, under another name."""
+    if not folder.exists():
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}_before_{number}")).exists():
+        number += 1
+    folder.rename(aside)

@@ -1,0 +1,119 @@
+"""A lab in a terminal: the emulated controller, the cell's cameras and a judge, by the clock, on loopback.
+
+What it hands out is a hardware recipe like any arm's; the driver that reads it does not know the difference. The judge
+is what no real lab has: it sets the table and calls the result, so that runs need no person.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from srpo_robot.errors import ArmError, RecipeError
+from srpo_robot.mock import tasks
+from srpo_robot.mock.cell import CellSim
+from srpo_robot.mock.controller import CellPlant, ControllerServer, free_host
+from srpo_robot.mock.judge import JudgeServer
+from srpo_robot.mock.streams import CameraStreams
+from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe
+from srpo_robot.records import ArmCommand
+
+NAME = "mock-lab"
+# The emulator shares a busy machine with everything else; on a real one these would be faults.
+_REPORT_AGE_S = 0.5
+_COMMAND_TIMEOUT_S = 1.5
+_PICTURE_AGE_S = 2.0
+_GRIPPER_RPM = 5000  # as fast as the vendor's goes: the cell's own demonstrations are recorded with a faster one
+
+
+class MockLab:
+    """Everything a lab has, as long as the `with` block lasts. `plant`, `controller` and `streams` take faults."""
+
+    def __init__(
+        self,
+        cell: HardwareRecipe,
+        work: TaskRecipe,
+        *,
+        host: str = "",
+        command_port: int = 0,
+        seed: int = 0,
+        looks: float = 0.0,
+    ) -> None:
+        """The cell lies as `seed` lays it out until somebody resets it.
+
+        Args:
+            cell: a recipe of kind "mock": home, limits, cameras.
+            work: the task that is laid out and judged.
+            host: a loopback address; "" takes a free one.
+            command_port: the vendor's is 502, which needs privileges; 0 takes a free one.
+
+        Raises:
+            RecipeError: the mock cell has no such task or camera.
+        """
+        if cell.kind != "mock":
+            raise RecipeError(f"{cell.name} is a recipe for a {cell.kind}; the mock lab needs one of kind 'mock'")
+        self.cell, self.work = cell, work
+        self.plant = CellPlant(CellSim(cell, work, looks))
+        self.plant.place(tasks.layout(work, seed), ArmCommand(np.array(cell.home_rad), cell.limits.gripper_max_m))
+        self.controller = ControllerServer(self.plant, host=host or free_host(), command_port=command_port)
+        self.streams = CameraStreams(self.plant)
+        self.judge = JudgeServer(self.plant, self.controller)
+        self._running = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Raises ArmError where a port is taken, or is not ours to take."""
+        with ExitStack() as started:
+            for part in (self.controller, self.streams, self.judge):
+                started.enter_context(part)
+            self._running = started.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all of it. Raises ArmError where a part had failed."""
+        self._running.__exit__(kind, error, trace)
+
+    def recipe(self, arm: HardwareRecipe) -> HardwareRecipe:
+        """What the driver reads: `arm` with the cell's geometry, and with everything pointing here.
+
+        Raises:
+            RecipeError: `arm` has no controller.
+        """
+        if arm.controller is None:
+            raise RecipeError(f"{arm.name} has no [controller]; start from a recipe of kind 'xarm7'")
+        controller = replace(
+            arm.controller,
+            address=self.controller.host,
+            command_port=self.controller.command_port,
+            serial="",
+            max_report_age_s=_REPORT_AGE_S,
+            command_timeout_s=_COMMAND_TIMEOUT_S,
+            gripper_rpm=_GRIPPER_RPM,
+        )
+        cell = self.cell
+        return replace(
+            arm,
+            name=NAME,
+            fps=cell.fps,
+            home_rad=cell.home_rad,
+            tcp_offset_m=cell.tcp_offset_m,
+            cameras=tuple(self._camera(camera) for camera in cell.cameras),
+            limits=cell.limits,
+            controller=controller,
+            judge_url=self.judge.url,
+        )
+
+    def check(self) -> None:
+        """Raise ArmError where a part has failed meanwhile."""
+        self.controller.arm_state()
+        if self.streams.failed:
+            raise ArmError(f"the mock cameras failed: {self.streams.failed}")
+
+    def _camera(self, camera: CameraRecipe) -> CameraRecipe:
+        source = self.streams.url(camera.name)
+        return CameraRecipe(camera.name, camera.height_px, camera.width_px, source, max_age_s=_PICTURE_AGE_S)

@@ -1,0 +1,287 @@
+"""A person at the keys: a real terminal (a pty), the workcell that asks and labels, the judge in a person's place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+from srpo_robot.cli.operator import TerminalKeys
+from srpo_robot.errors import ArmError, UsageError
+from srpo_robot.evaluation.operator import GO, Judge, JudgedCell, OperatorCell, Quit, StopSwitch
+from srpo_robot.evaluation.runtime import Redo
+from srpo_robot.http_server import HttpServer, refuse, respond_json
+
+# --- a terminal
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """(the person's end, the program's end) of a pseudo terminal."""
+    person, program = pty.openpty()
+    yield person, program
+    for descriptor in (person, program):
+        with contextlib.suppress(OSError):  # a test closed it
+            os.close(descriptor)
+
+
+def until(happens: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30.0
+    while not happens():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.002)
+
+
+def settings(descriptor: int) -> list:
+    return termios.tcgetattr(descriptor)
+
+
+def no_thread() -> bool:
+    return not any(thread.name == "keys" for thread in threading.enumerate())
+
+
+def test_keys_come_one_by_one_without_enter_and_in_lower_case(terminal):
+    person, program = terminal
+    with TerminalKeys(lambda: None, program) as keys:
+        assert keys.pressed() is None
+        os.write(person, b"sF\rq")
+        assert [keys.next() for _ in range(4)] == ["s", "f", GO, "q"]
+        os.write(person, b"abc")
+        until(lambda: keys._keys.qsize() == 3)
+        keys.forget()
+        assert keys.pressed() is None
+    assert no_thread()
+
+
+def test_space_stops_while_the_program_is_busy_and_is_no_key(terminal):
+    person, program = terminal
+    stopped_in: list[str] = []
+    with TerminalKeys(lambda: stopped_in.append(threading.current_thread().name), program) as keys:
+        os.write(person, b" s")
+        until(lambda: bool(stopped_in))  # nobody has asked for a key
+        assert stopped_in == ["keys"] and keys.next() == "s"
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_the_terminal_is_as_it_was(terminal, crash):
+    _, program = terminal
+    before = settings(program)
+    try:
+        with TerminalKeys(lambda: None, program):
+            during = settings(program)
+            assert not during[3] & termios.ICANON and not during[3] & termios.ECHO
+            assert during[3] & termios.ISIG  # Ctrl-C works as ever
+            assert during[6][termios.VSUSP] == b"\0"  # Ctrl-Z does not
+            if crash:
+                raise RuntimeError("boom")
+    except RuntimeError:
+        pass
+    assert settings(program) == before and no_thread()
+
+
+def test_a_stop_that_nobody_confirmed_is_said_and_raised(terminal, capsys):
+    person, program = terminal
+
+    def stop() -> None:
+        raise ArmError("the controller did not confirm the stop: PRESS THE EMERGENCY STOP")
+
+    with TerminalKeys(stop, program) as keys:
+        os.write(person, b" ")
+        with pytest.raises(ArmError, match="PRESS THE EMERGENCY STOP"):
+            keys.next()
+    assert "PRESS THE EMERGENCY STOP" in capsys.readouterr().err
+
+
+def test_a_terminal_that_goes_away_stops_the_arm(terminal):
+    person, program = terminal
+    stops: list[int] = []
+    with TerminalKeys(lambda: stops.append(1), program) as keys:
+        os.close(person)
+        with pytest.raises(ArmError, match="the terminal has gone away"):
+            keys.next()
+        assert stops == [1]
+
+
+def test_without_a_terminal_nobody_could_stop_the_arm(tmp_path):
+    with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="needs a person at the keys"):
+        TerminalKeys(lambda: None, file.fileno())
+
+
+# --- the workcell of a person
+
+
+class Person:
+    """Keys in the order in which they are pressed; what is asked for beyond them is a defect of the test."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = list(keys)
+
+    def next(self) -> str:
+        return self.keys.pop(0)
+
+    def pressed(self) -> str | None:
+        return self.keys.pop(0) if self.keys and self.keys[0] != "wait" else None
+
+    def forget(self) -> None:
+        if self.keys and self.keys[0] == "wait":
+            self.keys.pop(0)
+
+
+class HomingArm:
+    """Counts; `hit` runs on its way home."""
+
+    def __init__(self, hit: Callable[[], None] = lambda: None) -> None:
+        self.homes = self.stops = 0
+        self.hit = hit
+
+    def go_home(self) -> None:
+        self.homes += 1
+        self.hit()
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+def cell(person: Person, arm: HomingArm | None = None) -> tuple[OperatorCell, HomingArm, StopSwitch, list[str]]:
+    arm = arm or HomingArm()
+    switch, said = StopSwitch(arm.stop), list[str]()
+    made = OperatorCell(
+        arm, person, switch, lambda seed: {"seed": seed, "steps": ["apple left"]}, said.append, "it is on the plate"
+    )
+    return made, arm, switch, said
+
+
+def test_nothing_moves_before_a_key_and_the_layout_is_shown():
+    made, arm, _, said = cell(Person("x", GO, "y", GO))
+    assert made.reset(7) == {"seed": 7}
+    assert arm.homes == 1
+    assert "Enter sends the arm home" in said[0] and said[1] == "  apple left" and "Enter starts" in said[2]
+
+
+def test_q_ends_the_run_before_anything_moves():
+    made, arm, _, _ = cell(Person("q"))
+    with pytest.raises(Quit):
+        made.reset(0)
+    assert arm.homes == 0
+
+
+@pytest.mark.parametrize(("key", "label"), [("s", True), ("f", False)])
+def test_a_label_in_the_middle_of_a_trial_ends_it(key, label):
+    made, *_ = cell(Person(GO, GO, "wait"))
+    made.reset(0)
+    assert made.verdict(ended=False) is None
+    made._keys.keys[:] = ["x", key]  # type: ignore[attr-defined]
+    assert made.verdict(ended=False) is label and made.verdict(ended=True) is label
+
+
+def test_at_the_end_the_label_is_waited_for():
+    made, _, _, said = cell(Person(GO, GO, "wait", "z", "f"))
+    made.reset(0)
+    assert made.verdict(ended=True) is False
+    assert "it is on the plate" in said[-1]
+
+
+def test_redo_and_quit_are_raised():
+    made, *_ = cell(Person(GO, GO, "r"))
+    made.reset(0)
+    with pytest.raises(Redo):
+        made.verdict(ended=False)
+    made, *_ = cell(Person(GO, GO, "q"))
+    made.reset(0)
+    with pytest.raises(Quit):
+        made.verdict(ended=True)
+
+
+def test_a_new_trial_forgets_the_label():
+    made, *_ = cell(Person(GO, GO, "s"))
+    made.reset(0)
+    assert made.verdict(ended=True) is True
+    made._keys.keys[:] = [GO, GO, "wait"]  # type: ignore[attr-defined]
+    made.reset(1)
+    assert made.verdict(ended=False) is None
+
+
+def test_space_on_the_way_home_is_no_fault_and_home_is_asked_again():
+    holder: list[StopSwitch] = []
+
+    def hit() -> None:
+        if arm.homes == 1:
+            holder[0].press()
+            raise ArmError("the arm was stopped")
+
+    arm = HomingArm(hit)
+    made, _, switch, said = cell(Person(GO, GO, GO), arm)
+    holder.append(switch)
+    made.reset(0)
+    assert arm.homes == 2 and arm.stops == 1 and "Stopped." in said and not switch.pressed()
+
+
+def test_space_before_the_start_sends_it_home_again():
+    arm = HomingArm()
+    made, _, switch, _ = cell(Person(), arm)
+
+    class Restless(Person):
+        def next(self) -> str:
+            if len(self.keys) == 3:
+                switch.press()  # while the start is asked for
+            return super().next()
+
+    made._keys = Restless(GO, GO, GO, GO)
+    made.reset(0)
+    assert arm.homes == 2 and not switch.pressed()
+
+
+def test_a_fault_on_the_way_home_is_a_fault():
+    def hit() -> None:
+        raise ArmError("controller error C31")
+
+    with pytest.raises(ArmError, match="C31"):
+        cell(Person(GO), HomingArm(hit))[0].reset(0)
+
+
+def test_the_stop_is_remembered_before_the_arm_hears_it():
+    seen: list[bool] = []
+    switch = StopSwitch(lambda: seen.append(switch.pressed()))
+    switch.press()
+    assert seen == [True] and switch.pressed()
+    switch.release()
+    assert not switch.pressed()
+
+
+# --- the judge
+
+
+def judge_of(answers: Mapping[str, object]) -> HttpServer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path in answers:
+            respond_json(handler, answers[handler.path])
+        else:
+            refuse(handler, 409, "the cell has no\nsuch task")
+
+    return HttpServer(answer)
+
+
+def test_the_judge_lays_out_and_calls_the_result():
+    arm = HomingArm()
+    with judge_of({"/reset": {"seed": 3}, "/verdict": {"success": False}}) as server:
+        made = JudgedCell(arm, Judge(server.url))
+        assert made.reset(3) == {"seed": 3} and arm.homes == 1
+        assert made.verdict(ended=False) is None and made.verdict(ended=True) is False
+    with judge_of({"/verdict": {"success": True}}) as server:
+        assert JudgedCell(arm, Judge(server.url)).verdict(ended=False) is True
+
+
+def test_a_judge_that_refuses_or_is_gone_is_one_line():
+    with judge_of({}) as server:
+        with pytest.raises(ArmError, match="refused: the cell has no such task"):
+            Judge(server.url).lay_out(1)
+        url = server.url
+    with pytest.raises(ArmError, match="does not answer .* is 'srpo-robot mock-lab' running"):
+        Judge(url).succeeded()

@@ -1,0 +1,326 @@
+"""A policy that is asked in a thread of its own or on another machine: late, hung, crashed, wrong."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from test_evaluation import Script, Sink, ToyArm, ToyCell, rows, setup
+
+from srpo_robot.arm.actions import TCP_NAMES, make_action_space
+from srpo_robot.errors import ArmError, CheckpointError, PolicyError, UndecodableActions, UsageError
+from srpo_robot.evaluation.policy import Background
+from srpo_robot.evaluation.runtime import Redo, Step, run_episode
+from srpo_robot.evaluation.served_policy import (
+    PolicyServer,
+    ServedPolicy,
+    describe,
+    pack_observation,
+    unpack_observation,
+)
+from srpo_robot.records import ActionChunk, ArmCommand, ArmState, Observation
+
+
+@dataclass
+class Slow(Script):
+    """Answers only when it is let go on."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def act(self, observation: Observation) -> ActionChunk | None:
+        self.asked.release()
+        self.go.wait(30.0)
+        return super().act(observation)
+
+
+def seen(arm: ToyArm | None = None) -> Observation:
+    return (arm or ToyArm()).observe()
+
+
+# --- in a thread
+
+
+def test_answers_are_those_of_the_policy():
+    with Background(Script(rows(3)), 10.0, 10.0) as thinker:
+        thinker.reset(0)
+        answer = thinker.think(seen())
+        assert isinstance(answer, ActionChunk) and len(answer.actions) == 3
+        assert thinker.think(seen()) is None
+    assert not any(thread.name == "policy" for thread in threading.enumerate())
+
+
+def test_a_late_answer_is_waited_for_and_belongs_to_its_question():
+    policy = Slow(rows(3))
+    with Background(policy, 0.001, 10.0) as thinker:
+        thinker.reset(0)
+        arm = ToyArm()
+        assert thinker.think(seen(arm)) == "late"
+        arm.driven.append(ArmCommand(arm.home_rad, 0.04))
+        assert thinker.think(seen(arm)) == "late"
+        policy.go.set()
+        while (answer := thinker.think(seen(arm))) == "late":
+            time.sleep(0.001)
+        assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, asked once
+
+
+def test_what_was_thought_for_the_last_trial_is_dropped():
+    policy = Slow(rows(6))
+    with Background(policy, 0.001, 10.0) as thinker:
+        thinker.reset(0)
+        assert thinker.think(seen()) == "late"
+        policy.asked.acquire()
+        policy.go.set()
+        thinker.reset(1)
+        while (answer := thinker.think(seen())) == "late":
+            time.sleep(0.001)
+        assert isinstance(answer, ActionChunk) and policy.at == 3  # begun anew, one chunk in
+
+
+def test_a_policy_that_never_answers_is_given_up():
+    policy = Slow(rows(3))
+    with Background(policy, 0.001, 0.05) as thinker:
+        thinker.reset(0)
+
+        def wait_for_it() -> None:
+            while thinker.think(seen()) == "late":
+                time.sleep(0.001)
+
+        with pytest.raises(PolicyError, match="has not answered for 0.05 s"):
+            wait_for_it()
+        with pytest.raises(PolicyError, match="has not answered"):
+            thinker.reset(1)  # still busy
+        policy.go.set()
+
+
+class Crashing(Script):
+    error: Exception = RuntimeError("CUDA out of\nmemory")
+
+    def act(self, observation: Observation) -> ActionChunk | None:
+        raise self.error
+
+
+def test_a_crash_is_one_line_and_refusals_stay_what_they_are():
+    policy = Crashing(rows(3))
+    with Background(policy, 10.0, 10.0) as thinker:
+        thinker.reset(0)
+        with pytest.raises(PolicyError, match="the policy crashed: RuntimeError: CUDA out of memory"):
+            thinker.think(seen())
+        policy.error = UndecodableActions("no action in it")
+        with pytest.raises(UndecodableActions, match="no action in it"):
+            thinker.think(seen())
+
+
+# --- in the loop
+
+
+class WatchfulArm(ToyArm):
+    """Lets the policy go on once it has held for three steps."""
+
+    policy: Slow
+
+    def _drive(self, command: ArmCommand) -> None:
+        super()._drive(command)
+        if len(self.driven) == 3:
+            self.policy.go.set()
+            time.sleep(0.05)
+
+
+def test_the_arm_holds_and_counts_while_the_policy_is_late():
+    arm, policy, sink, steps = WatchfulArm(), Slow(rows(4, z=0.24), execute=4), Sink(), list[Step]()
+    arm.policy = policy
+    with Background(policy, 0.001, 10.0) as thinker:
+        made = setup(arm, ToyCell(arm), time_limit_s=1.0, thinker=thinker, log=steps.append)
+        outcome = run_episode(made, policy, 0, sink)
+    assert outcome.late >= 3 and outcome.steps <= 10
+    held = [step for step in steps if step.row < 0]
+    assert len(held) == outcome.late and [step.number for step in steps] == list(range(outcome.steps))
+    for step in held[:3]:
+        assert step.limited.command.joints_rad == pytest.approx(arm.home_rad) and step.chunk == -1
+    assert len(sink.frames) == outcome.steps  # a hold is a frame like any other: time passes evenly
+    assert [step.row for step in steps if step.chunk == 0 and step.row >= 0] == [0, 1, 2, 3]
+
+
+def test_a_crash_ends_the_episode_and_nothing_half_is_kept():
+    arm, sink = ToyArm(), Sink()
+    with Background(Crashing(rows(3)), 10.0, 10.0) as thinker, pytest.raises(PolicyError, match="crashed"):
+        run_episode(setup(arm, ToyCell(arm), thinker=thinker), Script(rows(3)), 0, sink)
+    assert sink.ends == [None]
+
+
+def test_a_stop_by_hand_is_no_fault_and_is_judged():
+    pressed = threading.Event()
+
+    class Stopped(ToyArm):
+        def _drive(self, command: ArmCommand) -> None:
+            super()._drive(command)
+            if len(self.driven) == 3:
+                pressed.set()
+                raise ArmError("the arm was stopped")
+
+    arm, sink = Stopped(), Sink()
+    outcome = run_episode(setup(arm, ToyCell(arm), stopped=pressed.is_set), Script(rows(9)), 0, sink)
+    assert (outcome.success, outcome.note, outcome.steps) == (False, "stopped by hand", 2)
+    assert sink.ends == [False]
+
+
+def test_a_redone_trial_counts_for_nothing():
+    class Again(ToyCell):
+        def verdict(self, ended: bool) -> bool | None:
+            raise Redo("redone by hand")
+
+    arm, sink = ToyArm(), Sink()
+    outcome = run_episode(setup(arm, Again(arm)), Script(rows(9)), 0, sink)
+    assert outcome.redo and outcome.success is None and sink.ends == [None]
+
+
+def test_a_failure_called_in_the_middle_ends_the_trial():
+    class Called(ToyCell):
+        def verdict(self, ended: bool) -> bool | None:
+            return False if len(self.arm.driven) >= 4 else None
+
+    arm = ToyArm()
+    outcome = run_episode(setup(arm, Called(arm)), Script(rows(9)), 0, Sink())
+    assert (outcome.success, outcome.steps) == (False, 4)
+
+
+def test_nan_is_told_from_other_void_trials():
+    arm, bad = ToyArm(), rows(3)
+    bad[1, 0] = np.nan
+    outcome = run_episode(setup(arm, ToyCell(arm)), Script(bad), 0)
+    assert outcome.refused and outcome.success is None
+
+
+def test_a_layout_may_have_its_own_instruction():
+    class Told(Script):
+        instruction = ""
+
+    class Named(ToyCell):
+        def reset(self, seed: int) -> dict[str, object]:
+            return {"instruction": f"take card {seed}"}
+
+    arm, policy, sink = ToyArm(), Told(rows(3)), Sink()
+    run_episode(setup(arm, Named(arm)), policy, 4, sink)
+    assert policy.instruction == "take card 4" and sink.frames[0][3] == "take card 4"
+    run_episode(setup(arm, ToyCell(arm)), policy, 4, sink)
+    assert policy.instruction == "go"
+
+
+# --- on another machine
+
+
+SPACE = make_action_space("tcp", ToyArm().limits, ToyArm().home_rad)
+
+
+def served(policy: Script, cameras: tuple[str, ...] = ("front",)) -> PolicyServer:
+    return PolicyServer(policy, describe(policy, SPACE, cameras))
+
+
+def client(server: PolicyServer, **options) -> ServedPolicy:
+    return ServedPolicy(server.url, SPACE, "go", options.pop("cameras", ("front",)), **options)
+
+
+def test_an_observation_travels_unchanged():
+    rng = np.random.default_rng(0)
+    images = {"front": rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), "wrist": np.zeros((2, 2, 3), np.uint8)}
+    sent = Observation(ArmState(1.5, rng.normal(size=7), 0.04), ArmCommand(rng.normal(size=7), 0.05), images)
+    got = unpack_observation(pack_observation(sent))
+    assert np.array_equal(got.state.joints_rad, sent.state.joints_rad) and got.state.time_s == 1.5
+    assert np.array_equal(got.commanded.joints_rad, sent.commanded.joints_rad) and got.commanded.gripper_m == 0.05
+    assert got.images.keys() == images.keys() and all(np.array_equal(got.images[n], images[n]) for n in images)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", pack_observation(seen())[:-40]])
+def test_what_is_no_observation_is_refused(content):
+    with pytest.raises(ValueError):
+        unpack_observation(content)
+
+
+def test_a_served_policy_is_the_policy():
+    with served(Script(rows(5))) as server:
+        policy = client(server)
+        assert policy.name.startswith("script at http://")
+        policy.reset(3)
+        here = Script(rows(5))
+        for _ in range(2):
+            there, own = policy.act(seen()), here.act(seen())
+            assert there is not None and own is not None
+            assert np.array_equal(there.actions, own.actions) and there.names == TCP_NAMES
+        assert policy.act(seen()) is None
+        policy.reset(4)
+        assert policy.act(seen()) is not None
+
+
+def test_a_policy_for_something_else_is_refused_before_the_first_move():
+    with served(Script(rows(5)), cameras=("side",)) as server, pytest.raises(CheckpointError, match="has cameras"):
+        client(server)
+    joints = make_action_space("joints", ToyArm().limits, ToyArm().home_rad)
+    with (
+        PolicyServer(Script(rows(1)), describe(Script(rows(1)), joints, ("front",))) as server,
+        pytest.raises(CheckpointError, match="has actions"),
+    ):
+        client(server)
+
+
+def test_another_policy_has_another_fingerprint():
+    one, other = Script(rows(1)), Script(rows(1), name="other")
+    assert describe(one, SPACE, ("front",)).fingerprint != describe(other, SPACE, ("front",)).fingerprint
+
+
+def test_a_served_policy_that_fails_says_how_and_goes_on_serving():
+    crashing = Crashing(rows(3))
+    with served(crashing) as server:
+        policy = client(server)
+        with pytest.raises(PolicyError, match="failed: RuntimeError: CUDA out of memory"):
+            policy.act(seen())
+        crashing.error = UndecodableActions("no action in it")
+        with pytest.raises(UndecodableActions, match="no action in it"):
+            policy.act(seen())
+
+
+def test_nobody_there_and_no_url():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # taken, and not listening
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(PolicyError, match="does not answer .* is 'srpo-robot serve' running"):
+            ServedPolicy(url, SPACE, "go", ("front",))
+    with pytest.raises(UsageError, match="give http://HOST:PORT"):
+        ServedPolicy("ws://host:1", SPACE, "go", ())
+
+
+def test_an_answer_that_does_not_come_is_given_up():
+    policy = Slow(rows(3))
+    with served(policy) as server:
+        mine = client(server, answer_s=0.2)
+        with pytest.raises(PolicyError, match="does not answer .*timed out"):
+            mine.act(seen())
+        policy.go.set()
+
+
+def test_a_server_that_goes_away_in_the_middle():
+    with served(Script(rows(3))) as server:
+        policy = client(server)
+    with pytest.raises(PolicyError, match="does not answer"):
+        policy.act(seen())
+
+
+def test_the_command_serves_and_ends(cli, monkeypatch):
+    from srpo_robot.cli import running
+
+    said, answers = list[str](), list[object]()
+
+    def one_question() -> None:
+        url = said[0].split("--policy ")[1]
+        answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(seen()))
+
+    monkeypatch.setattr(running, "load_any_policy", lambda *_: Script(rows(2)))
+    monkeypatch.setattr(running, "say", said.append)
+    monkeypatch.setattr(running, "until_interrupted", one_question)
+    code, _, err = cli("serve", "--policy", "x", "--task", "put-apple", "--arm", "mock", "--port", "0")
+    assert code == 0, err
+    assert isinstance(answers[0], ActionChunk) and len(answers[0].actions) == 2
+    assert not any(thread.name == "http-server" for thread in threading.enumerate())

@@ -1,0 +1,158 @@
+"""What a trial leaves behind, also where it was cut off; and the note of a fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from srpo_robot.arm.limits import Limited
+from srpo_robot.errors import DatasetError
+from srpo_robot.evaluation.runtime import Step
+from srpo_robot.evaluation.trial_log import STEPS, TICKS, TrialLog, read_log
+from srpo_robot.evaluation.trials import CUT_OFF, FAULT, clear_fault, note_fault, read_fault
+from srpo_robot.records import ArmCommand, ArmState, Observation
+
+TICK = np.dtype([("time_s", "f8"), ("sent_rad", "f8", (7,)), ("code", "i2")])
+SIZE = {"front": (33, 48)}  # an odd height: the codec takes even ones
+
+
+def step(number: int, row: int = 0) -> Step:
+    image = np.full((33, 48, 3), 10 * number % 256, dtype=np.uint8)
+    state = ArmState(100.0 + 0.1 * number, np.full(7, 0.01 * number), 0.05)
+    sent = Limited(ArmCommand(np.full(7, 0.02 * number), 0.06), ("joint_step",))
+    asked = ArmCommand(np.full(7, 0.03 * number), 0.07)
+    return Step(number, Observation(state, asked, {"front": image}), asked, sent, 2, row, sent.clips)
+
+
+class Ticks:
+    """Ten a step, as a streamer at 100 Hz has them."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __call__(self) -> np.ndarray:
+        made = np.zeros(10, TICK)
+        made["time_s"] = 0.01 * np.arange(self.at, self.at + 10)
+        made["sent_rad"] = np.arange(7)
+        self.at += 10
+        return made
+
+
+def frames(path) -> list[np.ndarray]:
+    film = av.open(str(path))
+    try:
+        return [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    finally:
+        film.close()
+
+
+def check(folder, steps: int) -> None:
+    log = read_log(folder, STEPS)
+    assert log["step"].tolist() == list(range(steps)) and log["chunk"].tolist() == [2] * steps
+    assert log["asked_rad"] == pytest.approx(np.tile(0.03 * np.arange(steps)[:, None], 7))
+    assert log["sent_rad"] == pytest.approx(np.tile(0.02 * np.arange(steps)[:, None], 7))
+    assert log["reached_rad"] == pytest.approx(np.tile(0.01 * np.arange(steps)[:, None], 7))
+    assert log["arm_s"] == pytest.approx(100.0 + 0.1 * np.arange(steps))
+    assert log["clips"].tolist() == ["joint_step"] * steps
+    ticks = read_log(folder, TICKS)
+    assert ticks["time_s"] == pytest.approx(0.01 * np.arange(len(ticks["time_s"])))
+    assert len(ticks["time_s"]) >= 10 * steps and ticks["sent_rad"][3].tolist() == list(range(7))
+
+
+def test_a_trial_that_ended_is_parquet_and_films(tmp_path):
+    folder = tmp_path / "trials" / "000"
+    with TrialLog(folder, SIZE, 10.0, Ticks()) as log:
+        for number in range(25):
+            log.add(step(number, row=-1 if number == 3 else 0))
+    assert sorted(path.name for path in folder.iterdir()) == ["front.mp4", "steps.parquet", "ticks.parquet"]
+    check(folder, 25)
+    assert read_log(folder, STEPS)["late"].tolist() == [number == 3 for number in range(25)]
+    film = frames(folder / "front.mp4")
+    assert len(film) == 25 and film[0].shape == (32, 48, 3)
+    assert film[20].mean() == pytest.approx(200, abs=4)
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from test_trial_log import SIZE, Ticks, step
+from srpo_robot.evaluation.trial_log import TrialLog
+log = TrialLog(Path({folder!r}), SIZE, 10.0, Ticks()).__enter__()
+for number in range(45):
+    log.add(step(number))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_kill_costs_the_last_second_at_most(tmp_path):
+    code = KILLED.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    check(tmp_path, 45)
+    assert len(frames(tmp_path / "front.mp4")) >= 35
+
+
+def test_a_line_or_tick_that_was_cut_is_left_out(tmp_path):
+    log = TrialLog(tmp_path, {}, 10.0, Ticks())
+    log.__enter__()
+    for number in range(4):
+        log.add(step(number))
+    log._files.close()
+    for name in ("steps.jsonl", "ticks.npys"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-20])
+    assert read_log(tmp_path, STEPS)["step"].tolist() == [0, 1, 2]
+    assert len(read_log(tmp_path, TICKS)["time_s"]) == 30
+
+
+def test_a_full_disk_does_not_hide_what_came_first(tmp_path):
+    with pytest.raises(RuntimeError, match="the first"), TrialLog(tmp_path / "x", {}, 10.0, Ticks()) as log:
+        log.add(step(0))
+        (tmp_path / "x" / "ticks.part").mkdir()  # the parquet cannot be written
+        (tmp_path / "x" / "steps.part").mkdir()
+        raise RuntimeError("the first")
+    check(tmp_path / "x", 1)
+    with pytest.raises(OSError), TrialLog(tmp_path / "y", {}, 10.0) as log:
+        (tmp_path / "y" / "steps.part").mkdir()
+        log.add(step(0))
+
+
+def test_a_trial_without_a_step_leaves_nothing_to_read(tmp_path):
+    with TrialLog(tmp_path, SIZE, 10.0):
+        pass
+    with pytest.raises(DatasetError, match="has no steps"):
+        read_log(tmp_path, STEPS)
+
+
+# --- the note of a fault
+
+
+def test_a_fault_is_noted_read_and_cleared(tmp_path):
+    assert read_fault(tmp_path) == ""
+    note_fault(tmp_path)
+    assert read_fault(tmp_path).startswith(CUT_OFF)
+    note_fault(tmp_path, "controller error C31", 4)
+    assert read_fault(tmp_path).startswith("controller error C31 (") and "in trial 4)" in read_fault(tmp_path)
+    assert json.loads((tmp_path / FAULT).read_text())["trial"] == 4
+    clear_fault(tmp_path)
+    clear_fault(tmp_path)
+    assert read_fault(tmp_path) == "" and not list(tmp_path.iterdir())
+
+
+def test_a_note_that_cannot_be_read_is_still_a_fault(tmp_path):
+    (tmp_path / FAULT).write_text("{")
+    assert read_fault(tmp_path) == CUT_OFF
+
+
+def test_a_note_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    note_fault(tmp_path)
+    (tmp_path / f"{FAULT}.part").mkdir()
+    with pytest.raises(OSError):
+        note_fault(tmp_path, "the disk is full")
+    assert read_fault(tmp_path).startswith(CUT_OFF)
