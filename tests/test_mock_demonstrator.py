@@ -1,4 +1,4 @@
-"""The scripted expert: it succeeds, recovers, and fails as it is told."""
+"""The scripted expert of every task: it succeeds, recovers, and fails as it is told."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,15 +9,18 @@ import pytest
 
 from srpo_robot.arm import kinematics
 from srpo_robot.arm.actions import TCP_NAMES, make_action_space
-from srpo_robot.errors import UsageError
+from srpo_robot.errors import RecipeError, UsageError
 from srpo_robot.mock import tasks
 from srpo_robot.mock.arm import MockArm, make_mock
-from srpo_robot.mock.demonstrator import Demonstrator, Failure, Phase, choose_failure
+from srpo_robot.mock.demonstrator import Demonstrator, Failure, Phase, choose_failure, choose_strategy
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 
 HARDWARE = dataclasses.replace(load(HardwareRecipe, "hardware", "mock"), cameras=())
 TASK = load(TaskRecipe, "datasets", "put-apple")
 DISTURBANCE_M = 0.008
+OTHERS = {name: load(TaskRecipe, "datasets", name) for name in tasks.TASKS if name != "put-apple"}
+WAYS = [(name, way) for name in OTHERS for way in tasks.task_named(name).strategies]
+FAILURES = [(name, Failure(kind)) for name in OTHERS for kind in tasks.task_named(name).failures]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +29,8 @@ class Run:
     actions: np.ndarray  # (T, 4)
     tcp_m: np.ndarray  # (T, 3) measured before each action
     phases: list[Phase]
+    score: float
+    objects_m: dict[str, np.ndarray]  # at the end
 
 
 def run(
@@ -34,13 +39,14 @@ def run(
     disturbance_m: float = DISTURBANCE_M,
     meddle: Callable[[MockArm, Demonstrator], None] = lambda arm, expert: None,
     task: TaskRecipe = TASK,
+    strategy: str | None = None,
 ) -> Run:
     arm, cell = make_mock(HARDWARE, task, wide_starts=0.6, disturbance_m=disturbance_m)
     space, expert = make_action_space("tcp", arm.limits, arm.home_rad), Demonstrator(arm.sim)
     actions, tcp, phases = [], [], []
     with arm:
         cell.reset(seed)
-        expert.reset(seed, failure)
+        expert.reset(seed, failure, strategy)
         while (chunk := expert.act(seen := arm.observe())) is not None:
             assert chunk.names == TCP_NAMES and chunk.actions.shape == (1, 4)
             actions.append(chunk.actions[0])
@@ -48,7 +54,8 @@ def run(
             phases.append(expert.phase)
             arm.send(space.command(chunk.actions[0], arm.reference()).command)
             meddle(arm, expert)
-        return Run(bool(cell.verdict(ended=True)), np.array(actions), np.array(tcp), phases)
+        verdict, objects = bool(cell.verdict(ended=True)), dict(arm.sim.facts().objects_m)
+        return Run(verdict, np.array(actions), np.array(tcp), phases, cell.score(), objects)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -144,3 +151,115 @@ def test_refusals_say_what_would_work() -> None:
         cell.reset(0)
         with pytest.raises(UsageError, match="no other object to pick"):
             Demonstrator(arm.sim).reset(0, Failure.WRONG)
+
+
+# --- every task ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("name", "strategy"), WAYS)
+def test_each_strategy_does_its_task(name: str, strategy: str, seed: int) -> None:
+    done = run(seed, Failure.NONE, 0.006, task=OTHERS[name], strategy=strategy)
+    assert done.success and done.score >= 0.95
+    assert len(done.actions) * 0.1 < OTHERS[name].time_limit_s  # a trial has the time
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize(("name", "failure"), FAILURES)
+def test_each_failure_fails(name: str, failure: Failure, seed: int) -> None:
+    done = run(seed, failure, 0.006, task=OTHERS[name])
+    assert not done.success
+    if failure is Failure.STOP:
+        assert (done.actions[-20:] == done.actions[-1]).all()
+    else:
+        assert done.phases[-1] is Phase.HOME  # it goes through all the motions
+
+
+def test_strategies_differ_in_what_they_do() -> None:
+    heights = {way: run(0, Failure.NONE, 0.0, task=OTHERS["put-pear"], strategy=way) for way in ("direct", "around")}
+    carried = {
+        way: [z for z, phase in zip(done.tcp_m[:, 2], done.phases, strict=True) if phase is Phase.CARRY]
+        for way, done in heights.items()
+    }
+    assert max(carried["around"]) > max(carried["direct"]) + 0.04
+    lay, flip = (run(0, Failure.NONE, 0.0, task=OTHERS["fold-towel"], strategy=way) for way in ("lay", "flip"))
+    folding = [done.phases.count(Phase.FOLD) for done in (lay, flip)]
+    assert folding[1] < 0.8 * folding[0]  # it lets the flap fall
+
+
+def test_a_missed_lane_leaves_ink_and_a_lifted_eraser_more() -> None:
+    scores = {
+        kind: np.mean([run(seed, kind, 0.0, task=OTHERS["wipe-board"]).score for seed in range(6)])
+        for kind in (Failure.MISS, Failure.DROP, Failure.NONE)
+    }
+    assert 0.2 < scores[Failure.MISS] < 0.9
+    assert scores[Failure.DROP] < scores[Failure.MISS] < scores[Failure.NONE]
+
+
+def test_a_wrong_card_ends_in_the_tray() -> None:
+    done = run(4, Failure.WRONG, 0.0, task=OTHERS["select-poker"])
+    layout = tasks.layout(OTHERS["select-poker"], 4)
+    moved = {
+        item.name for item in layout.objects if np.hypot(*(done.objects_m[item.name][:2] - [item.x_m, item.y_m])) > 0.1
+    }
+    assert len(moved) == 1 and layout.target not in moved
+
+
+def test_the_pear_is_found_where_a_hand_put_it() -> None:
+    recipe = dataclasses.replace(OTHERS["put-pear"], swap_during_probability=1.0)
+    layout = tasks.layout(recipe, 3)
+    spots = {item.name: np.array([item.x_m, item.y_m]) for item in layout.objects[:2]}
+    seen: list[dict[str, np.ndarray]] = []
+    done = run(3, Failure.NONE, 0.0, lambda arm, expert: seen.append(dict(arm.sim.facts().objects_m)), recipe)
+    assert layout.swap_at_s is not None
+    moment = round(layout.swap_at_s * 10) + 2  # a control step later, and one for rounding
+    assert np.hypot(*(seen[0]["pear"][:2] - spots["pear"])) < 0.005
+    assert np.hypot(*(seen[moment]["pear"][:2] - spots["apple"])) < 0.01
+    assert np.hypot(*(seen[moment]["apple"][:2] - spots["pear"])) < 0.01
+    assert done.success
+
+
+# What seeds gave when the embedded encoder was trained; to 2 mm, because processors round differently.
+PINNED = {
+    0: (55, True, (0.4394, -0.2045, 0.0356)),
+    1: (89, False, (0.4118, 0.1134, 0.0296)),  # miss
+    3: (66, False, (0.3683, 0.0124, 0.0296)),  # wrong
+    4: (34, False, (0.4503, 0.0096, 0.0296)),  # stop
+}
+
+
+@pytest.mark.parametrize("seed", PINNED)
+def test_apple_demonstrations_are_what_the_embedded_encoder_was_trained_on(seed: int) -> None:
+    steps, success, apple = PINNED[seed]
+    done = run(seed, list(Failure)[seed], 0.006)
+    assert (len(done.actions), done.success) == (steps, success)
+    assert done.objects_m["apple"] == pytest.approx(apple, abs=0.002)
+
+
+def test_strategies_come_alike_by_the_seed_alone_and_only_those_of_the_recipe() -> None:
+    drawn = [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
+    assert drawn == [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
+    for way in "abc":
+        assert drawn.count(way) / 900 == pytest.approx(1 / 3, abs=0.06)
+    arm, cell = make_mock(HARDWARE, TASK)
+    with arm:
+        cell.reset(0)
+        expert = Demonstrator(arm.sim)
+        for seed in range(10):
+            expert.reset(seed)
+            assert expert.strategy == "direct"
+
+
+def test_a_strategy_or_failure_that_a_task_does_not_have_is_refused() -> None:
+    arm, cell = make_mock(HARDWARE, dataclasses.replace(OTHERS["fold-towel"], strategies=("crumple",)))
+    with pytest.raises(RecipeError, match="fold-towel has no strategy 'crumple'; it has: lay, flip, corner"):
+        Demonstrator(arm.sim)
+    arm, cell = make_mock(HARDWARE, OTHERS["wipe-board"])
+    with arm:
+        cell.reset(0)
+        with pytest.raises(UsageError, match="wipe-board has no failure 'wrong'; it has: miss, drop, stop"):
+            Demonstrator(arm.sim).reset(0, Failure.WRONG)
+        with pytest.raises(UsageError, match="no strategy 'around'; it has: rows, columns, ink"):
+            Demonstrator(arm.sim).reset(0, strategy="around")
+        with pytest.raises(UsageError, match="reset the demonstrator first"):
+            Demonstrator(arm.sim).act(arm.observe())

@@ -28,6 +28,7 @@ from srpo_robot.mock.truth import (
     STAGE,
     STATE,
     STATE_NAMES,
+    STRATEGY,
     Pool,
     Truth,
     View,
@@ -134,9 +135,9 @@ def test_the_intent_is_the_demonstrators_and_ends_with_the_layout() -> None:
     sim = CellSim(HARDWARE, TASK)
     sim.reset(tasks.layout(TASK, 0), HOME)
     Demonstrator(sim).reset(0, Failure.DROP)
-    assert snapshot(sim)[KIND] == "drop"
+    assert (snapshot(sim)[KIND], snapshot(sim)[STRATEGY]) == ("drop", "direct")
     sim.reset(tasks.layout(TASK, 0), HOME)
-    assert snapshot(sim)[KIND] == ""
+    assert (snapshot(sim)[KIND], snapshot(sim)[STRATEGY]) == ("", "")
 
 
 def test_a_task_without_a_distractor_records_it_out_of_sight() -> None:
@@ -150,12 +151,14 @@ def test_a_task_without_a_distractor_records_it_out_of_sight() -> None:
 def test_truth_and_frame_are_of_one_instant_also_after_appending(recorded: Buffer, truth: Truth) -> None:
     assert len(recorded.episodes) == len(PLAN)
     assert list(truth.kind) == [kind.value for kind in PLAN]
+    assert set(truth.strategy) == {"direct"}
     measured = recorded.column("observation.state")[:, :3]  # TCP as the arm's encoders have it
     assert np.abs(np.concatenate(truth.state)[:, :3] - measured).max() < 2e-3
     assert np.abs(np.concatenate(truth.state)[1:, :3] - measured[:-1]).max() > 0.02  # one frame off would show
     for episode, stage in zip(recorded.episodes, truth.stage, strict=True):
         assert len(stage) == episode.length
         assert (stage[-1] == 1.0) == episode.success, episode.index
+        assert truth.score[episode.index].tolist() == (stage == 1.0).tolist()  # done or not, nothing between
 
 
 def test_lerobot_reads_the_columns(recorded: Buffer) -> None:
@@ -245,7 +248,8 @@ def toy(lengths: tuple[int, ...] = (12, 20)) -> tuple[Truth, list[Episode]]:
     states = tuple(rng.normal(size=(n, len(STATE_NAMES))) for n in lengths)
     stages = tuple(np.zeros(n) for n in lengths)
     episodes = [Episode(i, "go", n, 10.0, 0, (), True) for i, n in enumerate(lengths)]
-    return Truth(stages, states, ("none",) * len(lengths), (None,) * len(lengths)), episodes
+    kinds, strategies = ("none",) * len(lengths), ("direct",) * len(lengths)
+    return Truth(stages, states, stages, kinds, strategies, (None,) * len(lengths)), episodes
 
 
 def test_true_windows_are_the_standardised_state() -> None:

@@ -134,6 +134,10 @@ class MockCell:
             return True
         return False if ended else None
 
+    def score(self) -> float:
+        """How well the task is done at this instant, 0 to 1; what lies between says how far a failure got."""
+        return self.arm.sim.score()
+
     def truth(self) -> Mapping[str, np.ndarray | str]:
         """The columns of `truth.FEATURES` at this instant. Raises ArmError before the first `reset`."""
         return truth.snapshot(self.arm.sim)

@@ -15,6 +15,7 @@ from srpo_robot.mock.tasks import SUCCESS_HOLD_S, Layout, SceneFacts, Task, task
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import JOINTS, ArmCommand, ArmState
 
+_IN_THE_WAY_M = 0.070  # fingertips to an object: nobody reaches in there to move it
 _SETTLE_S = 0.1  # objects come to rest before a trial starts
 _WORN = ("geom_rgba", "cam_pos", "cam_quat", "cam_fovy")  # what a look changes in the model, beside the light
 _DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
@@ -35,20 +36,26 @@ class CellSim:
         self.looks = check_amount(looks)
         self.task: Task = task_named(task.name)
         self.layout: Layout | None = None
-        self.intent = ""  # what a script is about to do in this layout, for the record; "" where a policy drives
+        self.intent = ""  # what a script is about to get wrong in this layout, for the record; "" where a policy drives
+        self.strategy = ""  # the same of how it goes about it
         self.placed_for_s = 0.0  # how long the success rule has held, up to now
-        self._model = mujoco.MjModel.from_xml_string(scene.mjcf(hardware))
+        kind = self.task.furniture(task)
+        self._model = mujoco.MjModel.from_xml_string(scene.mjcf(hardware, kind.parts(hardware), self.task.things))
         self._data = mujoco.MjData(self._model)
+        self._furniture = kind(self._model, self._data)
         self._sizes = {camera.name: (camera.height_px, camera.width_px) for camera in hardware.cameras}
         self._arm_q = np.array([self._model.joint(f"joint{i + 1}").qposadr[0] for i in range(JOINTS)])
         self._arm_v = np.array([self._model.joint(f"joint{i + 1}").dofadr[0] for i in range(JOINTS)])
         self._finger_q = np.array([self._model.joint(f"finger_{side}").qposadr[0] for side in ("left", "right")])
         self._nominal = {name: getattr(self._model, name).copy() for name in _WORN}
-        self._things = [i for i in range(self._model.ngeom) if self._body_of(i) in (*THINGS, "plate")]
+        coloured = (*self.task.things, *kind.bodies)
+        self._things = [i for i in range(self._model.ngeom) if self._body_of(i) in coloured]
+        self._ticks = 0  # physics steps since the reset; a controller asks for two at a time
+        self._swap_at_s: float | None = None  # when objects change places under way; None: not, or no more
         self._renderer: rendering.Renderer | None = None
         self._target = np.zeros(JOINTS + 1)  # joints [rad] and opening [m] that the motors hold
         self._place_arm(ArmCommand(np.array(hardware.home_rad), hardware.limits.gripper_max_m))
-        self._park(set(THINGS))
+        self._park(set(self.task.things))
 
     def close(self) -> None:
         """Free the renderer; safe to call twice. The next `render` makes a new one."""
@@ -68,14 +75,15 @@ class CellSim:
             raise RecipeError(f"this cell is set up for {self.recipe.name!r}, the layout is of {layout.task!r}")
         mujoco.mj_resetData(self._model, self._data)
         self.wear(look(layout.seed, self.looks))
-        self._park(set(THINGS) - {item.name for item in layout.objects})
+        self._park(set(self.task.things) - {item.name for item in layout.objects})
         for item in layout.objects:
             half = item.yaw_rad / 2.0
             self.move_object(item.name, np.array([item.x_m, item.y_m, THINGS[item.name].rest_m]))
             self._pose(item.name)[3:7] = [np.cos(half), 0.0, 0.0, np.sin(half)]
-        self._data.mocap_pos[0] = [*layout.plate_m, 0.0]
+        self._furniture.lay_out(layout)
         self._place_arm(start)
-        self.layout, self.intent = layout, ""
+        self.layout, self.intent, self.strategy = layout, "", ""
+        self._swap_at_s, self._ticks = layout.swap_at_s, 0
         for _ in range(round(_SETTLE_S / scene.TIMESTEP_S)):
             mujoco.mj_step(self._model, self._data)
         self._data.time = 0.0
@@ -88,11 +96,15 @@ class CellSim:
         Raises:
             ArmError: physics diverged; MuJoCo has put the model back to its zero pose.
         """
+        self._swap_if_due()
         start, goal = self._target, np.append(command.joints_rad, command.gripper_m)
-        steps = round(period_s / scene.TIMESTEP_S)
+        steps, every = round(period_s / scene.TIMESTEP_S), self._furniture.every
         for i in range(1, steps + 1):
             self._drive(start + (goal - start) * (i / steps))
             mujoco.mj_step(self._model, self._data)
+            self._ticks += 1
+            if every and self._ticks % every == 0:
+                self._furniture.step()
         if any(self._data.warning[kind].number for kind in _DIVERGED):
             raise ArmError("the mock cell's physics diverged; reset the workcell and lower the speed limits")
         mujoco.mj_forward(self._model, self._data)  # positions, for images and facts, at the new state
@@ -117,17 +129,31 @@ class CellSim:
     def facts(self) -> SceneFacts:
         """Everything the simulator knows about the objects of the layout."""
         names = [] if self.layout is None else [item.name for item in self.layout.objects]
+        seen = self._furniture.observe()
+        speeds = {name: float(np.linalg.norm(self._data.joint(name).qvel[:3])) for name in names}
         return SceneFacts(
             tcp_m=self._data.site("tcp").xpos.copy(),
             gripper_m=self.state().gripper_m,
-            objects_m={name: self._data.body(name).xpos.copy() for name in names},
-            speeds_m_s={name: float(np.linalg.norm(self._data.joint(name).qvel[:3])) for name in names},
+            objects_m={name: self._data.body(name).xpos.copy() for name in names} | dict(seen.objects_m),
+            speeds_m_s=speeds | dict(seen.speeds_m_s),
             plate_m=self._data.mocap_pos[0, :2].copy(),
+            measured=seen.measured,
+            marks_m=seen.marks_m,
         )
 
     def succeeded(self) -> bool:
         """Whether the success rule has held for `SUCCESS_HOLD_S` up to now."""
         return self.placed_for_s > SUCCESS_HOLD_S - scene.TIMESTEP_S  # a sum of periods must not miss it by rounding
+
+    def score(self) -> float:
+        """How well the task is done at this instant, 0 to 1 (see the task).
+
+        Raises:
+            ArmError: the cell has no layout yet.
+        """
+        if self.layout is None:
+            raise ArmError("the cell has no layout yet; reset the workcell before asking for a score")
+        return self.task.score(self.facts(), self.layout.target)
 
     def stage(self) -> float:
         """Oracle of progress in [0, 1]: reaching, carrying, placed (see the task); 0 before the first layout."""
@@ -165,12 +191,28 @@ class CellSim:
             camera.pos[:] += mount.shift_m
             mujoco.mju_mulQuat(camera.quat, nominal, turn)  # turned in its own frame
             camera.fovy[:] *= mount.fovy_factor
+        self._furniture.dress()
         mujoco.mj_camlight(model, self._data)  # not forward: a look leaves no trace in the solver's warm start
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _body_of(self, geom: int) -> str:
         return self._model.body(self._model.geom_bodyid[geom]).name
+
+    def _swap_if_due(self) -> None:
+        """A hand exchanges target and first distractor, unless the gripper is about one of them by then."""
+        if self.layout is None or self._swap_at_s is None or self._data.time < self._swap_at_s:
+            return
+        self._swap_at_s = None
+        facts, target = self.facts(), self.layout.target
+        other = next(item.name for item in self.layout.objects if item.name != target)
+        spots = {name: facts.objects_m[name] for name in (target, other)}
+        if any(np.linalg.norm(facts.tcp_m - spot) < _IN_THE_WAY_M for spot in spots.values()):
+            return
+        if any(self.task.placed(facts, name) for name in spots):
+            return
+        for name, spot in ((target, spots[other]), (other, spots[target])):
+            self.move_object(name, np.array([*spot[:2], THINGS[name].rest_m]))
 
     def _pose(self, name: str) -> np.ndarray:
         """Position and quaternion of a free object, a writable view, (7,)."""

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FRUIT = ("apple", "pear", "cube", "can")
+CARDS = ("ace of spades", "queen of hearts", "ten of diamonds", "jack of clubs", "joker")
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -16,10 +19,65 @@ class Thing:
     grasp_m: float  # height of the fingertips relative to the origin when they close on it
     width_m: float  # opening between fingers that hold it
     geoms: str
+    carry_m: float = 0.130  # height of the fingertips while they carry it over what else is on the table
+    spread_m: float = 0.24  # let go on the way, it comes to rest within this distance: fruit flies and rolls on
 
 
 # Torsional and rolling friction [m] keep a round object from rolling over the table for seconds; real fruit does not.
 _SOFT = 'condim="6" friction="1 0.02 0.003"'
+
+# A card stands on edge with its face towards +x, where the front camera is; the fingers hold it by its two side edges.
+CARD_HALF_M = (0.0025, 0.028, 0.044)  # thickness, width, height
+_PROUD_M = CARD_HALF_M[0] + 0.0004  # paint stands out by so much, or it would flicker
+_PAINT = 'mass="0" contype="0" conaffinity="0"'
+_PIP_Z_M = 0.012  # of the pip's middle above the card's: a row of cards hides all but their upper parts
+# A four-colour deck, so that suits differ where a card is ten pixels wide.
+_BLACK, _RED, _BLUE, _GREEN = "0.08 0.08 0.10", "0.85 0.05 0.08", "0.08 0.25 0.85", "0.05 0.55 0.15"
+_PURPLE, _YELLOW = "0.55 0.10 0.60", "0.95 0.75 0.05"
+
+
+def _disc(y: float, z: float, radius: float, rgb: str) -> str:
+    """A flat disc on both faces of a card, at (y, z) from the pip's middle."""
+    line = f"{-_PROUD_M} {y} {_PIP_Z_M + z} {_PROUD_M} {y} {_PIP_Z_M + z}"
+    return f'<geom type="cylinder" fromto="{line}" size="{radius}" rgba="{rgb} 1" {_PAINT}/>'
+
+
+def _tile(z: float, half_y: float, half_z: float, turn_rad: float, rgb: str, above_m: float = 0.0) -> str:
+    """A flat rectangle on both faces of a card, turned about the faces' normal; `above_m` another pip's paint."""
+    where = f'size="{_PROUD_M + above_m} {half_y} {half_z}" pos="0 0 {_PIP_Z_M + z}" euler="{turn_rad} 0 0"'
+    return f'<geom type="box" {where} rgba="{rgb} 1" {_PAINT}/>'
+
+
+_DIAMOND_RAD = 0.7854
+_PIPS = {
+    "ace of spades": _tile(0.004, 0.011, 0.011, _DIAMOND_RAD, _BLACK)
+    + _disc(0.008, -0.004, 0.009, _BLACK)
+    + _disc(-0.008, -0.004, 0.009, _BLACK)
+    + _tile(-0.014, 0.003, 0.008, 0.0, _BLACK),
+    "queen of hearts": _tile(-0.004, 0.012, 0.012, _DIAMOND_RAD, _RED)
+    + _disc(0.0085, 0.005, 0.0115, _RED)
+    + _disc(-0.0085, 0.005, 0.0115, _RED),
+    "ten of diamonds": _tile(0.0, 0.016, 0.016, _DIAMOND_RAD, _BLUE),
+    "jack of clubs": _disc(0.0, 0.009, 0.010, _GREEN)
+    + _disc(0.010, -0.005, 0.010, _GREEN)
+    + _disc(-0.010, -0.005, 0.010, _GREEN)
+    + _tile(-0.014, 0.003, 0.009, 0.0, _GREEN),
+    "joker": _disc(0.0, 0.0, 0.021, _PURPLE) + _tile(0.0, 0.009, 0.009, 0.0, _YELLOW, 0.0004),
+}
+
+
+def _card(name: str) -> Thing:
+    half = " ".join(map(str, CARD_HALF_M))
+    body = f'<geom type="box" size="{half}" rgba="0.97 0.97 0.95 1" mass="0.03" condim="6" friction="0.6 0.01 0.001"/>'
+    return Thing(
+        rest_m=CARD_HALF_M[2],
+        grasp_m=0.012,
+        width_m=2 * CARD_HALF_M[1],
+        geoms=body + _PIPS[name],
+        carry_m=0.190,
+        spread_m=0.15,
+    )
+
 
 THINGS: dict[str, Thing] = {
     "apple": Thing(
@@ -55,8 +113,28 @@ THINGS: dict[str, Thing] = {
         geoms=f"""
         <geom type="cylinder" size="0.024 0.028" rgba="0.45 0.15 0.60 1" mass="0.10" {_SOFT}/>""",
     ),
+    **{name: _card(name) for name in CARDS},
 }
 
 PLATE_TOP_M = 0.006  # height of the plate's upper face above the table
 PLATE_RADIUS_M = 0.080  # to the middle of the rim
 PLATE_RIM_M = 0.014  # height of the rim above the table
+
+RACK_PITCH_M = 0.045  # between two slots, along x
+TRAY_HALF_M = (0.105, 0.065)  # inside the rim, along x and y
+TRAY_TOP_M = PLATE_TOP_M  # a tray is as thick as a plate
+
+BOARD_HALF_M = (0.115, 0.135)
+BOARD_TOP_M = 0.008
+MARKS = 36  # dabs of ink on the board
+ERASER_HALF_M = (0.028, 0.022, 0.012)
+ERASER_REACH_M = 0.048  # from the fingertips to the eraser's felt while nothing presses on it
+ERASER_SPRING_N_M = 300.0
+ERASING_N = 1.0  # a lighter touch leaves the ink
+HANDLE_M = 0.024  # thickness between the fingers
+
+HEM_M = 0.130  # from the fold to the hem
+TOWEL_HALF_M = 0.075  # half of its width, along the fold
+FOLD_M = 0.014  # height of the fold and of the hem above the table
+HEM_RADIUS_M = 0.009  # rolled, stiff: the fingers find it 1 cm too high, too
+FOLDED_RAD = 3.05  # a towel folded flat

@@ -133,6 +133,9 @@ class RayRenderer:
     """
 
     def __init__(self, model: mujoco.MjModel) -> None:
+        """Raises SrpoRobotError where the model holds cloth, which rays do not see."""
+        if model.nflex:
+            raise SrpoRobotError("rays do not see cloth; install libegl1 or libosmesa6, or take material 'hinge'")
         self._model = model
 
     def render(self, data: mujoco.MjData, camera: str, height_px: int, width_px: int) -> np.ndarray:

@@ -1,14 +1,15 @@
-"""The mock cell's MJCF: an xArm 7 of capsules from the DH table, a parallel gripper, a plate, objects, two cameras."""
+"""The mock cell's MJCF: an xArm 7 of capsules from the DH table, a parallel gripper, two cameras, what a task adds."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from srpo_robot.arm.kinematics import DH_A, DH_ALPHA, DH_D
 from srpo_robot.errors import RecipeError
-from srpo_robot.mock.objects import PLATE_RADIUS_M, PLATE_RIM_M, PLATE_TOP_M, THINGS
+from srpo_robot.mock.objects import THINGS
 from srpo_robot.recipes import HardwareRecipe
 from srpo_robot.records import JOINTS
 
@@ -27,8 +28,17 @@ _FINGER_LONG_M = 0.062
 _PAD = 'condim="6" friction="1.5 0.05 0.003" solref="0.004 1" priority="1"'
 
 
-def mjcf(hardware: HardwareRecipe) -> str:
-    """The model as MJCF text. Free objects of `THINGS` are all in it; a layout parks those it does not use.
+@dataclass(frozen=True)
+class Parts:
+    """MJCF that a task adds: bodies on the table, bodies of the hand, and sections beside <worldbody>."""
+
+    world: str
+    hand: str = ""
+    sections: str = ""
+
+
+def mjcf(hardware: HardwareRecipe, parts: Parts, things: Sequence[str]) -> str:
+    """The model as MJCF text, with `things` of `THINGS` as free objects; a layout parks those it does not use.
 
     Raises:
         RecipeError: a camera the cell does not have, or a tool that is not straight ahead of the flange.
@@ -49,23 +59,24 @@ def mjcf(hardware: HardwareRecipe) -> str:
     <global offwidth="{width}" offheight="{height}"/>
     <quality shadowsize="0" offsamples="2" numslices="16" numstacks="10"/>
     <map znear="0.01" zfar="10"/>
-    <headlight ambient="{_text([AMBIENT] * 3)}" diffuse="{_text([DIFFUSE] * 3)}" specular="0 0 0"/>
+    <headlight ambient="{text([AMBIENT] * 3)}" diffuse="{text([DIFFUSE] * 3)}" specular="0 0 0"/>
   </visual>
   <worldbody>
-    <geom name="table" type="plane" size="2 2 0.1" rgba="{_text(list(TABLE_RGB))} 1" condim="6"
+    <geom name="table" type="plane" size="2 2 0.1" rgba="{text(list(TABLE_RGB))} 1" condim="6"
           friction="1 0.02 0.003"/>
     {_camera("front", np.array([0.86, -0.06, 0.64]), np.array([0.385, -0.06, 0.06]), np.array([0.0, 0.0, 1.0]), 37)}
     <geom type="cylinder" fromto="0 0 0 0 0 0.16" size="0.06" rgba="0.75 0.77 0.80 1" contype="0" conaffinity="0"/>
-    {_arm(hardware)}
-    {_plate()}
-    {"".join(_free_body(name) for name in THINGS)}
+    {_arm(hardware, parts.hand)}
+    {parts.world}
+    {"".join(_free_body(name) for name in things)}
   </worldbody>
   <equality><joint joint1="finger_right" joint2="finger_left" polycoef="0 1 0 0 0" solref="0.005 1"/></equality>
   <actuator>{_actuators(hardware)}</actuator>
+  {parts.sections}
 </mujoco>"""
 
 
-def _arm(hardware: HardwareRecipe) -> str:
+def _arm(hardware: HardwareRecipe, tool: str) -> str:
     """Nested bodies, one per joint; body i's frame at zero angle is frame i of `kinematics.frames`."""
     opening, closing = "", ""
     low, high = hardware.limits.joint_min_rad, hardware.limits.joint_max_rad
@@ -73,12 +84,12 @@ def _arm(hardware: HardwareRecipe) -> str:
         ca, sa = np.cos(DH_ALPHA[i] / 2), np.sin(DH_ALPHA[i] / 2)
         damping = _GAINS[i][3]
         opening += (
-            f'<body name="link{i + 1}" pos="{_text(_link_vector(i))}" quat="{ca:.9f} {sa:.9f} 0 0" gravcomp="1">'
+            f'<body name="link{i + 1}" pos="{text(_link_vector(i))}" quat="{ca:.9f} {sa:.9f} 0 0" gravcomp="1">'
             f'<joint name="joint{i + 1}" axis="0 0 1" range="{low[i]} {high[i]}" armature="0.1" damping="{damping}"/>'
             f"{_link_geom(i)}"
         )
         closing += "</body>"
-    return opening + _hand(hardware.tcp_offset_m[2], hardware.limits.gripper_max_m) + closing
+    return opening + _hand(hardware.tcp_offset_m[2], hardware.limits.gripper_max_m, tool) + closing
 
 
 def _link_vector(i: int) -> np.ndarray:
@@ -93,11 +104,14 @@ def _link_geom(i: int) -> str:
     end = _link_vector(i + 1) if i + 1 < JOINTS else np.zeros(3)
     if np.linalg.norm(end) < 1e-6:
         return f'<geom type="sphere" size="{radius}" {look}/>'
-    return f'<geom type="capsule" fromto="0 0 0 {_text(end)}" size="{radius}" {look}/>'
+    return f'<geom type="capsule" fromto="0 0 0 {text(end)}" size="{radius}" {look}/>'
 
 
-def _hand(reach_m: float, opening_m: float) -> str:
-    """Palm, wrist camera, TCP site and two fingers that slide along the tool's y; at opening 0 the pads touch."""
+def _hand(reach_m: float, opening_m: float, tool: str) -> str:
+    """Palm, wrist camera, TCP site and two fingers that slide along the tool's y; at opening 0 the pads touch.
+
+    The frame is the flange's; `tool` is MJCF of what is mounted on it beside the gripper.
+    """
     palm_end, half = reach_m - _FINGER_LONG_M, _FINGER_LONG_M / 2
     fingers = ""
     for name, side in (("left", 1), ("right", -1)):
@@ -116,21 +130,7 @@ def _hand(reach_m: float, opening_m: float) -> str:
       <geom name="palm" type="box" size="0.015 0.052 {palm_end / 2}" pos="0 0 {palm_end / 2}"
             rgba="0.25 0.26 0.28 1" mass="0.6"/>
       <site name="tcp" pos="0 0 {reach_m}" size="0.002" rgba="0 0 0 0"/>
-      {camera}{fingers}
-    </body>"""
-
-
-def _plate() -> str:
-    """A disc with a rim of 24 short capsules; a mocap body, so that a layout can move it."""
-    angles = np.arange(25) * (2 * np.pi / 24)
-    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * PLATE_RADIUS_M
-    z, look = PLATE_RIM_M - 0.005, 'size="0.005" rgba="0.80 0.84 0.90 1"'
-    rim = "".join(
-        f'<geom type="capsule" fromto="{_text([*a, z])} {_text([*b, z])}" {look}/>' for a, b in pairwise(ring)
-    )
-    return f"""<body name="plate" mocap="true" pos="0.4 -0.2 0">
-      <geom name="plate" type="cylinder" size="{PLATE_RADIUS_M} {PLATE_TOP_M / 2}" pos="0 0 {PLATE_TOP_M / 2}"
-            rgba="0.96 0.96 0.94 1" condim="6" friction="1 0.02 0.003"/>{rim}
+      {camera}{fingers}{tool}
     </body>"""
 
 
@@ -156,9 +156,10 @@ def _camera(name: str, position: np.ndarray, target: np.ndarray, up: np.ndarray,
     back = back / np.linalg.norm(back)
     right = np.cross(up, back)
     right = right / np.linalg.norm(right)
-    axes = _text([*right, *np.cross(back, right)])
-    return f'<camera name="{name}" pos="{_text(position)}" xyaxes="{axes}" fovy="{fovy_deg}"/>'
+    axes = text([*right, *np.cross(back, right)])
+    return f'<camera name="{name}" pos="{text(position)}" xyaxes="{axes}" fovy="{fovy_deg}"/>'
 
 
-def _text(numbers: np.ndarray | list[float]) -> str:
+def text(numbers: np.ndarray | Sequence[float]) -> str:
+    """Numbers as MJCF writes them."""
     return " ".join(f"{number:.9g}" for number in numbers)

@@ -17,7 +17,7 @@ from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import ArmError, DatasetError, UsageError
 from srpo_robot.mock.cell import CellSim
 from srpo_robot.mock.objects import PLATE_TOP_M
-from srpo_robot.mock.tasks import SceneFacts, held, on_plate
+from srpo_robot.mock.tasks import SceneFacts, Task
 from srpo_robot.records import Episode
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from srpo_robot.progress.windows import WindowSpec
 
 STAGE, STATE, KIND = "truth.stage", "truth.state", "truth.kind"
+SCORE, STRATEGY = "truth.score", "truth.strategy"
 STATE_NAMES = (
     *("tcp.x", "tcp.y", "tcp.z"),  # [m], base frame, as all positions
     "gripper",  # opening [m]
-    *("target.x", "target.y", "target.z"),
+    *("target.x", "target.y", "target.z"),  # what the instruction is about: object, middle of the ink left, hem
     *("target-tcp.x", "target-tcp.y", "target-tcp.z"),
-    *("target-plate.x", "target-plate.y", "target-plate.z"),  # from the centre of the plate's upper face
-    *("held", "on_plate"),  # 1 or 0: the target is between the fingertips and off the table; lies on the plate
+    *("target-plate.x", "target-plate.y", "target-plate.z"),  # from the upper face of `Layout.plate_m`
+    *("held", "on_plate"),  # 1 or 0, `Task.held` and `Task.placed`: in the hand and off the table; where it should go
     *("distractor.x", "distractor.y", "distractor.z"),  # the first one
     *("distractor-plate.x", "distractor-plate.y", "distractor-plate.z"),
     *("wrong_held", "wrong_on_plate"),  # 1 or 0: the same of any other object
@@ -39,7 +40,9 @@ STATE_NAMES = (
 FEATURES: dict[str, Any] = {
     STAGE: {"dtype": "float32", "shape": (1,), "names": ["stage"]},
     STATE: {"dtype": "float32", "shape": (len(STATE_NAMES),), "names": list(STATE_NAMES)},
+    SCORE: {"dtype": "float32", "shape": (1,), "names": ["score"]},
     KIND: {"dtype": "string", "shape": (1,), "names": None},
+    STRATEGY: {"dtype": "string", "shape": (1,), "names": None},
 }  # of a LeRobot dataset
 ABSENT_M = (-1.0, 0.0, 0.0)  # recorded for the distractor of a task without any: behind the arm, out of sight
 
@@ -54,25 +57,31 @@ _DROPPED = {
 def snapshot(sim: CellSim) -> dict[str, np.ndarray | str]:
     """The columns of `FEATURES` at this instant.
 
-    `truth.kind` is what the demonstrator is about to get wrong ("none": nothing); "" where a policy drives.
+    `truth.kind` is what the demonstrator is about to get wrong ("none": nothing), `truth.strategy` how it goes about
+    it; "" where a policy drives.
 
     Raises:
         ArmError: the cell has no layout yet.
     """
     if sim.layout is None:
         raise ArmError("the cell has no layout yet; reset the workcell before asking what is true")
-    state = _state(sim.facts(), sim.layout.target, sim.recipe.distractors[:1])
-    return {STAGE: np.array([sim.stage()], dtype=np.float32), STATE: state, KIND: sim.intent}
+    return {
+        STAGE: np.array([sim.stage()], dtype=np.float32),
+        STATE: _state(sim.facts(), sim.task, sim.layout.target),
+        SCORE: np.array([sim.score()], dtype=np.float32),
+        KIND: sim.intent,
+        STRATEGY: sim.strategy,
+    }
 
 
-def _state(facts: SceneFacts, target: str, distractors: tuple[str, ...]) -> np.ndarray:
+def _state(facts: SceneFacts, task: Task, target: str) -> np.ndarray:
     """The values of `STATE_NAMES`, float32 (K,)."""
     plate = np.append(facts.plate_m, PLATE_TOP_M)
     where = facts.objects_m[target]
-    distractor = facts.objects_m[distractors[0]] if distractors else np.array(ABSENT_M)
     others = [name for name in facts.objects_m if name != target]
-    flags = [held(facts, target), on_plate(facts, target)]
-    wrong = [any(held(facts, name) for name in others), any(on_plate(facts, name) for name in others)]
+    distractor = facts.objects_m[others[0]] if others else np.array(ABSENT_M)
+    flags = [task.held(facts, target), task.placed(facts, target)]
+    wrong = [any(task.held(facts, name) for name in others), any(task.placed(facts, name) for name in others)]
     parts = (facts.tcp_m, [facts.gripper_m], where, where - facts.tcp_m, where - plate, flags)
     return np.concatenate([*parts, distractor, distractor - plate, wrong]).astype(np.float32)
 
@@ -87,13 +96,17 @@ class Truth:
     Attributes:
         stage: (T,) oracle of progress, 0 to 1.
         state: (T, K) values of `STATE_NAMES`.
+        score: (T,) how well the task is done, 0 to 1.
         kind: what was meant: "none", "miss", "drop", "wrong" or "stop"; "" for a policy's trial.
+        strategy: how it was meant to be done; "" for a policy's trial.
         drop: first frame at which the target, held before, is neither held nor on the plate; None: it was not dropped.
     """
 
     stage: tuple[np.ndarray, ...]
     state: tuple[np.ndarray, ...]
+    score: tuple[np.ndarray, ...]
     kind: tuple[str, ...]
+    strategy: tuple[str, ...]
     drop: tuple[int | None, ...]
 
 
@@ -112,13 +125,15 @@ def read_truth(buffer: Buffer) -> Truth:
     names = tuple(buffer.meta.features[STATE]["names"])
     if names != STATE_NAMES:
         raise DatasetError(f"{buffer.root}: {STATE} holds {', '.join(names)}; record it again with this version")
-    stage, state, kind = (buffer.column(name) for name in (STAGE, STATE, KIND))
+    stage, state, marks, kind, strategy = (buffer.column(name) for name in (STAGE, STATE, SCORE, KIND, STRATEGY))
     spans = [slice(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
     states = tuple(state[span] for span in spans)
     return Truth(
         stage=tuple(stage[span] for span in spans),
         state=states,
+        score=tuple(marks[span] for span in spans),
         kind=tuple(str(kind[span.start]) for span in spans),
+        strategy=tuple(str(strategy[span.start]) for span in spans),
         drop=tuple(drop_frame(rows) for rows in states),
     )
 
