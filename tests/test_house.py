@@ -37,10 +37,10 @@ def test_the_top_level_is_the_fixed_one():
 
 
 @pytest.mark.parametrize("folder", ["datasets", "policies", "hardware"])
-def test_recipe_folders_hold_recipes_and_a_readme_only(folder):
+def test_recipe_folders_hold_recipes_and_pages_only(folder):
     names = {path.name for path in (ROOT / folder).iterdir() if path.name != "__pycache__"}
     assert "README.md" in names
-    assert all(name == "README.md" or name.endswith(".toml") for name in names)
+    assert all(name.endswith((".md", ".toml")) for name in names)
 
 
 def test_hugging_faces_datasets_imports_from_the_projects_root():

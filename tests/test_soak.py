@@ -1,0 +1,154 @@
+"""The soak as a user runs it, as short as it goes; and that its checks see what is lost."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srpo_robot.evaluation.trials import append_trial, note_fault
+from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
+from srpo_robot.records import Trial
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "soak.py"
+
+
+@pytest.fixture
+def soak(monkeypatch) -> Any:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("soak", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "soak", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_killed_run_loses_nothing_and_the_next_one_goes_on_once_it_is_confirmed(tmp_path):
+    faults = ("--fault", "nothing", "--fault", "kill -9", "--runs", "2", "--minutes", "3", "--seed", "1")
+    kept = ("--keep", str(tmp_path / "kept"), "--json", str(tmp_path / "soak.json"))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), *faults, *kept],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    counts = json.loads((tmp_path / "soak.json").read_text())
+    assert counts["problems"] == []
+    assert {name: count for name, count in counts["faults"].items() if count} == {"kill -9": 1, "nothing": 1}
+    assert done.stdout.index("kill -9") < done.stdout.index("nothing")  # so that the second one was confirmed
+    early = len(counts["by_themselves"])  # a busy machine
+    assert (counts["runs"], counts["refused"]) == (2 + early, 1 + early)
+    assert (counts["trials"], counts["episodes"]) == (1, 1)
+    assert counts["steps"] > 10 and counts["ticks"] > counts["steps"] and counts["frames"] > 0
+
+
+# --- its checks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checks(soak, tmp_path) -> Any:
+    """The checks on a folder with two trials and a log of three steps, without a lab."""
+    made = soak.Soak.__new__(soak.Soak)
+    made.counts = soak.Counts()
+    made._output, made._journal = tmp_path, b""
+    arm = load(HardwareRecipe, "hardware", "xarm7")
+    assert arm.controller is not None
+    nowhere = replace(arm.controller, address="127.0.0.1", command_port=1)
+    made._hardware = replace(arm, cameras=(), judge_url="http://127.0.0.1:1", controller=nowhere)
+    made._work = load(TaskRecipe, "datasets", "put-apple")
+    made._read_dataset = lambda: (2, 10, "")
+    for number in range(2):
+        append_trial(tmp_path, Trial(number, "t", "p", 0, True, 3, 0.3, episode_index=number))
+    folder = tmp_path / "trials" / "002"
+    folder.mkdir(parents=True)
+    (folder / "steps.jsonl").write_text("".join(f'{{"step": {k}}}\n' for k in range(3)))
+    with (folder / "ticks.npys").open("wb") as file:
+        np.save(file, np.array([(0.0,), (0.01,)], dtype=[("time_s", "f8")]))
+    return made
+
+
+def test_what_is_whole_is_no_problem(checks):
+    folder = checks._output / "trials" / "002"
+    for _ in range(2):
+        checks._check_kept("x", folder, 3)
+    assert checks.counts.problems == []
+    assert (checks.counts.trials, checks.counts.episodes, checks.counts.steps) == (2, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda c, folder: (c._output / "trials.jsonl").write_text(""), "the journal lost rows"),
+        (lambda c, folder: setattr(c, "_read_dataset", lambda: (1, 5, "")), "2 trials have an episode, the dataset 1"),
+        (lambda c, folder: setattr(c, "_read_dataset", lambda: (0, 0, "cut")), r"the dataset 0 \(cut\)"),
+        (lambda c, folder: (folder / "steps.jsonl").write_text('{"step": 0}\n{"st'), "3 steps were logged, 1 are left"),
+        (lambda c, folder: (folder / "steps.jsonl").unlink(), "the trial's log is unreadable"),
+    ],
+)
+def test_what_is_lost_is_a_problem(checks, spoil, says):
+    folder = checks._output / "trials" / "002"
+    checks._check_kept("x", folder, 3)
+    spoil(checks, folder)
+    checks._check_kept("x", folder, 3)
+    assert any(re.search(says, problem) for problem in checks.counts.problems), checks.counts.problems
+
+
+def test_a_fault_that_is_not_noted_and_a_next_run_that_is_not_refused_are_problems(checks, soak, monkeypatch):
+    checks._check_confirmation("x", True)
+    assert checks.counts.problems == ["run 0 (x): a fault is not noted for the next run"]
+    checks.counts.problems.clear()
+    note_fault(checks._output)
+    checks._check_confirmation("x", False)
+    assert checks.counts.problems == ["run 0 (x): a fault is noted for the next run"]
+    checks.counts.problems.clear()
+    checks._check_confirmation("x", True)
+    assert checks.counts.problems == [] and checks.counts.refused == 1
+
+
+def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch):
+    """With a lab, a server and runs that do nothing."""
+    names = list(soak.FAULTS)
+    drawn: list[str] = []
+
+    class Idle:
+        def __init__(self, *_, **__):
+            self.counts, self.url, self.plant = soak.Counts(), "", None
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def check(self):
+            pass
+
+        def run(self, name, at_step):
+            assert 1 <= at_step <= soak._LAST_STEP
+            self.counts.runs += 1
+            if self.counts.runs == 3:
+                return False  # ended by itself
+            self.counts.faults[name] += 1
+            drawn.append(name)
+            return True
+
+    for part in ("MockLab", "PolicyServer", "Soak", "ScriptedPolicy"):
+        monkeypatch.setattr(soak, part, Idle)
+    monkeypatch.setattr(soak, "describe", lambda *_: None)
+    counts = soak.soak(60.0, 2 * len(names), names, 1, tmp_path, soak.Console(quiet=True))
+    assert counts.runs == 2 * len(names) + 1
+    assert Counter(drawn[: len(names)]) == Counter(drawn[len(names) :]) == Counter(names)
