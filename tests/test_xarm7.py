@@ -37,6 +37,8 @@ from srpo_robot.records import JOINTS, ArmCommand
 LAB = load(HardwareRecipe, "hardware", "xarm7")
 HOME = np.array(LAB.home_rad)
 TURN = np.eye(JOINTS)[0]
+# A busy machine may leave the emulator waiting, while the streamer has real-time scheduling.
+PATIENT = {"max_report_age_s": 1.0, "command_timeout_s": 1.5}
 SERVO = 29  # function of a set point in mode 1
 STANDS, READY = (wire.STOPPED, 5), wire.READY
 
@@ -64,7 +66,7 @@ def arm(recipe: HardwareRecipe) -> Iterator[XArm7]:
 
 
 def recipe_of(server: ControllerServer, fps: float = 50.0, **changes: object) -> HardwareRecipe:
-    options = {"address": server.host, "command_port": server.command_port, "max_report_age_s": 0.3} | changes
+    options = {"address": server.host, "command_port": server.command_port, **PATIENT, **changes}
     assert LAB.controller is not None
     return replace(LAB, cameras=(), fps=fps, controller=replace(LAB.controller, **options))
 
@@ -524,7 +526,7 @@ from srpo_robot.arm.xarm7 import XArm7
 from srpo_robot.recipes import HardwareRecipe, load
 from srpo_robot.records import ArmCommand
 recipe = load(HardwareRecipe, "hardware", "xarm7")
-controller = replace(recipe.controller, address=sys.argv[1], command_port=int(sys.argv[2]), max_report_age_s=0.3)
+controller = replace(recipe.controller, address=sys.argv[1], command_port=int(sys.argv[2]), max_report_age_s=1.0)
 with XArm7(replace(recipe, cameras=(), fps=50.0, controller=controller)) as arm:
     arm.resume()
     start = arm.observe().state.joints_rad

@@ -31,6 +31,7 @@ from srpo_robot.records import ArmCommand, ArmState, Observation
 _ANSWER_S = 10.0  # to get ready
 _SILENCE_S = 0.6  # beyond the longest call, after which the streamer's log counts as dead
 _CATCH_UP_S = 10.0  # with the log of a pause
+_FRESH_S = 0.05  # a tick of this age is the last one
 _LATE = 0.25  # of a control period: a command later than this begins a new schedule
 
 
@@ -207,13 +208,19 @@ class XArm7(Arm):
 
     def _newest_tick(self) -> np.void:
         """The last tick. After a pause (a person at the keys) the log is behind, and comes in pieces."""
-        process, give_up_s = self._process(), time.monotonic() + _CATCH_UP_S
-        oldest_s = self._controller.command_timeout_s + _SILENCE_S
+        process, now_s = self._process(), time.monotonic()
+        give_up_s, oldest_s = now_s + _CATCH_UP_S, self._controller.command_timeout_s + _SILENCE_S
+        seen, seen_s = None, now_s
         while True:
             process.poll()
             row, now_s = process.newest, time.monotonic()
-            if row is not None and now_s - row["time_s"] <= oldest_s:
-                return row
+            if row is not seen:
+                seen, seen_s = row, now_s
+            if row is not None:
+                age_s = now_s - row["time_s"]
+                nothing_comes = now_s - seen_s > _FRESH_S  # the streamer waits for a reply: it is the last one
+                if age_s <= _FRESH_S or (nothing_comes and age_s <= oldest_s):
+                    return row
             if now_s > give_up_s:
                 raise ArmError("the streamer is silent; the arm is being stopped: start again")
             time.sleep(0.002)

@@ -167,7 +167,7 @@ def _go_on(
         for number_ in range(len(done), options.trials):
             seed = options.seed + number_
             if is_live:
-                say(f"\n[bold]trial {number_ + 1} of {options.trials}[/]: {work.instruction}")
+                say(f"\n[bold]trial {number_ + 1} of {options.trials}[/]: {work.name}")
             outcome = session.run(number_, policy, seed, recorder)
             trial = _journal(options.live.output, number_, work, policy, seed, outcome)
             done.append(trial)
@@ -253,7 +253,7 @@ def _is_a_runs(child: Path) -> bool:
 def _journal(output: Path, trial_number: int, work: TaskRecipe, policy: Policy, seed: int, outcome: Outcome) -> Trial:
     trial = Trial(
         trial=trial_number,
-        task=work.instruction,
+        task=str(outcome.layout.get("instruction") or work.instruction),
         policy=policy.name,
         seed=seed,
         success=outcome.success,

@@ -343,19 +343,27 @@ class _Terminated:
 
 def lay_out_by_hand(work: TaskRecipe, seed: int) -> Mapping[str, object]:
     """Where a person puts things for a seed: the mock cell's layout of this task in words, where it has the task."""
-    from srpo_robot.mock.tasks import layout
+    from srpo_robot.mock.tasks import layout, task_named
 
     try:
         made = layout(work, seed)
     except RecipeError:
         return {"seed": seed, "steps": [f"Lay out the scene for: {work.instruction} (layout {seed})"]}
-    steps = [f"Layout {seed}; metres forward of the base and to its left:"]
-    for item in made.objects:
-        steps.append(
-            f"{item.name}: {item.x_m:.2f} forward, {item.y_m:+.2f} left, turned {math.degrees(item.yaw_rad):.0f}°"
-        )
-    steps.append(f"plate: {made.plate_m[0]:.2f} forward, {made.plate_m[1]:+.2f} left")
+    place = task_named(work.name).furniture(work).place
+    steps = [f"{made.instruction} (layout {seed}); metres forward of the base and to its left:"]
+    for item in (*made.fixtures, *made.objects):
+        steps.append(f"{item.name}: {_where(item.x_m, item.y_m, item.yaw_rad)}")
+    steps.append(f"{place}: {_where(*made.plate_m, made.plate_yaw_rad)}")
+    if made.marks_m:
+        steps.append("draw a stroke or two on it")
+    if made.swap_at_s is not None:
+        steps.append(f"{made.swap_at_s:.0f} s after the start let {made.objects[0].name} and another change places")
     return made.as_json() | {"steps": steps}
+
+
+def _where(x_m: float, y_m: float, yaw_rad: float) -> str:
+    turned = f", turned {math.degrees(yaw_rad):.0f}°" if yaw_rad else ""
+    return f"{x_m:.2f} forward, {y_m:+.2f} left{turned}"
 
 
 def _check_disk(output: Path) -> None:

@@ -29,10 +29,12 @@ class Furniture:
     """A mocap body that a layout moves. Subclasses add what changes while the arm works.
 
     Attributes:
+        place: what a person calls the thing at a layout's `plate_m`.
         bodies: those whose colours a look changes.
         every: physics steps between two calls of `step`; 0: it is never called.
     """
 
+    place = "plate"
     bodies: tuple[str, ...] = ()
     every = 0
 

@@ -30,6 +30,7 @@ _DAB_HALF_M = (0.006, 0.006, 0.0003)
 class Board(Furniture):
     """The ink is `MARKS` flat dabs; an erased one is invisible, which all renderers understand."""
 
+    place = "board"
     bodies = ("board", "eraser")
     every = round(0.010 / TIMESTEP_S)  # the hand moves 4 mm meanwhile, a sixth of the eraser
 

@@ -37,6 +37,7 @@ class Cloth(Furniture):
     A look leaves its colour alone: that is the flex's, not a body's.
     """
 
+    place = "towel"
     every = round(0.010 / TIMESTEP_S)
 
     @staticmethod

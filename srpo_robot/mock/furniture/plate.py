@@ -52,6 +52,7 @@ class Plate(Furniture):
 class RackAndTray(Furniture):
     """A tray, and five slots one behind the other in which cards stand on edge."""
 
+    place = "tray"
     bodies = ("tray", "rack")
 
     @staticmethod

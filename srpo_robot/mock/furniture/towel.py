@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Towel(Furniture):
     """One panel lies on the table, the other turns about the fold: angle 0 open, `FOLDED_RAD` folded."""
 
+    place = "towel"
     bodies = ("towel", "flap")
 
     @staticmethod

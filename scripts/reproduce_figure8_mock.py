@@ -1,0 +1,320 @@
+"""The paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, task by task.
+
+For each task: demonstrations of which a part goes wrong, scored by progress; for each policy, method and training seed
+one training and one set of trials on layouts that are the same for all. Every method sees the good demonstrations
+equally often: filtered cloning takes fewer steps, because it draws nothing else. Executed steps and optimisation are
+the recipe's for all. Everything is resumable: call it again, and what is on disk is not made again.
+
+python scripts/reproduce_figure8_mock.py STUDY --task put-apple --policy pi0-tiny --seeds 5 --json figure8.json
+
+All tasks, both policies and the first four methods take two cores a night. A mock says nothing about an arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+from srpo_robot.awr.tables import (
+    Weighting,
+    baseline_weights,
+    mean_weight_by_label,
+    rabc_buffer_weights,
+    total_advantage,
+)
+from srpo_robot.awr.train import train
+from srpo_robot.awr.weights import Weights, awr_weights
+from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.tables import Table
+from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_recipes, open_cell, record_demonstrations
+from srpo_robot.errors import UsageError
+from srpo_robot.evaluation.policy import TrainedPolicy
+from srpo_robot.evaluation.runtime import Setup, run_episode
+from srpo_robot.mock.truth import read_truth, true_windows
+from srpo_robot.progress.baselines import PixelMean
+from srpo_robot.progress.encoder import load_encoder
+from srpo_robot.progress.pipeline import ScoreSettings, combined, embed, progress_columns
+from srpo_robot.progress.score import Rules, WindowEmbeddings, score
+from srpo_robot.progress.windows import parse_windows
+from srpo_robot.recipes import PolicyRecipe, load
+from srpo_robot.report.figures import MUTED, save
+
+TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
+POLICIES = ("pi0-tiny", "pi0-fast-tiny")
+DATA_SEED, TRIAL_SEED = 100_000, 500_000  # layouts of demonstrations and of trials never meet
+
+
+SHARP = Weighting(horizon=20, beta=0.3)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How frames are weighted; for AWR also how they are scored (profile `loo`, camera `front`)."""
+
+    scheme: Literal["uniform", "success", "rabc", "awr"]
+    scorer: Literal["embedded", "pixel", "true"] = "embedded"
+    references: str = ""
+    value: str = "return"
+    weighting: Weighting = SHARP
+
+
+PAPER = Weighting(horizon=1, shift=0, tail="raw")
+METHODS = {
+    "sft": Method("uniform"),
+    "bc": Method("success"),
+    "rabc": Method("rabc"),
+    "awr": Method("awr"),
+    "awr-trajectory": Method("awr", weighting=replace(SHARP, beta=1.0, kappa=2.0)),
+    "awr-phase": Method("awr", value="phase"),
+    "awr-paper": Method("awr", value="progress", weighting=PAPER),  # appendix G to the letter: single steps, beta 1
+    "awr-chunk": Method("awr", value="progress", weighting=Weighting(horizon=20)),  # chunk advantage, beta 1
+    "awr-nearest": Method("awr", references="nearest", value="progress"),
+    "awr-clusters": Method("awr", references="nn2", value="progress"),
+    "awr-pixel": Method("awr", scorer="pixel"),
+    "awr-true": Method("awr", scorer="true"),  # what a perfect encoder would give
+} | {
+    f"awr-b{beta:g}-h{horizon}-k{kappa:g}": Method("awr", weighting=Weighting(horizon=horizon, beta=beta, kappa=kappa))
+    for beta in (0.1, 0.3, 1.0)
+    for horizon in (10, 20, 30)
+    for kappa in (0.0, 1.0, 2.0)
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where a study lies, and its sizes."""
+
+    root: Path
+    episodes: int
+    failure_rate: float
+    trials: int
+    steps: int | None
+
+    def claim(self) -> None:
+        """Fix the sizes at the first call. Raises UsageError where the folder holds a study of other sizes."""
+        sizes = {key: value for key, value in asdict(self).items() if key != "root"}
+        path = self.root / "study.json"
+        if path.is_file() and json.loads(path.read_text()) != sizes:
+            raise UsageError(
+                f"{self.root} holds a study of other sizes, {path.read_text().strip()}; give another folder"
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(sizes) + "\n")
+
+    def buffer(self, task: str) -> Buffer:
+        """The task's demonstrations, recorded where they are missing."""
+        root = self.root / "data" / task
+        done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
+        if done < self.episodes:
+            record_demonstrations("mock", task, root, self.episodes - done, self.failure_rate, DATA_SEED)
+        return open_buffer(root)
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]:
+    """Embedded windows of every episode, camera `front`, from the store where they are there."""
+    spec = parse_windows("stride:4", "prefix", 10, None)
+    if scorer == "true":
+        return true_windows(read_truth(buffer), buffer.episodes, spec)
+    encoder: Any = load_encoder("embedded") if scorer == "embedded" else PixelMean()
+    spec = spec.resolved(encoder.frames_per_clip)
+    if scorer == "pixel":
+        spec = replace(spec, shape="recent")  # the mean of the last 10 frames: the null to beat
+    settings = ScoreSettings(scorer, (buffer.camera("front"),), spec)
+    return combined(embed(buffer, encoder, settings))
+
+
+def weigh(buffer: Buffer, method: Method, chunk: int) -> Weights:
+    """The method's weight of every frame."""
+    if method.scheme in ("uniform", "success"):
+        return baseline_weights(buffer, method.scheme)  # type: ignore[arg-type]
+    rules = Rules("loo", method.references, method.value)
+    scores = score(buffer.episodes, windows_of(buffer, method.scorer), rules)
+    table = Table(progress_columns(buffer.episodes, scores), {"dataset": buffer.fingerprint})
+    if method.scheme == "rabc":
+        return rabc_buffer_weights(buffer, table, chunk)
+    _, advantage = total_advantage(buffer, table, method.weighting)
+    return awr_weights(advantage, method.weighting.beta, method.weighting.w_max)
+
+
+def weights_table(study: Study, task: str, names: Sequence[str]) -> dict[str, Any]:
+    """What each method's weights look like, before anything is trained."""
+    buffer = study.buffer(task)
+    found = {}
+    for name in names:
+        weights = weigh(buffer, METHODS[name], 10)
+        by = mean_weight_by_label(buffer, weights)
+        found[name] = {
+            "effective": weights.effective_sample_size / buffer.total_frames,
+            "clipped": weights.clipped_fraction,
+            "undefined": weights.undefined,
+            **by,
+        }
+        print(f"{task} {name:22s} " + "  ".join(f"{key} {value:.2f}" for key, value in found[name].items()))
+    return found
+
+
+# --- training and trials ------------------------------------------------------------------------------------------
+
+
+def checkpoint_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
+    """The trained policy of one cell of the study, trained where it is missing (or half-trained)."""
+    output = study.root / "runs" / task / policy / name / str(seed)
+    buffer, recipe, method = study.buffer(task), load(PolicyRecipe, "policies", policy), METHODS[name]
+    steps = study.steps or recipe.steps
+    good = sum(e.length for e in buffer.episodes if e.success) / buffer.total_frames
+    if method.scheme == "success":
+        steps = round(steps * good)
+    last = output / "checkpoints" / f"{steps:06d}"
+    if (last / "training_state").is_dir():
+        return last
+    weights = weigh(buffer, method, recipe.config["chunk_size"])
+    recipe = replace(recipe, steps=steps, seed=seed, save_every=min(recipe.save_every, steps))
+    resume = any((output / "checkpoints").glob("0*"))
+    if not resume and output.exists():
+        (output / "metrics.jsonl").unlink(missing_ok=True)
+    return train(buffer, recipe, weights.values, output, resume=resume, device="cpu", provenance={"method": name})
+
+
+def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:
+    """Verdicts of the cell's trials, one a line in its journal; those that are missing are run."""
+    path = study.root / "trials" / task / policy / name / f"{seed}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.is_file() else []
+    done = [json.loads(line)["success"] for line in lines]
+    if len(done) >= study.trials:
+        return done[: study.trials]
+    checkpoint = checkpoint_of(study, task, policy, name, seed)
+    hardware, work = load_recipes("mock", task)
+    arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0, 0.0)
+    acting = TrainedPolicy(str(checkpoint), space, work.instruction, work.cameras, "cpu")
+    setup = Setup(arm, workcell, space, work.instruction, work.time_limit_s, work.cameras)
+    with arm, path.open("a", encoding="utf-8") as journal:
+        for number in range(len(done), study.trials):
+            outcome = run_episode(setup, acting, TRIAL_SEED + number)
+            done.append(bool(outcome.success))
+            row = {"seed": TRIAL_SEED + number, "success": done[-1], "steps": outcome.steps, "note": outcome.note}
+            journal.write(json.dumps(row) + "\n")
+            journal.flush()
+    return done
+
+
+# --- what came out ------------------------------------------------------------------------------------------------
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over training seeds and its 95 % interval: Student's t over seeds, so both seeds' and trials' chance."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return {"mean": mean, "interval": None, "seeds": list(values)}
+    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values)}
+
+
+def summarise(rates: dict[tuple[str, str, str, int], float]) -> dict[str, Any]:
+    """By policy: each method's rate by task and over tasks, and AWR's difference to SFT and to filtered cloning."""
+    found: dict[str, Any] = {}
+    for policy in sorted({key[1] for key in rates}):
+        mine = {(task, name, seed): rate for (task, p, name, seed), rate in rates.items() if p == policy}
+        tasks, names = sorted({k[0] for k in mine}), list(dict.fromkeys(k[1] for k in mine))
+        seeds = sorted({k[2] for k in mine})
+
+        def mean(name: str, within: Sequence[str], mine: Any = mine, seeds: Any = seeds) -> list[float]:
+            """By seed, the mean over tasks; seeds that lack a task are left out."""
+            whole = [s for s in seeds if all((task, name, s) in mine for task in within)]
+            return [float(np.mean([mine[task, name, s] for task in within])) for s in whole]
+
+        methods = {
+            name: over_seeds(mean(name, tasks)) | {"tasks": {task: over_seeds(mean(name, [task])) for task in tasks}}
+            for name in names
+        }
+        found[policy] = {"methods": methods}
+        for other in ("sft", "bc", "rabc"):
+            if "awr" in methods and other in methods:
+                both = zip(mean("awr", tasks), mean(other, tasks), strict=False)
+                found[policy][f"awr_minus_{other}"] = over_seeds([a - b for a, b in both])
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table, on the terminal."""
+    for policy, result in found.items():
+        for name, row in result["methods"].items():
+            print(f"{policy:14s} {name:22s} {_text(row)}   seeds {' '.join(f'{x:.0%}' for x in row['seeds'])}")
+        for key in (key for key in result if key.startswith("awr_minus")):
+            print(f"{policy:14s} {key:22s} {_text(result[key])}")
+
+
+def _text(row: dict[str, Any]) -> str:
+    spread = "" if row["interval"] is None else " [{:+.0%}, {:+.0%}]".format(*row["interval"])
+    return f"{row['mean']:.0%}{spread}"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Bars by method for each policy, with the interval over seeds and a dot a seed."""
+    figure = Figure(figsize=(5.2 * len(found), 3.4))
+    panels = np.atleast_1d(figure.subplots(1, len(found), sharey=True))
+    for axes, (policy, result) in zip(panels, found.items(), strict=True):
+        for place, (_, row) in enumerate(result["methods"].items()):
+            axes.bar(place, row["mean"], color="#93c5fd", width=0.65)
+            axes.plot([place] * len(row["seeds"]), row["seeds"], "o", color=MUTED, markersize=3)
+            if row["interval"]:
+                axes.vlines(place, max(row["interval"][0], 0), min(row["interval"][1], 1), color="#1f2937", lw=1.4)
+        axes.set_xticks(range(len(result["methods"])), list(result["methods"]), rotation=25, ha="right")
+        axes.set_title(f"{policy}, mock", loc="left", fontsize=11)
+        axes.set_ylim(0, 1)
+    panels[0].set_ylabel("success rate")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def main() -> None:
+    """Make what is missing, task by task and seed by seed, and print the table after every cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--policy", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--method", nargs="+", choices=sorted(METHODS), default=["sft", "bc", "rabc", "awr"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=360, help="demonstrations of each task")
+    parser.add_argument("--failure-rate", type=float, default=0.5)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
+    parser.add_argument("--weights-only", action="store_true", help="print what the weights look like, train nothing")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Study(asked.study, asked.episodes, asked.failure_rate, asked.trials, asked.steps)
+    study.claim()
+    if asked.weights_only:
+        found: dict[str, Any] = {task: weights_table(study, task, asked.method) for task in asked.task}
+    else:
+        cells = [
+            (t, p, m, s) for s in range(asked.seeds) for t in asked.task for p in asked.policy for m in asked.method
+        ]
+        rates: dict[tuple[str, str, str, int], float] = {}
+        for cell in cells:
+            rates[cell] = float(np.mean(trials_of(study, *cell)))
+            print(f"{' '.join(map(str, cell))}: {rates[cell]:.0%}", flush=True)
+        found = summarise(rates)
+        show(found)
+        if asked.figure:
+            draw(found, asked.figure)
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
