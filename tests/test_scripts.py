@@ -86,3 +86,47 @@ def test_awr_learns_the_good_half_of_the_demonstrations(script, tmp_path, family
 def test_gpu_memory_is_not_measured_without_one(script):
     with pytest.raises(SystemExit, match="error: .* finds no CUDA; train-awr --dry-run"):
         script("bench_memory_gpu.py")
+
+
+def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
+    study, found, drawn = tmp_path / "study", tmp_path / "figure8.json", tmp_path / "figure8.png"
+    sizes = (
+        "--task",
+        "put-apple",
+        "wipe-board",
+        "--policy",
+        "pi0-tiny",
+        "--method",
+        "sft",
+        "bc",
+        "awr",
+        "--episodes",
+        4,
+    )
+    sizes += ("--trials", 1, "--steps", 4)
+    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1)
+    once = {path: path.read_bytes() for path in study.rglob("*.jsonl")}
+    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--json", found, "--figure", drawn)
+    assert {path: path.read_bytes() for path in once} == once  # what was there was not made again
+    result = json.loads(found.read_text())["pi0-tiny"]
+    assert set(result["methods"]) == {"sft", "bc", "awr"}
+    assert set(result["methods"]["awr"]["tasks"]) == {"put-apple", "wipe-board"}
+    assert len(result["awr_minus_sft"]["seeds"]) == 2
+    low, high = result["awr_minus_sft"]["interval"]
+    assert low <= result["awr_minus_sft"]["mean"] <= high
+    cloned = study / "runs" / "put-apple" / "pi0-tiny" / "bc" / "0" / "metrics.jsonl"
+    assert 1 <= len(cloned.read_text().splitlines()) < 4  # the same passes over the good half take fewer steps
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="holds a study of other sizes"):
+        script("reproduce_figure8_mock.py", study, *sizes, "--episodes", 5)
+
+
+def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    study = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))
+    rates = {("t", "p", "sft", 0): 0.2, ("t", "p", "awr", 0): 0.5, ("t", "p", "sft", 1): 0.4, ("t", "p", "awr", 1): 0.5}
+    rates |= {("u", "p", name, seed): 0.3 for name in ("sft", "awr") for seed in (0, 1)}
+    gain = study["summarise"](rates)["p"]["awr_minus_sft"]
+    assert gain["seeds"] == pytest.approx([0.15, 0.05])
+    assert gain["mean"] == pytest.approx(0.1)
+    assert gain["interval"] == pytest.approx([0.1 - 12.706 * 0.05, 0.1 + 12.706 * 0.05], abs=1e-4)
