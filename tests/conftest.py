@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,18 @@ SQUARES = [
     ("go right", 22, 0.3, False),
     ("go right", 18, 0.5, False),
 ]
+
+
+def unpacked_wheel(plugin: str, folder: Path) -> Path:
+    """A plugin's wheel, built offline and unpacked: the folder that pip would put into site-packages."""
+    source = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / plugin
+    shutil.copytree(source, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=folder / "source", check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
 
 
 @pytest.fixture(scope="session")

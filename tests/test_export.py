@@ -2,17 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import refused
+from conftest import refused, unpacked_wheel
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from test_buffer import checksums
 from test_policies import RECIPE, record_dataset
@@ -211,15 +209,8 @@ def walks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The plugin's wheel, built offline and unpacked: what pip would put into site-packages."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(PLUGIN, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=folder / "source", check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+    """What pip would install of the plugin."""
+    return unpacked_wheel("lerobot_policy_srpo_awr", tmp_path_factory.mktemp("plugin"))
 
 
 def lerobot_train(walks, output, *options, site=None):

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import unpacked_wheel
 
 from srpo_robot.arm.actions import JOINT_NAMES
 from srpo_robot.buffer.episodes import open_buffer
@@ -23,7 +23,6 @@ from srpo_robot.mock.controller import ControllerServer, KinematicPlant, free_ho
 from srpo_robot.mock.lab import MockLab
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, dump, load
 
-PLUGIN = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / "lerobot_robot_xarm7"
 RECIPE = load(HardwareRecipe, "hardware", "xarm7")
 HOME = np.array(RECIPE.home_rad)
 SERVO = 29  # function of a set point in mode 1
@@ -32,15 +31,8 @@ PATIENT = {"max_report_age_s": 0.5, "command_timeout_s": 1.5}  # the emulator sh
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The plugin's wheel, built offline and unpacked: what pip would put into site-packages."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(PLUGIN, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=folder / "source", check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+    """What pip would install of the plugin."""
+    return unpacked_wheel("lerobot_robot_xarm7", tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="module")

@@ -10,30 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_motion import HOME, LIMITS, TICK
 
 from srpo_robot.arm import kinematics, motion, wire
-from srpo_robot.arm.motion import MotionLimits, at_rest, brake, lowest
+from srpo_robot.arm.motion import at_rest, brake, lowest
 from srpo_robot.arm.set_points import LOG, Deadlines, SetPoints, clip_bits, clip_layers
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.mock.controller import frames
 from srpo_robot.records import JOINTS, ArmCommand
-
-HOME = np.array([0.0, -0.25904, 0.0, 0.96166, 0.0, 1.2207, 0.0])  # TCP at (0.40, 0, 0.25), tool down
-TICK = 0.01
-LIMITS = MotionLimits(
-    joint_min_rad=np.array([-6.2831, -2.0420, -6.2831, -0.1047, -6.2831, -1.6929, -6.2831]),
-    joint_max_rad=np.array([6.2831, 2.0245, 6.2831, 3.9269, 6.2831, 3.1415, 6.2831]),
-    joint_speed_rad_s=1.0,
-    joint_acceleration_rad_s2=8.0,
-    tcp_speed_m_s=0.25,
-    box_min_m=np.array([0.20, -0.35, 0.02]),
-    box_max_m=np.array([0.62, 0.35, 0.50]),
-    table_m=0.0,
-    tcp_offset_m=np.array([0.0, 0.0, 0.172]),
-    gripper_min_m=0.0,
-    gripper_max_m=0.085,
-    gripper_speed_m_s=0.1,
-)
 
 
 def points() -> SetPoints:

@@ -156,21 +156,8 @@ class Bench:
             end_trial(self._study, void_trial(self._study, row, _reason(error)))
             raise
         note = self._why_redone() if outcome.redo else outcome.note
-        scene = {**layout.scene, **outcome.layout, "task": layout.task}
-        trial = Trial(
-            trial=row.trial,
-            task=str(scene.get("instruction") or self._work.instruction),
-            policy=row.policy,
-            seed=layout.seed,
-            success=outcome.success,
-            steps=outcome.steps,
-            seconds=outcome.seconds,
-            clips=outcome.clips,
-            layout=scene,
-            note=note,
-            late=outcome.late,
-            episode_index=outcome.episode_index,
-        )
+        outcome = replace(outcome, note=note, layout={**layout.scene, **outcome.layout, "task": layout.task})
+        trial = outcome.as_trial(row.trial, self._work.instruction, row.policy, layout.seed)
         end_trial(self._study, trial)
         self._session.settle(outcome)
         return trial

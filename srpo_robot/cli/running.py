@@ -251,20 +251,7 @@ def _is_a_runs(child: Path) -> bool:
 
 
 def _journal(output: Path, trial_number: int, work: TaskRecipe, policy: Policy, seed: int, outcome: Outcome) -> Trial:
-    trial = Trial(
-        trial=trial_number,
-        task=str(outcome.layout.get("instruction") or work.instruction),
-        policy=policy.name,
-        seed=seed,
-        success=outcome.success,
-        steps=outcome.steps,
-        seconds=outcome.seconds,
-        clips=outcome.clips,
-        layout=outcome.layout,
-        note=outcome.note,
-        late=outcome.late,
-        episode_index=outcome.episode_index,
-    )
+    trial = outcome.as_trial(trial_number, work.instruction, policy.name, seed)
     append_trial(output, trial)
     if outcome.note:
         what = "is void" if outcome.success is None else "ended early and counts"

@@ -14,7 +14,7 @@ from srpo_robot.arm.arm import Arm, Workcell
 from srpo_robot.arm.limits import Limited
 from srpo_robot.errors import ArmError, CommandRefused, SrpoRobotError, UndecodableActions
 from srpo_robot.evaluation.policy import Inline, Instructed, Policy, Thinker
-from srpo_robot.records import ArmCommand, Observation
+from srpo_robot.records import ArmCommand, Observation, Trial
 
 
 class FrameSink(Protocol):
@@ -88,6 +88,23 @@ class Outcome:
     late: int = 0
     redo: bool = False
     refused: bool = False
+
+    def as_trial(self, number: int, instruction: str, policy: str, seed: int) -> Trial:
+        """The journal's row; the layout's own instruction comes first."""
+        return Trial(
+            trial=number,
+            task=str(self.layout.get("instruction") or instruction),
+            policy=policy,
+            seed=seed,
+            success=self.success,
+            steps=self.steps,
+            seconds=self.seconds,
+            clips=self.clips,
+            layout=self.layout,
+            note=self.note,
+            late=self.late,
+            episode_index=self.episode_index,
+        )
 
 
 @dataclass(frozen=True, eq=False)
