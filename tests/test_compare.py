@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact
 
+from srpo_robot.cli.console import shortened
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.comparison import (
     Contender,
@@ -156,11 +157,11 @@ def test_two_runs_side_by_side(cli, tmp_path):
     code, out, err = cli("compare", sft, awr, "--json", tmp_path / "c.json")
     assert code == 0, err
     flat = " ".join(out.split())
-    assert "outputs/awr succeeds 47 points more often than outputs/sft" in flat
+    assert "awr succeeds 47 points more often than sft" in flat
     assert "go on, nothing is decided yet (p 0.064" in flat  # 10 wins of 11: 11! 12 / (10! 2^11)
     assert "To show 20 points from 25% with a chance of 80%:" in flat
     assert "Progress is not compared: where the trials were recorded is not known; give --dataset" in flat
-    assert "void and never made good: 0 of outputs/sft, 1 of outputs/awr" in " ".join(err.split())
+    assert "void and never made good: 0 of sft, 1 of awr" in " ".join(err.split())
     row = json.loads((tmp_path / "c.json").read_text())["comparisons"][0]
     assert row["pairs"] == {"both": 3, "only_a": 1, "only_b": 10, "neither": 5}
     assert row["effect"]["p"] == pytest.approx(binomtest(10, 11).pvalue)
@@ -184,7 +185,7 @@ def test_two_runs_of_one_policy_are_told_apart(cli, tmp_path):
     runs = [write_run(tmp_path / name, WORSE, "outputs/awr") for name in ("a", "b")]
     code, out, err = cli("compare", *runs)
     assert code == 0, err
-    assert "No difference between outputs/awr #2 and outputs/awr #1 is shown" in " ".join(out.split())
+    assert "No difference between awr #2 and awr #1 is shown" in " ".join(out.split())
     refused(cli("compare", runs[0], runs[0]), "the same run is given twice")
 
 
@@ -299,3 +300,18 @@ def test_progress_is_the_second_outcome(cli, tmp_path, scored, tiny_encoder_fold
     out = cli("compare", run, other)[1]
     assert "recorded to different datasets" in " ".join(out.split())
     assert np.isfinite(progress["low"])
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["runs/sft/0", "runs/awr/0"], ["sft", "awr"]),
+        (["runs/sft/0", "runs/sft/1"], ["0", "1"]),
+        (["a/x", "b/y", "b/x"], ["a/x", "b/y", "b/x"]),
+        (["runs/awr", "runs/awr/checkpoints/000100"], ["runs/awr", "runs/awr/checkpoints/000100"]),
+        (["runs/awr"], ["runs/awr"]),
+        (["A", "B"], ["A", "B"]),
+    ],
+)
+def test_long_names_lose_what_they_share(names, short):
+    assert shortened(names) == short

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srpo_robot.cli.console import console, say, table, waiting, warn, write_json
+from srpo_robot.cli.console import console, say, shortened, table, waiting, warn, write_json
 from srpo_robot.errors import StaleTable, UsageError
 from srpo_robot.evaluation.comparison import (
     Comparison,
@@ -68,7 +68,10 @@ def compare_command(options: CompareOptions) -> list[Comparison]:
     _check_numbers(options)
     entrants = [entrant for run in options.runs for entrant in load_run(run, options.unblind)]
     entrants = _of_task(_distinct(entrants, options.runs), options.task)
-    base = _baseline(entrants, options.baseline)
+    names = [entrant.contender.name for entrant in entrants]
+    place, entrants = _baseline(names, options.baseline), _short(entrants)
+    policies = {entrant.contender.name: name for entrant, name in zip(entrants, names, strict=True)}
+    base = entrants[place]
     others = [entrant for entrant in entrants if entrant is not base]
     if not others:
         raise UsageError(f"{base.contender.name} alone cannot be compared; give a second run, or a protocol's output")
@@ -82,7 +85,8 @@ def compare_command(options: CompareOptions) -> list[Comparison]:
         progress = _progress(base, other, comparison, options)
         _print_one(comparison, p, needed, progress, options)
         rows.append(_json_row(comparison, p, needed, progress))
-    write_json(options.json_path, {"baseline": base.contender.name, "alpha": options.alpha, "comparisons": rows})
+    content = {"policies": policies, "baseline": base.contender.name, "alpha": options.alpha, "comparisons": rows}
+    write_json(options.json_path, content)
     return found
 
 
@@ -132,13 +136,17 @@ def _of_task(entrants: list[Entrant], task: str) -> list[Entrant]:
     ]
 
 
-def _baseline(entrants: list[Entrant], name: str) -> Entrant:
-    if not name:
-        return entrants[0]
-    for entrant in entrants:
-        if entrant.contender.name == name:
-            return entrant
-    raise UsageError(f"no policy {name!r} in these runs; there are: {', '.join(e.contender.name for e in entrants)}")
+def _short(entrants: list[Entrant]) -> list[Entrant]:
+    names = shortened([entrant.contender.name for entrant in entrants])
+    return [replace(e, contender=replace(e.contender, name=name)) for e, name in zip(entrants, names, strict=True)]
+
+
+def _baseline(names: list[str], asked: str) -> int:
+    """The place of the policy that was asked for, by its whole name or the one that tables show; else the first."""
+    for known in (names, shortened(names)):
+        if not asked or asked in known:
+            return known.index(asked) if asked else 0
+    raise UsageError(f"no policy {asked!r} in these runs; there are: {', '.join(names)}")
 
 
 def _check_numbers(options: CompareOptions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,3 +94,16 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(without_nan(content), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Names of checkpoints for a table: folders that all of them begin or end with are left out.
+
+    runs/sft/0 and runs/awr/0 become sft and awr; names that would become empty or alike stay as they are.
+    """
+    parts = [name.split("/") for name in names]
+    least = min(map(len, parts))
+    first = next((i for i in range(least) if len({part[i] for part in parts}) > 1), 0)
+    last = next((i for i in range(least - first) if len({part[-1 - i] for part in parts}) > 1), 0)
+    short = ["/".join(part[first : len(part) - last]) for part in parts]
+    return short if len(set(short)) == len(set(names)) and all(short) else list(names)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from srpo_robot.cli.console import bar, console, say, table, warn, write_json
+from srpo_robot.cli.console import bar, console, say, shortened, table, warn, write_json
 from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_any_policy, load_recipes, make_recorder
 from srpo_robot.cli.sessions import LiveOptions, LiveSession, make_session
 from srpo_robot.errors import RecipeError, UsageError, one_line
@@ -231,11 +231,12 @@ def _check_scenes(path: Path, protocol: Protocol) -> None:
 
 def _print_study(study: Study, trials: list[Trial]) -> None:
     made = table(str(study.folder), "policy", "success", "trials", "rate", "95 % interval (Wilson)", "void")
-    for letter in sorted(study.protocol.policies):
+    letters = sorted(study.protocol.policies)
+    for letter, name in zip(letters, shortened([study.name(letter) for letter in letters]), strict=True):
         own = [trial for trial in trials if trial.policy == letter]
         rate = success_rate(own)
         made.add_row(
-            study.name(letter),
+            name,
             str(rate.successes),
             str(rate.trials),
             "undefined" if rate.trials == 0 else f"{rate.rate:.0%}",
