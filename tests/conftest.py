@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -17,8 +19,16 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_DATA = Path(os.environ.get("SRPO_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def no_default_timeout() -> None:
+    """Threads of the vendor's SDK set one for the whole process, also after the test that began them."""
+    socket.setdefaulttimeout(None)
 
 
 def moving_square(length: int, reach: float, size: int = 48) -> np.ndarray:

@@ -158,6 +158,20 @@ def test_leaving_stops_the_arm_and_leaves_nothing(recipe: HardwareRecipe, server
     assert socket.getdefaulttimeout() is None  # the SDK sets one, in its own process
 
 
+def test_a_default_timeout_of_the_process_does_not_end_the_streamer(recipe: HardwareRecipe) -> None:
+    """Who uses the SDK itself beside the driver has one: sockets made under it do not wait."""
+    try:
+        socket.setdefaulttimeout(1.0)
+        with XArm7(recipe) as arm:
+            arm.resume()
+            start = arm.observe().state.joints_rad
+            for k in range(1, 6):
+                arm.send(ArmCommand(start + 0.02 * k * TURN, 0.085))
+            assert np.abs(arm.observe().commanded.joints_rad - start).max() > 0.02
+    finally:
+        socket.setdefaulttimeout(None)
+
+
 def test_the_sdk_leaves_nothing_at_home(
     recipe: HardwareRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ class StreamerProcess:
         self._messages, theirs = Pipe()
         log_out, log_in = os.pipe()
         self._stop_way, stop_theirs = socket.socketpair()
+        stop_theirs.setblocking(True)  # with a default timeout, which the SDK sets in whatever process, it would not be
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         fds = (theirs.fileno(), stop_theirs.fileno(), log_in)
         command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.streamer", *map(str, fds)]
