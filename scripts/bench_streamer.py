@@ -118,7 +118,7 @@ class SyntheticCapture:
         self._due_s = time.monotonic()
         self._picture = self._rng.integers(0, 255, (480, 640, 3), dtype=np.uint8)
 
-    def isOpened(self) -> bool:  # noqa: N802
+    def isOpened(self) -> bool:  # noqa: N802 (OpenCV's own name)
         return True
 
     def read(self) -> tuple[bool, np.ndarray]:
@@ -127,10 +127,10 @@ class SyntheticCapture:
         self._picture = np.roll(self._picture, 7, axis=1)
         return True, self._picture
 
-    def get(self, propId: int) -> float:  # noqa: N803
+    def get(self, propId: int) -> float:  # noqa: N803 (OpenCV's own name)
         return 0.0
 
-    def set(self, propId: int, value: float) -> bool:  # noqa: N803
+    def set(self, propId: int, value: float) -> bool:  # noqa: N803 (OpenCV's own name)
         return True
 
     def release(self) -> None: ...

@@ -37,7 +37,7 @@ class Device:
         self.obeys = {cv2.CAP_PROP_EXPOSURE}
         self.reads = 0
 
-    def isOpened(self) -> bool:  # noqa: N802
+    def isOpened(self) -> bool:  # noqa: N802 (OpenCV's own name)
         return self.is_there
 
     def read(self) -> tuple[bool, np.ndarray | None]:
@@ -51,10 +51,10 @@ class Device:
             self.picture[0, 0] = self.reads % 256
         return True, self.picture
 
-    def get(self, propId: int) -> float:  # noqa: N803
+    def get(self, propId: int) -> float:  # noqa: N803 (OpenCV's own name)
         return self.values.get(propId, -1.0)
 
-    def set(self, propId: int, value: float) -> bool:  # noqa: N803
+    def set(self, propId: int, value: float) -> bool:  # noqa: N803 (OpenCV's own name)
         if propId in self.obeys:
             self.values[propId] = value
         return True  # as most drivers say, whatever they did

@@ -46,13 +46,13 @@ _SMALL_PX = 24  # pictures are compared at this size, blurred by it
 class Capture(Protocol):
     """What is used of `cv2.VideoCapture`."""
 
-    def isOpened(self) -> bool: ...  # noqa: N802
+    def isOpened(self) -> bool: ...  # noqa: N802 (OpenCV's own name)
 
     def read(self) -> tuple[bool, Any]: ...
 
-    def get(self, propId: int) -> float: ...  # noqa: N803
+    def get(self, propId: int) -> float: ...  # noqa: N803 (OpenCV's own name)
 
-    def set(self, propId: int, value: float) -> bool: ...  # noqa: N803
+    def set(self, propId: int, value: float) -> bool: ...  # noqa: N803 (OpenCV's own name)
 
     def release(self) -> None: ...
 

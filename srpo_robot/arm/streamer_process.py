@@ -77,7 +77,7 @@ class StreamerProcess:
         log_out, log_in = os.pipe()
         self._stop_way, stop_theirs = socket.socketpair()
         stop_theirs.setblocking(True)  # with a default timeout, which the SDK sets in whatever process, it would not be
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process, closed in `close`)
         fds = (theirs.fileno(), stop_theirs.fileno(), log_in)
         command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.streamer", *map(str, fds)]
         try:
