@@ -1,11 +1,17 @@
 """The paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, task by task.
 
-For each task: demonstrations of which a part goes wrong, scored by progress; for each policy, method and training seed
-one training and one set of trials on layouts that are the same for all. Every method sees the good demonstrations
-equally often: filtered cloning takes fewer steps, because it draws nothing else. Executed steps and optimisation are
-the recipe's for all. Everything is resumable: call it again, and what is on disk is not made again.
+As in the paper a policy that has seen many tasks is fine-tuned on one: a base is trained once on demonstrations of all
+five, good and bad alike, and every cell of the study starts from it (--base-steps 0: from fresh weights). For each task
+demonstrations of which a part goes wrong, scored by progress; for each policy, method and training seed one fine-tuning
+and one set of trials on layouts that are the same for all and that no demonstration had. Frames are drawn in proportion
+to their weights, and every method sees the good demonstrations equally often: a method that draws more of them takes
+fewer steps. Executed steps and optimisation are the same for all. What is to be chosen is chosen with --tuning: other
+training seeds, other layouts. Everything is resumable: call it again, and what is on disk is not made again.
 
-python scripts/reproduce_figure8_mock.py STUDY --task put-apple --policy pi0-tiny --seeds 5 --json figure8.json
+    python scripts/reproduce_figure8_mock.py STUDY --prepare
+    python scripts/reproduce_figure8_mock.py STUDY --part 0 2 &
+    python scripts/reproduce_figure8_mock.py STUDY --part 1 2
+    python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
 All tasks, both policies and the first four methods take two cores a night. A mock says nothing about an arm.
 """
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,8 +57,8 @@ from srpo_robot.report.figures import MUTED, save
 
 TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
 POLICIES = ("pi0-tiny", "pi0-fast-tiny")
-DATA_SEED, TRIAL_SEED = 100_000, 500_000  # layouts of demonstrations and of trials never meet
-
+DATA_SEED, BASE_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 900_000, 400_000, 500_000  # their layouts never meet
+TUNING_RUNS = 100  # the first training seed of --tuning
 
 SHARP = Weighting(horizon=20, beta=0.3)
 
@@ -97,11 +104,15 @@ class Study:
     episodes: int
     failure_rate: float
     trials: int
-    steps: int | None
+    base_episodes: int
+    base_steps: int
+    steps: int
+    learning_rate: float | None
+    tuning: bool = False
 
     def claim(self) -> None:
         """Fix the sizes at the first call. Raises UsageError where the folder holds a study of other sizes."""
-        sizes = {key: value for key, value in asdict(self).items() if key != "root"}
+        sizes = {key: value for key, value in asdict(self).items() if key not in ("root", "tuning", "trials")}
         path = self.root / "study.json"
         if path.is_file() and json.loads(path.read_text()) != sizes:
             raise UsageError(
@@ -110,12 +121,26 @@ class Study:
         self.root.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(sizes) + "\n")
 
+    @property
+    def cells(self) -> Path:
+        """Where runs and trials lie; those that choices are made by are apart."""
+        return self.root / "tuning" if self.tuning else self.root
+
     def buffer(self, task: str) -> Buffer:
         """The task's demonstrations, recorded where they are missing."""
-        root = self.root / "data" / task
+        return self._recorded(self.root / "data" / task, task, self.episodes, DATA_SEED)
+
+    def base_buffer(self) -> Buffer:
+        """Demonstrations of all five tasks in one dataset."""
+        root = self.root / "base" / "data"
+        for number, task in enumerate(TASKS, start=1):
+            self._recorded(root, task, number * self.base_episodes, BASE_SEED)
+        return open_buffer(root)
+
+    def _recorded(self, root: Path, task: str, episodes: int, seed: int) -> Buffer:
         done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
-        if done < self.episodes:
-            record_demonstrations("mock", task, root, self.episodes - done, self.failure_rate, DATA_SEED)
+        if done < episodes:
+            record_demonstrations("mock", task, root, episodes - done, self.failure_rate, seed)
         return open_buffer(root)
 
 
@@ -148,12 +173,23 @@ def weigh(buffer: Buffer, method: Method, chunk: int) -> Weights:
     return awr_weights(advantage, method.weighting.beta, method.weighting.w_max)
 
 
-def weights_table(study: Study, task: str, names: Sequence[str]) -> dict[str, Any]:
+def kept_weights(study: Study, task: str, name: str, chunk: int) -> np.ndarray:
+    """`weigh`, kept in the study's folder: scoring takes longer than looking."""
+    path = study.root / "weights" / task / f"{name}-{chunk}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(part, weigh(study.buffer(task), METHODS[name], chunk).values)
+        part.replace(path)  # another process may be reading it
+    return np.load(path)
+
+
+def weights_table(study: Study, task: str, names: Sequence[str], chunk: int = 10) -> dict[str, Any]:
     """What each method's weights look like, before anything is trained."""
     buffer = study.buffer(task)
     found = {}
     for name in names:
-        weights = weigh(buffer, METHODS[name], 10)
+        weights = weigh(buffer, METHODS[name], chunk)
         by = mean_weight_by_label(buffer, weights)
         found[name] = {
             "effective": weights.effective_sample_size / buffer.total_frames,
@@ -168,28 +204,63 @@ def weights_table(study: Study, task: str, names: Sequence[str]) -> dict[str, An
 # --- training and trials ------------------------------------------------------------------------------------------
 
 
+def base_of(study: Study, policy: str) -> Path:
+    """The checkpoint that every cell of `policy` starts from, trained where it is missing (or half-trained)."""
+    recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
+    output = study.root / "base" / policy
+    last = output / "checkpoints" / f"{study.base_steps:06d}"
+    if not (last / "training_state").is_dir():
+        buffer = study.base_buffer()
+        _train(buffer, recipe, np.ones(buffer.total_frames), output, "base")
+    return last / "pretrained_model"
+
+
+def recipe_of(study: Study, policy: str, seed: int, steps: int) -> PolicyRecipe:
+    """How one cell is fine-tuned."""
+    recipe = load(PolicyRecipe, "policies", policy)
+    peak = study.learning_rate or recipe.learning_rate
+    recipe = replace(
+        recipe,
+        steps=steps,
+        seed=seed,
+        save_every=min(recipe.save_every, steps),
+        weights_as="sampling",
+        learning_rate=peak,
+        final_learning_rate=peak / 50,
+        warmup_steps=max(1, round(0.05 * study.steps)),
+    )
+    return replace(recipe, base=str(base_of(study, policy)), tiny={}) if study.base_steps else recipe
+
+
+def steps_for(full: int, weights: np.ndarray, good: np.ndarray) -> int:
+    """Steps with which the good frames are drawn as often as `full` steps of uniform draws draw them."""
+    return max(1, round(full * good.mean() / (weights[good].sum() / weights.sum())))
+
+
 def checkpoint_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
     """The trained policy of one cell of the study, trained where it is missing (or half-trained)."""
-    output = study.root / "runs" / task / policy / name / str(seed)
-    buffer, recipe, method = study.buffer(task), load(PolicyRecipe, "policies", policy), METHODS[name]
-    steps = study.steps or recipe.steps
-    good = sum(e.length for e in buffer.episodes if e.success) / buffer.total_frames
-    if method.scheme == "success":
-        steps = round(steps * good)
+    output = study.cells / "runs" / task / policy / name / str(seed)
+    buffer = study.buffer(task)
+    chunk = load(PolicyRecipe, "policies", policy).config["chunk_size"]
+    weights = kept_weights(study, task, name, chunk)
+    good = np.repeat([bool(e.success) for e in buffer.episodes], [e.length for e in buffer.episodes])
+    steps = steps_for(study.steps, weights, good)
     last = output / "checkpoints" / f"{steps:06d}"
     if (last / "training_state").is_dir():
         return last
-    weights = weigh(buffer, method, recipe.config["chunk_size"])
-    recipe = replace(recipe, steps=steps, seed=seed, save_every=min(recipe.save_every, steps))
+    return _train(buffer, recipe_of(study, policy, seed, steps), weights, output, name)
+
+
+def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Path, name: str) -> Path:
     resume = any((output / "checkpoints").glob("0*"))
     if not resume and output.exists():
         (output / "metrics.jsonl").unlink(missing_ok=True)
-    return train(buffer, recipe, weights.values, output, resume=resume, device="cpu", provenance={"method": name})
+    return train(buffer, recipe, weights, output, resume=resume, device="cpu", provenance={"method": name})
 
 
 def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:
     """Verdicts of the cell's trials, one a line in its journal; those that are missing are run."""
-    path = study.root / "trials" / task / policy / name / f"{seed}.jsonl"
+    path = study.cells / "trials" / task / policy / name / f"{seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.is_file() else []
     done = [json.loads(line)["success"] for line in lines]
@@ -202,9 +273,10 @@ def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> lis
     setup = Setup(arm, workcell, space, work.instruction, work.time_limit_s, work.cameras)
     with arm, path.open("a", encoding="utf-8") as journal:
         for number in range(len(done), study.trials):
-            outcome = run_episode(setup, acting, TRIAL_SEED + number)
+            layout = (TUNING_SEED if study.tuning else TRIAL_SEED) + number
+            outcome = run_episode(setup, acting, layout)
             done.append(bool(outcome.success))
-            row = {"seed": TRIAL_SEED + number, "success": done[-1], "steps": outcome.steps, "note": outcome.note}
+            row = {"seed": layout, "success": done[-1], "steps": outcome.steps, "note": outcome.note}
             journal.write(json.dumps(row) + "\n")
             journal.flush()
     return done
@@ -286,34 +358,48 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--policy", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--method", nargs="+", choices=sorted(METHODS), default=["sft", "bc", "rabc", "awr"])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=360, help="demonstrations of each task")
+    parser.add_argument("--seeds", type=int, default=5, help="training seeds of each method")
+    parser.add_argument("--episodes", type=int, default=200, help="demonstrations of each task")
     parser.add_argument("--failure-rate", type=float, default=0.5)
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
-    parser.add_argument("--weights-only", action="store_true", help="print what the weights look like, train nothing")
+    parser.add_argument("--base-episodes", type=int, default=80, help="demonstrations of each task for the base")
+    parser.add_argument("--base-steps", type=int, default=8000, help="of the base; 0: no base, fresh weights")
+    parser.add_argument("--steps", type=int, default=2000, help="of SFT; other methods: see above")
+    parser.add_argument("--learning-rate", type=float, help="peak of the fine-tuning instead of the recipe's")
+    parser.add_argument("--tuning", action="store_true", help="training seeds and layouts to make choices by")
+    parser.add_argument("--part", type=int, nargs=2, metavar=("I", "N"), default=(0, 1), help="cells I, I + N, ...")
+    parser.add_argument("--prepare", action="store_true", help="record, score, train bases, print mean weights")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(asked.study, asked.episodes, asked.failure_rate, asked.trials, asked.steps)
+    study = Study(**{key: getattr(asked, key.replace("root", "study")) for key in Study.__dataclass_fields__})
     study.claim()
-    if asked.weights_only:
+    if asked.prepare:
         found: dict[str, Any] = {task: weights_table(study, task, asked.method) for task in asked.task}
+        for policy in asked.policy if study.base_steps else ():
+            print(base_of(study, policy))
     else:
-        cells = [
-            (t, p, m, s) for s in range(asked.seeds) for t in asked.task for p in asked.policy for m in asked.method
-        ]
-        rates: dict[tuple[str, str, str, int], float] = {}
-        for cell in cells:
-            rates[cell] = float(np.mean(trials_of(study, *cell)))
-            print(f"{' '.join(map(str, cell))}: {rates[cell]:.0%}", flush=True)
-        found = summarise(rates)
+        found = summarise(_rates(study, asked))
         show(found)
         if asked.figure:
             draw(found, asked.figure)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _rates(study: Study, asked: argparse.Namespace) -> dict[tuple[str, str, str, int], float]:
+    """Success rate of every cell that was asked for, made where it is missing."""
+    first, parts = asked.part
+    if not 0 <= first < parts:
+        raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
+    seeds = range(TUNING_RUNS, TUNING_RUNS + asked.seeds) if study.tuning else range(asked.seeds)
+    cells = [(t, p, m, s) for s in seeds for t in asked.task for p in asked.policy for m in asked.method]
+    rates = {}
+    for cell in cells[first::parts]:
+        rates[cell] = float(np.mean(trials_of(study, *cell)))
+        print(f"{' '.join(map(str, cell))}: {rates[cell]:.0%}", flush=True)
+    return rates
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from lerobot.datasets.sampler import EpisodeAwareSampler
 from lerobot.policies.common.flow_matching import sample_noise, sample_time_beta
 
-from srpo_robot.awr.sampling import FlowNoise, SampleOrder, Split, held_out, spread_frames
+from srpo_robot.awr.sampling import FlowNoise, SampleOrder, Split, WeightedSampler, held_out, spread_frames
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Episode
 
@@ -27,12 +28,19 @@ def episodes(*lengths: int, tasks: str = "", groups: list[str] | None = None) ->
     return made
 
 
-def dealt(of: list[Episode], seed: int, split: tuple[int, int, int], steps: int, first: int = 0) -> list[list[int]]:
+def dealt(
+    of: list[Episode],
+    seed: int,
+    split: tuple[int, int, int],
+    steps: int,
+    first: int = 0,
+    weights: np.ndarray | None = None,
+) -> list[list[int]]:
     """The frames of each step, put together from all processes in the order of their places."""
     found, (per_pass, passes, processes) = [], split
     for process in range(processes):
         mine = Split(per_pass, passes, processes, process)
-        batches = list(islice(SampleOrder(of, seed, mine, first), steps * passes))
+        batches = list(islice(SampleOrder(of, seed, mine, first, weights), steps * passes))
         found.append([(number, mine.first(number % passes), rows) for number, rows in enumerate(batches)])
     by_step: list[dict[int, list[int]]] = [{} for _ in range(steps)]
     for number, place, rows in (entry for process in found for entry in process):
@@ -64,6 +72,45 @@ def test_each_epoch_has_each_frame_once_in_lerobots_order(lengths, seed):
     )
     assert frames == [*sampler, *sampler]
     assert sorted(frames[:total]) == list(range(total))
+
+
+# --- drawn by weight ---
+
+weight_lists = st.lists(st.sampled_from([0.0, 1e-9, 0.1, 0.5, 1.0, 3.0, 20.0]), min_size=1, max_size=40).filter(any)
+
+
+@settings(max_examples=200, deadline=None)
+@given(weight_lists, st.integers(0, 99), st.integers(0, 3))
+def test_an_epoch_draws_each_frame_as_often_as_its_weight_rounded_up_or_down(weights, seed, epoch):
+    weight = np.array(weights)
+    draws = WeightedSampler(np.arange(len(weight)) + 7, weight, seed).epoch(epoch) - 7
+    counts, due = np.bincount(draws, minlength=len(weight)), weight * len(weight) / weight.sum()
+    assert len(draws) == len(weight)
+    assert (counts >= np.floor(due - 1e-6)).all()
+    assert (counts <= np.ceil(due + 1e-6)).all()
+    assert (counts[weight == 0] == 0).all()
+
+
+def test_over_many_epochs_a_frame_is_drawn_its_weight_times():
+    weight = np.array([0.0, 0.25, 0.5, 1.0, 3.25])
+    sampler = WeightedSampler(np.arange(5), weight, 3)
+    counts = np.bincount(np.concatenate([sampler.epoch(number) for number in range(4000)]), minlength=5) / 4000
+    assert counts == pytest.approx(weight, abs=0.03)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.integers(0, 9), splits, st.integers(0, 5))
+def test_weighted_draws_are_the_same_however_dealt_and_resumed(lengths, seed, split, first):
+    of, weight = episodes(*lengths), np.random.default_rng(seed).random(sum(lengths))
+    whole = dealt(of, seed, (8, 1, 1), 4, first, weight)
+    assert dealt(of, seed, split, 4, first, weight) == whole
+    assert dealt(of, seed, (8, 1, 1), 4 + first, 0, weight)[first:] == whole
+
+
+def test_weighted_draws_leave_held_out_episodes_alone():
+    of, weight = episodes(3, 4, 5), np.ones(12)
+    frames = [frame for step in dealt([of[0], of[2]], 0, (4, 1, 1), 20, 0, weight) for frame in step]
+    assert set(frames) == {0, 1, 2, 7, 8, 9, 10, 11}
 
 
 # --- held out ---

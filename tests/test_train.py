@@ -106,9 +106,9 @@ def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, finished,
     assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
 
 
-@pytest.mark.parametrize("ema_decay", [0.9, 0.0], ids=["ema", "no ema"])
-def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, ema_decay):
-    recipe = replace(RECIPE, ema_decay=ema_decay)
+@pytest.mark.parametrize(("ema_decay", "weights_as"), [(0.9, "loss"), (0.0, "loss"), (0.9, "sampling")])
+def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, ema_decay, weights_as):
+    recipe = replace(RECIPE, ema_decay=ema_decay, weights_as=weights_as)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(buffer, recipe, weights, whole, device="cpu")
     with pytest.raises(KeyboardInterrupt):
@@ -227,6 +227,27 @@ def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
     lines = metrics(tmp_path / "run")
     assert sum(line["mean_weight"] for line in lines) == pytest.approx(3.0)  # one epoch: frame 0 is drawn once
     assert [line["loss"] > 0 for line in lines] == [line["mean_weight"] > 0 for line in lines]
+
+
+def test_drawn_by_weight_only_frames_that_have_weight_are_seen(buffer, tmp_path):
+    only = np.zeros(buffer.total_frames)
+    only[[0, 5]] = 12.0
+    recipe = replace(RECIPE, weights_as="sampling")
+    train(buffer, recipe, only, tmp_path / "run", steps=3, device="cpu")
+    lines = metrics(tmp_path / "run")
+    assert all(line["mean_weight"] == 1.0 and line["loss"] == line["unweighted_loss"] > 0 for line in lines)
+    with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # which says what the batch held
+        train(
+            buffer, replace(recipe, learning_rate=1e30, warmup_steps=0), only, tmp_path / "nan", device="cpu", steps=40
+        )
+    batch = json.loads((tmp_path / "nan" / "nan_batch.json").read_text())
+    assert {sample["index"] for sample in batch["samples"]} == {0, 5}
+
+
+def test_actions_with_weights_of_their_own_cannot_be_drawn(buffer, weights, tmp_path):
+    recipe = replace(RECIPE, weights_as="sampling", timestep_weights=True)
+    with pytest.raises(UsageError, match='set weights_as to "loss"'):
+        train(buffer, recipe, weights, tmp_path / "run", device="cpu")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, weights, tmp_path):

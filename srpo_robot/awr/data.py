@@ -28,6 +28,7 @@ class TrainingData:
         trained: episodes that are trained on.
         held_out: the others; see `sampling.held_out`.
         frames: number of frames of `trained`.
+        drawn_by: (N,) weights by global frame index that frames are drawn in proportion to; None: each once an epoch.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class TrainingData:
         if timestep is not None:  # then a frame counts once, and its actions by their own weights
             timestep = check_timestep_weights(timestep, buffer.total_frames, chunk)
             weights = np.ones(buffer.total_frames)
-        self._weights = torch.from_numpy(trained_weights(weights, mask).astype(np.float32))
+        weights = trained_weights(weights, mask)
+        self.drawn_by = weights if recipe.weights_as == "sampling" else None
+        self._weights = torch.from_numpy(weights.astype(np.float32))
         self._timestep = None if timestep is None else torch.from_numpy(timestep.astype(np.float32))
         self._samples = TrainingSet(buffer, chunk, recipe.cache_gb)
 

@@ -83,6 +83,11 @@ def check_recipe(recipe: PolicyRecipe) -> None:
         raise UsageError(f"recipe {recipe.name}: grad_clip_norm {recipe.grad_clip_norm} must be positive")
     if not 0 <= recipe.ema_decay < 1:
         raise UsageError(f"recipe {recipe.name}: ema_decay {recipe.ema_decay} must be at least 0 and below 1")
+    if recipe.timestep_weights and recipe.weights_as == "sampling":
+        raise UsageError(
+            f"recipe {recipe.name}: timestep_weights weigh the actions of a frame, which is drawn whole; "
+            'set weights_as to "loss"'
+        )
 
 
 def run_record(

@@ -25,7 +25,7 @@ quiet_lerobot()
 
 from lerobot.datasets.sampler import EpisodeAwareSampler  # noqa: E402  (after quiet_lerobot)
 
-_HELD_OUT, _NOISE, _TIME, _OTHER = 1, 2, 3, 4  # what a seed is for: no two uses share a stream
+_HELD_OUT, _NOISE, _TIME, _OTHER, _ORDER = 1, 2, 3, 4, 5  # what a seed is for: no two uses share a stream
 
 
 # --- frames -------------------------------------------------------------------------------------------------------
@@ -55,14 +55,27 @@ class SampleOrder:
 
     The order is that of lerobot's EpisodeAwareSampler, epoch after epoch: each frame once an epoch, shuffled by (seed,
     epoch). Unlike there a batch goes on into the next epoch instead of being cut short, so every step has
-    `split.samples` samples.
+    `split.samples` samples. With `weights` an epoch has as many draws, shared out by weight: see `WeightedSampler`.
     """
 
-    def __init__(self, episodes: Sequence[Episode], seed: int, split: Split, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        seed: int,
+        split: Split,
+        first_step: int = 0,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """`weights`: (N,) non-negative, by global frame index of the dataset; None: every frame once an epoch."""
         self._split, self._first_step = split, first_step
         first = [episode.first_frame for episode in episodes]
         last = [episode.first_frame + episode.length for episode in episodes]
-        self._sampler = EpisodeAwareSampler(first, last, shuffle=True, seed=seed)
+        self._sampler: EpisodeAwareSampler | WeightedSampler
+        if weights is None:
+            self._sampler = EpisodeAwareSampler(first, last, shuffle=True, seed=seed)
+        else:
+            frames = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
+            self._sampler = WeightedSampler(frames, weights[frames], seed)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, start = divmod(self._first_step * self._split.samples, len(self._sampler))
@@ -77,6 +90,46 @@ class SampleOrder:
     def _frames(self) -> Iterator[int]:
         while True:
             yield from self._sampler
+
+
+class WeightedSampler:
+    """Frames drawn in proportion to their weights, by lerobot's protocol for samplers.
+
+    The unweighted loss of such draws has the expectation of the weighted loss of uniform ones, so it is the same
+    objective; but no pass is spent on a frame of weight 0, and a batch does not hang on its few heaviest frames (An,
+    Ying and Zhu, "Why resampling outperforms reweighting", arXiv 2009.13447). An epoch of N frames has N draws:
+    systematic resampling, so a frame of weight w (mean 1) is drawn floor(w) or ceil(w) times, w on average.
+    """
+
+    def __init__(self, frames: np.ndarray, weights: np.ndarray, seed: int) -> None:
+        """`frames` (N,) what is drawn from; `weights` (N,) non-negative, not all 0, of any scale."""
+        self._frames, self._seed = frames, seed
+        self._shares = np.cumsum(weights) * (len(frames) / weights.sum())
+        self._epoch = self._start = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on in `epoch` at its draw `start_index`."""
+        self._epoch, self._start = state["epoch"], state["start_index"]
+
+    def __iter__(self) -> Iterator[int]:
+        start, epoch = self._start, self._epoch
+        self._start, self._epoch = 0, epoch + 1
+        yield from self.epoch(epoch)[start:].tolist()
+
+    def epoch(self, number: int) -> np.ndarray:
+        """The draws (N,) of epoch `number`: a function of (seed, number)."""
+        random = np.random.default_rng([self._seed, number, _ORDER])
+        ticks = np.arange(len(self._frames)) + random.random()
+        # Rounding may leave the last tick at or above the last share: it belongs to the last frame that has weight.
+        places = np.minimum(np.searchsorted(self._shares, ticks, side="right"), self._last)
+        return random.permutation(self._frames[places])
+
+    @property
+    def _last(self) -> int:
+        return int(np.searchsorted(self._shares, self._shares[-1]))
 
 
 def held_out(episodes: Sequence[Episode], share: float, seed: int) -> frozenset[int]:

@@ -70,12 +70,13 @@ def train(
     device: str = "auto",
     track: Sequence[str] = (),
 ) -> Path:
-    """Fine-tune a policy on `buffer`, each frame's loss weighted by `weights`.
+    """Fine-tune a policy on `buffer`, each frame weighted by `weights`: in its loss, or in how often it is drawn.
 
     Args:
         buffer: dataset with cameras, observation.state and action.
         recipe: policy and optimisation; everything random follows from `recipe.seed`.
-        weights: (N,) non-negative, by global frame index. A frame of weight 0 is drawn and contributes nothing.
+        weights: (N,) non-negative, by global frame index. A frame of weight 0 is drawn and contributes nothing;
+            with the recipe's `weights_as = "sampling"` it is not drawn.
         output: folder of the run; new, or with `resume` that of an interrupted one.
         timestep_weights: (N, chunk) non-negative, a weight for every action of a frame's chunk; then `weights` only
             says what the run was made from.
@@ -265,7 +266,7 @@ class _Steps:
         recipe, accelerator = run.recipe, run.accelerator
         self._run, self._data = run, data
         self._split = Split(recipe.batch_size, recipe.accumulate, accelerator.num_processes, accelerator.process_index)
-        order = SampleOrder(data.trained, recipe.seed, self._split, run.first_step)
+        order = SampleOrder(data.trained, recipe.seed, self._split, run.first_step, data.drawn_by)
         self._batches = iter(data.loader(order))
         self._noise = FlowNoise(run.trainee)
         self._seen: list[dict[str, Any]] = []
@@ -300,6 +301,8 @@ class _Steps:
         accelerator, seed, first = run.accelerator, run.recipe.seed, split.first(number)
         batch = next(self._batches)
         weights, timestep = self._data.weights(batch["index"], accelerator.device)
+        if self._data.drawn_by is not None:
+            weights = torch.ones_like(weights)  # the weight has been spent on how often the frame is drawn
         # Between passes the processes need not agree on the gradient; FSDP would have to keep whole gradients for that.
         apart = number < split.passes - 1 and not run.sharded
         with accelerator.no_sync(run.trainee) if apart else nullcontext():
