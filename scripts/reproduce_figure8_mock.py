@@ -1,12 +1,13 @@
 """The paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, task by task.
 
-As in the paper a policy that has seen many tasks is fine-tuned on one: a base is trained once on demonstrations of all
-five, good and bad alike, and every cell of the study starts from it (--base-steps 0: from fresh weights). For each task
-demonstrations of which a part goes wrong, scored by progress; for each policy, method and training seed one fine-tuning
-and one set of trials on layouts that are the same for all and that no demonstration had. Frames are drawn in proportion
-to their weights, and every method sees the good demonstrations equally often: a method that draws more of them takes
-fewer steps. Executed steps and optimisation are the same for all. What is to be chosen is chosen with --tuning: other
-training seeds, other layouts. Everything is resumable: call it again, and what is on disk is not made again.
+For each task demonstrations of which a part goes wrong, scored by progress. As in the paper a policy that has seen
+many tasks is fine-tuned on one: a base is trained once, plainly, on the demonstrations of all tasks, good and bad
+alike, and every cell of the study goes on from it (--base-steps 0: from fresh weights). For each policy, method and
+training seed one fine-tuning and one set of trials on layouts that are the same for all and that no demonstration
+had. Frames are drawn in proportion to their weights, and every method sees the good demonstrations equally often: a
+method that draws more of them takes fewer steps. Executed steps and optimisation are the same for all. What is to be
+chosen is chosen with --tuning: other training seeds, other layouts. Everything is resumable: call it again, and what
+is on disk is not made again.
 
     python scripts/reproduce_figure8_mock.py STUDY --prepare
     python scripts/reproduce_figure8_mock.py STUDY --part 0 2 &
@@ -40,6 +41,7 @@ from srpo_robot.awr.tables import (
 )
 from srpo_robot.awr.train import train
 from srpo_robot.awr.weights import Weights, awr_weights
+from srpo_robot.buffer.appending import append
 from srpo_robot.buffer.episodes import Buffer, open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_recipes, open_cell, record_demonstrations
@@ -104,6 +106,7 @@ class Study:
     episodes: int
     failure_rate: float
     trials: int
+    base_tasks: list[str]
     base_episodes: int
     base_steps: int
     steps: int
@@ -131,11 +134,14 @@ class Study:
         return self._recorded(self.root / "data" / task, task, self.episodes, DATA_SEED)
 
     def base_buffer(self) -> Buffer:
-        """Demonstrations of all five tasks in one dataset."""
-        root = self.root / "base" / "data"
-        for number, task in enumerate(TASKS, start=1):
-            self._recorded(root, task, number * self.base_episodes, BASE_SEED)
-        return open_buffer(root)
+        """All demonstrations of the base's tasks in one dataset, and what was recorded for the base alone."""
+        more, whole = self.root / "base" / "data", self.root / "base" / "all"
+        if not whole.exists():
+            for number, task in enumerate(self.base_tasks if self.base_episodes else (), start=1):
+                self._recorded(more, task, number * self.base_episodes, BASE_SEED)
+            own = [self.buffer(task).root for task in self.base_tasks]
+            append(whole, [more, *own] if self.base_episodes else own)
+        return open_buffer(whole)
 
     def _recorded(self, root: Path, task: str, episodes: int, seed: int) -> Buffer:
         done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
@@ -206,7 +212,9 @@ def weights_table(study: Study, task: str, names: Sequence[str], chunk: int = 10
 
 def base_of(study: Study, policy: str) -> Path:
     """The checkpoint that every cell of `policy` starts from, trained where it is missing (or half-trained)."""
-    recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
+    recipe = replace(
+        load(PolicyRecipe, "policies", policy), steps=study.base_steps, accumulate=2, seed=0, cache_gb=16.0
+    )
     output = study.root / "base" / policy
     last = output / "checkpoints" / f"{study.base_steps:06d}"
     if not (last / "training_state").is_dir():
@@ -362,8 +370,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200, help="demonstrations of each task")
     parser.add_argument("--failure-rate", type=float, default=0.5)
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--base-episodes", type=int, default=80, help="demonstrations of each task for the base")
-    parser.add_argument("--base-steps", type=int, default=8000, help="of the base; 0: no base, fresh weights")
+    parser.add_argument(
+        "--base-tasks", nargs="+", choices=TASKS, default=list(TASKS), help="that the base is trained on"
+    )
+    parser.add_argument("--base-episodes", type=int, default=80, help="of each task, more of them for the base alone")
+    parser.add_argument("--base-steps", type=int, default=14000, help="of the base; 0: no base, fresh weights")
     parser.add_argument("--steps", type=int, default=2000, help="of SFT; other methods: see above")
     parser.add_argument("--learning-rate", type=float, help="peak of the fine-tuning instead of the recipe's")
     parser.add_argument("--tuning", action="store_true", help="training seeds and layouts to make choices by")
