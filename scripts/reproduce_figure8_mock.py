@@ -284,7 +284,7 @@ def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> lis
             layout = (TUNING_SEED if study.tuning else TRIAL_SEED) + number
             outcome = run_episode(setup, acting, layout)
             done.append(bool(outcome.success))
-            row = {"seed": layout, "success": done[-1], "steps": outcome.steps, "note": outcome.note}
+            row = {"seed": layout, "success": done[-1], "score": outcome.score, "steps": outcome.steps}
             journal.write(json.dumps(row) + "\n")
             journal.flush()
     return done

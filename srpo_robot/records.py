@@ -151,6 +151,7 @@ class Trial:
         note: why a trial is void or was cut, "" otherwise.
         late: control steps at which the arm held because the policy had not answered yet.
         episode_index: of its recording; -1 where there is none.
+        score: how well the task was done at the end, 0 to 1; None where nobody measured it.
     """
 
     trial: int
@@ -165,3 +166,4 @@ class Trial:
     note: str = ""
     late: int = 0
     episode_index: int = -1
+    score: float | None = None

@@ -16,15 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact
 
+from srpo_robot.cli.comparing import score_effect
 from srpo_robot.cli.console import shortened
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.comparison import (
     Contender,
+    amount_effect,
     compare,
     how_many,
     in_order,
     matched,
-    progress_effect,
     unresolved,
 )
 from srpo_robot.evaluation.protocol import begin_study, begin_trial, draw_protocol, end_trial, void_trial
@@ -133,19 +134,39 @@ def test_how_many_more():
     assert done.more == 0
 
 
-def test_progress_is_joined_by_episode_and_stratified_by_task():
+def test_an_amount_is_compared_where_it_is_known_and_stratified_by_task():
     a = side("a", [False, False, None, False]).trials
     b = side("b", [False, False, False, False]).trials
     b = tuple(replace(t, episode_index=10 + t.episode_index) for t in b)
     final = {0: 0.1, 1: 0.2, 2: 0.9, 3: math.nan, 10: 0.4, 11: 0.3, 12: 0.5, 13: 0.6}
-    effect, count = progress_effect(a, b, final, by_layout=True)
+
+    def progress(trial):
+        return final.get(trial.episode_index, math.nan)
+
+    effect, count = amount_effect(a, b, progress, by_layout=True)
     assert count == 2  # the third is void, the fourth has no progress
     assert effect.difference == pytest.approx((0.3 + 0.1) / 2)
-    effect, count = progress_effect(a, b, final, by_layout=False)
+    effect, count = amount_effect(a, b, progress, by_layout=False)
     assert count == 6
     assert effect.difference == pytest.approx((0.4 + 0.3 + 0.5 + 0.6) / 4 - 0.15)
     with pytest.raises(ValueError, match="no task"):
-        progress_effect(a, b, {}, by_layout=True)
+        amount_effect(a, b, lambda _: math.nan, by_layout=True)
+
+
+def test_a_score_in_between_is_compared_and_one_that_repeats_success_is_not():
+    def scored(name, scores):
+        made = side(name, [score == 1.0 for score in scores])
+        trials = tuple(replace(t, score=score) for t, score in zip(made.trials, scores, strict=True))
+        return replace(made, trials=trials)
+
+    a, b = scored("a", [0.2, 0.4, 1.0]), scored("b", [0.5, 0.6, 1.0])
+    found = score_effect(a, b, compare(a, b), 0.05)
+    assert found is not None
+    assert found[0].difference == pytest.approx(0.5 / 3)
+    assert found[1] == 3
+    a, b = scored("a", [0.0, 1.0]), scored("b", [1.0, 1.0])
+    assert score_effect(a, b, compare(a, b), 0.05) is None
+    assert score_effect(side("a", WORSE), side("b", BETTER), compare(side("a", WORSE), side("b", BETTER)), 0.05) is None
 
 
 # --- the command

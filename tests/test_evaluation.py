@@ -113,6 +113,9 @@ class ToyCell:
     def verdict(self, ended: bool) -> bool | None:
         return True if len(self.arm.driven) >= self.after else (False if ended else None)
 
+    def score(self) -> float | None:
+        return len(self.arm.driven) / 10
+
     def truth(self) -> dict[str, np.ndarray | str]:
         return {"truth.steps": np.array([len(self.arm.driven)])}
 

@@ -185,14 +185,15 @@ def test_a_failure_called_in_the_middle_ends_the_trial():
 
     arm = ToyArm()
     outcome = run_episode(setup(arm, Called(arm)), Script(rows(9)), 0, Sink())
-    assert (outcome.success, outcome.steps) == (False, 4)
+    assert (outcome.success, outcome.steps, outcome.score) == (False, 4, 0.4)
+    assert outcome.as_trial(0, "go", "p", 0).score == 0.4
 
 
 def test_nan_is_told_from_other_void_trials():
     arm, bad = ToyArm(), rows(3)
     bad[1, 0] = np.nan
     outcome = run_episode(setup(arm, ToyCell(arm)), Script(bad), 0)
-    assert outcome.refused and outcome.success is None
+    assert outcome.refused and outcome.success is None and outcome.score is None
 
 
 def test_a_layout_may_have_its_own_instruction():

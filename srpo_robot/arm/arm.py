@@ -99,6 +99,10 @@ class Workcell(Protocol):
         """True: success. False: failure, only once `ended` (time is up or the policy is done). None: undecided."""
         ...
 
+    def score(self) -> float | None:
+        """How well the task is done at this instant, 0 to 1; None where nobody measures it."""
+        ...
+
     def truth(self) -> Mapping[str, np.ndarray | str]:
         """What a simulator knows at this instant, recorded beside the frame by column name; empty on a real arm."""
         ...

@@ -13,15 +13,16 @@ from srpo_robot.evaluation.comparison import (
     Comparison,
     Contender,
     Needed,
+    amount_effect,
     check_trials,
     compare,
     how_many,
-    progress_effect,
     task_of,
 )
 from srpo_robot.evaluation.protocol import open_study
 from srpo_robot.evaluation.statistics import Effect, Rate, holm, success_rate
 from srpo_robot.evaluation.trials import read_trials
+from srpo_robot.records import Trial
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,11 @@ def compare_command(options: CompareOptions) -> list[Comparison]:
     for other, comparison, p in zip(others, found, adjusted, strict=True):
         needed = _needed(comparison, options)
         progress = _progress(base, other, comparison, options)
+        score = score_effect(base.contender, other.contender, comparison, options.alpha)
         _print_one(comparison, p, needed, progress, options)
-        rows.append(_json_row(comparison, p, needed, progress))
+        if score is not None:
+            say(_amount_sentence("Final score", comparison, *score))
+        rows.append(_json_row(comparison, p, needed, progress, score))
     content = {"policies": policies, "baseline": base.contender.name, "alpha": options.alpha, "comparisons": rows}
     write_json(options.json_path, content)
     return found
@@ -185,12 +189,28 @@ def _progress(base: Entrant, other: Entrant, comparison: Comparison, options: Co
             final = {curve.episode_index: float(curve.progress[-1]) for curve in read_curves(buffer)}
             profile = read_settings(buffer).rules.profile
         sides = base.contender.trials, other.contender.trials
-        effect, count = progress_effect(*sides, final, comparison.by_layout, options.alpha)
+        effect, count = amount_effect(
+            *sides, lambda trial: final.get(trial.episode_index, math.nan), comparison.by_layout, options.alpha
+        )
     except StaleTable as error:
         return str(error)
     except ValueError:
         return f"no trial of both has an episode with progress in {place}"
     return Progress(effect, count, profile)
+
+
+def score_effect(a: Contender, b: Contender, comparison: Comparison, alpha: float) -> tuple[Effect, int] | None:
+    """Effect on how well the task was done, and of how many trials or pairs; None where it is done or not."""
+
+    def amount(trial: Trial) -> float:
+        return math.nan if trial.score is None else trial.score
+
+    if not any(0.0 < amount(trial) < 1.0 for side in (a, b) for trial in side.trials):
+        return None
+    try:
+        return amount_effect(a.trials, b.trials, amount, comparison.by_layout, alpha)
+    except ValueError:  # trials of before scores were kept, on one side
+        return None
 
 
 # --- printing -----------------------------------------------------------------------------------------------------
@@ -307,19 +327,28 @@ def progress_sentence(comparison: Comparison, progress: Progress | str) -> str:
     """The second outcome in words, or why there is none."""
     if isinstance(progress, str):
         return f"Progress is not compared: {progress}"
-    effect, unit = progress.effect, "layouts" if comparison.by_layout else "trials"
-    low, high = (f"{v:+.3f}" if math.isfinite(v) else "undefined" for v in (effect.low, effect.high))
     caution = (
         "" if progress.profile == "loo" else f" In profile {progress.profile} a success is measured against its own "
         "end, so this repeats the success rate in part; --profile loo measures both alike."
     )  # fmt: skip
+    return _amount_sentence("Final progress", comparison, progress.effect, progress.trials) + caution
+
+
+def _amount_sentence(what: str, comparison: Comparison, effect: Effect, trials: int) -> str:
+    low, high = (f"{v:+.3f}" if math.isfinite(v) else "undefined" for v in (effect.low, effect.high))
     return (
-        f"Final progress: {comparison.b} {effect.difference:+.3f} against {comparison.a} (interval {low} to {high}, "
-        f"p {show_p(effect.p)}, {progress.trials} {unit}).{caution}"
+        f"{what}: {comparison.b} {effect.difference:+.3f} against {comparison.a} (interval {low} to {high}, "
+        f"p {show_p(effect.p)}, {trials} {'layouts' if comparison.by_layout else 'trials'})."
     )
 
 
-def _json_row(comparison: Comparison, p: float, needed: Needed | None, progress: Progress | str) -> dict[str, Any]:
+def _json_row(
+    comparison: Comparison,
+    p: float,
+    needed: Needed | None,
+    progress: Progress | str,
+    score: tuple[Effect, int] | None,
+) -> dict[str, Any]:
     row = asdict(comparison)
     for name in ("pairs", "paired", "unpaired", "if_void_failed", "look"):
         value = getattr(comparison, name)
@@ -334,4 +363,5 @@ def _json_row(comparison: Comparison, p: float, needed: Needed | None, progress:
         row |= {"progress": None, "progress_missing": progress}
     else:
         row["progress"] = {**progress.effect._asdict(), "trials": progress.trials, "profile": progress.profile}
+    row["score"] = None if score is None else {**score[0]._asdict(), "trials": score[1]}
     return row

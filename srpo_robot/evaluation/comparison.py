@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -192,20 +192,20 @@ def how_many(
     return Needed(difference, start, power, total, None if total is None else max(total - have, 0), sequential)
 
 
-def progress_effect(
-    a: Sequence[Trial], b: Sequence[Trial], final: Mapping[int, float], by_layout: bool, alpha: float = 0.05
+def amount_effect(
+    a: Sequence[Trial], b: Sequence[Trial], amount: Callable[[Trial], float], by_layout: bool, alpha: float = 0.05
 ) -> tuple[Effect, int]:
-    """Effect on final progress, and of how many trials (pairs where `by_layout`) it is.
+    """Effect on an amount that trials end with, and of how many trials (pairs where `by_layout`) it is.
 
     Args:
-        final: by episode_index, the progress at the episode's end; trials without a finite one are left out.
+        amount: of a trial, final progress for one; trials where it is not finite are left out.
 
     Raises:
         ValueError: no task has any of both.
     """
 
     def known(trial: Trial) -> bool:
-        return trial.success is not None and bool(np.isfinite(final.get(trial.episode_index, np.nan)))
+        return trial.success is not None and bool(np.isfinite(amount(trial)))
 
     a, b = [t for t in a if known(t)], [t for t in b if known(t)]
     pairs = matched(a, b) if by_layout else []
@@ -216,7 +216,7 @@ def progress_effect(
             columns = [[pair[side] for pair in own] for side in (0, 1)]
         else:
             columns = [[t for t in side if task_of(t) == task] for side in (a, b)]
-        first, second = (np.array([final[t.episode_index] for t in column]) for column in columns)
+        first, second = (np.array([amount(t) for t in column]) for column in columns)
         groups.append((first, second))
     return mean_effect(groups, by_layout, confidence=1 - alpha), len(pairs) if by_layout else len(a) + len(b)
 

@@ -126,6 +126,9 @@ class OperatorCell:
                 self._take(self._keys.next())
         return self._label
 
+    def score(self) -> None:
+        """Nothing: the person says whether it succeeded."""
+
     def truth(self) -> Mapping[str, np.ndarray | str]:
         """Nothing: a real arm does not know."""
         return {}
@@ -211,6 +214,9 @@ class JudgedCell:
     def verdict(self, ended: bool) -> bool | None:
         """As the physics says; failure only once `ended`. Raises ArmError where the judge does not answer."""
         return True if self._judge.succeeded() else (False if ended else None)
+
+    def score(self) -> None:
+        """Nothing: the judge says whether it succeeded, as a person would."""
 
     def truth(self) -> Mapping[str, np.ndarray | str]:
         """Nothing: what is recorded is what a real arm would record."""

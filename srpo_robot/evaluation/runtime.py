@@ -76,6 +76,7 @@ class Outcome:
         late: steps at which the arm held because the policy had not answered.
         redo: a person wants it again; it counts for nothing.
         refused: the policy asked for what must not reach an arm.
+        score: how well the task was done at the end, 0 to 1; None where it is void or nobody measured it.
     """
 
     success: bool | None
@@ -88,6 +89,7 @@ class Outcome:
     late: int = 0
     redo: bool = False
     refused: bool = False
+    score: float | None = None
 
     def as_trial(self, number: int, instruction: str, policy: str, seed: int) -> Trial:
         """The journal's row; the layout's own instruction comes first."""
@@ -104,6 +106,7 @@ class Outcome:
             note=self.note,
             late=self.late,
             episode_index=self.episode_index,
+            score=self.score,
         )
 
 
@@ -146,7 +149,7 @@ def run_episode(
     thinker = setup.thinker or Inline(policy)
     thinker.reset(seed)
     loop = _Loop(setup, thinker, sink, instruction)
-    verdict, note, redo, refused = None, "", False, False
+    verdict, score, note, redo, refused = None, None, "", False, False
     try:
         try:
             note = loop.run(on_step)
@@ -155,6 +158,7 @@ def run_episode(
                 raise
             note = "stopped by hand"
         verdict = setup.workcell.verdict(ended=True)
+        score = setup.workcell.score()
     except CommandRefused as error:
         setup.arm.hold()
         note, refused = str(error), True
@@ -166,9 +170,8 @@ def run_episode(
         raise
     index = sink.end(verdict) if sink is not None else -1
     seconds = loop.seconds()
-    return Outcome(
-        verdict, loop.steps, seconds, dict(loop.clips), layout, index, note, loop.late, redo=redo, refused=refused
-    )
+    done = loop.steps, seconds, dict(loop.clips), layout, index, note, loop.late
+    return Outcome(verdict, *done, redo=redo, refused=refused, score=score)
 
 
 class _Loop:
