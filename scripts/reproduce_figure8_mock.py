@@ -61,6 +61,7 @@ TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
 POLICIES = ("pi0-tiny", "pi0-fast-tiny")
 DATA_SEED, BASE_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 900_000, 400_000, 500_000  # their layouts never meet
 TUNING_RUNS = 100  # the first training seed of --tuning
+_COLOURS = ("#cbd5e1", "#93c5fd", "#fcd34d", "#34d399", "#c4b5fd", "#fca5a5")
 
 SHARP = Weighting(horizon=20, beta=0.3)
 
@@ -295,7 +296,8 @@ def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> lis
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean over training seeds and its 95 % interval: Student's t over seeds, so both seeds' and trials' chance."""
-    mean, n = float(np.mean(values)), len(values)
+    n = len(values)
+    mean = float(np.mean(values)) if n else None
     if n < 2:
         return {"mean": mean, "interval": None, "seeds": list(values)}
     half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
@@ -303,28 +305,30 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(rates: dict[tuple[str, str, str, int], float]) -> dict[str, Any]:
-    """By policy: each method's rate by task and over tasks, and AWR's difference to SFT and to filtered cloning."""
+    """By policy: each method's rate by task and over tasks, and how far AWR is from each other method."""
     found: dict[str, Any] = {}
-    for policy in sorted({key[1] for key in rates}):
+    for policy in dict.fromkeys(key[1] for key in rates):
         mine = {(task, name, seed): rate for (task, p, name, seed), rate in rates.items() if p == policy}
-        tasks, names = sorted({k[0] for k in mine}), list(dict.fromkeys(k[1] for k in mine))
-        seeds = sorted({k[2] for k in mine})
-
-        def mean(name: str, within: Sequence[str], mine: Any = mine, seeds: Any = seeds) -> list[float]:
-            """By seed, the mean over tasks; seeds that lack a task are left out."""
-            whole = [s for s in seeds if all((task, name, s) in mine for task in within)]
-            return [float(np.mean([mine[task, name, s] for task in within])) for s in whole]
-
+        tasks, names = (list(dict.fromkeys(key[place] for key in mine)) for place in (0, 1))
+        whole = {name: _by_seed(mine, name, tasks) for name in names}
         methods = {
-            name: over_seeds(mean(name, tasks)) | {"tasks": {task: over_seeds(mean(name, [task])) for task in tasks}}
+            name: over_seeds([*whole[name].values()])
+            | {"tasks": {task: over_seeds([*_by_seed(mine, name, [task]).values()]) for task in tasks}}
             for name in names
         }
         found[policy] = {"methods": methods}
-        for other in ("sft", "bc", "rabc"):
-            if "awr" in methods and other in methods:
-                both = zip(mean("awr", tasks), mean(other, tasks), strict=False)
-                found[policy][f"awr_minus_{other}"] = over_seeds([a - b for a, b in both])
+        for other in names:
+            if "awr" in names and other != "awr":
+                both = sorted(whole["awr"].keys() & whole[other].keys())
+                found[policy][f"awr_minus_{other}"] = over_seeds([whole["awr"][s] - whole[other][s] for s in both])
     return found
+
+
+def _by_seed(rates: dict[tuple[str, str, int], float], name: str, tasks: Sequence[str]) -> dict[int, float]:
+    """Mean rate over `tasks` of each training seed that has all of them."""
+    seeds = sorted({seed for _, n, seed in rates if n == name})
+    whole = [seed for seed in seeds if all((task, name, seed) in rates for task in tasks)]
+    return {seed: float(np.mean([rates[task, name, seed] for task in tasks])) for seed in whole}
 
 
 def show(found: dict[str, Any]) -> None:
@@ -332,31 +336,48 @@ def show(found: dict[str, Any]) -> None:
     for policy, result in found.items():
         for name, row in result["methods"].items():
             print(f"{policy:14s} {name:22s} {_text(row)}   seeds {' '.join(f'{x:.0%}' for x in row['seeds'])}")
+            for task, of_task in row["tasks"].items() if len(row["tasks"]) > 1 else ():
+                print(
+                    f"{'':14s}   {task:20s} {_text(of_task)}   seeds {' '.join(f'{x:.0%}' for x in of_task['seeds'])}"
+                )
         for key in (key for key in result if key.startswith("awr_minus")):
             print(f"{policy:14s} {key:22s} {_text(result[key])}")
 
 
 def _text(row: dict[str, Any]) -> str:
     spread = "" if row["interval"] is None else " [{:+.0%}, {:+.0%}]".format(*row["interval"])
-    return f"{row['mean']:.0%}{spread}"
+    return "no seed is whole yet" if row["mean"] is None else f"{row['mean']:.0%}{spread}"
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Bars by method for each policy, with the interval over seeds and a dot a seed."""
-    figure = Figure(figsize=(5.2 * len(found), 3.4))
-    panels = np.atleast_1d(figure.subplots(1, len(found), sharey=True))
-    for axes, (policy, result) in zip(panels, found.items(), strict=True):
-        for place, (_, row) in enumerate(result["methods"].items()):
-            axes.bar(place, row["mean"], color="#93c5fd", width=0.65)
-            axes.plot([place] * len(row["seeds"]), row["seeds"], "o", color=MUTED, markersize=3)
-            if row["interval"]:
-                axes.vlines(place, max(row["interval"][0], 0), min(row["interval"][1], 1), color="#1f2937", lw=1.4)
-        axes.set_xticks(range(len(result["methods"])), list(result["methods"]), rotation=25, ha="right")
-        axes.set_title(f"{policy}, mock", loc="left", fontsize=11)
+    """A row a policy: bars by task and method, their intervals over training seeds, a dot a seed."""
+    figure = Figure(figsize=(10, 3.1 * len(found)))
+    rows = np.atleast_1d(figure.subplots(len(found), 1, sharey=True))
+    for axes, (policy, result) in zip(rows, found.items(), strict=True):
+        names = list(result["methods"])
+        tasks = list(result["methods"][names[0]]["tasks"])
+        groups = ["all tasks", *tasks] if len(tasks) > 1 else tasks
+        width = 0.8 / len(names)
+        for number, name in enumerate(names):
+            row = result["methods"][name]
+            bars = [row if group == "all tasks" else row["tasks"][group] for group in groups]
+            places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(groups))]
+            _bars(axes, places, bars, 0.9 * width, _COLOURS[number % len(_COLOURS)], name)
+        axes.set_xticks(range(len(groups)), groups)
+        axes.set_title(policy, loc="left", fontsize=11)
         axes.set_ylim(0, 1)
-    panels[0].set_ylabel("success rate")
+        axes.set_ylabel("success rate")
+    rows[0].legend(ncol=4, frameon=False, loc="upper right", fontsize=8)
     figure.tight_layout()
     save(figure, path)
+
+
+def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: float, colour: str, name: str) -> None:
+    axes.bar(places, [row["mean"] or 0.0 for row in rows], color=colour, width=width, label=name)
+    for place, row in zip(places, rows, strict=True):
+        axes.plot([place] * len(row["seeds"]), row["seeds"], "o", color=MUTED, markersize=2.5)
+        if row["interval"]:
+            axes.vlines(place, max(row["interval"][0], 0), min(row["interval"][1], 1), color="#1f2937", lw=1.2)
 
 
 def main() -> None:
