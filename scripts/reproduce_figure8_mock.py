@@ -309,7 +309,7 @@ def summarise(rates: dict[tuple[str, str, str, int], float]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for policy in dict.fromkeys(key[1] for key in rates):
         mine = {(task, name, seed): rate for (task, p, name, seed), rate in rates.items() if p == policy}
-        tasks, names = (list(dict.fromkeys(key[place] for key in mine)) for place in (0, 1))
+        tasks, names = list(dict.fromkeys(key[0] for key in mine)), list(dict.fromkeys(key[1] for key in mine))
         whole = {name: _by_seed(mine, name, tasks) for name in names}
         methods = {
             name: over_seeds([*whole[name].values()])

@@ -83,11 +83,12 @@ class ToyArm(Arm):
         self.driven: list[ArmCommand] = []
         self.stops = 0
 
-    def observe(self) -> Observation:
+    def observe(self, images: bool = True) -> Observation:
         last = self.driven[-1] if self.driven else ArmCommand(self.home_rad, 0.04)
         state = ArmState(len(self.driven) * self.period_s, last.joints_rad, last.gripper_m)
-        images = {name: np.full((4, 4, 3), len(self.driven), dtype=np.uint8) for name in ("front", "wrist")}
-        return Observation(state, self.commanded or last, images)
+        names = ("front", "wrist") if images else ()
+        drawn = {name: np.full((4, 4, 3), len(self.driven), dtype=np.uint8) for name in names}
+        return Observation(state, self.commanded or last, drawn)
 
     def stop(self) -> None:
         self.stops += 1
@@ -190,6 +191,15 @@ def test_a_chunk_is_executed_whole_before_the_policy_is_asked_again():
     arm, policy = ToyArm(), Script(rows(9))
     run_episode(setup(arm, ToyCell(arm)), policy, 0)
     assert policy.seen == [0, 3, 6, 9]
+
+
+def test_images_are_there_whenever_somebody_looks():
+    arm, sink, logged = ToyArm(), Sink(), []
+    run_episode(setup(arm, ToyCell(arm), stop_on_success=False), Script(rows(7)), 0, sink)
+    assert [set(images) for images, *_ in sink.frames] == [{"front"}] * 7
+    arm = ToyArm()
+    run_episode(setup(arm, ToyCell(arm), log=logged.append), Script(rows(7)), 0)
+    assert [set(step.seen.images) for step in logged] == [{"front", "wrist"}] * 7
 
 
 def test_frames_hold_what_was_executed_not_what_was_asked():

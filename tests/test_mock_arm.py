@@ -188,9 +188,11 @@ def test_images_are_drawn_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: py
         cell.reset(0)
         seen = arm.observe()
         assert seen.images["front"].shape == (40, 60, 3) and seen.images["wrist"].shape == (24, 24, 3)
-        assert arm.observe() is seen
+        assert arm.observe() is seen and arm.observe(images=False) is seen
         arm.hold()
-        assert arm.observe() is not seen
+        unseen = arm.observe(images=False)
+        assert not unseen.images and unseen.state.time_s > seen.state.time_s
+        assert arm.observe().images.keys() == seen.images.keys()
 
 
 def test_a_closed_arm_says_how_to_open_it() -> None:

@@ -63,11 +63,14 @@ class Arm(ABC):
 
     def reference(self) -> ArmCommand:
         """The command executed last; before the first one, where the arm was measured to be."""
-        return self.commanded if self.commanded is not None else self.observe().commanded
+        return self.commanded if self.commanded is not None else self.observe(images=False).commanded
 
     @abstractmethod
-    def observe(self) -> Observation:
+    def observe(self, images: bool = True) -> Observation:
         """The newest state and images. `Observation.commanded` is the last executed command, or the measured one.
+
+        Args:
+            images: False where nobody will look at them: an arm that has to draw them may leave them out.
 
         Raises:
             ArmError: the arm or a camera does not answer.

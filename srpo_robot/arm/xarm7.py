@@ -104,8 +104,8 @@ class XArm7(Arm):
         self.commanded = ArmCommand(newest["sent_rad"], float(newest["gripper_m"]))
         return Limited(self.commanded, (*limited.clips, *held))
 
-    def observe(self) -> Observation:
-        """The newest report and pictures.
+    def observe(self, images: bool = True) -> Observation:
+        """The newest report and pictures; the cameras are watched at every step, whether anybody looks or not.
 
         Raises:
             ArmError: the streamer stopped the arm, or is silent.
@@ -114,8 +114,8 @@ class XArm7(Arm):
         row = self._newest_tick()
         state = ArmState(float(row["report_s"]), row["reported_rad"], float(row["gripper_reported_m"]))
         frames = self._cameras.read() if self._cameras is not None else {}
-        images = {name: frame.image for name, frame in frames.items()}
-        return Observation(state, self.commanded or ArmCommand(state.joints_rad, state.gripper_m), images)
+        pictures = {name: frame.image for name, frame in frames.items()}
+        return Observation(state, self.commanded or ArmCommand(state.joints_rad, state.gripper_m), pictures)
 
     def stop(self) -> None:
         """Stop motion now, past whatever is waiting; from any thread, at any time, also twice.

@@ -183,14 +183,15 @@ class _Loop:
         self._setup, self._thinker, self._sink, self._instruction = setup, thinker, sink, instruction
         self._queue: deque[np.ndarray] = deque()
         self._chunk = self._row = -1
-        self._start_s = self._newest_s = setup.arm.observe().state.time_s
+        self._start_s = self._newest_s = setup.arm.observe(images=False).state.time_s
 
     def run(self, on_step: Callable[[int], None] | None) -> str:
         """Until time is up, the policy is done, or the workcell has its verdict; why it ended early, or ""."""
         setup = self._setup
         limit_steps = round(setup.time_limit_s / setup.arm.period_s)
         while self.steps < limit_steps:
-            seen = setup.arm.observe()
+            # Between two answers of the policy nobody looks, unless it is recorded; drawing is half of a mock trial.
+            seen = setup.arm.observe(images=not self._queue or self._sink is not None or setup.log is not None)
             self._newest_s = seen.state.time_s
             truth = setup.workcell.truth() if self._sink is not None else {}
             try:
@@ -212,7 +213,7 @@ class _Loop:
     def seconds(self) -> float:
         """Duration so far [s]; up to the last observation where a person stopped the arm."""
         if not self._setup.stopped():
-            self._newest_s = self._setup.arm.observe().state.time_s
+            self._newest_s = self._setup.arm.observe(images=False).state.time_s
         return self._newest_s - self._start_s
 
     def _refill(self, seen: Observation) -> bool:

@@ -55,17 +55,17 @@ class MockArm(Arm):
         self.commanded = start
         self._seen = None
 
-    def observe(self) -> Observation:
-        """State and images now; drawn once a control step, however often it is asked.
+    def observe(self, images: bool = True) -> Observation:
+        """State and, unless nobody looks, images now; drawn once a control step, however often it is asked.
 
         Raises:
             ArmError: the arm is not open.
         """
         self._must_be_open()
-        if self._seen is None:
+        if self._seen is None or (images and not self._seen.images):
             state = self.sim.state()
-            images = {camera.name: self.sim.render(camera.name) for camera in self.recipe.cameras}
-            self._seen = Observation(state, self.commanded or ArmCommand(state.joints_rad, state.gripper_m), images)
+            drawn = {camera.name: self.sim.render(camera.name) for camera in self.recipe.cameras} if images else {}
+            self._seen = Observation(state, self.commanded or ArmCommand(state.joints_rad, state.gripper_m), drawn)
         return self._seen
 
     def stop(self) -> None:
