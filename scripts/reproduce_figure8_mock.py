@@ -297,8 +297,10 @@ def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> lis
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean over training seeds and its 95 % interval: Student's t over seeds, so both seeds' and trials' chance."""
     n = len(values)
-    mean = float(np.mean(values)) if n else None
-    if n < 2:
+    if n == 0:
+        return {"mean": None, "interval": None, "seeds": []}
+    mean = float(np.mean(values))
+    if n == 1:
         return {"mean": mean, "interval": None, "seeds": list(values)}
     half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values)}
