@@ -63,7 +63,7 @@ DATA_SEED, BASE_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 900_000, 400_000, 500_0
 TUNING_RUNS = 100  # the first training seed of --tuning
 _COLOURS = ("#cbd5e1", "#93c5fd", "#fcd34d", "#34d399", "#c4b5fd", "#fca5a5")
 
-SHARP = Weighting(horizon=20, beta=0.3)
+CHOSEN = Weighting(horizon=20, beta=1.0, kappa=2.0)  # by its weights alone: of failures it leaves 2 to 7 %
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Method:
     scorer: Literal["embedded", "pixel", "true"] = "embedded"
     references: str = ""
     value: str = "return"
-    weighting: Weighting = SHARP
+    weighting: Weighting = CHOSEN
 
 
 PAPER = Weighting(horizon=1, shift=0, tail="raw")
@@ -83,7 +83,7 @@ METHODS = {
     "bc": Method("success"),
     "rabc": Method("rabc"),
     "awr": Method("awr"),
-    "awr-trajectory": Method("awr", weighting=replace(SHARP, beta=1.0, kappa=2.0)),
+    "awr-sharp": Method("awr", weighting=Weighting(horizon=20, beta=0.3)),  # steps alone
     "awr-phase": Method("awr", value="phase"),
     "awr-paper": Method("awr", value="progress", weighting=PAPER),  # appendix G to the letter: single steps, beta 1
     "awr-chunk": Method("awr", value="progress", weighting=Weighting(horizon=20)),  # chunk advantage, beta 1
