@@ -157,6 +157,7 @@ class PolicyRecipe:
     shift: int = 1  # 1: R[t+H] - R[t]; 0 with horizon 1 is the paper's D_t
     tail: Literal["divide", "raw", "drop"] = "divide"  # how a horizon cut by the episode's end counts
     kappa: float = 0.0  # share of the trajectory advantage
+    baseline: Literal["mean", "value"] = "mean"  # what a gain is compared with: all gains, or those from a like value
     value: Literal["", "progress", "eq5", "phase", "return"] = ""  # step value that the score must have; "": any
     audit_level: float = 0.05  # largest p at which success and failure count as separated; see srpo-robot audit
     seed: int = 0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from srpo_robot.awr.advantage import advantages, chunk_gain, increments
+from srpo_robot.awr.advantage import advantages, chunk_gain, expected_gain, increments
 from srpo_robot.awr.weights import awr_weights, success_weights, uniform_weights
 from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.numerics import standardise
@@ -44,6 +44,54 @@ def test_step_advantages_of_two_episodes_are_standardised_together():
     # increments 0 1 | 0 .5 0: mean .3, population variance .16
     assert found.increment == pytest.approx([0.0, 1.0, 0.0, 0.5, 0.0])
     assert found.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
+
+
+# --- what a gain is compared with
+
+
+def test_the_expected_gain_is_the_mean_of_its_neighbours_in_value():
+    value = np.arange(40.0)
+    gain = np.where(value < 20, 1.0, 3.0)
+    expected = expected_gain(gain[::-1], value[::-1])[::-1]  # order does not matter
+    assert expected[:18] == pytest.approx(1.0)
+    assert expected[22:] == pytest.approx(3.0)
+    assert expected[19] == pytest.approx((3 * 1.0 + 2 * 3.0) / 5)  # two ranks on either side
+
+
+@given(values, st.integers(0, 99))
+def test_frames_of_one_value_have_one_expectation_within_the_gains(gain, seed):
+    value = np.random.default_rng(seed).integers(0, 4, len(gain)).astype(float)
+    expected = expected_gain(gain, value)
+    for level in np.unique(value):
+        assert np.ptp(expected[value == level]) == 0
+    assert expected.min() >= gain.min() - 1e-9
+    assert expected.max() <= gain.max() + 1e-9
+
+
+def test_without_a_value_no_gain_is_expected():
+    expected = expected_gain(np.array([1.0, np.nan, 3.0]), np.array([0.0, 1.0, np.nan]))
+    assert expected[0] == 1.0
+    assert np.isnan(expected[1:]).all()
+    assert np.isnan(expected_gain(np.full(2, np.nan), np.zeros(2))).all()
+
+
+def test_a_slow_phase_done_well_is_worth_as_much_as_a_fast_one_done_well():
+    """Each episode creeps to 1 and then runs to 5; the second creeps backwards at first, and stops short of 5."""
+    good = np.concatenate([np.linspace(0, 1, 30), np.linspace(1.2, 5, 20)])
+    bad = np.concatenate([np.linspace(0, -0.5, 30), np.linspace(-0.3, 2, 20)])
+    episodes = [good] * 5 + [bad]
+    plain, own = (advantages(episodes, 5, baseline=baseline).chunk for baseline in ("mean", "value"))
+    assert plain[10] < plain[35] - 1.0
+    assert abs(own[10] - own[35]) < abs(plain[10] - plain[35]) / 3
+    assert own[10] > own[250 + 10]  # and well is better than badly
+
+
+def test_gains_are_expected_within_a_task():
+    slow, fast = np.linspace(0, 1, 30), np.linspace(0, 3, 30)
+    apart = advantages([slow, fast], 3, baseline="value", tasks=["slow", "fast"]).chunk
+    together = advantages([slow, fast], 3, baseline="value").chunk
+    assert apart[[5, 35]] == pytest.approx(apart[5])  # both as fast as ever on their own task
+    assert together[35] > together[5] + 1.0
 
 
 def test_weights_by_hand():

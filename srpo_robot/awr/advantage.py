@@ -17,6 +17,8 @@ from srpo_robot.errors import UsageError
 from srpo_robot.numerics import standardise
 
 Tail = Literal["divide", "raw", "drop"]
+Baseline = Literal["mean", "value"]
+_NEIGHBOURS = 0.1  # share of a task's frames that the expected gain at a value is averaged over
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +65,51 @@ def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "di
     return gain
 
 
-def advantages(values: Sequence[np.ndarray], horizon: int, shift: int = 1, tail: Tail = "divide") -> Advantages:
-    """Advantages of a dataset from its episodes' values (each (T_i,)), standardised over all trajectories together."""
+def expected_gain(gain: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """E[G | R], the gain to be expected from where a frame is: (N,), NaN where gain or value is.
+
+    The mean gain of the tenth of the frames whose value is nearest, in rank, to a frame's own. Frames of one value have
+    one expectation.
+
+    Args:
+        gain: (N,) over the chunk from each frame.
+        value: (N,) R where the chunk starts.
+    """
+    known = np.isfinite(gain) & np.isfinite(value)
+    expected = np.full(len(gain), np.nan)
+    order = np.argsort(value[known], kind="stable")
+    ranks, half = np.arange(len(order)), max(1, round(_NEIGHBOURS / 2 * len(order)))
+    low, high = np.maximum(ranks - half, 0), np.minimum(ranks + half + 1, len(order))
+    sums = np.concatenate([[0.0], np.cumsum(gain[known][order])])
+    near = (sums[high] - sums[low]) / (high - low)
+    _, level, counts = np.unique(value[known], return_inverse=True, return_counts=True)
+    expected[known] = (np.bincount(level[order], near, len(counts)) / counts)[level]
+    return expected
+
+
+def advantages(
+    values: Sequence[np.ndarray],
+    horizon: int,
+    shift: int = 1,
+    tail: Tail = "divide",
+    baseline: Baseline = "mean",
+    tasks: Sequence[str] | None = None,
+) -> Advantages:
+    """Advantages of a dataset from its episodes' values (each (T_i,)), standardised over all trajectories together.
+
+    Args:
+        baseline: what a chunk's gain is compared with. "mean": the mean over all frames (the paper's standardisation);
+            a chunk in a slow phase of the task then has a low advantage however well it is done. "value": the gain to
+            be expected from the value where it starts (`expected_gain`, within a task), as in A = Q - V.
+        tasks: of the episodes; None: they are of one task.
+    """
     increment = np.concatenate([increments(value) for value in values])
-    gain = np.concatenate([chunk_gain(value, horizon, shift, tail) for value in values])
+    gains = [chunk_gain(value, horizon, shift, tail) for value in values]
+    gain = np.concatenate(gains)
+    if baseline == "value":
+        start = np.concatenate([value[np.maximum(np.arange(len(value)) + shift - 1, 0)] for value in values])
+        task = np.repeat(tasks if tasks is not None else [""] * len(values), [len(value) for value in values])
+        for name in np.unique(task):
+            rows = task == name
+            gain[rows] -= expected_gain(gain[rows], start[rows])
     return Advantages(increment, standardise(increment), standardise(gain))

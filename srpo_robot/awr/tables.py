@@ -37,13 +37,14 @@ class Weighting:
     beta: float = 1.0
     w_max: float = 20.0
     kappa: float = 0.0
+    baseline: Literal["mean", "value"] = "mean"
     step_horizon: int = 5  # frames; an action's own gain in timestep weights. 1: its increment alone, mostly noise
 
     @classmethod
     def of(cls, recipe: PolicyRecipe, executed: int) -> Weighting:
         """What `recipe` says; its horizon 0 is `executed`, the actions of a chunk that are carried out."""
         horizon = recipe.horizon or executed
-        return cls(horizon, recipe.shift, recipe.tail, recipe.beta, recipe.w_max, recipe.kappa)
+        return cls(horizon, recipe.shift, recipe.tail, recipe.beta, recipe.w_max, recipe.kappa, recipe.baseline)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,8 @@ def total_advantage(buffer: Buffer, progress: Table, weighting: Weighting) -> tu
         UsageError: see `advantage.chunk_gain`.
     """
     values = episode_values(buffer, progress)
-    found = advantages(values, weighting.horizon, weighting.shift, weighting.tail)
+    tasks = [episode.task for episode in buffer.episodes]
+    found = advantages(values, weighting.horizon, weighting.shift, weighting.tail, weighting.baseline, tasks)
     return found, found.chunk + _trajectory_part(progress, weighting)
 
 
