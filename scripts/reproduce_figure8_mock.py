@@ -1,13 +1,13 @@
 """The paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, task by task.
 
-For each task demonstrations of which a part goes wrong, scored by progress. As in the paper a policy that has seen
-many tasks is fine-tuned on one: a base is trained once, plainly, on the demonstrations of all tasks, good and bad
-alike, and every cell of the study goes on from it (--base-steps 0: from fresh weights). For each policy, method and
-training seed one fine-tuning and one set of trials on layouts that are the same for all and that no demonstration
-had. Frames are drawn in proportion to their weights, and every method sees the good demonstrations equally often: a
-method that draws more of them takes fewer steps. Executed steps and optimisation are the same for all. What is to be
-chosen is chosen with --tuning: other training seeds, other layouts. Everything is resumable: call it again, and what
-is on disk is not made again.
+For each task demonstrations of which a part goes wrong, scored by progress. As in the paper the comparison is of
+fine-tunings: a base is trained once for each task and policy, plainly, on all of its demonstrations, and every cell
+of the study goes on from it (--base-steps 0: from fresh weights). For each method and training seed one fine-tuning
+and one set of trials on layouts that are the same for all and that no demonstration had. Frames are drawn in
+proportion to their weights, and every method sees the good demonstrations equally often: a method that draws more of
+them takes fewer steps. Executed steps and optimisation are the same for all. What is to be chosen is chosen with
+--tuning: other training seeds, other layouts. Everything is resumable: call it again, and what is on disk is not made
+again.
 
     python scripts/reproduce_figure8_mock.py STUDY --prepare
     python scripts/reproduce_figure8_mock.py STUDY --part 0 2 &
@@ -41,7 +41,6 @@ from srpo_robot.awr.tables import (
 )
 from srpo_robot.awr.train import train
 from srpo_robot.awr.weights import Weights, awr_weights
-from srpo_robot.buffer.appending import append
 from srpo_robot.buffer.episodes import Buffer, open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_recipes, open_cell, record_demonstrations
@@ -59,7 +58,7 @@ from srpo_robot.report.figures import MUTED, save
 
 TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
 POLICIES = ("pi0-tiny", "pi0-fast-tiny")
-DATA_SEED, BASE_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 900_000, 400_000, 500_000  # their layouts never meet
+DATA_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 400_000, 500_000  # their layouts never meet
 TUNING_RUNS = 100  # the first training seed of --tuning
 _COLOURS = ("#cbd5e1", "#93c5fd", "#fcd34d", "#34d399", "#c4b5fd", "#fca5a5")
 
@@ -110,8 +109,6 @@ class Study:
     episodes: int
     failure_rate: float
     trials: int
-    base_tasks: list[str]
-    base_episodes: int
     base_steps: int
     steps: int
     learning_rate: float | None
@@ -135,22 +132,10 @@ class Study:
 
     def buffer(self, task: str) -> Buffer:
         """The task's demonstrations, recorded where they are missing."""
-        return self._recorded(self.root / "data" / task, task, self.episodes, DATA_SEED)
-
-    def base_buffer(self) -> Buffer:
-        """All demonstrations of the base's tasks in one dataset, and what was recorded for the base alone."""
-        more, whole = self.root / "base" / "data", self.root / "base" / "all"
-        if not whole.exists():
-            for number, task in enumerate(self.base_tasks if self.base_episodes else (), start=1):
-                self._recorded(more, task, number * self.base_episodes, BASE_SEED)
-            own = [self.buffer(task).root for task in self.base_tasks]
-            append(whole, [more, *own] if self.base_episodes else own)
-        return open_buffer(whole)
-
-    def _recorded(self, root: Path, task: str, episodes: int, seed: int) -> Buffer:
+        root = self.root / "data" / task
         done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
-        if done < episodes:
-            record_demonstrations("mock", task, root, episodes - done, self.failure_rate, seed)
+        if done < self.episodes:
+            record_demonstrations("mock", task, root, self.episodes - done, self.failure_rate, DATA_SEED)
         return open_buffer(root)
 
 
@@ -214,20 +199,18 @@ def weights_table(study: Study, task: str, names: Sequence[str], chunk: int = 10
 # --- training and trials ------------------------------------------------------------------------------------------
 
 
-def base_of(study: Study, policy: str) -> Path:
-    """The checkpoint that every cell of `policy` starts from, trained where it is missing (or half-trained)."""
-    recipe = replace(
-        load(PolicyRecipe, "policies", policy), steps=study.base_steps, accumulate=2, seed=0, cache_gb=16.0
-    )
-    output = study.root / "base" / policy
+def base_of(study: Study, task: str, policy: str) -> Path:
+    """The checkpoint that every cell of a task and policy goes on from, trained where it is missing or half-trained."""
+    recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
+    output = study.root / "base" / task / policy
     last = output / "checkpoints" / f"{study.base_steps:06d}"
     if not (last / "training_state").is_dir():
-        buffer = study.base_buffer()
+        buffer = study.buffer(task)
         _train(buffer, recipe, np.ones(buffer.total_frames), output, "base")
     return last / "pretrained_model"
 
 
-def recipe_of(study: Study, policy: str, seed: int, steps: int) -> PolicyRecipe:
+def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> PolicyRecipe:
     """How one cell is fine-tuned."""
     recipe = load(PolicyRecipe, "policies", policy)
     peak = study.learning_rate or recipe.learning_rate
@@ -241,7 +224,7 @@ def recipe_of(study: Study, policy: str, seed: int, steps: int) -> PolicyRecipe:
         final_learning_rate=peak / 50,
         warmup_steps=max(1, round(0.05 * study.steps)),
     )
-    return replace(recipe, base=str(base_of(study, policy)), tiny={}) if study.base_steps else recipe
+    return replace(recipe, base=str(base_of(study, task, policy)), tiny={}) if study.base_steps else recipe
 
 
 def steps_for(full: int, weights: np.ndarray, good: np.ndarray) -> int:
@@ -260,7 +243,7 @@ def checkpoint_of(study: Study, task: str, policy: str, name: str, seed: int) ->
     last = output / "checkpoints" / f"{steps:06d}"
     if (last / "training_state").is_dir():
         return last
-    return _train(buffer, recipe_of(study, policy, seed, steps), weights, output, name)
+    return _train(buffer, recipe_of(study, task, policy, seed, steps), weights, output, name)
 
 
 def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Path, name: str) -> Path:
@@ -393,15 +376,14 @@ def main() -> None:
     parser.add_argument("--policy", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--method", nargs="+", choices=sorted(METHODS), default=["sft", "bc", "rabc", "awr"])
     parser.add_argument("--seeds", type=int, default=5, help="training seeds of each method")
-    parser.add_argument("--episodes", type=int, default=200, help="demonstrations of each task")
+    parser.add_argument("--episodes", type=int, default=360, help="demonstrations of each task")
     parser.add_argument("--failure-rate", type=float, default=0.5)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument(
         "--base-tasks", nargs="+", choices=TASKS, default=list(TASKS), help="that the base is trained on"
     )
-    parser.add_argument("--base-episodes", type=int, default=80, help="of each task, more of them for the base alone")
-    parser.add_argument("--base-steps", type=int, default=14000, help="of the base; 0: no base, fresh weights")
-    parser.add_argument("--steps", type=int, default=2000, help="of SFT; other methods: see above")
+    parser.add_argument("--base-steps", type=int, default=8000, help="of the bases; 0: none, fresh weights")
+    parser.add_argument("--steps", type=int, default=3000, help="of SFT; other methods: see above")
     parser.add_argument("--learning-rate", type=float, help="peak of the fine-tuning instead of the recipe's")
     parser.add_argument("--tuning", action="store_true", help="training seeds and layouts to make choices by")
     parser.add_argument("--part", type=int, nargs=2, metavar=("I", "N"), default=(0, 1), help="cells I, I + N, ...")
@@ -414,8 +396,9 @@ def main() -> None:
     study.claim()
     if asked.prepare:
         found: dict[str, Any] = {task: weights_table(study, task, asked.method) for task in asked.task}
-        for policy in asked.policy if study.base_steps else ():
-            print(base_of(study, policy))
+        for task in asked.task if study.base_steps else ():
+            for policy in asked.policy:
+                print(base_of(study, task, policy))
     else:
         found = summarise(_rates(study, asked))
         show(found)

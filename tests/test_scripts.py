@@ -103,7 +103,7 @@ def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
         "--episodes",
         4,
     )
-    sizes += ("--trials", 1, "--steps", 4, "--base-tasks", "put-apple", "--base-episodes", 1, "--base-steps", 2)
+    sizes += ("--trials", 1, "--steps", 4, "--base-steps", 2)
     script("reproduce_figure8_mock.py", study, *sizes, "--prepare")
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1, "--part", 1, 2)
     assert len(list((study / "trials").rglob("*.jsonl"))) == 3  # every second one of six cells
