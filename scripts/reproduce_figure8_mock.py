@@ -379,9 +379,6 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=360, help="demonstrations of each task")
     parser.add_argument("--failure-rate", type=float, default=0.5)
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument(
-        "--base-tasks", nargs="+", choices=TASKS, default=list(TASKS), help="that the base is trained on"
-    )
     parser.add_argument("--base-steps", type=int, default=8000, help="of the bases; 0: none, fresh weights")
     parser.add_argument("--steps", type=int, default=3000, help="of SFT; other methods: see above")
     parser.add_argument("--learning-rate", type=float, help="peak of the fine-tuning instead of the recipe's")
