@@ -24,6 +24,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +61,8 @@ TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
 POLICIES = ("pi0-tiny", "pi0-fast-tiny")
 DATA_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 400_000, 500_000  # their layouts never meet
 TUNING_RUNS = 100  # the first training seed of --tuning
-_COLOURS = ("#cbd5e1", "#93c5fd", "#fcd34d", "#34d399", "#c4b5fd", "#fca5a5")
+_COLOURS = {"sft": "#cbd5e1", "bc": "#93c5fd", "rabc": "#fcd34d", "awr": "#34d399"}
+_MORE_COLOURS = ("#c4b5fd", "#fca5a5", "#fdba74", "#a5f3fc")
 
 # Chosen by what its weights look like: of failures it leaves 2 to 8 %, and the slow approach keeps its weight.
 CHOSEN = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
@@ -339,18 +341,20 @@ def _text(row: dict[str, Any]) -> str:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """A row a policy: bars by task and method, their intervals over training seeds, a dot a seed."""
-    figure = Figure(figsize=(10, 3.1 * len(found)))
+    most = max(len(row["tasks"]) for result in found.values() for row in result["methods"].values())
+    figure = Figure(figsize=(3.5 + 1.3 * most, 3.1 * len(found)))
     rows = np.atleast_1d(figure.subplots(len(found), 1, sharey=True))
     for axes, (policy, result) in zip(rows, found.items(), strict=True):
         names = list(result["methods"])
         tasks = list(result["methods"][names[0]]["tasks"])
         groups = ["all tasks", *tasks] if len(tasks) > 1 else tasks
         width = 0.8 / len(names)
+        colours = dict(zip((n for n in names if n not in _COLOURS), cycle(_MORE_COLOURS), strict=False)) | _COLOURS
         for number, name in enumerate(names):
             row = result["methods"][name]
             bars = [row if group == "all tasks" else row["tasks"][group] for group in groups]
             places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(groups))]
-            _bars(axes, places, bars, 0.9 * width, _COLOURS[number % len(_COLOURS)], name)
+            _bars(axes, places, bars, 0.9 * width, colours[name], name)
         axes.set_xticks(range(len(groups)), groups)
         axes.set_title(policy, loc="left", fontsize=11)
         axes.set_ylim(0, 1)
