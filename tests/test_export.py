@@ -67,14 +67,25 @@ def test_rabc_is_lerobots_schema_and_the_dataset_stays_as_it_was(cli, scored):
 
 
 def test_weights_are_those_that_train(cli, scored, tmp_path):
-    options = ("--horizon", 5, "--beta", 0.5, "--kappa", 0.3, "--output", tmp_path / "new" / "w.parquet")
+    options = (
+        "--horizon",
+        5,
+        "--beta",
+        0.5,
+        "--kappa",
+        0.3,
+        "--baseline",
+        "value",
+        "--output",
+        tmp_path / "new" / "w.parquet",
+    )
     code, out, err = cli("export", scored.root, "--to", "weights", *options)
     assert code == 0, err
     assert f"pip install {PLUGIN}" in out
     table = pq.read_table(tmp_path / "new" / "w.parquet")
     assert [str(field.type) for field in table.schema] == ["int64", "float"]
     assert table["index"].to_numpy().tolist() == list(range(84))
-    weighting = Weighting(horizon=5, beta=0.5, kappa=0.3)
+    weighting = Weighting(horizon=5, beta=0.5, kappa=0.3, baseline="value")
     want = weigh_buffer(scored, read_progress(scored), weighting).weights.values
     assert table["weight"].to_numpy() == pytest.approx(want, rel=1e-6)
     assert not table["weight"].to_numpy()[-18:].any()  # undefined

@@ -98,12 +98,15 @@ def test_a_dry_run_prints_sizes_and_writes_nothing(cli, scored, recipe, tmp_path
 
 def test_options_stand_in_for_the_recipes_keys_and_are_recorded(cli, scored, recipe, tmp_path):
     options = ("--beta", 0.5, "--w-max", 7, "--horizon", 5, "--shift", 0, "--tail", "raw", "--kappa", 0.25)
+    options += ("--baseline", "value", "--weights-as", "sampling")
     train = ("train-awr", scored, "--policy", recipe(), "--accept-audit", "--output", tmp_path / "out")
     code, _, err = cli(*train, *options, "--track", "tensorboard", "--steps", 2)
     assert code == 0, err
     weighting = made_from(tmp_path / "out")["provenance"]["weighting"]
     want = {"beta": 0.5, "w_max": 7.0, "horizon": 5, "shift": 0, "tail": "raw", "kappa": 0.25}
+    want |= {"baseline": "value"}
     assert {key: weighting[key] for key in want} == want
+    assert made_from(tmp_path / "out")["recipe"]["weights_as"] == "sampling"
     assert list((tmp_path / "out" / "tensorboard").rglob("events.*"))
 
 

@@ -264,6 +264,9 @@ def test_advice_is_given_where_there_is_a_reason():
     assert "hardly tell successes from failures: 2.50 against 0.80" in wg.advice(prototype)[0]
     assert "40% of the frames are at the cap" in wg.advice(one_view(clipped=0.4))[0]
     assert len(wg.advice(one_view(clipped=0.4, top=0.3))) == 2
+    slow = one_view(by_phase={"success": (0.14, 0.3, *[2.2] * 8), "failure": (0.0,) * 10})
+    assert "hardly train: 0 to 10 % of the episode" in wg.advice(slow)[0]
+    assert len(wg.advice(slow)) == 1
 
 
 def test_advice_names_the_way_out_of_the_grid():

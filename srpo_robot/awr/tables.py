@@ -113,7 +113,8 @@ def action_weights(buffer: Buffer, progress: Table, weighting: Weighting, chunk:
     Raises:
         StaleTable, UsageError, TrainingError: see `total_advantage` and `weights.timestep_weights`.
     """
-    own = advantages(episode_values(buffer, progress), weighting.step_horizon, tail=weighting.tail).chunk
+    values, tasks = episode_values(buffer, progress), [episode.task for episode in buffer.episodes]
+    own = advantages(values, weighting.step_horizon, 1, weighting.tail, weighting.baseline, tasks).chunk
     lengths = [episode.length for episode in buffer.episodes]
     total = own + _trajectory_part(progress, weighting)
     return timestep_weights(total, lengths, chunk, weighting.beta, weighting.w_max)

@@ -338,6 +338,10 @@ Tail = Annotated[
     Literal["divide", "raw", "drop"] | None, typer.Option(help="How a horizon cut by the episode's end counts.")
 ]
 Kappa = Annotated[float | None, typer.Option(help="Share of the trajectory advantage.", min=0.0)]
+Baseline = Annotated[
+    Literal["mean", "value"] | None,
+    typer.Option(help="What a gain is compared with: all gains, or those of chunks that start from a like value."),
+]
 
 
 @app.command(epilog="Example: srpo-robot weights data/apple --policy pi0-tiny")
@@ -350,6 +354,7 @@ def weights(
     shift: Shift = None,
     tail: Tail = None,
     kappa: Kappa = None,
+    baseline: Baseline = None,
     betas: Annotated[str, typer.Option(help="Of the grid.")] = "0.1,0.3,1,3",
     caps: Annotated[str, typer.Option(help="Values of w_max of the grid.")] = "5,20,100",
     csv: Annotated[Path | None, typer.Option(help="Also write the grid as CSV.", dir_okay=False)] = None,
@@ -358,7 +363,7 @@ def weights(
     """Look at AWR's weights before training: who carries the gradient, by label, task and part of the episode."""
     from srpo_robot.cli.weighing import WeightingOptions, parse_numbers, weights_command
 
-    options = WeightingOptions(policy, beta, w_max, horizon, shift, tail, kappa)
+    options = WeightingOptions(policy, beta, w_max, horizon, shift, tail, kappa, baseline)
     grid = parse_numbers(betas, "--betas"), parse_numbers(caps, "--caps")
     weights_command(dataset, options, *grid, csv, json)
 
@@ -383,6 +388,7 @@ def export(
     shift: Shift = None,
     tail: Tail = None,
     kappa: Kappa = None,
+    baseline: Baseline = None,
     positive: Annotated[
         float, typer.Option(help="recap: share of each task's frames that is positive.", min=0.0, max=1.0)
     ] = 0.3,
@@ -391,7 +397,7 @@ def export(
     from srpo_robot.cli.exporting import export_command
     from srpo_robot.cli.weighing import WeightingOptions
 
-    options = WeightingOptions(policy, beta, w_max, horizon, shift, tail, kappa)
+    options = WeightingOptions(policy, beta, w_max, horizon, shift, tail, kappa, baseline)
     export_command(dataset, to, output, options, positive)
 
 
@@ -412,6 +418,11 @@ def train_awr(
     shift: Shift = None,
     tail: Tail = None,
     kappa: Kappa = None,
+    baseline: Baseline = None,
+    weights_as: Annotated[
+        Literal["loss", "sampling"] | None,
+        typer.Option(help="A frame's weight multiplies its loss, or says how often it is drawn."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.", min=0)] = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
@@ -430,7 +441,7 @@ def train_awr(
     """
     from srpo_robot.cli.training import TrainOptions, TrainOverrides, train_command
 
-    overrides = TrainOverrides(steps, batch_size, beta, w_max, horizon, shift, tail, kappa, seed)
+    overrides = TrainOverrides(steps, batch_size, beta, w_max, horizon, shift, tail, kappa, baseline, weights_as, seed)
     options = TrainOptions(output, device, resume, accept_audit, dry_run, _names(track))
     train_command(dataset, policy, weights, overrides, options)
 

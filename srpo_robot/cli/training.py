@@ -36,6 +36,8 @@ class TrainOverrides:
     shift: int | None = None
     tail: Literal["divide", "raw", "drop"] | None = None
     kappa: float | None = None
+    baseline: Literal["mean", "value"] | None = None
+    weights_as: Literal["loss", "sampling"] | None = None
     seed: int | None = None
 
     def apply(self, recipe: PolicyRecipe) -> PolicyRecipe:

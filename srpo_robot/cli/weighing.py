@@ -35,6 +35,7 @@ class WeightingOptions:
     shift: int | None = None
     tail: str | None = None
     kappa: float | None = None
+    baseline: str | None = None
 
     def resolve(self, buffer: Buffer) -> Weighting:
         """The weighting asked for.
@@ -136,7 +137,7 @@ def print_view(buffer: Buffer, seen: Seen) -> None:
     labels = list(view.by_label)
     made = table(
         f"weights of {buffer.root}: beta {w.beta:g}, w_max {w.w_max:g}, horizon {w.horizon}, shift {w.shift}, "
-        f"tail {w.tail}, kappa {w.kappa:g}",
+        f"tail {w.tail}, kappa {w.kappa:g}, baseline {w.baseline}",
         "frames", "effective", "at the cap", "weight of the top 1 %", "undefined (weight 0)",
     )  # fmt: skip
     made.add_row(
@@ -195,6 +196,7 @@ def draw(buffer: Buffer, seen: Seen) -> None:
     w, label = seen.weighting, frames_of(buffer.episodes).label
     by_label = {name: seen.values[label == name] for name in seen.view.by_label}
     note = f"{buffer.root.name}: horizon {w.horizon}, shift {w.shift}, tail {w.tail}, kappa {w.kappa:g}"
+    note += f", baseline {w.baseline}"
     draw_weighting(by_label, seen.view, seen.grid, buffer.sidecar / FIGURE, note)
     say(f"Figure: {buffer.sidecar / FIGURE}")
 
