@@ -359,7 +359,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.set_title(policy, loc="left", fontsize=11)
         axes.set_ylim(0, 1)
         axes.set_ylabel("success rate")
-    rows[0].legend(ncol=4, frameon=False, loc="upper right", fontsize=8)
+    rows[0].legend(ncol=4, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     figure.tight_layout()
     save(figure, path)
 
