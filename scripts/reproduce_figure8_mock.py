@@ -14,7 +14,8 @@ again.
     python scripts/reproduce_figure8_mock.py STUDY --part 1 2
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
-All tasks, both policies and the first four methods take two cores a night. A mock says nothing about an arm.
+put-apple with pi0-tiny takes about 100 minutes of one core; pi0-fast-tiny was never timed. A mock says nothing about an
+arm.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pipeline import ScoreSettings, combined, embed, progress_columns
 from srpo_robot.progress.score import Rules, WindowEmbeddings, score
 from srpo_robot.progress.windows import parse_windows
-from srpo_robot.recipes import PolicyRecipe, load
+from srpo_robot.recipes import PolicyRecipe, digest, load
 from srpo_robot.report.figures import MUTED, save
 
 TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
@@ -64,7 +65,7 @@ TUNING_RUNS = 100  # the first training seed of --tuning
 _COLOURS = {"sft": "#cbd5e1", "bc": "#93c5fd", "rabc": "#fcd34d", "awr": "#34d399"}
 _MORE_COLOURS = ("#c4b5fd", "#fca5a5", "#fdba74", "#a5f3fc")
 
-# Chosen by what its weights look like: of failures it leaves 2 to 8 %, and the slow approach keeps its weight.
+# Chosen by what its weights look like: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
 CHOSEN = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
 
 
@@ -171,12 +172,14 @@ def weigh(buffer: Buffer, method: Method, chunk: int) -> Weights:
 
 
 def kept_weights(study: Study, task: str, name: str, chunk: int) -> np.ndarray:
-    """`weigh`, kept in the study's folder: scoring takes longer than looking."""
-    path = study.root / "weights" / task / f"{name}-{chunk}.npy"
+    """`weigh`, kept in the study's folder by what it is made from: scoring takes longer than looking."""
+    buffer = study.buffer(task)
+    made_from = digest([asdict(METHODS[name]), chunk, buffer.fingerprint])
+    path = study.root / "weights" / task / f"{name}-{made_from}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, weigh(study.buffer(task), METHODS[name], chunk).values)
+        np.save(part, weigh(buffer, METHODS[name], chunk).values)
         part.replace(path)  # another process may be reading it
     return np.load(path)
 

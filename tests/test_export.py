@@ -67,18 +67,8 @@ def test_rabc_is_lerobots_schema_and_the_dataset_stays_as_it_was(cli, scored):
 
 
 def test_weights_are_those_that_train(cli, scored, tmp_path):
-    options = (
-        "--horizon",
-        5,
-        "--beta",
-        0.5,
-        "--kappa",
-        0.3,
-        "--baseline",
-        "value",
-        "--output",
-        tmp_path / "new" / "w.parquet",
-    )
+    options = ("--horizon", 5, "--beta", 0.5, "--kappa", 0.3, "--baseline", "value")
+    options += ("--output", tmp_path / "new" / "w.parquet")
     code, out, err = cli("export", scored.root, "--to", "weights", *options)
     assert code == 0, err
     assert f"pip install {PLUGIN}" in out

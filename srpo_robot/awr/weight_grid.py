@@ -25,7 +25,7 @@ LEAST_RATIO = 3.2
 LEAST_EFFECTIVE = 0.2
 MOST_IN_TOP = 0.2
 MOST_CLIPPED = 0.3
-# On put-apple the approach of successes was left with 8 % of their mean weight, and nothing was learned about it.
+# On put-apple the approach of successes was left with 8 % of their mean weight; one run with it was behind SFT.
 LEAST_IN_PART = 0.15
 LABELS = {True: "success", False: "failure", None: "unlabelled"}
 
@@ -142,7 +142,7 @@ def advice(seen: View, grid: Sequence[View] = ()) -> tuple[str, ...]:
     if starved:
         lines.append(
             f"parts of the successes hardly train: {', '.join(starved)} of the episode; a slow phase gains little "
-            "however well it is done: try baseline value, or a larger beta"
+            "however well it is done: try a larger beta, some kappa, or baseline value"
         )
     if lines and grid:
         lines.append(_way_out(grid))
