@@ -145,6 +145,8 @@ class PolicyRecipe:
     validation_share: float = 0.0  # share of each task's episodes held out, whose loss is logged at every checkpoint
     padding: Literal["masked", "trained"] = "masked"  # the repeated last action of a chunk cut by the episode's end
     token_balance: Literal["sample", "batch"] = "sample"  # pi0-FAST: mean over samples, or over a batch's tokens
+    image_shift: float = 0.0  # training images are moved by up to this share of their longer side
+    state_noise: float = 0.0  # states are told wrong by up to this share of their range (1st to 99th percentile)
     weights_as: Literal["loss", "sampling"] = "loss"  # a weight multiplies a frame's loss, or its draws
     timestep_weights: bool = False  # pi0: a weight for every action of a chunk instead of one for the chunk
     lora_rank: int = 0  # 0: all weights that the config trains; else LoRA through peft

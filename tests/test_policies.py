@@ -219,6 +219,22 @@ def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
         np.testing.assert_allclose((stats["action"][high][3] + stats["action"][low][3]) / 2, 0.1)
 
 
+def test_quantiles_that_meet_make_way_for_the_ends_of_what_moves_rarely(buffer, monkeypatch):
+    """A gripper that opens in one frame of twelve: q10 and q90 are equal, and the one value must not be far out."""
+    columns = {key: buffer.column(key).copy() for key in ("observation.state", "action")}
+    for values in columns.values():
+        values[:, 3], values[4, 3] = 0.0, 0.08
+    monkeypatch.setattr(Buffer, "column", lambda self, key: columns[key])
+    recipe = replace(RECIPE, config=RECIPE.config | {"use_relative_actions": False})
+    config = policies._configure(policies.family("pi0"), recipe, buffer, None, "cpu")
+    stats = policies.normalisation_stats(buffer, config)
+    for of in stats.values():
+        np.testing.assert_allclose((of["q10"][3], of["q90"][3]), (0.0, 0.08))
+        assert (of["q10"] < of["q90"]).all()
+        moving = np.arange(len(of["q10"])) != 3
+        assert (of["q10"][moving] > of["min"][moving]).all()  # the others keep their quantiles
+
+
 def test_unknown_words_become_one_token_and_padding_does_not_act(built):
     policy, preprocessor, postprocessor = built
     tokens = preprocessor(observation("fold the towel"))["observation.language.tokens"]

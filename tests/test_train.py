@@ -106,9 +106,12 @@ def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, finished,
     assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
 
 
-@pytest.mark.parametrize(("ema_decay", "weights_as"), [(0.9, "loss"), (0.0, "loss"), (0.9, "sampling")])
-def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, ema_decay, weights_as):
-    recipe = replace(RECIPE, ema_decay=ema_decay, weights_as=weights_as)
+@pytest.mark.parametrize(
+    "change",
+    [{"ema_decay": 0.9}, {"ema_decay": 0.0}, {"weights_as": "sampling"}, {"image_shift": 0.1, "state_noise": 0.05}],
+)
+def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, change):
+    recipe = replace(RECIPE, **{"ema_decay": 0.9} | change)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(buffer, recipe, weights, whole, device="cpu")
     with pytest.raises(KeyboardInterrupt):
@@ -275,7 +278,8 @@ def test_frames_read_from_disk_train_alike(buffer, weights, finished, tmp_path, 
 # --- the same update however it is dealt ---
 
 
-STEADY = replace(RECIPE, ema_decay=0.0, batch_size=8, steps=5)  # 12 frames: batches run on into the next epoch
+PLAN = {"ema_decay": 0.0, "steps": 5, "image_shift": 0.1, "state_noise": 0.05}
+STEADY = replace(RECIPE, batch_size=8, **PLAN)  # 12 frames: batches run on into the next epoch
 
 
 def same_run(one, other):
@@ -313,7 +317,7 @@ from srpo_robot.buffer.episodes import open_buffer
 torch.set_num_threads(1)
 root = Path({root!r})
 buffer = open_buffer(root / "data")
-recipe = replace(RECIPE, ema_decay=0.0, steps=5, {change})
+recipe = replace(RECIPE, **({plan} | dict({change})))
 train(buffer, recipe, np.load(root / "weights.npy"), root / "run", device="cpu", {options})
 """
 
@@ -321,7 +325,7 @@ train(buffer, recipe, np.load(root / "weights.npy"), root / "run", device="cpu",
 def worker(root, change="", options="", before="") -> Path:
     """A script that trains on root/data into root/run, for launchers and killers."""
     path = root / "worker.py"
-    text = WORKER.format(tests=str(Path(__file__).parent), root=str(root), change=change, options=options)
+    text = WORKER.format(tests=str(Path(__file__).parent), root=str(root), plan=PLAN, change=change, options=options)
     path.write_text(text.replace("root = Path", before + "\nroot = Path", 1))
     return path
 

@@ -31,7 +31,7 @@ def normalisation_stats(buffer: Buffer, config: Any) -> dict[str, dict[str, np.n
     stats = {OBS_STATE: column_stats(state)}
     if relative_actions(config):
         bounds = [(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
-        mask = _relative_mask(config, action.shape[1])
+        mask = relative_mask(config, action.shape[1])
         stats[ACTION] = relative_stats(action, state, bounds, config.chunk_size, mask)
     else:
         stats[ACTION] = column_stats(action)
@@ -42,9 +42,20 @@ def normalisation_stats(buffer: Buffer, config: Any) -> dict[str, dict[str, np.n
     stats[OBS_STATE]["std"] = np.where(spread < _FLAT_STATE, 1.0, spread)
     stats[ACTION]["std"] = np.maximum(stats[ACTION]["std"], _FLAT_ACTION)
     for low, high in _RANGES:
-        _widen(stats[OBS_STATE], low, high, _FLAT_STATE, 1.0)
-        _widen(stats[ACTION], low, high, 2 * _FLAT_ACTION, _FLAT_ACTION)
+        for key, flat, half in ((OBS_STATE, _FLAT_STATE, 1.0), (ACTION, 2 * _FLAT_ACTION, _FLAT_ACTION)):
+            _span_rare_values(stats[key], low, high, flat)
+            _widen(stats[key], low, high, flat, half)
     return stats
+
+
+def _span_rare_values(stats: dict[str, np.ndarray], low: str, high: str, flat: float) -> None:
+    """Where quantiles meet in a dimension that does move, if rarely, take its ends: a gripper that opens once.
+
+    Widened like a constant's, its bounds would put the rare values hundreds of units out.
+    """
+    met = (stats[high] - stats[low] < flat) & (stats["max"] - stats["min"] >= flat)
+    stats[low] = np.where(met, stats["min"], stats[low])
+    stats[high] = np.where(met, stats["max"], stats[high])
 
 
 def _widen(stats: dict[str, np.ndarray], low: str, high: str, flat: float, half: float) -> None:
@@ -125,11 +136,12 @@ def normalised_chunks(buffer: Buffer, config: Any, stats: dict[str, dict[str, np
     chunks = action[np.minimum(rows[:, None] + np.arange(config.chunk_size), end[rows, None] - 1)]
     if relative_actions(config):
         width = action.shape[1]
-        chunks = chunks - (state[rows, :width] * _relative_mask(config, width))[:, None]
+        chunks = chunks - (state[rows, :width] * relative_mask(config, width))[:, None]
     step = NormalizerProcessorStep(config.output_features, config.normalization_mapping, stats)
     return step._normalize_action(torch.from_numpy(chunks.astype(np.float32)), inverse=False).numpy()
 
 
-def _relative_mask(config: Any, width: int) -> np.ndarray:
+def relative_mask(config: Any, width: int) -> np.ndarray:
+    """(width,) True where an action of `width` values is relative to the state, by lerobot's own step."""
     step = RelativeActionsProcessorStep(True, config.relative_exclude_joints, config.action_feature_names)
     return np.array(step._build_mask(width))

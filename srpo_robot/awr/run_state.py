@@ -83,6 +83,10 @@ def check_recipe(recipe: PolicyRecipe) -> None:
         raise UsageError(f"recipe {recipe.name}: grad_clip_norm {recipe.grad_clip_norm} must be positive")
     if not 0 <= recipe.ema_decay < 1:
         raise UsageError(f"recipe {recipe.name}: ema_decay {recipe.ema_decay} must be at least 0 and below 1")
+    if not 0 <= recipe.image_shift < 0.5:
+        raise UsageError(f"recipe {recipe.name}: image_shift {recipe.image_shift} must be at least 0 and below 0.5")
+    if not 0 <= recipe.state_noise < 1:
+        raise UsageError(f"recipe {recipe.name}: state_noise {recipe.state_noise} must be at least 0 and below 1")
     if recipe.timestep_weights and recipe.weights_as == "sampling":
         raise UsageError(
             f"recipe {recipe.name}: timestep_weights weigh the actions of a frame, which is drawn whole; "

@@ -25,7 +25,7 @@ quiet_lerobot()
 
 from lerobot.datasets.sampler import EpisodeAwareSampler  # noqa: E402  (after quiet_lerobot)
 
-_HELD_OUT, _NOISE, _TIME, _OTHER, _ORDER = 1, 2, 3, 4, 5  # what a seed is for: no two uses share a stream
+_HELD_OUT, _NOISE, _TIME, _OTHER, _ORDER, AUGMENTATION = 1, 2, 3, 4, 5, 6  # what a seed is for: streams are apart
 
 
 # --- frames -------------------------------------------------------------------------------------------------------

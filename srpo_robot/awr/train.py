@@ -23,6 +23,7 @@ from torch import Tensor
 
 from srpo_robot import interrupts
 from srpo_robot.awr import policies
+from srpo_robot.awr.augment import Augmentation
 from srpo_robot.awr.checkpoints import (
     RAW_WEIGHTS,
     Ema,
@@ -110,7 +111,8 @@ def train(
     accelerator.wait_for_everyone()  # every process has looked at the folder before one of them writes
     run = _assemble(buffer, recipe, record | {"total_steps": total}, output, start, accelerator)
     data = TrainingData(buffer, recipe, run.policy.config.chunk_size, weights, timestep_weights)
-    steps_of, held, checkpoint = _Steps(run, data), HeldOut(run, data), start
+    disturb = Augmentation(buffer, recipe, run.policy.config)
+    steps_of, held, checkpoint = _Steps(run, data, disturb), HeldOut(run, data), start
     log = MetricsLog(output, run.first_step, accelerator, track)
     with interrupts.deferred() as interrupted, log:
         log.open_trackers(asdict(recipe))
@@ -262,9 +264,9 @@ def _optimizer(config: TrainPipelineConfig, policy: torch.nn.Module, total: int)
 class _Steps:
     """The steps of a run, one by one."""
 
-    def __init__(self, run: Run, data: TrainingData) -> None:
+    def __init__(self, run: Run, data: TrainingData, disturb: Augmentation) -> None:
         recipe, accelerator = run.recipe, run.accelerator
-        self._run, self._data = run, data
+        self._run, self._data, self._disturb = run, data, disturb
         self._split = Split(recipe.batch_size, recipe.accumulate, accelerator.num_processes, accelerator.process_index)
         order = SampleOrder(data.trained, recipe.seed, self._split, run.first_step, data.drawn_by)
         self._batches = iter(data.loader(order))
@@ -299,7 +301,7 @@ class _Steps:
         """One forward and backward pass: adds its share of the gradient, and says what its loss was."""
         run, split = self._run, self._split
         accelerator, seed, first = run.accelerator, run.recipe.seed, split.first(number)
-        batch = next(self._batches)
+        batch = self._disturb(next(self._batches), step, first, split.samples)
         weights, timestep = self._data.weights(batch["index"], accelerator.device)
         if self._data.drawn_by is not None:
             weights = torch.ones_like(weights)  # the weight has been spent on how often the frame is drawn

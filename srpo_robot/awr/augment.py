@@ -1,0 +1,75 @@
+"""Small disturbances of what a policy sees while it trains: a few hundred demonstrations are soon learnt by heart.
+
+Images are shifted (Kostrikov, Yarats and Fergus, DrQ, arXiv 2004.13649), each sample and camera by its own amount. The
+state is told a little wrong, and a relative action with it, so that the motion to be predicted stays what it was. A
+step's draws are a function of (seed, step) and the place in its batch, as its frames and its noise are (`sampling`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from srpo_robot.awr.normalisation import column_stats, relative_actions, relative_mask
+from srpo_robot.awr.sampling import AUGMENTATION, derived_seed
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.recipes import PolicyRecipe
+
+STATE, ACTION = "observation.state", "action"
+
+
+class Augmentation:
+    """What a recipe's `image_shift` and `state_noise` do to raw batches; nothing where both are 0."""
+
+    def __init__(self, buffer: Buffer, recipe: PolicyRecipe, config: Any) -> None:
+        """`config`: lerobot's of the policy, which says what of the action is relative to the state."""
+        self._seed, self._shift = recipe.seed, recipe.image_shift
+        self._cameras = sorted(buffer.cameras)
+        self._reach: Tensor | None = None  # (S,) state units: noise is uniform from minus this to this
+        if recipe.state_noise:
+            stats = column_stats(buffer.column(STATE))
+            self._reach = torch.from_numpy(recipe.state_noise * (stats["q99"] - stats["q01"])).float()
+        width = buffer.meta.features[ACTION]["shape"][0]
+        mask = relative_mask(config, width) if relative_actions(config) else np.zeros(width, dtype=bool)
+        self._relative = torch.from_numpy(mask)
+
+    def __call__(self, batch: dict[str, Any], step: int, first: int, samples: int) -> dict[str, Any]:
+        """The batch, disturbed.
+
+        Args:
+            batch: of `TrainingSet`: images (B, 3, H, W) a camera, observation.state (B, S), action (B, H, A).
+            step: of the optimizer.
+            first: place in the step's whole batch of this one's first sample.
+            samples: of the whole batch.
+        """
+        if not self._shift and self._reach is None:
+            return batch
+        random = torch.Generator().manual_seed(derived_seed(self._seed, step, AUGMENTATION))
+        rows = slice(first, first + len(batch["index"]))
+        changed = dict(batch)
+        for camera in self._cameras if self._shift else ():
+            changed[camera] = shifted(
+                batch[camera], 2 * torch.rand(samples, 2, generator=random)[rows] - 1, self._shift
+            )
+        if self._reach is not None:
+            noise = (2 * torch.rand(samples, len(self._reach), generator=random)[rows] - 1) * self._reach
+            changed[STATE] = batch[STATE] + noise
+            moved = noise[:, : len(self._relative)] * self._relative
+            changed[ACTION] = batch[ACTION] + moved[:, None]
+        return changed
+
+
+def shifted(images: Tensor, by: Tensor, most: float) -> Tensor:
+    """Images (B, 3, H, W) moved by whole pixels, their edge pixels repeated into what becomes free.
+
+    `by` (B, 2), -1 to 1: down and right, in units of `most`, a share of the image's longer side.
+    """
+    height, width = images.shape[-2:]
+    reach = round(most * max(height, width))
+    padded = pad(images, (reach,) * 4, mode="replicate")
+    corners = (reach - (by * reach).round()).int().tolist()
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)])
