@@ -14,8 +14,8 @@ again.
     python scripts/reproduce_figure8_mock.py STUDY --part 1 2
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
-put-apple with pi0-tiny takes about 100 minutes of one core; pi0-fast-tiny was never timed. A mock says nothing about an
-arm.
+put-apple with pi0-tiny takes about 100 minutes of one core; a step of pi0-fast-tiny takes half as long again. A mock
+says nothing about an arm.
 """
 
 from __future__ import annotations

@@ -16,10 +16,12 @@ from torch.nn.functional import pad
 
 from srpo_robot.awr.normalisation import column_stats, relative_actions, relative_mask
 from srpo_robot.awr.sampling import AUGMENTATION, derived_seed
-from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
 from srpo_robot.recipes import PolicyRecipe
 
-STATE, ACTION = "observation.state", "action"
+quiet_lerobot()
+
+from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402  (after quiet_lerobot)
 
 
 class Augmentation:
@@ -31,7 +33,7 @@ class Augmentation:
         self._cameras = sorted(buffer.cameras)
         self._reach: Tensor | None = None  # (S,) state units: noise is uniform from minus this to this
         if recipe.state_noise:
-            stats = column_stats(buffer.column(STATE))
+            stats = column_stats(buffer.column(OBS_STATE))
             self._reach = torch.from_numpy(recipe.state_noise * (stats["q99"] - stats["q01"])).float()
         width = buffer.meta.features[ACTION]["shape"][0]
         mask = relative_mask(config, width) if relative_actions(config) else np.zeros(width, dtype=bool)
@@ -52,12 +54,11 @@ class Augmentation:
         rows = slice(first, first + len(batch["index"]))
         changed = dict(batch)
         for camera in self._cameras if self._shift else ():
-            changed[camera] = shifted(
-                batch[camera], 2 * torch.rand(samples, 2, generator=random)[rows] - 1, self._shift
-            )
+            by = 2 * torch.rand(samples, 2, generator=random)[rows] - 1
+            changed[camera] = shifted(batch[camera], by, self._shift)
         if self._reach is not None:
             noise = (2 * torch.rand(samples, len(self._reach), generator=random)[rows] - 1) * self._reach
-            changed[STATE] = batch[STATE] + noise
+            changed[OBS_STATE] = batch[OBS_STATE] + noise
             moved = noise[:, : len(self._relative)] * self._relative
             changed[ACTION] = batch[ACTION] + moved[:, None]
         return changed
