@@ -368,8 +368,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: float, colour: str, name: str) -> None:
-    axes.bar(places, [row["mean"] or 0.0 for row in rows], color=colour, width=width, label=name)
-    for place, row in zip(places, rows, strict=True):
+    run = [(place, row) for place, row in zip(places, rows, strict=True) if row["seeds"]]
+    axes.bar([place for place, _ in run], [row["mean"] for _, row in run], color=colour, width=width, label=name)
+    for place in (place for place, row in zip(places, rows, strict=True) if not row["seeds"]):
+        axes.text(place, 0.02, "not run", rotation=90, ha="center", va="bottom", fontsize=6, color=MUTED)
+    for place, row in run:
         axes.plot([place] * len(row["seeds"]), row["seeds"], "o", color=MUTED, markersize=2.5)
         if row["interval"]:
             axes.vlines(place, max(row["interval"][0], 0), min(row["interval"][1], 1), color="#1f2937", lw=1.2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from srpo_robot.errors import UsageError
 from srpo_robot.progress.encoder import load_encoder
@@ -133,3 +134,13 @@ def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
     assert gain["seeds"] == pytest.approx([0.15, 0.05])
     assert gain["mean"] == pytest.approx(0.1)
     assert gain["interval"] == pytest.approx([0.1 - 12.706 * 0.05, 0.1 + 12.706 * 0.05], abs=1e-4)
+
+
+def test_what_was_not_run_is_not_drawn_as_zero(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    study = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))
+    axes = Figure().subplots()
+    rows = [study["over_seeds"]([0.0, 0.0]), study["over_seeds"]([])]
+    study["_bars"](axes, [0.0, 1.0], rows, 0.5, "#93c5fd", "rabc")
+    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches] == [0.0]
+    assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("not run", 1.0)]
