@@ -142,5 +142,5 @@ def test_what_was_not_run_is_not_drawn_as_zero(monkeypatch):
     axes = Figure().subplots()
     rows = [study["over_seeds"]([0.0, 0.0]), study["over_seeds"]([])]
     study["_bars"](axes, [0.0, 1.0], rows, 0.5, "#93c5fd", "rabc")
-    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches] == [0.0]
+    assert len(axes.patches) == 1  # a rate of 0 has its bar
     assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("not run", 1.0)]
