@@ -21,9 +21,11 @@ says nothing about an arm.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -136,10 +138,24 @@ class Study:
     def buffer(self, task: str) -> Buffer:
         """The task's demonstrations, recorded where they are missing."""
         root = self.root / "data" / task
-        done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
-        if done < self.episodes:
-            record_demonstrations("mock", task, root, self.episodes - done, self.failure_rate, DATA_SEED)
+        with alone(root):
+            done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
+            if done < self.episodes:
+                record_demonstrations("mock", task, root, self.episodes - done, self.failure_rate, DATA_SEED)
         return open_buffer(root)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from making what lies at `path`; where one is making it, wait until it has ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is making {path}; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 # --- weights ------------------------------------------------------------------------------------------------------
@@ -209,9 +225,10 @@ def base_of(study: Study, task: str, policy: str) -> Path:
     recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
     output = study.root / "base" / task / policy
     last = output / "checkpoints" / f"{study.base_steps:06d}"
-    if not (last / "training_state").is_dir():
-        buffer = study.buffer(task)
-        _train(buffer, recipe, np.ones(buffer.total_frames), output, "base")
+    with alone(output):
+        if not (last / "training_state").is_dir():
+            buffer = study.buffer(task)
+            _train(buffer, recipe, np.ones(buffer.total_frames), output, "base")
     return last / "pretrained_model"
 
 
@@ -261,7 +278,11 @@ def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Pa
 def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:
     """Verdicts of the cell's trials, one a line in its journal; those that are missing are run."""
     path = study.cells / "trials" / task / policy / name / f"{seed}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        return _trials(study, task, policy, name, seed, path)
+
+
+def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Path) -> list[bool]:
     lines = path.read_text().splitlines() if path.is_file() else []
     done = [json.loads(line)["success"] for line in lines]
     if len(done) >= study.trials:
@@ -350,12 +371,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for axes, (policy, result) in zip(rows, found.items(), strict=True):
         names = list(result["methods"])
         tasks = list(result["methods"][names[0]]["tasks"])
-        groups = ["all tasks", *tasks] if len(tasks) > 1 else tasks
+        mean_of = f"mean of {len(tasks)}"
+        groups = [mean_of, *tasks] if len(tasks) > 1 else tasks
         width = 0.8 / len(names)
         colours = dict(zip((n for n in names if n not in _COLOURS), cycle(_MORE_COLOURS), strict=False)) | _COLOURS
         for number, name in enumerate(names):
             row = result["methods"][name]
-            bars = [row if group == "all tasks" else row["tasks"][group] for group in groups]
+            bars = [row if group == mean_of else row["tasks"][group] for group in groups]
             places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(groups))]
             _bars(axes, places, bars, 0.9 * width, colours[name], name)
         axes.set_xticks(range(len(groups)), groups)

@@ -6,6 +6,7 @@ import json
 import math
 import runpy
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,25 @@ def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
     assert gain["seeds"] == pytest.approx([0.15, 0.05])
     assert gain["mean"] == pytest.approx(0.1)
     assert gain["interval"] == pytest.approx([0.1 - 12.706 * 0.05, 0.1 + 12.706 * 0.05], abs=1e-4)
+
+
+def test_two_processes_of_the_study_never_make_one_thing_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    alone = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))["alone"]
+    order = []
+
+    def other():
+        with alone(tmp_path / "cells" / "0.jsonl"):
+            order.append("other begins")
+
+    thread = threading.Thread(target=other)
+    with alone(tmp_path / "cells" / "0.jsonl"), alone(tmp_path / "cells" / "1.jsonl"):
+        thread.start()
+        thread.join(0.3)
+        order.append("first ends")
+    thread.join()
+    assert order == ["first ends", "other begins"]
+    assert "waiting for it" in capsys.readouterr().out
 
 
 def test_what_was_not_run_is_not_drawn_as_zero(monkeypatch):
