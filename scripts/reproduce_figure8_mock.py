@@ -91,7 +91,7 @@ METHODS = {
     "awr-mean": Method("awr", weighting=replace(CHOSEN, baseline="mean")),
     "awr-steps": Method("awr", weighting=Weighting(horizon=20, beta=0.3, baseline="value")),
     "awr-sharp": Method("awr", weighting=Weighting(horizon=20, beta=0.3)),  # steps alone
-    "awr-even": Method("awr", weighting=replace(CHOSEN, beta=2.0, kappa=4.0)),  # as few failures, phases more alike
+    "awr-long": Method("awr", weighting=Weighting(horizon=40, beta=2.0, kappa=4.0, tail="raw", baseline="value")),
     "awr-phase": Method("awr", value="phase"),
     "awr-paper": Method("awr", value="progress", weighting=PAPER),  # appendix G to the letter: single steps, beta 1
     "awr-chunk": Method("awr", value="progress", weighting=Weighting(horizon=20)),  # chunk advantage, beta 1
