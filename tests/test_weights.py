@@ -267,6 +267,10 @@ def test_advice_is_given_where_there_is_a_reason():
     slow = one_view(by_phase={"success": (0.14, 0.3, *[2.2] * 8), "failure": (0.0,) * 10})
     assert "hardly train: 0 to 10 % of the episode" in wg.advice(slow)[0]
     assert len(wg.advice(slow)) == 1
+    hasty = one_view(by_phase={"success": (*[1.5] * 9, 3.06), "failure": (3.0,) * 10})
+    assert "their last 10 % weigh 1.7 times their mean" in wg.advice(hasty)[0]
+    assert len(wg.advice(hasty)) == 1
+    assert one_view(by_phase={"success": (*[1.7] * 9, 2.6)}).sound  # 1.4 times
 
 
 def test_advice_names_the_way_out_of_the_grid():
