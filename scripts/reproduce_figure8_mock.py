@@ -14,6 +14,12 @@ again.
     python scripts/reproduce_figure8_mock.py STUDY --part 1 2
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
+A table of cells (--cells FILE) carries results from one machine to another: what is in it is not made again, what is
+made is added to it. The cells of README's figure and of LOG.md are in figure8_mock.csv; without making anything:
+
+    python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 --method sft bc awr \\
+        --cells scripts/figure8_mock.csv --only-done --figure figure8.png
+
 put-apple with pi0-tiny takes about 100 minutes of one core; a step of pi0-fast-tiny takes half as long again. A mock
 says nothing about an arm.
 """
@@ -22,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import fcntl
 import json
 import os
@@ -81,6 +88,9 @@ class Method:
     value: str = "return"
     weighting: Weighting = CHOSEN
 
+
+SIZES = ("episodes", "failure_rate", "trials", "base_steps", "steps", "learning_rate")
+Cell = tuple[str, str, str, int]  # task, policy, method, training seed
 
 PAPER = Weighting(horizon=1, shift=0, tail="raw")
 METHODS = {
@@ -278,14 +288,23 @@ def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Pa
 
 def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:
     """Verdicts of the cell's trials, one a line in its journal; those that are missing are run."""
-    path = study.cells / "trials" / task / policy / name / f"{seed}.jsonl"
+    path = journal_of(study, task, policy, name, seed)
     with alone(path):
         return _trials(study, task, policy, name, seed, path)
 
 
-def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Path) -> list[bool]:
+def journal_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
+    """The cell's trials, a line each."""
+    return study.cells / "trials" / task / policy / name / f"{seed}.jsonl"
+
+
+def _verdicts(path: Path) -> list[bool]:
     lines = path.read_text().splitlines() if path.is_file() else []
-    done = [json.loads(line)["success"] for line in lines]
+    return [json.loads(line)["success"] for line in lines]
+
+
+def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Path) -> list[bool]:
+    done = _verdicts(path)
     if len(done) >= study.trials:
         return done[: study.trials]
     checkpoint = checkpoint_of(study, task, policy, name, seed)
@@ -304,6 +323,54 @@ def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Pa
     return done
 
 
+# --- the table of cells -------------------------------------------------------------------------------------------
+
+
+def read_cells(study: Study, path: Path) -> dict[Cell, int]:
+    """Successes of the table's cells that have this study's sizes; none where there is no table yet.
+
+    Raises UsageError where the file is no such table, or where two rows of a cell disagree.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found: dict[Cell, int] = {}
+    others = 0
+    for number, row in enumerate(rows, 2):
+        try:
+            cell = (row["task"], row["policy"], row["method"], int(row["seed"]))
+            successes, mine = int(row["successes"]), all(row[key] == _size(study, key) for key in SIZES)
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(f"{path}, line {number}: not a row of a table that --cells wrote") from None
+        if not mine:
+            others += 1
+        elif found.setdefault(cell, successes) != successes:
+            raise UsageError(f"{path}, line {number}: {' '.join(map(str, cell))} is there twice; delete one")
+    if others:
+        print(f"{path}: {others} cells are of other sizes and left out")
+    return found
+
+
+def add_cell(study: Study, path: Path, cell: Cell, successes: int) -> None:
+    """Append one cell, whole, whatever other processes append."""
+    task, policy, method, seed = cell
+    row = {"policy": policy, "task": task, "method": method, "seed": seed, "successes": successes}
+    row |= {key: _size(study, key) for key in SIZES}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = csv.DictWriter(file, [*row], lineterminator="\n")
+        if os.fstat(file.fileno()).st_size == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _size(study: Study, key: str) -> str:
+    value = getattr(study, key)
+    return "recipe" if value is None else f"{value:g}"
+
+
 # --- what came out ------------------------------------------------------------------------------------------------
 
 
@@ -319,24 +386,28 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values)}
 
 
-def summarise(rates: dict[tuple[str, str, str, int], float]) -> dict[str, Any]:
+def summarise(rates: dict[Cell, float]) -> dict[str, Any]:
     """By policy: each method's rate by task and over tasks, and how far AWR is from each other method."""
     found: dict[str, Any] = {}
     for policy in dict.fromkeys(key[1] for key in rates):
         mine = {(task, name, seed): rate for (task, p, name, seed), rate in rates.items() if p == policy}
         tasks, names = list(dict.fromkeys(key[0] for key in mine)), list(dict.fromkeys(key[1] for key in mine))
-        whole = {name: _by_seed(mine, name, tasks) for name in names}
-        methods = {
-            name: over_seeds([*whole[name].values()])
-            | {"tasks": {task: over_seeds([*_by_seed(mine, name, [task]).values()]) for task in tasks}}
-            for name in names
-        }
+        by = {name: [_by_seed(mine, name, of) for of in (tasks, *([task] for task in tasks))] for name in names}
+        methods = {name: _over_tasks(tasks, [list(seeds.values()) for seeds in by[name]]) for name in names}
         found[policy] = {"methods": methods}
-        for other in names:
-            if "awr" in names and other != "awr":
-                both = sorted(whole["awr"].keys() & whole[other].keys())
-                found[policy][f"awr_minus_{other}"] = over_seeds([whole["awr"][s] - whole[other][s] for s in both])
+        for other in (name for name in names if "awr" in names and name != "awr"):
+            gains = [
+                [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+                for ours, theirs in zip(by["awr"], by[other], strict=True)
+            ]
+            found[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains)
     return found
+
+
+def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Seeds' values over all tasks, which come first, and by task."""
+    by_task = {task: over_seeds(of_task) for task, of_task in zip(tasks, values[1:], strict=True)}
+    return over_seeds(values[0]) | {"tasks": by_task}
 
 
 def _by_seed(rates: dict[tuple[str, str, int], float], name: str, tasks: Sequence[str]) -> dict[int, float]:
@@ -349,19 +420,18 @@ def _by_seed(rates: dict[tuple[str, str, int], float], name: str, tasks: Sequenc
 def show(found: dict[str, Any]) -> None:
     """The table, on the terminal."""
     for policy, result in found.items():
-        for name, row in result["methods"].items():
-            print(f"{policy:14s} {name:22s} {_text(row)}   seeds {' '.join(f'{x:.0%}' for x in row['seeds'])}")
+        gains = {key: row for key, row in result.items() if key.startswith("awr_minus")}
+        for name, row in (result["methods"] | gains).items():
+            print(f"{policy:14s} {name:22s} {_text(row)}")
             for task, of_task in row["tasks"].items() if len(row["tasks"]) > 1 else ():
-                print(
-                    f"{'':14s}   {task:20s} {_text(of_task)}   seeds {' '.join(f'{x:.0%}' for x in of_task['seeds'])}"
-                )
-        for key in (key for key in result if key.startswith("awr_minus")):
-            print(f"{policy:14s} {key:22s} {_text(result[key])}")
+                print(f"{'':14s}   {task:20s} {_text(of_task)}")
 
 
 def _text(row: dict[str, Any]) -> str:
+    if row["mean"] is None:
+        return "no seed is whole yet"
     spread = "" if row["interval"] is None else " [{:+.0%}, {:+.0%}]".format(*row["interval"])
-    return "no seed is whole yet" if row["mean"] is None else f"{row['mean']:.0%}{spread}"
+    return f"{row['mean']:.0%}{spread}   seeds {' '.join(f'{value:.0%}' for value in row['seeds'])}"
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -418,6 +488,8 @@ def main() -> None:
     parser.add_argument("--tuning", action="store_true", help="training seeds and layouts to make choices by")
     parser.add_argument("--part", type=int, nargs=2, metavar=("I", "N"), default=(0, 1), help="cells I, I + N, ...")
     parser.add_argument("--prepare", action="store_true", help="record, score, train bases, print mean weights")
+    parser.add_argument("--cells", type=Path, help="a table of cells to read from and to add to")
+    parser.add_argument("--only-done", action="store_true", help="table and figure of what is there; make nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     asked = parser.parse_args()
@@ -438,17 +510,28 @@ def main() -> None:
         asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _rates(study: Study, asked: argparse.Namespace) -> dict[tuple[str, str, str, int], float]:
+def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, float]:
     """Success rate of every cell that was asked for, made where it is missing."""
     first, parts = asked.part
     if not 0 <= first < parts:
         raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
+    if study.tuning and asked.cells:
+        raise UsageError("--cells is for the study's own cells; runs of --tuning stay in the study's folder")
+    known = read_cells(study, asked.cells) if asked.cells else {}
     seeds = range(TUNING_RUNS, TUNING_RUNS + asked.seeds) if study.tuning else range(asked.seeds)
     cells = [(t, p, m, s) for s in seeds for t in asked.task for p in asked.policy for m in asked.method]
     rates = {}
     for cell in cells[first::parts]:
-        rates[cell] = float(np.mean(trials_of(study, *cell)))
+        if cell not in known and asked.only_done and len(_verdicts(journal_of(study, *cell))) < study.trials:
+            continue
+        if cell not in known:
+            known[cell] = sum(trials_of(study, *cell))
+            if asked.cells:
+                add_cell(study, asked.cells, cell, known[cell])
+        rates[cell] = known[cell] / study.trials
         print(f"{' '.join(map(str, cell))}: {rates[cell]:.0%}", flush=True)
+    if not rates:
+        raise UsageError(f"none of these cells is done in {asked.cells or study.root}; leave --only-done out")
     return rates
 
 

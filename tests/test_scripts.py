@@ -109,7 +109,9 @@ def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
     script("reproduce_figure8_mock.py", study, *sizes, "--prepare")
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1, "--part", 1, 2)
     assert len(list((study / "trials").rglob("*.jsonl"))) == 3  # every second one of six cells
-    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1)
+    table = tmp_path / "cells.csv"
+    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1, "--cells", table)
+    assert len(table.read_text().splitlines()) == 1 + 6  # what was in the folder, too
     once = {path: path.read_bytes() for path in study.rglob("*.jsonl")}
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--json", found, "--figure", drawn)
     assert {path: path.read_bytes() for path in once} == once  # what was there was not made again
@@ -124,6 +126,49 @@ def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
     assert drawn.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="holds a study of other sizes"):
         script("reproduce_figure8_mock.py", study, *sizes, "--episodes", 5)
+
+
+def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, capsys):
+    table, found = tmp_path / "cells.csv", tmp_path / "figure8.json"
+    sizes = ("--task", "put-apple", "--policy", "pi0-tiny", "--trials", 4, "--episodes", 4, "--cells", table)
+    table.write_text(
+        "policy,task,method,seed,successes,episodes,failure_rate,trials,base_steps,steps,learning_rate\n"
+        "pi0-tiny,put-apple,sft,0,1,4,0.5,4,8000,3000,recipe\n"
+        "pi0-tiny,put-apple,awr,0,3,4,0.5,4,8000,3000,recipe\n"
+        "pi0-tiny,put-apple,awr,1,3,4,0.5,4,8000,3000,0.001\n"  # other sizes: another study's
+    )
+    there = (*sizes, "--method", "sft", "bc", "awr", "--seeds", 2, "--only-done", "--json", found)
+    script("reproduce_figure8_mock.py", tmp_path / "other", *there)
+    result = json.loads(found.read_text())["pi0-tiny"]
+    assert result["methods"]["awr"]["seeds"] == [0.75]
+    assert result["awr_minus_sft"]["tasks"]["put-apple"]["seeds"] == [0.5]
+    assert "bc" not in result["methods"]
+    assert not (tmp_path / "other" / "data").exists()  # nothing was made
+    assert "1 cells are of other sizes" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="none of these cells is done"):
+        script("reproduce_figure8_mock.py", tmp_path / "other", *sizes, "--method", "rabc", "--only-done")
+    with pytest.raises(UsageError, match="--cells is for the study's own cells"):
+        script("reproduce_figure8_mock.py", tmp_path / "other", *sizes, "--tuning")
+    with table.open("a") as file:
+        file.write("pi0-tiny,put-apple,sft,0,2,4,0.5,4,8000,3000,recipe\n")
+    with pytest.raises(UsageError, match="line 5: put-apple pi0-tiny sft 0 is there twice"):
+        script("reproduce_figure8_mock.py", tmp_path / "other", *there)
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match="line 2: not a row of a table that --cells wrote"):
+        script("reproduce_figure8_mock.py", tmp_path / "other", *there)
+
+
+def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path):
+    found = tmp_path / "figure8.json"
+    study = (tmp_path / "study", "--steps", 3000, "--learning-rate", 1e-3, "--policy", "pi0-tiny")
+    kept = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", found)
+    script("reproduce_figure8_mock.py", *study, "--method", "sft", "awr", *kept)
+    gain = json.loads(found.read_text())["pi0-tiny"]["awr_minus_sft"]
+    low, high = gain["interval"]
+    assert (
+        f"{100 * gain['mean']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
+        in (SCRIPTS.parent / "README.md").read_text()
+    )
 
 
 def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
