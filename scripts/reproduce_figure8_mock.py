@@ -374,8 +374,11 @@ def _size(study: Study, key: str) -> str:
 # --- what came out ------------------------------------------------------------------------------------------------
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over training seeds and its 95 % interval: Student's t over seeds, so both seeds' and trials' chance."""
+def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
+    """Mean over training seeds and its 95 % interval: Student's t over seeds, so both seeds' and trials' chance.
+
+    The interval ends at `least`, 0 for a rate and -1 for a difference of rates, and at 1: nothing lies beyond.
+    """
     n = len(values)
     if n == 0:
         return {"mean": None, "interval": None, "seeds": []}
@@ -383,7 +386,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     if n == 1:
         return {"mean": mean, "interval": None, "seeds": list(values)}
     half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values)}
+    return {"mean": mean, "interval": [max(mean - half, least), min(mean + half, 1.0)], "seeds": list(values)}
 
 
 def summarise(rates: dict[Cell, float]) -> dict[str, Any]:
@@ -400,14 +403,14 @@ def summarise(rates: dict[Cell, float]) -> dict[str, Any]:
                 [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
                 for ours, theirs in zip(by["awr"], by[other], strict=True)
             ]
-            found[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains)
+            found[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
     return found
 
 
-def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> dict[str, Any]:
+def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: float = 0.0) -> dict[str, Any]:
     """Seeds' values over all tasks, which come first, and by task."""
-    by_task = {task: over_seeds(of_task) for task, of_task in zip(tasks, values[1:], strict=True)}
-    return over_seeds(values[0]) | {"tasks": by_task}
+    by_task = {task: over_seeds(of_task, least) for task, of_task in zip(tasks, values[1:], strict=True)}
+    return over_seeds(values[0], least) | {"tasks": by_task}
 
 
 def _by_seed(rates: dict[tuple[str, str, int], float], name: str, tasks: Sequence[str]) -> dict[int, float]:
@@ -430,7 +433,7 @@ def show(found: dict[str, Any]) -> None:
 def _text(row: dict[str, Any]) -> str:
     if row["mean"] is None:
         return "no seed is whole yet"
-    spread = "" if row["interval"] is None else " [{:+.0%}, {:+.0%}]".format(*row["interval"])
+    spread = "" if row["interval"] is None else " [{:.0%}, {:.0%}]".format(*row["interval"])
     return f"{row['mean']:.0%}{spread}   seeds {' '.join(f'{value:.0%}' for value in row['seeds'])}"
 
 
@@ -468,7 +471,7 @@ def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: flo
     for place, row in run:
         axes.plot([place] * len(row["seeds"]), row["seeds"], "o", color=MUTED, markersize=2.5)
         if row["interval"]:
-            axes.vlines(place, max(row["interval"][0], 0), min(row["interval"][1], 1), color="#1f2937", lw=1.2)
+            axes.vlines(place, *row["interval"], color="#1f2937", lw=1.2)
 
 
 def main() -> None:

@@ -180,6 +180,7 @@ def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
     assert gain["seeds"] == pytest.approx([0.15, 0.05])
     assert gain["mean"] == pytest.approx(0.1)
     assert gain["interval"] == pytest.approx([0.1 - 12.706 * 0.05, 0.1 + 12.706 * 0.05], abs=1e-4)
+    assert study["over_seeds"]([0.98, 1.0, 0.9])["interval"][1] == 1.0  # a rate above 1 is none
 
 
 def test_two_processes_of_the_study_never_make_one_thing_at_once(tmp_path, monkeypatch, capsys):
