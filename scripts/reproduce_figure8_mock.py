@@ -456,9 +456,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
             _bars(axes, places, bars, 0.9 * width, colours[name], name)
         axes.set_xticks(range(len(groups)), groups)
         axes.set_title(policy, loc="left", fontsize=11)
-        axes.set_ylim(0, 1)
+        axes.set_ylim(0, 1.03)  # a rate of 1 has its dot
         axes.set_ylabel("success rate")
-    rows[0].legend(ncol=4, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    named = {text: handle for axes in rows for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    rows[0].legend(
+        [*named.values()], [*named], ncol=4, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8
+    )
     figure.tight_layout()
     save(figure, path)
 
