@@ -17,7 +17,7 @@ again.
 A table of cells (--cells FILE) carries results from one machine to another: what is in it is not made again, what is
 made is added to it. The cells of README's figure and of LOG.md are in figure8_mock.csv; without making anything:
 
-    python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 --method sft bc awr \\
+    python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 --method sft bc awr awr-long \\
         --cells scripts/figure8_mock.csv --only-done --figure figure8.png
 
 put-apple with pi0-tiny takes about 100 minutes of one core; a step of pi0-fast-tiny takes half as long again. A mock
