@@ -77,6 +77,8 @@ _MORE_COLOURS = ("#c4b5fd", "#fca5a5", "#fdba74", "#a5f3fc")
 # Chosen by what its weights look like: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
 CHOSEN = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
 
+LONG = Weighting(horizon=40, beta=2.0, kappa=4.0, tail="raw", baseline="value")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -101,7 +103,9 @@ METHODS = {
     "awr-mean": Method("awr", weighting=replace(CHOSEN, baseline="mean")),
     "awr-steps": Method("awr", weighting=Weighting(horizon=20, beta=0.3, baseline="value")),
     "awr-sharp": Method("awr", weighting=Weighting(horizon=20, beta=0.3)),  # steps alone
-    "awr-long": Method("awr", weighting=Weighting(horizon=40, beta=2.0, kappa=4.0, tail="raw", baseline="value")),
+    "awr-long": Method("awr", weighting=LONG),
+    "awr-long-true": Method("awr", scorer="true", weighting=LONG),
+    "awr-long-strict": Method("awr", weighting=replace(LONG, kappa=8.0, w_max=1e4)),  # failures keep .3 %, not 3 %
     "awr-phase": Method("awr", value="phase"),
     "awr-paper": Method("awr", value="progress", weighting=PAPER),  # appendix G to the letter: single steps, beta 1
     "awr-chunk": Method("awr", value="progress", weighting=Weighting(horizon=20)),  # chunk advantage, beta 1
