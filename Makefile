@@ -1,6 +1,8 @@
 # make demo | test | check | format | build: each creates .venv by itself where it is missing.
 .DEFAULT_GOAL := help
 VENV := .venv
+# Processes that run the tests, each a file of tests at a time; 0: one after the other, in one process.
+WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
@@ -25,7 +27,7 @@ demo: $(READY)
 	@$(BIN)/srpo-robot demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 check: $(READY)
 	@$(BIN)/ruff check .
