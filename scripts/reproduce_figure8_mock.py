@@ -15,10 +15,12 @@ again.
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
 A table of cells (--cells FILE) carries results from one machine to another: what is in it is not made again, what is
-made is added to it. The cells of README's figure and of LOG.md are in figure8_mock.csv; without making anything:
+made is added to it. A base that another machine trains is another policy, and bases differ by more than methods do:
+a method is only ever compared with another one from the same base. So finish a task where it was begun, or make all
+of its methods anew. The cells of README's figure and of LOG.md are in figure8_mock.csv; without making anything:
 
-    python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 --method sft bc awr awr-long \\
-        --cells scripts/figure8_mock.csv --only-done --figure figure8.png
+    python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 \\
+        --method sft bc rabc awr-short awr --cells scripts/figure8_mock.csv --only-done --figure figure8.png
 
 put-apple with pi0-tiny takes about 100 minutes of one core; a step of pi0-fast-tiny takes half as long again. A mock
 says nothing about an arm.
@@ -30,6 +32,7 @@ import argparse
 import contextlib
 import csv
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -71,13 +74,21 @@ TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
 POLICIES = ("pi0-tiny", "pi0-fast-tiny")
 DATA_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 400_000, 500_000  # their layouts never meet
 TUNING_RUNS = 100  # the first training seed of --tuning
-_COLOURS = {"sft": "#cbd5e1", "bc": "#93c5fd", "rabc": "#fcd34d", "awr": "#34d399"}
-_MORE_COLOURS = ("#c4b5fd", "#fca5a5", "#fdba74", "#a5f3fc")
+_LOOKS = {  # in the figure
+    "sft": ("SFT on all", "#cbd5e1"),
+    "bc": ("filtered cloning", "#93c5fd"),
+    "rabc": ("RA-BC", "#fcd34d"),
+    "awr-short": ("AWR, first weighting", "#c4b5fd"),
+    "awr": ("AWR", "#34d399"),
+    "awr-long": ("AWR, longer horizon", "#86efac"),
+}
+_MORE_COLOURS = ("#fca5a5", "#fdba74", "#a5f3fc")
 
 # Chosen by what its weights look like: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
-CHOSEN = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
-
+SHORT = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
+# Found after pi0-fast-tiny had fallen behind filtered cloning with the first (LOG.md): flatter, calm at episodes' ends.
 LONG = Weighting(horizon=40, beta=2.0, kappa=4.0, tail="raw", baseline="value")
+CHOSEN = {"pi0-tiny": SHORT, "pi0-fast-tiny": LONG}
 
 
 @dataclass(frozen=True)
@@ -88,11 +99,16 @@ class Method:
     scorer: Literal["embedded", "pixel", "true"] = "embedded"
     references: str = ""
     value: str = "return"
-    weighting: Weighting = CHOSEN
+    weighting: Weighting | None = None  # None: the policy's own
+
+    def of(self, policy: str) -> Weighting:
+        """The weighting with which it trains `policy`."""
+        return self.weighting or CHOSEN[policy]
 
 
 SIZES = ("episodes", "failure_rate", "trials", "base_steps", "steps", "learning_rate")
 Cell = tuple[str, str, str, int]  # task, policy, method, training seed
+OnBase = dict[str, int]  # successes, by the base that the fine-tuning went on from
 
 PAPER = Weighting(horizon=1, shift=0, tail="raw")
 METHODS = {
@@ -100,12 +116,12 @@ METHODS = {
     "bc": Method("success"),
     "rabc": Method("rabc"),
     "awr": Method("awr"),
-    "awr-mean": Method("awr", weighting=replace(CHOSEN, baseline="mean")),
+    "awr-short": Method("awr", weighting=SHORT),
+    "awr-long": Method("awr", weighting=LONG),
+    "awr-strict": Method("awr", weighting=replace(LONG, kappa=8.0, w_max=1e4)),  # failures keep .1 %, not 2 %
+    "awr-mean": Method("awr", weighting=replace(SHORT, baseline="mean")),
     "awr-steps": Method("awr", weighting=Weighting(horizon=20, beta=0.3, baseline="value")),
     "awr-sharp": Method("awr", weighting=Weighting(horizon=20, beta=0.3)),  # steps alone
-    "awr-long": Method("awr", weighting=LONG),
-    "awr-long-true": Method("awr", scorer="true", weighting=LONG),
-    "awr-long-strict": Method("awr", weighting=replace(LONG, kappa=8.0, w_max=1e4)),  # failures keep .3 %, not 3 %
     "awr-phase": Method("awr", value="phase"),
     "awr-paper": Method("awr", value="progress", weighting=PAPER),  # appendix G to the letter: single steps, beta 1
     "awr-chunk": Method("awr", value="progress", weighting=Weighting(horizon=20)),  # chunk advantage, beta 1
@@ -189,38 +205,44 @@ def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]
     return combined(embed(buffer, encoder, settings))
 
 
-def weigh(buffer: Buffer, method: Method, chunk: int) -> Weights:
-    """The method's weight of every frame."""
+def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
+    """The weight of every frame with which the method trains `policy`."""
     if method.scheme in ("uniform", "success"):
         return baseline_weights(buffer, method.scheme)  # type: ignore[arg-type]
     rules = Rules("loo", method.references, method.value)
     scores = score(buffer.episodes, windows_of(buffer, method.scorer), rules)
     table = Table(progress_columns(buffer.episodes, scores), {"dataset": buffer.fingerprint})
     if method.scheme == "rabc":
-        return rabc_buffer_weights(buffer, table, chunk)
-    _, advantage = total_advantage(buffer, table, method.weighting)
-    return awr_weights(advantage, method.weighting.beta, method.weighting.w_max)
+        return rabc_buffer_weights(buffer, table, chunk_of(policy))
+    weighting = method.of(policy)
+    _, advantage = total_advantage(buffer, table, weighting)
+    return awr_weights(advantage, weighting.beta, weighting.w_max)
 
 
-def kept_weights(study: Study, task: str, name: str, chunk: int) -> np.ndarray:
+def chunk_of(policy: str) -> int:
+    """Actions of a chunk."""
+    return load(PolicyRecipe, "policies", policy).config["chunk_size"]
+
+
+def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
     """`weigh`, kept in the study's folder by what it is made from: scoring takes longer than looking."""
-    buffer = study.buffer(task)
-    made_from = digest([asdict(METHODS[name]), chunk, buffer.fingerprint])
+    buffer, method = study.buffer(task), METHODS[name]
+    made_from = digest([asdict(method), asdict(method.of(policy)), chunk_of(policy), buffer.fingerprint])
     path = study.root / "weights" / task / f"{name}-{made_from}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, weigh(buffer, METHODS[name], chunk).values)
+        np.save(part, weigh(buffer, method, policy).values)
         part.replace(path)  # another process may be reading it
     return np.load(path)
 
 
-def weights_table(study: Study, task: str, names: Sequence[str], chunk: int = 10) -> dict[str, Any]:
+def weights_table(study: Study, task: str, policy: str, names: Sequence[str]) -> dict[str, Any]:
     """What each method's weights look like, before anything is trained."""
     buffer = study.buffer(task)
     found = {}
     for name in names:
-        weights = weigh(buffer, METHODS[name], chunk)
+        weights = weigh(buffer, METHODS[name], policy)
         by = mean_weight_by_label(buffer, weights)
         found[name] = {
             "effective": weights.effective_sample_size / buffer.total_frames,
@@ -228,7 +250,8 @@ def weights_table(study: Study, task: str, names: Sequence[str], chunk: int = 10
             "undefined": weights.undefined,
             **by,
         }
-        print(f"{task} {name:22s} " + "  ".join(f"{key} {value:.2f}" for key, value in found[name].items()))
+        numbers = "  ".join(f"{key} {value:.2f}" for key, value in found[name].items())
+        print(f"{task} {policy:14s} {name:22s} {numbers}")
     return found
 
 
@@ -245,6 +268,13 @@ def base_of(study: Study, task: str, policy: str) -> Path:
             buffer = study.buffer(task)
             _train(buffer, recipe, np.ones(buffer.total_frames), output, "base")
     return last / "pretrained_model"
+
+
+def base_name(study: Study, task: str, policy: str) -> str:
+    """Tells bases apart: a hash of the parameters. One is trained where it is missing."""
+    if not study.base_steps:
+        return "fresh"
+    return hashlib.sha256((base_of(study, task, policy) / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
 def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> PolicyRecipe:
@@ -273,8 +303,7 @@ def checkpoint_of(study: Study, task: str, policy: str, name: str, seed: int) ->
     """The trained policy of one cell of the study, trained where it is missing (or half-trained)."""
     output = study.cells / "runs" / task / policy / name / str(seed)
     buffer = study.buffer(task)
-    chunk = load(PolicyRecipe, "policies", policy).config["chunk_size"]
-    weights = kept_weights(study, task, name, chunk)
+    weights = kept_weights(study, task, policy, name)
     good = np.repeat([bool(e.success) for e in buffer.episodes], [e.length for e in buffer.episodes])
     steps = steps_for(study.steps, weights, good)
     last = output / "checkpoints" / f"{steps:06d}"
@@ -330,36 +359,36 @@ def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Pa
 # --- the table of cells -------------------------------------------------------------------------------------------
 
 
-def read_cells(study: Study, path: Path) -> dict[Cell, int]:
+def read_cells(study: Study, path: Path) -> dict[Cell, OnBase]:
     """Successes of the table's cells that have this study's sizes; none where there is no table yet.
 
-    Raises UsageError where the file is no such table, or where two rows of a cell disagree.
+    Raises UsageError where the file is no such table, or where two rows of a cell and base disagree.
     """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found: dict[Cell, int] = {}
+    found: dict[Cell, OnBase] = {}
     others = 0
     for number, row in enumerate(rows, 2):
         try:
-            cell = (row["task"], row["policy"], row["method"], int(row["seed"]))
+            cell, base = (row["task"], row["policy"], row["method"], int(row["seed"])), row["base"]
             successes, mine = int(row["successes"]), all(row[key] == _size(study, key) for key in SIZES)
         except (KeyError, TypeError, ValueError):
             raise UsageError(f"{path}, line {number}: not a row of a table that --cells wrote") from None
         if not mine:
             others += 1
-        elif found.setdefault(cell, successes) != successes:
+        elif found.setdefault(cell, {}).setdefault(base, successes) != successes:
             raise UsageError(f"{path}, line {number}: {' '.join(map(str, cell))} is there twice; delete one")
     if others:
         print(f"{path}: {others} cells are of other sizes and left out")
     return found
 
 
-def add_cell(study: Study, path: Path, cell: Cell, successes: int) -> None:
+def add_cell(study: Study, path: Path, cell: Cell, base: str, successes: int) -> None:
     """Append one cell, whole, whatever other processes append."""
     task, policy, method, seed = cell
-    row = {"policy": policy, "task": task, "method": method, "seed": seed, "successes": successes}
+    row = {"policy": policy, "task": task, "base": base, "method": method, "seed": seed, "successes": successes}
     row |= {key: _size(study, key) for key in SIZES}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -393,20 +422,21 @@ def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
     return {"mean": mean, "interval": [max(mean - half, least), min(mean + half, 1.0)], "seeds": list(values)}
 
 
-def summarise(rates: dict[Cell, float]) -> dict[str, Any]:
-    """By policy: each method's rate by task and over tasks, and how far AWR is from each other method."""
+def summarise(rates: dict[Cell, dict[str, float]]) -> dict[str, Any]:
+    """By policy: each method's rate by task and over tasks, and how far AWR is from each other method.
+
+    Args:
+        rates: of each cell, by base.
+    """
     found: dict[str, Any] = {}
     for policy in dict.fromkeys(key[1] for key in rates):
-        mine = {(task, name, seed): rate for (task, p, name, seed), rate in rates.items() if p == policy}
+        mine = {(task, name, seed): by_base for (task, p, name, seed), by_base in rates.items() if p == policy}
         tasks, names = list(dict.fromkeys(key[0] for key in mine)), list(dict.fromkeys(key[1] for key in mine))
-        by = {name: [_by_seed(mine, name, of) for of in (tasks, *([task] for task in tasks))] for name in names}
-        methods = {name: _over_tasks(tasks, [list(seeds.values()) for seeds in by[name]]) for name in names}
+        groups = (tasks, *([task] for task in tasks))
+        methods = {name: _over_tasks(tasks, [_by_seed(mine, of, name) for of in groups]) for name in names}
         found[policy] = {"methods": methods}
         for other in (name for name in names if "awr" in names and name != "awr"):
-            gains = [
-                [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-                for ours, theirs in zip(by["awr"], by[other], strict=True)
-            ]
+            gains = [_by_seed(mine, of, "awr", other) for of in groups]
             found[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
     return found
 
@@ -417,11 +447,23 @@ def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: 
     return over_seeds(values[0], least) | {"tasks": by_task}
 
 
-def _by_seed(rates: dict[tuple[str, str, int], float], name: str, tasks: Sequence[str]) -> dict[int, float]:
-    """Mean rate over `tasks` of each training seed that has all of them."""
-    seeds = sorted({seed for _, n, seed in rates if n == name})
-    whole = [seed for seed in seeds if all((task, name, seed) in rates for task in tasks)]
-    return {seed: float(np.mean([rates[task, name, seed] for task in tasks])) for seed in whole}
+def _by_seed(
+    rates: dict[tuple[str, str, int], dict[str, float]], tasks: Sequence[str], name: str, other: str | None = None
+) -> list[float]:
+    """A method's mean rate over `tasks`, or how far it is above `other`'s from the same base.
+
+    One value for each training seed that has all of the tasks; several bases of a cell count as their mean.
+    """
+    found = []
+    for seed in sorted({seed for _, _, seed in rates}):
+        cells = []
+        for task in tasks:
+            own = rates.get((task, name, seed), {})
+            theirs = rates.get((task, other, seed), {}) if other else dict.fromkeys(own, 0.0)
+            cells.append([own[base] - theirs[base] for base in own.keys() & theirs.keys()])
+        if all(cells):
+            found.append(float(np.mean([np.mean(of_task) for of_task in cells])))
+    return found
 
 
 def show(found: dict[str, Any]) -> None:
@@ -452,25 +494,26 @@ def draw(found: dict[str, Any], path: Path) -> None:
         mean_of = f"mean of {len(tasks)}"
         groups = [mean_of, *tasks] if len(tasks) > 1 else tasks
         width = 0.8 / len(names)
-        colours = dict(zip((n for n in names if n not in _COLOURS), cycle(_MORE_COLOURS), strict=False)) | _COLOURS
+        others = (name for name in names if name not in _LOOKS)
+        looks = _LOOKS | {name: (name, colour) for name, colour in zip(others, cycle(_MORE_COLOURS), strict=False)}
         for number, name in enumerate(names):
             row = result["methods"][name]
             bars = [row if group == mean_of else row["tasks"][group] for group in groups]
             places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(groups))]
-            _bars(axes, places, bars, 0.9 * width, colours[name], name)
+            _bars(axes, places, bars, 0.9 * width, *looks[name])
         axes.set_xticks(range(len(groups)), groups)
         axes.set_title(policy, loc="left", fontsize=11)
         axes.set_ylim(0, 1.03)  # a rate of 1 has its dot
         axes.set_ylabel("success rate")
     named = {text: handle for axes in rows for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     rows[0].legend(
-        [*named.values()], [*named], ncol=4, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8
+        [*named.values()], [*named], ncol=5, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8
     )
     figure.tight_layout()
     save(figure, path)
 
 
-def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: float, colour: str, name: str) -> None:
+def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: float, name: str, colour: str) -> None:
     run = [(place, row) for place, row in zip(places, rows, strict=True) if row["seeds"]]
     axes.bar([place for place, _ in run], [row["mean"] for _, row in run], color=colour, width=width, label=name)
     for place in (place for place, row in zip(places, rows, strict=True) if not row["seeds"]):
@@ -507,7 +550,10 @@ def main() -> None:
     study = Study(**{key: getattr(asked, key.replace("root", "study")) for key in Study.__dataclass_fields__})
     study.claim()
     if asked.prepare:
-        found: dict[str, Any] = {task: weights_table(study, task, asked.method) for task in asked.task}
+        found: dict[str, Any] = {
+            task: {policy: weights_table(study, task, policy, asked.method) for policy in asked.policy}
+            for task in asked.task
+        }
         for task in asked.task if study.base_steps else ():
             for policy in asked.policy:
                 print(base_of(study, task, policy))
@@ -520,8 +566,8 @@ def main() -> None:
         asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, float]:
-    """Success rate of every cell that was asked for, made where it is missing."""
+def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, dict[str, float]]:
+    """Success rate, by base, of every cell that was asked for; made where neither table nor folder has it."""
     first, parts = asked.part
     if not 0 <= first < parts:
         raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
@@ -532,14 +578,16 @@ def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, float]:
     cells = [(t, p, m, s) for s in seeds for t in asked.task for p in asked.policy for m in asked.method]
     rates = {}
     for cell in cells[first::parts]:
-        if cell not in known and asked.only_done and len(_verdicts(journal_of(study, *cell))) < study.trials:
-            continue
-        if cell not in known:
-            known[cell] = sum(trials_of(study, *cell))
-            if asked.cells:
-                add_cell(study, asked.cells, cell, known[cell])
-        rates[cell] = known[cell] / study.trials
-        print(f"{' '.join(map(str, cell))}: {rates[cell]:.0%}", flush=True)
+        here = len(_verdicts(journal_of(study, *cell))) >= study.trials
+        on_base = known.get(cell, {})
+        if here or not (on_base or asked.only_done):
+            base, successes = base_name(study, *cell[:2]), sum(trials_of(study, *cell))
+            if asked.cells and base not in on_base:
+                add_cell(study, asked.cells, cell, base, successes)
+            on_base[base] = successes
+        if on_base:
+            rates[cell] = {base: successes / study.trials for base, successes in on_base.items()}
+            print(" ".join(map(str, cell)) + ":", *(f"{rate:.0%}" for rate in rates[cell].values()), flush=True)
     if not rates:
         raise UsageError(f"none of these cells is done in {asked.cells or study.root}; leave --only-done out")
     return rates

@@ -132,15 +132,16 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
     table, found = tmp_path / "cells.csv", tmp_path / "figure8.json"
     sizes = ("--task", "put-apple", "--policy", "pi0-tiny", "--trials", 4, "--episodes", 4, "--cells", table)
     table.write_text(
-        "policy,task,method,seed,successes,episodes,failure_rate,trials,base_steps,steps,learning_rate\n"
-        "pi0-tiny,put-apple,sft,0,1,4,0.5,4,8000,3000,recipe\n"
-        "pi0-tiny,put-apple,awr,0,3,4,0.5,4,8000,3000,recipe\n"
-        "pi0-tiny,put-apple,awr,1,3,4,0.5,4,8000,3000,0.001\n"  # other sizes: another study's
+        "policy,task,base,method,seed,successes,episodes,failure_rate,trials,base_steps,steps,learning_rate\n"
+        "pi0-tiny,put-apple,one,sft,0,1,4,0.5,4,8000,3000,recipe\n"
+        "pi0-tiny,put-apple,one,awr,0,3,4,0.5,4,8000,3000,recipe\n"
+        "pi0-tiny,put-apple,other,awr,0,1,4,0.5,4,8000,3000,recipe\n"  # not to be compared with the sft above
+        "pi0-tiny,put-apple,one,awr,1,3,4,0.5,4,8000,3000,0.001\n"  # other sizes: another study's
     )
     there = (*sizes, "--method", "sft", "bc", "awr", "--seeds", 2, "--only-done", "--json", found)
     script("reproduce_figure8_mock.py", tmp_path / "other", *there)
     result = json.loads(found.read_text())["pi0-tiny"]
-    assert result["methods"]["awr"]["seeds"] == [0.75]
+    assert result["methods"]["awr"]["seeds"] == [0.5]  # of both bases
     assert result["awr_minus_sft"]["tasks"]["put-apple"]["seeds"] == [0.5]
     assert "bc" not in result["methods"]
     assert not (tmp_path / "other" / "data").exists()  # nothing was made
@@ -150,32 +151,40 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
     with pytest.raises(UsageError, match="--cells is for the study's own cells"):
         script("reproduce_figure8_mock.py", tmp_path / "other", *sizes, "--tuning")
     with table.open("a") as file:
-        file.write("pi0-tiny,put-apple,sft,0,2,4,0.5,4,8000,3000,recipe\n")
-    with pytest.raises(UsageError, match="line 5: put-apple pi0-tiny sft 0 is there twice"):
+        file.write("pi0-tiny,put-apple,one,sft,0,2,4,0.5,4,8000,3000,recipe\n")
+    with pytest.raises(UsageError, match="line 6: put-apple pi0-tiny sft 0 is there twice"):
         script("reproduce_figure8_mock.py", tmp_path / "other", *there)
     table.write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="line 2: not a row of a table that --cells wrote"):
         script("reproduce_figure8_mock.py", tmp_path / "other", *there)
 
 
-def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path):
+@pytest.mark.parametrize("policy", ["pi0-tiny", "pi0-fast-tiny"])
+def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path, policy):
     found = tmp_path / "figure8.json"
-    study = (tmp_path / "study", "--steps", 3000, "--learning-rate", 1e-3, "--policy", "pi0-tiny")
+    study = (tmp_path / "study", "--steps", 3000, "--learning-rate", 1e-3, "--policy", policy)
     kept = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", found)
-    script("reproduce_figure8_mock.py", *study, "--method", "sft", "awr", *kept)
-    gain = json.loads(found.read_text())["pi0-tiny"]["awr_minus_sft"]
-    low, high = gain["interval"]
-    assert (
-        f"{100 * gain['mean']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
-        in (SCRIPTS.parent / "README.md").read_text()
-    )
+    script("reproduce_figure8_mock.py", *study, "--method", "sft", "bc", "awr", *kept)
+    result = json.loads(found.read_text())[policy]
+    published = (SCRIPTS.parent / "README.md").read_text()
+    (row,) = (line for line in published.splitlines() if line.startswith(f"| `{policy}`, all five"))
+    for other in ("sft", "bc"):
+        gain = result[f"awr_minus_{other}"]
+        assert len(gain["seeds"]) == 5
+        mean, low, high = (
+            f"{100 * x:+.0f}".replace("+0", "0").replace("-0", "0") for x in (gain["mean"], *gain["interval"])
+        )
+        assert f"{mean} ({low} to {high})" in row
 
 
 def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     study = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))
-    rates = {("t", "p", "sft", 0): 0.2, ("t", "p", "awr", 0): 0.5, ("t", "p", "sft", 1): 0.4, ("t", "p", "awr", 1): 0.5}
-    rates |= {("u", "p", name, seed): 0.3 for name in ("sft", "awr") for seed in (0, 1)}
+    rates = {("t", "p", "sft", 0): {"b": 0.2}, ("t", "p", "awr", 0): {"b": 0.5, "c": 0.9}}  # c has no sft
+    rates |= {("t", "p", "sft", 1): {"b": 0.4}, ("t", "p", "awr", 1): {"b": 0.5}}
+    rates |= {("u", "p", name, seed): {"b": 0.3} for name in ("sft", "awr") for seed in (0, 1)}
+    rates |= {("t", "p", "sft", 2): {"b": 0.1}, ("t", "p", "awr", 2): {"c": 0.9}}  # no base has both
+    rates |= {("u", "p", name, 2): {"b": 0.3} for name in ("sft", "awr")}
     gain = study["summarise"](rates)["p"]["awr_minus_sft"]
     assert gain["seeds"] == pytest.approx([0.15, 0.05])
     assert gain["mean"] == pytest.approx(0.1)
@@ -207,6 +216,6 @@ def test_what_was_not_run_is_not_drawn_as_zero(monkeypatch):
     study = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))
     axes = Figure().subplots()
     rows = [study["over_seeds"]([0.0, 0.0]), study["over_seeds"]([])]
-    study["_bars"](axes, [0.0, 1.0], rows, 0.5, "#93c5fd", "rabc")
+    study["_bars"](axes, [0.0, 1.0], rows, 0.5, "RA-BC", "#93c5fd")
     assert len(axes.patches) == 1  # a rate of 0 has its bar
     assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("not run", 1.0)]
