@@ -262,12 +262,17 @@ def base_of(study: Study, task: str, policy: str) -> Path:
     """The checkpoint that every cell of a task and policy goes on from, trained where it is missing or half-trained."""
     recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
     output = study.root / "base" / task / policy
-    last = output / "checkpoints" / f"{study.base_steps:06d}"
     with alone(output):
-        if not (last / "training_state").is_dir():
+        if not has_base(study, task, policy):
             buffer = study.buffer(task)
             _train(buffer, recipe, np.ones(buffer.total_frames), output, "base")
-    return last / "pretrained_model"
+    return output / "checkpoints" / f"{study.base_steps:06d}" / "pretrained_model"
+
+
+def has_base(study: Study, task: str, policy: str) -> bool:
+    """Whether `base_of` has nothing to train."""
+    checkpoints = study.root / "base" / task / policy / "checkpoints"
+    return not study.base_steps or (checkpoints / f"{study.base_steps:06d}" / "training_state").is_dir()
 
 
 def base_name(study: Study, task: str, policy: str) -> str:
@@ -579,6 +584,9 @@ def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, dict[str, floa
     rates = {}
     for cell in cells[first::parts]:
         here = len(_verdicts(journal_of(study, *cell))) >= study.trials
+        if here and asked.only_done and not has_base(study, *cell[:2]):
+            print(" ".join(map(str, cell)), "is left out: the folder has lost the base that its trials go back to")
+            here = False
         on_base = known.get(cell, {})
         if here or not (on_base or asked.only_done):
             base, successes = base_name(study, *cell[:2]), sum(trials_of(study, *cell))

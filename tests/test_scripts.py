@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import runpy
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -126,6 +127,11 @@ def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
     assert drawn.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="holds a study of other sizes"):
         script("reproduce_figure8_mock.py", study, *sizes, "--episodes", 5)
+    shutil.rmtree(study / "base" / "wipe-board")
+    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--only-done", "--json", found)
+    assert list(json.loads(found.read_text())["pi0-tiny"]["methods"]["awr"]["tasks"]) == ["put-apple"]
+    assert not (study / "base" / "wipe-board" / "pi0-tiny").exists()  # it would be another base
+    assert "wipe-board pi0-tiny sft 0 is left out" in capsys.readouterr().out
 
 
 def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, capsys):
