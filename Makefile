@@ -1,9 +1,9 @@
 # make demo | test | check | format | build: each creates .venv by itself where it is missing.
 .DEFAULT_GOAL := help
 VENV := .venv
-# Processes that run the tests, each a file of tests at a time (auto: one a core); 0: one after the other, in one process.
-# The default is 0: the arm's tests are against a controller in real time, which a machine of two busy cores may starve.
-WORKERS ?= 0
+# Processes that run the tests, each a file of tests at a time (auto: one a core). Those marked real_time come after
+# them and by themselves: their controller answers in real time, and two busy cores may starve it.
+WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
@@ -28,7 +28,8 @@ demo: $(READY)
 	@$(BIN)/srpo-robot demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+	@$(BIN)/python -m pytest -m "not real_time" -n $(WORKERS) --maxprocesses 8 --dist loadfile; others=$$?; \
+	$(BIN)/python -m pytest -m real_time && exit $$others
 
 check: $(READY)
 	@$(BIN)/ruff check .

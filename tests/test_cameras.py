@@ -19,6 +19,8 @@ from srpo_robot.arm.cameras import Cameras, Frame, check_references, similarity
 from srpo_robot.errors import CameraError, RecipeError
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, build
 
+pytestmark = pytest.mark.real_time
+
 FRONT = CameraRecipe("front", 12, 16, source="0")
 SMOOTH = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8), (31, 31), 0)
 

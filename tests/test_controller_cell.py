@@ -17,6 +17,8 @@ from srpo_robot.mock.controller.state import Controller
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ArmCommand
 
+pytestmark = pytest.mark.real_time
+
 HARDWARE = dataclasses.replace(load(HardwareRecipe, "hardware", "mock"), cameras=())
 TASK = load(TaskRecipe, "datasets", "put-apple")
 HOME = np.array(HARDWARE.home_rad)

@@ -17,7 +17,10 @@ from srpo_robot.mock.controller import ControllerServer, KinematicPlant, frames,
 from srpo_robot.mock.controller.frames import INVALID
 
 # The SDK warns through a method that Python deprecates; as an error it would break calls that work.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.real_time,
+    pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning"),
+]
 
 HOME = np.array([0.0, -0.25904, 0.0, 0.96166, 0.0, 1.2207, 0.0])
 STEP = np.array([0.1, 0, 0, 0, 0, 0, 0])  # one servo target away: all joints at once would be too fast (C60)

@@ -18,6 +18,8 @@ from srpo_robot.errors import ArmError, UsageError
 from srpo_robot.mock.controller import ControllerServer, KinematicPlant, frames, free_host
 from srpo_robot.mock.controller.frames import CANNOT_MOVE, HAS_ERROR, Reply, Request, encode_floats
 
+pytestmark = pytest.mark.real_time
+
 HOME = np.array([0.0, -0.25904, 0.0, 0.96166, 0.0, 1.2207, 0.0])
 ENABLE, SET_STATE, GET_STATE, GET_ERROR, SET_MODE, SERVO = 11, 12, 13, 15, 19, 29
 

@@ -80,3 +80,10 @@ def test_functions_fit_on_a_screen():
                 if lines > 80:
                     long.append(f"{path.relative_to(ROOT)}:{node.name} ({lines})")
     assert long == []
+
+
+def test_what_runs_in_real_time_is_marked_and_gets_the_machine_to_itself():
+    parts = re.compile(r"\b(ControllerServer|MockLab|CameraStreams|Cameras|soak[.]py)\b")
+    in_real_time = [path.name for path in sorted((ROOT / "tests").glob("test_*.py")) if parts.search(path.read_text())]
+    unmarked = [name for name in in_real_time if "pytest.mark.real_time" not in (ROOT / "tests" / name).read_text()]
+    assert len(in_real_time) > 8 and unmarked == []

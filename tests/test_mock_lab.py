@@ -28,6 +28,8 @@ from srpo_robot.mock.lab import MockLab
 from srpo_robot.mock.objects import THINGS
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, dump, load
 
+pytestmark = pytest.mark.real_time
+
 CELL = load(HardwareRecipe, "hardware", "mock")
 XARM = load(HardwareRecipe, "hardware", "xarm7")
 TASK = load(TaskRecipe, "datasets", "put-apple")

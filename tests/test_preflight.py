@@ -34,6 +34,8 @@ from srpo_robot.mock.lab import MockLab
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe, dump, load
 from srpo_robot.records import ActionChunk, ArmCommand
 
+pytestmark = pytest.mark.real_time
+
 RECIPE = replace(load(HardwareRecipe, "hardware", "xarm7"), cameras=())
 CONTROLLER = RECIPE.controller
 assert CONTROLLER is not None

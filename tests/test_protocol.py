@@ -444,6 +444,7 @@ def test_options_that_do_not_go_together(cli, tmp_path):
 # --- the command, by hand on the arm's driver against the mock lab
 
 
+@pytest.mark.real_time
 def test_what_a_person_wants_redone_is_void_with_a_reason_from_the_list(cli, tmp_path, monkeypatch):
     from test_mock_lab import CELL, TASK, XARM
     from test_run_xarm7 import Hands, Nudge

@@ -23,6 +23,8 @@ from srpo_robot.mock.controller import ControllerServer, KinematicPlant, free_ho
 from srpo_robot.mock.lab import MockLab
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, dump, load
 
+pytestmark = pytest.mark.real_time
+
 RECIPE = load(HardwareRecipe, "hardware", "xarm7")
 HOME = np.array(RECIPE.home_rad)
 SERVO = 29  # function of a set point in mode 1

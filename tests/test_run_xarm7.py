@@ -33,6 +33,8 @@ from srpo_robot.mock.lab import MockLab
 from srpo_robot.recipes import dump
 from srpo_robot.records import ActionChunk, Observation
 
+pytestmark = pytest.mark.real_time
+
 HOME_M = np.array([0.40, 0.0, 0.25, 0.085])
 
 

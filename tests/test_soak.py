@@ -20,6 +20,8 @@ from srpo_robot.evaluation.trials import append_trial, note_fault
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import Trial
 
+pytestmark = pytest.mark.real_time
+
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "soak.py"
 
 

@@ -21,6 +21,8 @@ from srpo_robot.mock.streams import CameraStreams
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ArmCommand
 
+pytestmark = pytest.mark.real_time
+
 HARDWARE = load(HardwareRecipe, "hardware", "mock")
 TASK = load(TaskRecipe, "datasets", "put-apple")
 START = ArmCommand(np.array(HARDWARE.home_rad), 0.085)

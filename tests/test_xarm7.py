@@ -34,6 +34,8 @@ from srpo_robot.mock.controller.server import Heard
 from srpo_robot.recipes import HardwareRecipe, load
 from srpo_robot.records import JOINTS, ArmCommand
 
+pytestmark = pytest.mark.real_time
+
 LAB = load(HardwareRecipe, "hardware", "xarm7")
 HOME = np.array(LAB.home_rad)
 TURN = np.eye(JOINTS)[0]
