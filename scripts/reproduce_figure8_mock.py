@@ -581,7 +581,7 @@ def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, dict[str, floa
     known = read_cells(study, asked.cells) if asked.cells else {}
     seeds = range(TUNING_RUNS, TUNING_RUNS + asked.seeds) if study.tuning else range(asked.seeds)
     cells = [(t, p, m, s) for s in seeds for t in asked.task for p in asked.policy for m in asked.method]
-    rates = {}
+    rates: dict[Cell, dict[str, float]] = {}
     for cell in cells[first::parts]:
         here = len(_verdicts(journal_of(study, *cell))) >= study.trials
         if here and asked.only_done and not has_base(study, *cell[:2]):
@@ -598,7 +598,8 @@ def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, dict[str, floa
             print(" ".join(map(str, cell)) + ":", *(f"{rate:.0%}" for rate in rates[cell].values()), flush=True)
     if not rates:
         raise UsageError(f"none of these cells is done in {asked.cells or study.root}; leave --only-done out")
-    return rates
+    order = {name: number for number, name in enumerate(asked.method)}
+    return {cell: rates[cell] for cell in sorted(rates, key=lambda cell: order[cell[2]])}
 
 
 if __name__ == "__main__":

@@ -143,13 +143,14 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
         "pi0-tiny,put-apple,one,awr,0,3,4,0.5,4,8000,3000,recipe\n"
         "pi0-tiny,put-apple,other,awr,0,1,4,0.5,4,8000,3000,recipe\n"  # not to be compared with the sft above
         "pi0-tiny,put-apple,one,awr,1,3,4,0.5,4,8000,3000,0.001\n"  # other sizes: another study's
+        "pi0-tiny,put-apple,one,bc,1,2,4,0.5,4,8000,3000,recipe\n"  # its first seed is missing
     )
-    there = (*sizes, "--method", "sft", "bc", "awr", "--seeds", 2, "--only-done", "--json", found)
+    there = (*sizes, "--method", "sft", "bc", "rabc", "awr", "--seeds", 2, "--only-done", "--json", found)
     script("reproduce_figure8_mock.py", tmp_path / "other", *there)
     result = json.loads(found.read_text())["pi0-tiny"]
     assert result["methods"]["awr"]["seeds"] == [0.5]  # of both bases
     assert result["awr_minus_sft"]["tasks"]["put-apple"]["seeds"] == [0.5]
-    assert "bc" not in result["methods"]
+    assert list(result["methods"]) == ["sft", "bc", "awr"]  # as asked; rabc has no cell
     assert not (tmp_path / "other" / "data").exists()  # nothing was made
     assert "1 cells are of other sizes" in capsys.readouterr().out
     with pytest.raises(UsageError, match="none of these cells is done"):
@@ -158,7 +159,7 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
         script("reproduce_figure8_mock.py", tmp_path / "other", *sizes, "--tuning")
     with table.open("a") as file:
         file.write("pi0-tiny,put-apple,one,sft,0,2,4,0.5,4,8000,3000,recipe\n")
-    with pytest.raises(UsageError, match="line 6: put-apple pi0-tiny sft 0 is there twice"):
+    with pytest.raises(UsageError, match="line 7: put-apple pi0-tiny sft 0 is there twice"):
         script("reproduce_figure8_mock.py", tmp_path / "other", *there)
     table.write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="line 2: not a row of a table that --cells wrote"):
