@@ -15,8 +15,9 @@ again.
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
 A table of cells (--cells FILE) carries results from one machine to another: what is in it is not made again, what is
-made is added to it. A base that another machine trains is another policy, and bases can differ by more than methods
-do: a method is only ever compared with another one from the same base. So finish a task where it was begun, or make all
+made is added to it. A base that another machine trains is the same to the last bit or another policy (the table names
+it by a hash of its parameters), and bases can differ by more than methods do: a method is only ever compared with
+another one from the same base. Where a base comes out as another one, finish the task where it was begun, or make all
 of its methods anew. The cells of README's figure and of LOG.md are in figure8_mock.csv; without making anything:
 
     python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 \\
