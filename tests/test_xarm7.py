@@ -424,8 +424,9 @@ def test_a_late_reply_is_tolerated_without_a_burst(arm: XArm7, server: Controlle
         (lambda s: s.faults.stale_reports(), "reports repeat themselves|no report"),
         (lambda s: s.faults.silence_reports(), "no report from the controller for"),
         (lambda s: s.faults.reset_connections(), "connection broke|connection is closed|could not be sent"),
+        (lambda s: s.faults.cut_reply(client=s.clients()[0]), "the connection is closed, code -1"),
     ],
-    ids=["lost replies", "half-open", "stale reports", "silent reports", "reset"],
+    ids=["lost replies", "half-open", "stale reports", "silent reports", "reset", "reset before a reply"],
 )
 def test_a_sick_network_stops_the_arm(
     recipe: HardwareRecipe, server: ControllerServer, inject: Callable[[ControllerServer], None], says: str

@@ -103,19 +103,21 @@ def gripper_error(code: int) -> tuple[str, Remedy]:
     return _GRIPPER.get(code, "not in the table of this version"), Remedy.CONFIRM
 
 
+CLOSED, NO_REPLY = -1, 3
+NOT_READY = 9  # of a set point that is not executed: another state, another mode
 _REPLIES = {
     -12: "an error of the tool",
     -9: "the arm is stopped",
     -8: "a joint angle beyond the range that the vendor's SDK knows",
     -2: "the arm is not ready",
-    -1: "the connection is closed",
+    CLOSED: "the connection is closed",
     1: "the controller has an error",
     2: "the controller has a warning",
-    3: "no reply in time",
+    NO_REPLY: "no reply in time",
     6: "a reply of another protocol",
     7: "a reply to another function",
     8: "the request could not be sent",
-    9: "the arm is not ready to move",
+    NOT_READY: "the arm is not ready to move",
     10: "the controller refused the parameters",
     19: "the tool's bus does not answer",
     100: "it took too long",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from srpo_robot.arm import controller_setup, wire
-from srpo_robot.arm.controller_codes import ControllerFault, reply
+from srpo_robot.arm.controller_codes import CLOSED, NO_REPLY, ControllerFault, reply
 from srpo_robot.arm.controller_setup import Identity, Settings
 from srpo_robot.errors import ArmError
 from srpo_robot.recipes import ControllerRecipe
@@ -156,13 +156,13 @@ class ControllerLink:
 
     def servo(self, joints_rad: np.ndarray) -> int:
         """Send a set point in mode 1; the code, 0: good."""
-        return int(self._commands.set_servo_angle_j(joints_rad.tolist(), is_radian=True))
+        return self._outcome(self._commands.set_servo_angle_j(joints_rad.tolist(), is_radian=True))
 
     def online(self, joints_rad: np.ndarray, speed_rad_s: float, acceleration_rad_s2: float) -> int:
         """Send a target in mode 6, which replaces the one before; the code, 0: good."""
         self._needs_fresh_status()
         options = {"speed": speed_rad_s, "mvacc": acceleration_rad_s2, "is_radian": True, "wait": False}
-        return int(self._commands.set_servo_angle(angle=joints_rad.tolist(), **options))
+        return self._outcome(self._commands.set_servo_angle(angle=joints_rad.tolist(), **options))
 
     def move_home(self, joints_rad: np.ndarray) -> None:
         """Begin the slow planned move of mode 0. Raises ArmError where it is refused."""
@@ -252,6 +252,10 @@ class ControllerLink:
             time.sleep(0.005)
             if self.status_s != last_s:
                 last_s, count = self.status_s, count - 1
+
+    def _outcome(self, code: int) -> int:
+        """The code of a set point. The SDK's is "no reply in time" even where the connection broke while it waited."""
+        return CLOSED if code == NO_REPLY and not self._commands.connected else int(code)
 
     def _needs_fresh_status(self) -> None:
         """The SDK's planned moves wait for ever where its report is silent."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from srpo_robot.arm import controller_setup, motion, wire
-from srpo_robot.arm.controller_codes import ControllerFault, reply
+from srpo_robot.arm.controller_codes import NOT_READY, ControllerFault, reply
 from srpo_robot.arm.controller_link import ControllerLink
 from srpo_robot.arm.set_points import LOG, Deadlines, SetPoints, clip_bits
 from srpo_robot.arm.streamer_process import NOT_STOPPED, STOP, STOPPED, Job
@@ -39,7 +39,6 @@ _IDLE_AGE_S = 1.0  # of the report while nothing moves
 _READY_S = 3.0
 _THERE_RAD = 2e-3
 _ORPHAN_S = 1.0  # from the death of the program to a stop that does not wait for the loop
-_NOT_READY = 9  # code of a set point that is not executed: another state, another mode
 _BACKLOG = 60_000  # ticks kept while nobody reads
 
 
@@ -162,7 +161,7 @@ class Streamer:
             code = self._link.online(joints_rad, limits.joint_speed_rad_s, limits.joint_acceleration_rad_s2)
         self._row["reply_s"], self._row["code"] = time.monotonic() - began_s, code
         if code != 0 and not self._was_stopped():
-            if code == _NOT_READY:
+            if code == NOT_READY:
                 raise _taken()
             raise ArmError(f"the controller did not take a set point: {reply(code)}; the arm has stopped")
 

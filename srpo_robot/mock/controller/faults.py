@@ -16,7 +16,7 @@ Reports = Literal["fresh", "stale", "silent"]
 class Rule:
     """One fault of the network. `client` None: of every client. It ends after `left` requests or at `until_s`."""
 
-    kind: Literal["drop", "delay", "dead"]
+    kind: Literal["drop", "delay", "dead", "cut"]
     client: int | None = None
     left: int | None = None
     until_s: float | None = None
@@ -25,10 +25,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of one request. `dead`: it never arrives. `lost`: it is carried out, its reply is lost."""
+    """What becomes of one request. `dead`: it never arrives. `lost`, `cut`: it is carried out, its reply is lost; with
+    `cut` the connection breaks, too."""
 
     dead: bool = False
     lost: bool = False
+    cut: bool = False
     delay_s: float = 0.0
 
 
@@ -48,8 +50,8 @@ class Network:
         for rule in mine:
             if rule.left is not None:
                 rule.left -= 1
-        lost = any(r.kind == "drop" for r in mine)
-        return Fate(lost=lost, delay_s=max((r.delay_s for r in mine), default=0.0))
+        lost, cut = (any(r.kind == kind for r in mine) for kind in ("drop", "cut"))
+        return Fate(lost=lost, cut=cut, delay_s=max((r.delay_s for r in mine), default=0.0))
 
     def heal(self) -> None:
         """No faults any more."""
@@ -133,6 +135,10 @@ class Faults:
     def delay_replies(self, delay_s: float, count: int | None = None, client: int | None = None) -> None:
         """Requests are carried out as they come, their replies arrive `delay_s` later, in order."""
         self._add(Rule("delay", client, count, delay_s=delay_s), None)
+
+    def cut_reply(self, client: int | None = None) -> None:
+        """The next request is carried out; instead of its reply comes RST."""
+        self._add(Rule("cut", client, left=1), None)
 
     def half_open(self, client: int | None = None) -> None:
         """The link is dead and looks open: requests never arrive; without `client` there are no reports either."""

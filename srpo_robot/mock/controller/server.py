@@ -280,8 +280,7 @@ class ControllerServer:
 
     def _reset_connections(self) -> None:
         for transport in self._transports():
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
-            transport.abort()
+            _reset(transport)
 
 
 class _CommandConnection(asyncio.Protocol):
@@ -311,12 +310,16 @@ class _CommandConnection(asyncio.Protocol):
             self.transport.close()
 
     def _handle(self, request: Request) -> None:
+        if request.protocol == HEARTBEAT:  # has no reply
+            return
         server = self._server
         fate = server._network.fate(self._number, server._controller.time_s)
-        if fate.dead or request.protocol == HEARTBEAT:
+        if fate.dead:
             return
         frame = illegal_function(request) if request.protocol == MODBUS else server._execute(self._number, request)
-        if not fate.lost:
+        if fate.cut and self.transport is not None:
+            _reset(self.transport)
+        elif not fate.lost:
             self._send(frame, fate.delay_s)
 
     def _send(self, frame: bytes, delay_s: float) -> None:
@@ -370,6 +373,12 @@ def _write(transport: asyncio.Transport | None, frame: bytes) -> None:
         transport.abort()
     else:
         transport.write(frame)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Break the connection with RST; what has not been sent is lost."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+    transport.abort()
 
 
 def free_host() -> str:
