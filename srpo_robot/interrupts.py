@@ -41,3 +41,15 @@ def held_back() -> Iterator[None]:
         yield
     if interrupted.is_set():
         raise KeyboardInterrupt
+
+
+@contextmanager
+def ending() -> Iterator[threading.Event]:
+    """While open, Ctrl-C and SIGTERM set the event that is yielded: the way to end what waits for nothing else."""
+    ended = threading.Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -20,6 +20,7 @@ import pytest
 from conftest import refused
 
 from srpo_robot.arm.cameras import Cameras
+from srpo_robot.cli import mock_lab
 from srpo_robot.cli.mock_lab import _privileges
 from srpo_robot.errors import ArmError, RecipeError, UsageError
 from srpo_robot.evaluation.operator import Judge
@@ -180,3 +181,17 @@ def test_the_command_says_what_to_type_and_leaves_nothing(tmp_path):
     for place in ports:
         with socket.socket() as probe:
             assert probe.connect_ex(place) != 0
+
+
+def test_ctrl_c_ends_it_as_soon_as_it_is_offered(cli, monkeypatch, tmp_path):
+    said = list[str]()
+
+    def hear(text: str) -> None:
+        said.append(text)
+        if "Ctrl-C" in text:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(mock_lab, "say", hear)
+    code, _, err = cli("mock-lab", "--task", "put-apple", "--recipe", tmp_path / "lab.toml")
+    assert code == 0, err
+    assert "closed" in said[-1] and not list(tmp_path.iterdir())

@@ -14,9 +14,10 @@ import numpy as np
 from srpo_robot.arm.actions import make_action_space
 from srpo_robot.arm.limits import Limits
 from srpo_robot.cli.console import say
-from srpo_robot.cli.running import load_recipes, until_interrupted
+from srpo_robot.cli.running import load_recipes
 from srpo_robot.errors import ArmError, UsageError
 from srpo_robot.evaluation.served_policy import PolicyServer, describe
+from srpo_robot.interrupts import ending
 from srpo_robot.recipes import HardwareRecipe, dump, load
 from srpo_robot.records import ActionChunk, Observation
 
@@ -51,6 +52,7 @@ def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, looks: fl
         space = make_action_space(work.action_space, limits, np.array(cell.home_rad))
         script = ScriptedPolicy(lab)
         server = opened.enter_context(PolicyServer(script, describe(script, space, work.cameras)))
+        ended = opened.enter_context(ending())  # before anybody hears that the lab is open
         _write(recipe, dump(lab.recipe(arm)))
         opened.callback(recipe.unlink, missing_ok=True)
         name = shlex.quote(str(recipe))
@@ -63,7 +65,8 @@ def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, looks: fl
         say("Trials are laid out and judged by the simulator (judge_url in the recipe), unless --by-hand says that you")
         say("hold the keys. A real arm has no judge. Every number from here is a mock's. Ctrl-C closes the lab.")
         sys.stdout.flush()
-        until_interrupted(lab.check)
+        while not ended.wait(0.5):
+            lab.check()
     say("The mock lab is closed.")
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +24,7 @@ from srpo_robot.evaluation.runtime import Outcome, Setup, run_episode
 from srpo_robot.evaluation.served_policy import PolicyServer, ServedPolicy, describe
 from srpo_robot.evaluation.statistics import success_rate
 from srpo_robot.evaluation.trials import FAULT, append_trial, read_trials
+from srpo_robot.interrupts import ending
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import Trial
 
@@ -208,22 +206,10 @@ def serve_policy(arm: str, task: str, checkpoint: str, host: str, port: int, dev
     limits = Limits.from_recipe(hardware.limits, hardware.tcp_offset_m, 1.0 / hardware.fps)
     space = make_action_space(work.action_space, limits, np.array(hardware.home_rad))
     policy = load_any_policy(checkpoint, space, work, device)
-    with PolicyServer(policy, describe(policy, space, work.cameras), host, port) as server:
+    with PolicyServer(policy, describe(policy, space, work.cameras), host, port) as server, ending() as ended:
         say(f"Serving {policy.name} at {server.url}; on the robot's machine: --policy {server.url}")
         say("Everybody who reaches this port can use it: keep it inside the lab. Ctrl-C ends.")
-        until_interrupted()
-
-
-def until_interrupted(check: Callable[[], None] = lambda: None) -> None:
-    """Wait for Ctrl-C or SIGTERM; `check` is called twice a second and may raise."""
-    ended = threading.Event()
-    before = {number_: signal.signal(number_, lambda *_: ended.set()) for number_ in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not ended.wait(0.5):
-            check()
-    finally:
-        for number_, handler in before.items():
-            signal.signal(number_, handler)
+        ended.wait()
 
 
 def _served(policy: Policy) -> dict[str, object]:
