@@ -25,8 +25,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of one request. `dead`: it never arrives. `lost`, `cut`: it is carried out, its reply is lost; with
-    `cut` the connection breaks, too."""
+    """What becomes of one request.
+
+    `dead`: it never arrives. `lost`: it is carried out, its reply is lost. `cut`: as `lost`, and the connection breaks.
+    """
 
     dead: bool = False
     lost: bool = False
