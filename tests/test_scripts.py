@@ -184,6 +184,33 @@ def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path
         assert f"{mean} ({low} to {high})" in row
 
 
+def test_the_published_ablations_are_those_of_the_cells(script, tmp_path):
+    found = tmp_path / "figure8.json"
+    study = (
+        tmp_path / "study",
+        "--steps",
+        3000,
+        "--learning-rate",
+        1e-3,
+        "--policy",
+        "pi0-tiny",
+        "--task",
+        "put-apple",
+    )
+    kept = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", found)
+    script("reproduce_figure8_mock.py", *study, "--method", "awr", "awr-paper", "awr-chunk", "awr-pixel", *kept)
+    result = json.loads(found.read_text())["pi0-tiny"]
+    published = " ".join((SCRIPTS.parent / "README.md").read_text().split())
+    for other, says in (
+        ("paper", "{} points ({} to {}) ahead"),
+        ("chunk", "{} ({} to {}) ahead"),
+        ("pixel", "{} ({} to {})."),
+    ):
+        gain = result[f"awr_minus_awr-{other}"]
+        assert len(gain["seeds"]) == 3
+        assert says.format(*(f"{100 * x:.0f}" for x in (gain["mean"], *gain["interval"]))) in published
+
+
 def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     study = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))
