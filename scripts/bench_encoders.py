@@ -27,10 +27,10 @@ from rich.progress import track
 from rich.table import Table
 
 from srpo_robot.mock.demonstrator import Failure
-from srpo_robot.progress.baselines import NULLS, Scorer, Transformed
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import EMBEDDED, RANDOM, Encoder, load_encoder
-from srpo_robot.progress.metrics import Estimate, Resampling, auc_difference, final_progress, separation
+from srpo_robot.progress.evidence.baselines import NULLS, Scorer, Transformed
+from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_difference, final_progress, separation
 from srpo_robot.progress.score import Rules, score
 from srpo_robot.progress.windows import Shape, WindowSpec
 from srpo_robot.records import Episode

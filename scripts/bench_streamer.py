@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from srpo_robot.arm.cameras import Cameras
-from srpo_robot.arm.stream_loop import Phase
-from srpo_robot.arm.xarm7 import XArm7
+from srpo_robot.arm.xarm7.driver import XArm7
+from srpo_robot.arm.xarm7.stream_loop import Phase
 from srpo_robot.mock.controller import ControllerServer, KinematicPlant, free_host
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, load
 from srpo_robot.records import JOINTS, ArmCommand

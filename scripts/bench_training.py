@@ -29,7 +29,8 @@ import torch
 
 from srpo_robot.awr.policies import build_policy
 from srpo_robot.awr.train import train
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.recorder import Recorder, dataset_features
 from srpo_robot.buffer.training import TrainingSet, collate
 from srpo_robot.recipes import PolicyRecipe, load

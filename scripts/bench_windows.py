@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import VJEPA2Encoder, load_encoder, tflop_per_clip
 from srpo_robot.progress.score import dense_distance, success_progress

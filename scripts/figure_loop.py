@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import read_table
 from srpo_robot.progress.pipeline import read_curves
 from srpo_robot.report.figures import FAILURE, MUTED, SUCCESS, save

@@ -25,7 +25,8 @@ from srpo_robot.awr.advantage import advantages
 from srpo_robot.awr.policies import load_policy
 from srpo_robot.awr.train import train
 from srpo_robot.awr.weights import awr_weights, uniform_weights
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.recorder import Recorder, dataset_features
 from srpo_robot.errors import UndecodableActions
 from srpo_robot.recipes import PolicyRecipe

@@ -13,7 +13,7 @@ import json
 import time
 from pathlib import Path
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import say
 from srpo_robot.cli.running import record_demonstrations
 from srpo_robot.errors import UsageError

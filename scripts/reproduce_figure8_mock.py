@@ -56,15 +56,16 @@ from srpo_robot.awr.tables import (
 )
 from srpo_robot.awr.train import train
 from srpo_robot.awr.weights import Weights, awr_weights
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_recipes, open_cell, record_demonstrations
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.policy import TrainedPolicy
 from srpo_robot.evaluation.runtime import Setup, run_episode
 from srpo_robot.mock.truth import read_truth, true_windows
-from srpo_robot.progress.baselines import PixelMean
 from srpo_robot.progress.encoder import load_encoder
+from srpo_robot.progress.evidence.baselines import PixelMean
 from srpo_robot.progress.pipeline import ScoreSettings, combined, embed, progress_columns
 from srpo_robot.progress.score import Rules, WindowEmbeddings, score
 from srpo_robot.progress.windows import parse_windows

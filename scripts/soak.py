@@ -77,7 +77,7 @@ def run_command(arguments: list[str], log: str) -> None:
 
 def read_back(dataset: str, answer: Connection) -> None:
     """Bring a dataset back to its finished episodes as a user would, and decode every frame of it: episodes, frames."""
-    from srpo_robot.buffer.episodes import open_buffer, quiet_lerobot
+    from srpo_robot.buffer.opening import open_buffer, quiet_lerobot
     from srpo_robot.buffer.repair import repair
 
     quiet_lerobot()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo_robot.errors import ScoringError, StaleTable, UnlabelledError, UsageError
-from srpo_robot.progress.audit import (
+from srpo_robot.progress.evidence.audit import (
     Contrast,
     Evidence,
     TaskEvidence,
@@ -22,7 +22,7 @@ from srpo_robot.progress.audit import (
     supported_value,
     write_audit,
 )
-from srpo_robot.progress.metrics import Resampling
+from srpo_robot.progress.evidence.metrics import Resampling
 from srpo_robot.records import Episode
 
 QUICK = Resampling(300, 300)

@@ -21,7 +21,7 @@ from conftest import SQUARES, moving_square, record_squares, refused
 from PIL import Image
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pipeline import read_progress
 from srpo_robot.progress.windows import WindowSpec, ends

@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import UsageError
-from srpo_robot.progress import baselines
-from srpo_robot.progress.baselines import (
+from srpo_robot.progress.embed import embed_frames, store_key
+from srpo_robot.progress.encoder import Encoder, HoldsFrames, load_encoder
+from srpo_robot.progress.evidence import baselines
+from srpo_robot.progress.evidence.baselines import (
     NULL_TO_BEAT,
     NULLS,
     SCORERS,
@@ -33,9 +36,7 @@ from srpo_robot.progress.baselines import (
     scorer_named,
     time_curves,
 )
-from srpo_robot.progress.embed import embed_frames, store_key
-from srpo_robot.progress.encoder import Encoder, HoldsFrames, load_encoder
-from srpo_robot.progress.metrics import Resampling, final_progress, separation, task_metrics
+from srpo_robot.progress.evidence.metrics import Resampling, final_progress, separation, task_metrics
 from srpo_robot.progress.score import (
     CONSTANT,
     NO_SUCCESS,

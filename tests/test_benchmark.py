@@ -10,8 +10,8 @@ import pytest
 from conftest import record_squares, refused
 
 from srpo_robot.errors import UsageError
-from srpo_robot.progress.benchmark import alpha_sweep, beside_oracle, own_rows, step_values, worst_gains
-from srpo_robot.progress.metrics import Resampling
+from srpo_robot.progress.evidence.benchmark import alpha_sweep, beside_oracle, own_rows, step_values, worst_gains
+from srpo_robot.progress.evidence.metrics import Resampling
 from srpo_robot.progress.score import Rules, WindowEmbeddings
 from srpo_robot.records import Episode
 

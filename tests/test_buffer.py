@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from conftest import SQUARES, moving_square, real_data, record_squares
 
-from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.buffer.labels import Label, parse_csv, require_labels, write_labels
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.recorder import Recorder, dataset_features, recorded_episodes
 from srpo_robot.buffer.repair import repair
 from srpo_robot.buffer.tables import read_table, write_table

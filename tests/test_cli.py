@@ -15,7 +15,7 @@ from conftest import real_data, record_squares, refused
 from test_buffer import checksums
 from typer.main import get_command
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.app import app
 from srpo_robot.cli.labelling import film_strip, half_blocks, label_by_keys, shrink
 from srpo_robot.progress.pipeline import read_progress

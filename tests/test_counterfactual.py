@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo_robot.errors import UsageError
-from srpo_robot.progress.baselines import PixelMean, time_curves
-from srpo_robot.progress.counterfactual import (
+from srpo_robot.progress.embed import embed_frames
+from srpo_robot.progress.evidence.baselines import PixelMean, time_curves
+from srpo_robot.progress.evidence.counterfactual import (
     ELSEWHERE,
     Variant,
     allowed,
@@ -28,7 +29,6 @@ from srpo_robot.progress.counterfactual import (
     variants,
     wrong_ending,
 )
-from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.score import Rules, WindowEmbeddings, score
 from srpo_robot.progress.windows import WindowSpec
 from srpo_robot.records import Episode

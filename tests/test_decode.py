@@ -24,7 +24,7 @@ from PIL import Image
 
 import srpo_robot.buffer.decode as decode
 from srpo_robot.buffer.decode import Video, image_chunks, joined, video_chunks, video_packets
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import UndecodableFrame
 
 os.environ.setdefault("SVT_LOG", "1")  # errors only; for the child processes too

@@ -15,7 +15,8 @@ from conftest import SQUARES, record_squares
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import ScoringError, SrpoRobotError, UndecodableFrame
 from srpo_robot.progress.embed import (
     batches,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.evaluation.trials import read_trials
 from srpo_robot.recipes import HardwareRecipe, load
 

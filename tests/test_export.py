@@ -20,7 +20,7 @@ from srpo_robot.awr import policies
 from srpo_robot.awr.export import ADVANTAGE_TEXT, export_rabc, recap_labels, recap_thresholds
 from srpo_robot.awr.tables import Weighting, weigh_buffer
 from srpo_robot.awr.weights import rabc_weights
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
 from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.progress.pipeline import TABLE, read_progress

@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import rbf_kernel
 
 from srpo_robot.errors import UnlabelledError, UsageError
-from srpo_robot.progress import metrics
-from srpo_robot.progress.metrics import (
+from srpo_robot.progress.evidence import metrics
+from srpo_robot.progress.evidence.metrics import (
     METRICS,
     SEPARATION,
     Estimate,

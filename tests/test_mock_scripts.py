@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import RecipeError, UsageError
 from srpo_robot.mock.tasks import TASKS
 from srpo_robot.mock.truth import read_truth

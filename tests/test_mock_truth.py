@@ -13,7 +13,8 @@ from conftest import moving_square
 from srpo_robot.arm import kinematics
 from srpo_robot.arm.actions import make_action_space
 from srpo_robot.awr.advantage import chunk_gain
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.recorder import Recorder, dataset_features
 from srpo_robot.errors import ArmError, DatasetError, UsageError
 from srpo_robot.evaluation.runtime import Setup, run_episode
@@ -37,7 +38,7 @@ from srpo_robot.mock.truth import (
     snapshot,
     true_windows,
 )
-from srpo_robot.progress.metrics import Resampling, auc, chunk_correlation, drop_auc
+from srpo_robot.progress.evidence.metrics import Resampling, auc, chunk_correlation, drop_auc
 from srpo_robot.progress.score import Rules, Scores, score
 from srpo_robot.progress.windows import Shape, WindowSpec
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe, load

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srpo_robot.arm import kinematics
-from srpo_robot.arm.motion import LAYERS, Motion, MotionLimits, advance, at_rest, brake, lowest
+from srpo_robot.arm.xarm7.motion import LAYERS, Motion, MotionLimits, advance, at_rest, brake, lowest
 from srpo_robot.errors import CommandRefused, RecipeError
 from srpo_robot.records import JOINTS, ArmCommand
 

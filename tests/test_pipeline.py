@@ -12,8 +12,8 @@ from conftest import record_squares
 from test_buffer import checksums
 
 from srpo_robot.awr.tables import Weighting, baseline_weights, mean_weight_by_label, weigh_buffer
-from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.buffer.labels import Label, write_labels
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import ScoringError, StaleTable, UndecodableFrame
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pipeline import ScoreSettings, read_curves, read_progress, score_buffer

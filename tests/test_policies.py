@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from srpo_robot.awr import normalisation, policies, tiny
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.recorder import Recorder, dataset_features
 from srpo_robot.buffer.training import TrainingSet
 from srpo_robot.errors import CheckpointError, DatasetError, RecipeError

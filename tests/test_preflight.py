@@ -18,10 +18,10 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srpo_robot.arm import controller_setup, preflight, wire
 from srpo_robot.arm.actions import make_action_space
-from srpo_robot.arm.preflight import CameraReading, Check, Verdict
-from srpo_robot.arm.xarm7 import XArm7
+from srpo_robot.arm.xarm7 import controller_setup, preflight, wire
+from srpo_robot.arm.xarm7.driver import XArm7
+from srpo_robot.arm.xarm7.preflight import CameraReading, Check, Verdict
 from srpo_robot.cli import checking
 from srpo_robot.cli.checking import CheckOptions, look
 from srpo_robot.cli.mock_lab import ScriptedPolicy

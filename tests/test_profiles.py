@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from srpo_robot.errors import ScoringError, UsageError
-from srpo_robot.progress.compare import compare
+from srpo_robot.progress.evidence.profiles import compare
 from srpo_robot.progress.score import (
     CONSTANT,
     NO_REFERENCE,

@@ -340,7 +340,7 @@ def write_sheet(cli, path: Path, *policies: str, trials: int = 2) -> None:
 
 
 def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, monkeypatch):
-    from srpo_robot.buffer.episodes import open_buffer
+    from srpo_robot.buffer.opening import open_buffer
     from srpo_robot.cli import protocols
     from srpo_robot.cli.protocols import run_protocol
 

@@ -20,8 +20,9 @@ from PIL import Image
 
 from srpo_robot.awr.tables import TABLE as ADVANTAGE
 from srpo_robot.awr.tables import Weighting, weigh_buffer
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.labels import Label, write_labels
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
 from srpo_robot.cli.reporting import report_dataset
 from srpo_robot.errors import StaleTable, UndecodableFrame

@@ -17,7 +17,7 @@ import pytest
 from conftest import unpacked_wheel
 
 from srpo_robot.arm.actions import JOINT_NAMES
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import ArmError, CommandRefused, RecipeError
 from srpo_robot.mock.controller import ControllerServer, KinematicPlant, free_host
 from srpo_robot.mock.lab import MockLab

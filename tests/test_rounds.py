@@ -14,8 +14,8 @@ from test_buffer import checksums
 from test_compare import BETTER, WORSE, study_of, write_run
 
 from srpo_robot.buffer.appending import append
-from srpo_robot.buffer.episodes import open_buffer
 from srpo_robot.buffer.labels import Label, write_labels
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.recorder import Recorder, dataset_features
 from srpo_robot.cli.rounds import spent
 from srpo_robot.errors import DatasetError

@@ -170,7 +170,7 @@ def until(happens: Callable[[], bool], seconds: float) -> None:
 
 def recorded(root: Path) -> dict[str, Any]:
     """The one episode of a dataset, by the project's own reader."""
-    from srpo_robot.buffer.episodes import open_buffer
+    from srpo_robot.buffer.opening import open_buffer
 
     buffer = open_buffer(root)
     (episode,) = buffer.episodes

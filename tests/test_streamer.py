@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_motion import HOME, LIMITS, TICK
 
-from srpo_robot.arm import kinematics, motion, wire
-from srpo_robot.arm.motion import at_rest, brake, lowest
-from srpo_robot.arm.set_points import LOG, Deadlines, SetPoints, clip_bits, clip_layers
+from srpo_robot.arm import kinematics
+from srpo_robot.arm.xarm7 import motion, wire
+from srpo_robot.arm.xarm7.motion import at_rest, brake, lowest
+from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, clip_bits, clip_layers
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.mock.controller import frames
 from srpo_robot.records import JOINTS, ArmCommand

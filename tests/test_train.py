@@ -313,7 +313,7 @@ from dataclasses import replace
 from pathlib import Path
 from test_policies import RECIPE
 from srpo_robot.awr.train import train
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 torch.set_num_threads(1)
 root = Path({root!r})
 buffer = open_buffer(root / "data")

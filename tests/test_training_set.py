@@ -7,7 +7,7 @@ from conftest import real_data
 from test_policies import TASKS, record_dataset
 from torch.utils.data import DataLoader
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.training import DiskFrames, TrainingSet, cached_bytes, collate
 from srpo_robot.errors import DatasetError, UndecodableFrame
 

@@ -31,7 +31,7 @@ from srpo_robot.awr.weights import (
     timestep_weights,
     uniform_weights,
 )
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
 from srpo_robot.errors import StaleTable, TrainingError, UsageError
 from srpo_robot.progress.pipeline import FORMAT, TABLE, ScoreSettings, read_progress

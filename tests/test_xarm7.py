@@ -22,11 +22,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srpo_robot.arm import kinematics, wire
-from srpo_robot.arm.controller_codes import ControllerFault, Remedy
-from srpo_robot.arm.motion import lowest
-from srpo_robot.arm.stream_loop import Phase
-from srpo_robot.arm.xarm7 import XArm7
+from srpo_robot.arm import kinematics
+from srpo_robot.arm.xarm7 import wire
+from srpo_robot.arm.xarm7.controller_codes import ControllerFault, Remedy
+from srpo_robot.arm.xarm7.driver import XArm7
+from srpo_robot.arm.xarm7.motion import lowest
+from srpo_robot.arm.xarm7.stream_loop import Phase
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.mock.controller import ControllerServer, Firmware, KinematicPlant, free_host
 from srpo_robot.mock.controller.frames import Reply, Request, encode_reply
@@ -539,7 +540,7 @@ DRIVER = """
 import sys, time
 import numpy as np
 from dataclasses import replace
-from srpo_robot.arm.xarm7 import XArm7
+from srpo_robot.arm.xarm7.driver import XArm7
 from srpo_robot.recipes import HardwareRecipe, load
 from srpo_robot.records import ArmCommand
 recipe = load(HardwareRecipe, "hardware", "xarm7")

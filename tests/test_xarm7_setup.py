@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srpo_robot.arm import controller_codes, controller_setup
-from srpo_robot.arm.controller_codes import ControllerFault, Remedy
-from srpo_robot.arm.xarm7 import XArm7
+from srpo_robot.arm.xarm7 import controller_codes, controller_setup
+from srpo_robot.arm.xarm7.controller_codes import ControllerFault, Remedy
+from srpo_robot.arm.xarm7.driver import XArm7
 from srpo_robot.errors import ArmError, RecipeError
 from srpo_robot.recipes import HardwareRecipe, load
 
@@ -175,7 +175,7 @@ def test_one_file_imports_the_vendors_sdk():
 
 def test_the_streamer_and_the_arm_start_without_torch_and_without_the_sdk():
     script = (
-        "import sys, srpo_robot.arm.streamer, srpo_robot.arm.xarm7\n"
+        "import sys, srpo_robot.arm.xarm7.streamer, srpo_robot.arm.xarm7.driver\n"
         "heavy = {'torch', 'lerobot', 'transformers', 'pyarrow', 'cv2', 'scipy', 'mujoco', 'xarm'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 
 from srpo_robot.awr.normalisation import column_stats, relative_actions, relative_mask
 from srpo_robot.awr.sampling import AUGMENTATION, derived_seed
-from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.recipes import PolicyRecipe
 
 quiet_lerobot()

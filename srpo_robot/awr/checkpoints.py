@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from srpo_robot.awr.losses import LossOptions, per_sample_loss
 from srpo_robot.awr.policies import WEIGHTS, plain_policy, write_record
-from srpo_robot.buffer.episodes import quiet_lerobot
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import CheckpointError, TrainingError, one_line
 from srpo_robot.recipes import PolicyRecipe
 

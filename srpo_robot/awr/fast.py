@@ -26,7 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from srpo_robot.awr.families import Family
 from srpo_robot.awr.losses import LossOptions, token_loss
-from srpo_robot.buffer.episodes import quiet_lerobot
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import RecipeError, TrainingError, UndecodableActions
 
 quiet_lerobot()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srpo_robot.awr.families import Family
 from srpo_robot.awr.losses import LossOptions, chunk_loss
-from srpo_robot.buffer.episodes import quiet_lerobot
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import RecipeError
 
 quiet_lerobot()

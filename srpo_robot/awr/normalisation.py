@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import DatasetError
 
 quiet_lerobot()

@@ -44,7 +44,8 @@ from srpo_robot.awr.processors import (
 from srpo_robot.awr.processors import TOKENIZER as TOKENIZER
 from srpo_robot.awr.processors import cameras_taken as cameras_taken
 from srpo_robot.awr.tiny import architecture, check_sizes, image_px, initialise
-from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import CheckpointError, DatasetError, RecipeError, one_line
 from srpo_robot.recipes import PolicyRecipe
 

@@ -19,7 +19,8 @@ from srpo_robot.awr.action_tokens import ActionTokens
 from srpo_robot.awr.families import Family
 from srpo_robot.awr.normalisation import normalised_chunks
 from srpo_robot.awr.tiny import tokenizers_in_lerobot, word_tokenizer, words_of
-from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import CheckpointError, RecipeError, one_line
 from srpo_robot.recipes import PolicyRecipe
 

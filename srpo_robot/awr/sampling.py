@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srpo_robot.buffer.episodes import quiet_lerobot
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Episode
 

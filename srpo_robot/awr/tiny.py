@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, SmolVLMConfig
 
 from srpo_robot.awr.families import Family
-from srpo_robot.buffer.episodes import quiet_lerobot
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import RecipeError
 
 quiet_lerobot()

@@ -40,7 +40,8 @@ from srpo_robot.awr.losses import LossOptions, awr_loss
 from srpo_robot.awr.run_state import check_recipe, check_weights, open_run, resolve_steps, run_record
 from srpo_robot.awr.sampling import FlowNoise, SampleOrder, Split, seed_pass
 from srpo_robot.awr.tracking import MetricsLog, check_trackers
-from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import RecipeError, TrainingError, UsageError
 from srpo_robot.recipes import PolicyRecipe
 

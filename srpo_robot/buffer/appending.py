@@ -18,8 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srpo_robot.buffer.episodes import SIDECAR, Buffer, open_buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import SIDECAR, Buffer
 from srpo_robot.buffer.labels import Label, write_labels
+from srpo_robot.buffer.opening import open_buffer, quiet_lerobot
 from srpo_robot.errors import DatasetError, one_line
 
 

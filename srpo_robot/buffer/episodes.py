@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,24 +25,10 @@ from srpo_robot.buffer.decode import (
     video_chunks,
     video_packets,
 )
-from srpo_robot.buffer.labels import read_labels
-from srpo_robot.buffer.repair import is_cut_off
 from srpo_robot.errors import DatasetError, one_line
 from srpo_robot.records import Episode
 
-CODEBASE = "v3.0"
-INFO = Path("meta") / "info.json"
 SIDECAR = "srpo"
-
-
-def quiet_lerobot() -> None:
-    """Keep what lerobot's parts print off the terminal; call it before importing lerobot.
-
-    Without system ffmpeg it logs a 100-line torchcodec traceback and falls back to PyAV by itself; the AV1 encoder
-    prints its settings for every file.
-    """
-    logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
-    os.environ.setdefault("SVT_LOG", "1")  # errors only; read when an encoder opens
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,83 +168,3 @@ class Buffer:
 
 def _named(episode: Episode, camera: str) -> str:
     return f"episode {episode.index}, {camera}"
-
-
-def open_buffer(dataset: str | Path) -> Buffer:
-    """Open a LeRobot v3.0 dataset by folder, or download it by Hub id ("user/name").
-
-    Raises:
-        DatasetError: no such folder, no dataset in it, another format version, or the Hub does not answer.
-    """
-    root = Path(dataset)
-    hub_id = None
-    if root.is_dir():
-        _check_folder(root)
-    elif str(dataset).count("/") == 1 and not str(dataset).startswith((".", "/", "~")):
-        hub_id = str(dataset)
-    else:
-        raise DatasetError(f"{dataset} is no folder; give a LeRobot v3.0 dataset's folder or a Hub id like user/name")
-    meta = _load_metadata(root, hub_id)
-    root = Path(meta.root)
-    bare = tuple(_bare_episode(meta, row) for row in meta.episodes)
-    buffer = Buffer(root, meta, bare)
-    labels = read_labels(buffer)
-    labelled = (replace(e, success=labels[e.index].success, group=labels[e.index].group) for e in bare)
-    return Buffer(root, meta, tuple(labelled))
-
-
-def _check_folder(root: Path) -> None:
-    info = root / INFO
-    if not info.is_file():
-        raise DatasetError(f"{root} is no LeRobot dataset: it has no meta/info.json; give the folder that holds meta/")
-    try:
-        version = json.loads(info.read_text()).get("codebase_version", "unknown")
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{info} is not readable: {error}") from None
-    if version != CODEBASE:
-        raise DatasetError(
-            f"{root} is in LeRobot format {version}; convert it with "
-            f"'python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=USER/NAME --root={root}'"
-            if str(version).startswith("v2")
-            else f"{root} is in LeRobot format {version}; this version reads {CODEBASE}"
-        )
-    if is_cut_off(root):
-        raise DatasetError(
-            f"{root} has unfinished files: it is being recorded just now, or its recording was cut off; "
-            f"if nobody records there: srpo-robot repair {root}"
-        )
-
-
-def _load_metadata(root: Path, hub_id: str | None) -> Any:
-    quiet_lerobot()
-    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-
-    try:
-        if hub_id is None:
-            meta = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
-        else:
-            from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-            meta = LeRobotDataset(hub_id).meta
-    except Exception as error:  # the Hub client and the parquet readers raise dozens of kinds
-        if hub_id is None:
-            raise DatasetError(f"{root} cannot be read: {one_line(error)[:200]}; restore it from a copy") from None
-        raise DatasetError(
-            f"there is no folder {hub_id}, and the Hub does not give a dataset of that name "
-            f"({one_line(error)[:120]}); a folder on this machine works offline"
-        ) from None
-    if meta.episodes is None or len(meta.episodes) == 0:
-        raise DatasetError(f"{root} holds no episodes yet; record some with 'srpo-robot record'")
-    return meta
-
-
-def _bare_episode(meta: Any, row: dict[str, Any]) -> Episode:
-    tasks = row["tasks"]
-    return Episode(
-        index=int(row["episode_index"]),
-        task=str(tasks[0]) if len(tasks) else "",
-        length=int(row["length"]),
-        fps=float(meta.fps),
-        first_frame=int(row["dataset_from_index"]),
-        cameras=tuple(meta.camera_keys),
-    )

@@ -9,15 +9,12 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.tables import read_table, write_table
 from srpo_robot.errors import DatasetError, UnlabelledError
-
-if TYPE_CHECKING:
-    from srpo_robot.buffer.episodes import Buffer
 
 TABLE = "labels.parquet"
 _SUCCESS = {"1": True, "true": True, "success": True, "s": True, "yes": True}

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from srpo_robot import interrupts
-from srpo_robot.buffer.episodes import INFO, quiet_lerobot
+from srpo_robot.buffer.opening import INFO, quiet_lerobot
 from srpo_robot.buffer.repair import repair
 from srpo_robot.errors import DatasetError
 

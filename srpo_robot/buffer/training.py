@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from srpo_robot.buffer.episodes import Buffer, quiet_lerobot
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import DatasetError, UndecodableFrame, one_line
 
 ACTION = "action"

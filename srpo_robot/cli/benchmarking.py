@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.labels import require_labels
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import resolve
 from srpo_robot.errors import StaleTable, UsageError
@@ -21,10 +22,10 @@ from srpo_robot.progress.score import Rules
 from srpo_robot.progress.windows import WindowSpec, parse_windows
 
 if TYPE_CHECKING:
-    from srpo_robot.progress.audit import Evidence, Verdict
-    from srpo_robot.progress.baselines import Scorer
-    from srpo_robot.progress.benchmark import OracleRow, Row
-    from srpo_robot.progress.metrics import Estimate, Resampling
+    from srpo_robot.progress.evidence.audit import Evidence, Verdict
+    from srpo_robot.progress.evidence.baselines import Scorer
+    from srpo_robot.progress.evidence.benchmark import OracleRow, Row
+    from srpo_robot.progress.evidence.metrics import Estimate, Resampling
     from srpo_robot.progress.score import Scores, WindowEmbeddings
 
 SHOWN = ("sc", "mono", "mmd", "js", "smd", "auc")
@@ -143,7 +144,7 @@ def embed_under_test(bench: Bench) -> Sequence[WindowEmbeddings | None]:
 
 def score_others(bench: Bench, scorers: Sequence[Scorer], spec: WindowSpec) -> dict[str, Scores]:
     """Nulls and rivals on the same episodes, each under a bar of its own."""
-    from srpo_robot.progress.baselines import score_with
+    from srpo_robot.progress.evidence.baselines import score_with
     from srpo_robot.progress.store import EmbeddingStore
 
     store, found = EmbeddingStore(bench.buffer.sidecar / STORE), {}
@@ -168,7 +169,7 @@ def score_others(bench: Bench, scorers: Sequence[Scorer], spec: WindowSpec) -> d
 
 def benchmark_command(options: BenchmarkOptions) -> None:
     """Appendix A's table, and files DATASET/srpo/benchmark.* beside it."""
-    from srpo_robot.progress.metrics import Resampling
+    from srpo_robot.progress.evidence.metrics import Resampling
 
     chosen = chosen_scorers(options)
     resampling = Resampling(options.resamples, options.resamples, seed=options.seed)
@@ -197,7 +198,7 @@ def chosen_scorers(options: BenchmarkOptions) -> list[Scorer]:
         UsageError: no such scorer, or `image` without --image.
         CheckpointError: the image encoder cannot be loaded.
     """
-    from srpo_robot.progress.baselines import SCORERS, image_scorer, scorer_named
+    from srpo_robot.progress.evidence.baselines import SCORERS, image_scorer, scorer_named
 
     names = [name for name in options.scorers if name != "image"] if options.scorers else list(SCORERS)
     if "image" in options.scorers and options.image is None:
@@ -242,7 +243,7 @@ def _own_rows(
     policies: list[str] | None,
     resampling: Resampling,
 ) -> list[Row]:
-    from srpo_robot.progress.benchmark import own_rows
+    from srpo_robot.progress.evidence.benchmark import own_rows
 
     ablations = [name for name in options.ablate if name != "alpha"]
     return own_rows(bench.buffer.episodes, windows, bench.rules, ablations, external, policies, resampling)
@@ -250,7 +251,7 @@ def _own_rows(
 
 def _true_rows(bench: Bench, resampling: Resampling) -> list[Row]:
     """The simulator's true state as encoder, where it was recorded: what a perfect encoder would reach."""
-    from srpo_robot.progress.benchmark import own_rows
+    from srpo_robot.progress.evidence.benchmark import own_rows
 
     windows = _true_windows(bench)
     if windows is None:
@@ -260,7 +261,7 @@ def _true_rows(bench: Bench, resampling: Resampling) -> list[Row]:
 
 
 def _other_row(bench: Bench, scorer: Scorer, scores: Scores, policies: list[str] | None, resampling: Resampling) -> Row:
-    from srpo_robot.progress.benchmark import measure
+    from srpo_robot.progress.evidence.benchmark import measure
 
     frozen = scorer.transform == "frozen-tail"
     return measure(
@@ -333,7 +334,7 @@ def row_json(row: Row) -> dict[str, Any]:
 
 
 def _print_alphas(bench: Bench, windows: Sequence[WindowEmbeddings | None]) -> list[dict[str, Any]]:
-    from srpo_robot.progress.benchmark import alpha_sweep
+    from srpo_robot.progress.evidence.benchmark import alpha_sweep
 
     rows = alpha_sweep(bench.buffer.episodes, windows, bench.rules)
     made = table("reward by alpha (eq. 5)", "alpha", "mean of failures", "highest", "variance among failures")
@@ -351,8 +352,8 @@ def _print_counterfactuals(
     Raises:
         UsageError: several cameras.
     """
-    from srpo_robot.progress.counterfactual import parse_colours
-    from srpo_robot.progress.overreward import over_rewards
+    from srpo_robot.progress.evidence.counterfactual import parse_colours
+    from srpo_robot.progress.evidence.overreward import over_rewards
 
     colours = parse_colours(options.colours) if options.colours else None
     camera, *more = bench.settings.cameras
@@ -397,7 +398,7 @@ def _print_oracle(
 ) -> dict[str, Any]:
     """Each step value beside the simulator's oracle, of the encoder and of the true state; {} where there is none."""
     from srpo_robot.mock.truth import STATE_NAMES, read_truth
-    from srpo_robot.progress.benchmark import beside_oracle, step_values
+    from srpo_robot.progress.evidence.benchmark import beside_oracle, step_values
 
     true = _true_windows(bench)
     if true is None:
@@ -475,8 +476,8 @@ def latex(rows: list[Row]) -> str:
 
 def audit_command(test: UnderTest, level: float, horizon: int, resamples: int, json_path: Path | None) -> Verdict:
     """Print the verdict, write DATASET/srpo/audit.json, and return it."""
-    from srpo_robot.progress.audit import FILE, write_audit
-    from srpo_robot.progress.metrics import Resampling
+    from srpo_robot.progress.evidence.audit import FILE, write_audit
+    from srpo_robot.progress.evidence.metrics import Resampling
 
     judge_level(level)
     bench = prepare(test)
@@ -489,17 +490,17 @@ def audit_command(test: UnderTest, level: float, horizon: int, resamples: int, j
 
 def judge_level(level: float) -> None:
     """Raise UsageError for a level that cannot be, before anything is opened."""
-    from srpo_robot.progress.audit import Evidence, judge
+    from srpo_robot.progress.evidence.audit import Evidence, judge
 
     judge(Evidence(()), level)
 
 
 def audit_evidence(bench: Bench, horizon: int, resampling: Resampling) -> Evidence:
     """Final progress in profile `loo` against its controls, and the step values against the labels."""
-    from srpo_robot.progress.audit import CONTROLS, gather
-    from srpo_robot.progress.baselines import scorer_named
-    from srpo_robot.progress.benchmark import step_values, worst_gains
-    from srpo_robot.progress.metrics import final_progress
+    from srpo_robot.progress.evidence.audit import CONTROLS, gather
+    from srpo_robot.progress.evidence.baselines import scorer_named
+    from srpo_robot.progress.evidence.benchmark import step_values, worst_gains
+    from srpo_robot.progress.evidence.metrics import final_progress
     from srpo_robot.progress.score import score
 
     episodes = bench.buffer.episodes
@@ -556,7 +557,7 @@ def gate(buffer: Buffer, level: float, accept: bool) -> None:
         TrainingError: it failed (unless `accept`); says what to try.
     """
     from srpo_robot.errors import TrainingError
-    from srpo_robot.progress.audit import FILE, judge, read_audit
+    from srpo_robot.progress.evidence.audit import FILE, judge, read_audit
 
     refresh = f"srpo-robot audit {buffer.root}, or train without: --accept-audit"
     try:

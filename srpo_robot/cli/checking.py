@@ -19,14 +19,14 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from srpo_robot.arm import controller_setup, preflight, wire
 from srpo_robot.arm.actions import make_action_space
 from srpo_robot.arm.cameras import Cameras, Frame, check_references
-from srpo_robot.arm.controller_codes import ControllerFault
-from srpo_robot.arm.inspection import Inspection
-from srpo_robot.arm.motion import MotionLimits
-from srpo_robot.arm.preflight import CameraReading, Check, Verdict, attempt, failed, refused, skipped
-from srpo_robot.arm.xarm7 import XArm7
+from srpo_robot.arm.xarm7 import controller_setup, preflight, wire
+from srpo_robot.arm.xarm7.controller_codes import ControllerFault
+from srpo_robot.arm.xarm7.driver import XArm7
+from srpo_robot.arm.xarm7.inspection import Inspection
+from srpo_robot.arm.xarm7.motion import MotionLimits
+from srpo_robot.arm.xarm7.preflight import CameraReading, Check, Verdict, attempt, failed, refused, skipped
 from srpo_robot.cli.console import console, say, waiting, write_json
 from srpo_robot.cli.operator import TerminalKeys
 from srpo_robot.errors import ArmError, SrpoRobotError, UsageError, one_line

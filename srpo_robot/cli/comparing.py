@@ -180,7 +180,7 @@ def _progress(base: Entrant, other: Entrant, comparison: Comparison, options: Co
         )
     if place is None:
         return "where the trials were recorded is not known; give --dataset"
-    from srpo_robot.buffer.episodes import open_buffer
+    from srpo_robot.buffer.opening import open_buffer
     from srpo_robot.progress.pipeline import read_curves, read_settings
 
     try:

@@ -15,7 +15,7 @@ from srpo_robot.errors import UsageError
 from srpo_robot.records import Trial
 
 if TYPE_CHECKING:
-    from srpo_robot.progress.audit import Verdict
+    from srpo_robot.progress.evidence.audit import Verdict
 
 ARM, TASK, POLICY = "mock", "put-apple", "pi0-tiny"
 SEED = 0
@@ -107,7 +107,7 @@ def _audit(dataset: Path) -> Verdict:
 
 def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps: int) -> None:
     from srpo_robot.awr.run_state import last_checkpoint
-    from srpo_robot.buffer.episodes import open_buffer
+    from srpo_robot.buffer.opening import open_buffer
     from srpo_robot.cli.training import TrainOptions, train_buffer
     from srpo_robot.recipes import PolicyRecipe, load
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.console import say, waiting, warn
 from srpo_robot.cli.weighing import WeightingOptions
@@ -70,7 +71,7 @@ def export_buffer(
 def _say_audit(buffer: Buffer) -> None:
     """Another trainer asks for no audit, so what it found is said here; nothing is refused."""
     from srpo_robot.cli.benchmarking import origin
-    from srpo_robot.progress.audit import FILE, judge, read_audit
+    from srpo_robot.progress.evidence.audit import FILE, judge, read_audit
     from srpo_robot.progress.pipeline import read_settings
 
     refresh = f"srpo-robot audit {buffer.root}"

@@ -30,7 +30,7 @@ def init_lab(folder: Path) -> None:
 
 def repair_dataset(root: Path) -> None:
     """Repair the dataset in `root` and say what is left. Raises DatasetError where there is none, or more is wrong."""
-    from srpo_robot.buffer.episodes import INFO
+    from srpo_robot.buffer.opening import INFO
     from srpo_robot.buffer.recorder import recorded_episodes
     from srpo_robot.buffer.repair import CUT_OFF, repair
 

@@ -12,8 +12,9 @@ from PIL import Image
 from rich.style import Style
 from rich.text import Text
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.labels import Label, parse_csv, write_labels
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import console, say, table, waiting
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Episode

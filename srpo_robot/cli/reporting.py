@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srpo_robot.buffer.episodes import open_buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import bar, say, waiting
 
 PAGE = "report.html"

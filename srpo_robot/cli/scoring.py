@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import resolve
 from srpo_robot.errors import DatasetError
@@ -221,7 +222,7 @@ def print_comparison(
     external: dict[str, np.ndarray] | None,
 ) -> None:
     """Episodes on which the profiles disagree most, by rank within their task."""
-    from srpo_robot.progress.compare import compare
+    from srpo_robot.progress.evidence.profiles import compare
 
     rows = compare(buffer.episodes, scored.windows, profiles, replace(settings.rules, references=""), external)
     made = table(

@@ -30,7 +30,7 @@ from srpo_robot.evaluation.trials import clear_fault, note_fault, read_fault
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 
 if TYPE_CHECKING:
-    from srpo_robot.arm.xarm7 import XArm7
+    from srpo_robot.arm.xarm7.driver import XArm7
 
 TRIALS = "trials"  # folder of the logs, in a run's output
 _FREE_BYTES = 500_000_000  # less than this on the disk: no trial begins
@@ -131,7 +131,7 @@ class LiveSession:
 
     def __init__(self, hardware: HardwareRecipe, work: TaskRecipe, options: LiveOptions) -> None:
         """Raises RecipeError where a recipe contradicts itself, UsageError where nobody could stop the arm."""
-        from srpo_robot.arm.xarm7 import XArm7
+        from srpo_robot.arm.xarm7.driver import XArm7
 
         self._hardware, self._work, self._options = hardware, work, options
         self._arm: XArm7 = XArm7(hardware, dry_run=options.dry_run, first_pace=options.first_pace)
@@ -295,7 +295,7 @@ class LiveSession:
 
     def _enter_arm(self, opened: ExitStack, confirmed: bool) -> None:
         """Open the arm; an error of the controller is cleaned where a person has confirmed that it may be."""
-        from srpo_robot.arm.controller_codes import ControllerFault
+        from srpo_robot.arm.xarm7.controller_codes import ControllerFault
 
         try:
             opened.enter_context(self._arm)

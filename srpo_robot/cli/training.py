@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.benchmarking import gate
 from srpo_robot.cli.console import Bar, bar, console, number, say, table, waiting
 from srpo_robot.cli.devices import few_threads, resolve

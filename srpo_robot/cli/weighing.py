@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import Buffer, open_buffer
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.console import console, number, say, table, waiting, warn, write_json
 from srpo_robot.errors import UsageError

@@ -9,9 +9,10 @@ import numpy as np
 
 from srpo_robot.errors import ArmError, RecipeError
 from srpo_robot.mock import rendering, scene
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.looks import Look, check_amount, look
 from srpo_robot.mock.objects import THINGS
-from srpo_robot.mock.tasks import SUCCESS_HOLD_S, Layout, SceneFacts, Task, task_named
+from srpo_robot.mock.tasks import SUCCESS_HOLD_S, SceneFacts, Task, task_named
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import JOINTS, ArmCommand, ArmState
 

@@ -19,8 +19,8 @@ from srpo_robot.awr.tables import mean_weight_by_label
 from srpo_robot.awr.weights import Weights, effective_sample_size
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UndecodableFrame
-from srpo_robot.progress.audit import FILE as AUDIT
 from srpo_robot.progress.encoder import CAUTIONS
+from srpo_robot.progress.evidence.audit import FILE as AUDIT
 from srpo_robot.progress.pipeline import TABLE as PROGRESS
 from srpo_robot.records import Episode
 from srpo_robot.report.dataset import Fall, ScoredDataset, matched, read_scored, worst_falls

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from srpo_robot.mock.cell import CellSim
-from srpo_robot.mock.tasks import Layout
+from srpo_robot.mock.layout import Layout
 from srpo_robot.records import ArmCommand, frozen
 
 # Velocity over position gain plus joint damping of the cell's motors (see scene): how far they run behind a ramp.

@@ -32,7 +32,7 @@ from srpo_robot.mock.controller.frames import (
 )
 from srpo_robot.mock.controller.physics import CellPlant, Plant
 from srpo_robot.mock.controller.state import Controller, Firmware, Snapshot
-from srpo_robot.mock.tasks import Layout
+from srpo_robot.mock.layout import Layout
 from srpo_robot.records import ArmCommand
 
 TICK_S = 0.004  # of the controller: 250 Hz

@@ -12,7 +12,8 @@ import numpy as np
 
 from srpo_robot.errors import UsageError
 from srpo_robot.mock.cell import CellSim
-from srpo_robot.mock.tasks import Layout, SceneFacts
+from srpo_robot.mock.layout import Layout
+from srpo_robot.mock.tasks import SceneFacts
 
 HOVER_M = 0.090  # fingertips above the grasp before the descent: clears what stands beside the object
 ALIGNED_M = 0.010  # horizontal error at which the descent goes on and the fingers close

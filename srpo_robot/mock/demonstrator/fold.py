@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from srpo_robot.mock.demonstrator.base import LOST_M, OPEN_STEPS, Failure, Phase, Script, View
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import FOLD_M, FOLDED_RAD, HEM_M
-from srpo_robot.mock.tasks import Layout
 from srpo_robot.mock.tasks.fold import FLAT_RAD
 
 _HOLDING = (Phase.CLOSE, Phase.FOLD)

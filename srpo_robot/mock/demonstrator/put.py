@@ -6,8 +6,8 @@ import numpy as np
 
 from srpo_robot.errors import UsageError
 from srpo_robot.mock.demonstrator.base import ARRIVED_M, LOST_M, OPEN_STEPS, Failure, Phase, Script, View
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import CARDS, PLATE_TOP_M, THINGS, Thing
-from srpo_robot.mock.tasks import Layout
 
 _HOLDING = (Phase.CLOSE, Phase.LIFT, Phase.CARRY, Phase.LOWER)
 _DETOUR_M = np.array([-0.090, 0.0, 0.080])  # "around" carries over here, from the middle of the way

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from srpo_robot.mock.demonstrator.base import ARRIVED_M, Failure, Phase, Script, View
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import BOARD_TOP_M, ERASER_HALF_M, ERASER_REACH_M, HANDLE_M
-from srpo_robot.mock.tasks import Layout
 
 _PRESS_M = 0.016  # the spring gives way by so much: 5 N, and contact stays where the disturbance lifts the hand
 _ON_BOARD_M = BOARD_TOP_M + ERASER_REACH_M - _PRESS_M  # height of the fingertips while wiping

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.scene import Parts
 from srpo_robot.recipes import HardwareRecipe
-
-if TYPE_CHECKING:
-    from srpo_robot.mock.tasks.base import Layout  # the tasks name their furniture
 
 
 @dataclass(frozen=True, eq=False)

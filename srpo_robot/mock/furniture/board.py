@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from srpo_robot.mock.furniture.base import Furniture, Observed
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import (
     BOARD_HALF_M,
     BOARD_TOP_M,
@@ -19,9 +20,6 @@ from srpo_robot.mock.objects import (
 )
 from srpo_robot.mock.scene import TIMESTEP_S, Parts, text
 from srpo_robot.recipes import HardwareRecipe
-
-if TYPE_CHECKING:
-    from srpo_robot.mock.tasks.base import Layout  # the tasks name their furniture
 
 _TRAVEL_M = 0.035  # of the eraser's spring
 _DAB_HALF_M = (0.006, 0.006, 0.0003)

@@ -7,19 +7,17 @@ Fingers cannot hold a sheet of points by friction, so a hem between closed finge
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from srpo_robot.errors import RecipeError
 from srpo_robot.mock.furniture.base import Furniture, Observed
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import FOLD_M, HEM_M, TOWEL_HALF_M
 from srpo_robot.mock.scene import TIMESTEP_S, Parts
 from srpo_robot.recipes import HardwareRecipe
-
-if TYPE_CHECKING:
-    from srpo_robot.mock.tasks.base import Layout  # the tasks name their furniture
 
 COUNT = 8  # vertices along each side
 _OLDEST = 330  # as mj_version counts: the first with edges as equalities

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from srpo_robot.mock.furniture.base import Furniture
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import (
     CARD_HALF_M,
     CARDS,
@@ -20,9 +20,6 @@ from srpo_robot.mock.objects import (
 )
 from srpo_robot.mock.scene import Parts, text
 from srpo_robot.recipes import HardwareRecipe
-
-if TYPE_CHECKING:
-    from srpo_robot.mock.tasks.base import Layout  # the tasks name their furniture
 
 _SLOT_PLAY_M = 0.0015  # between a card and the walls of its slot, on either side
 _WALL_HALF_M = (0.002, 0.018, 0.009)  # of a slot: narrower than a card, so that the fingers reach its edges

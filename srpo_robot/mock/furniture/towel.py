@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from srpo_robot.mock.furniture.base import Furniture, Observed
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import FOLD_M, FOLDED_RAD, HEM_M, HEM_RADIUS_M, TOWEL_HALF_M
 from srpo_robot.mock.scene import Parts
 from srpo_robot.recipes import HardwareRecipe
-
-if TYPE_CHECKING:
-    from srpo_robot.mock.tasks.base import Layout  # the tasks name their furniture
 
 
 class Towel(Furniture):

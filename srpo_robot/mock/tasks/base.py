@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from srpo_robot.mock.furniture.base import Furniture
+from srpo_robot.mock.layout import Layout
 from srpo_robot.recipes import TaskRecipe
-
-if TYPE_CHECKING:
-    from srpo_robot.mock.furniture.base import Furniture
 
 OPEN_M = 0.065  # an opening that holds nothing of what is on the table
 REACH_M = 0.35  # the oracle's distance at which approach and transport begin to count
 PLATE_M = (0.420, -0.190)  # nominal centre of what an object is carried to
 PLATE_JITTER_M = 0.030
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where something starts: centre (x, y) [m], base frame, and its turn about the vertical [rad]."""
-
-    name: str
-    x_m: float
-    y_m: float
-    yaw_rad: float
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The scene of one trial.
-
-    Attributes:
-        task: name of the task.
-        target: what the instruction is about, by its name in `SceneFacts.objects_m`.
-        seed: that it was drawn from.
-        objects: free objects on the table; the task's others are out of sight.
-        plate_m: centre of where the task ends: plate, tray, board, or the towel's fold (x, y) [m], base frame.
-        swapped: target and first distractor changed places.
-        instruction: what the policy reads in this trial.
-        plate_yaw_rad: turn of the board or towel about the vertical.
-        fixtures: furniture beside it.
-        marks_m: ink on the board, (x, y) [m] from its centre.
-        ink_rgb: colour of the ink, 0 to 1.
-        swap_at_s: when target and first distractor change places during the trial; None: they stay.
-    """
-
-    task: str
-    target: str
-    seed: int
-    objects: tuple[Placement, ...]
-    plate_m: tuple[float, float]
-    swapped: bool
-    instruction: str
-    plate_yaw_rad: float = 0.0
-    fixtures: tuple[Placement, ...] = ()
-    marks_m: tuple[tuple[float, float], ...] = ()
-    ink_rgb: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    swap_at_s: float | None = None
-
-    def as_json(self) -> dict[str, object]:
-        """The layout as JSON values."""
-        return json.loads(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,9 @@ import numpy as np
 from srpo_robot.mock.furniture.base import Furniture
 from srpo_robot.mock.furniture.cloth import Cloth
 from srpo_robot.mock.furniture.towel import Towel
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import FOLDED_RAD
-from srpo_robot.mock.tasks.base import OPEN_M, Layout, SceneFacts, Task, nearness
+from srpo_robot.mock.tasks.base import OPEN_M, SceneFacts, Task, nearness
 from srpo_robot.recipes import TaskRecipe
 
 FOLD_AT_M = (0.415, -0.050)  # nominal middle of the fold

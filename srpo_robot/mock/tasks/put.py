@@ -6,6 +6,7 @@ import numpy as np
 
 from srpo_robot.errors import RecipeError
 from srpo_robot.mock.furniture.plate import Plate, RackAndTray
+from srpo_robot.mock.layout import Layout, Placement
 from srpo_robot.mock.objects import (
     CARDS,
     FRUIT,
@@ -16,17 +17,7 @@ from srpo_robot.mock.objects import (
     TRAY_HALF_M,
     TRAY_TOP_M,
 )
-from srpo_robot.mock.tasks.base import (
-    OPEN_M,
-    PLATE_JITTER_M,
-    PLATE_M,
-    Fact,
-    Layout,
-    Placement,
-    SceneFacts,
-    Task,
-    nearness,
-)
+from srpo_robot.mock.tasks.base import OPEN_M, PLATE_JITTER_M, PLATE_M, Fact, SceneFacts, Task, nearness
 from srpo_robot.recipes import TaskRecipe
 
 REGION_MIN_M = (0.355, -0.010)  # fruit lies in this 13 x 15 cm rectangle (x, y), base frame

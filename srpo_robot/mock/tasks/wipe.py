@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from srpo_robot.mock.furniture.board import Board
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import BOARD_HALF_M, BOARD_TOP_M, ERASER_REACH_M, ERASING_N, MARKS
-from srpo_robot.mock.tasks.base import Layout, SceneFacts, Task, nearness
+from srpo_robot.mock.tasks.base import SceneFacts, Task, nearness
 from srpo_robot.recipes import TaskRecipe
 
 BOARD_M = (0.415, -0.045)  # nominal centre

@@ -18,7 +18,7 @@ from lerobot.utils.decorators import check_if_already_connected, check_if_not_co
 
 from lerobot_robot_xarm7.config_xarm7 import XArm7RobotConfig
 from srpo_robot.arm.actions import JOINT_NAMES
-from srpo_robot.arm.xarm7 import XArm7
+from srpo_robot.arm.xarm7.driver import XArm7
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, load
 from srpo_robot.records import JOINTS, ArmCommand
 

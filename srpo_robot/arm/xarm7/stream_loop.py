@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.arm import controller_setup, motion, wire
-from srpo_robot.arm.controller_codes import NOT_READY, ControllerFault, reply
-from srpo_robot.arm.controller_link import ControllerLink
-from srpo_robot.arm.set_points import LOG, Deadlines, SetPoints, clip_bits
-from srpo_robot.arm.streamer_process import NOT_STOPPED, STOP, STOPPED, Job
+from srpo_robot.arm.xarm7 import controller_setup, motion, wire
+from srpo_robot.arm.xarm7.controller_codes import NOT_READY, ControllerFault, reply
+from srpo_robot.arm.xarm7.controller_link import ControllerLink
+from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, clip_bits
+from srpo_robot.arm.xarm7.streamer_process import NOT_STOPPED, STOP, STOPPED, Job
 from srpo_robot.errors import ArmError, CommandRefused, SrpoRobotError
 from srpo_robot.records import JOINTS, ArmCommand
 

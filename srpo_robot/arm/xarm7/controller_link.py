@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.arm import controller_setup, wire
-from srpo_robot.arm.controller_codes import CLOSED, NO_REPLY, ControllerFault, reply
-from srpo_robot.arm.controller_setup import Identity, Settings
+from srpo_robot.arm.xarm7 import controller_setup, wire
+from srpo_robot.arm.xarm7.controller_codes import CLOSED, NO_REPLY, ControllerFault, reply
+from srpo_robot.arm.xarm7.controller_setup import Identity, Settings
 from srpo_robot.errors import ArmError
 from srpo_robot.recipes import ControllerRecipe
 

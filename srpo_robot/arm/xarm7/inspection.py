@@ -19,8 +19,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from srpo_robot.arm.controller_link import ControllerLink
-from srpo_robot.arm.controller_setup import Identity, Settings
+from srpo_robot.arm.xarm7.controller_link import ControllerLink
+from srpo_robot.arm.xarm7.controller_setup import Identity, Settings
 from srpo_robot.errors import ArmError, SrpoRobotError
 from srpo_robot.recipes import ControllerRecipe
 
@@ -39,7 +39,7 @@ class Inspection:
     def __enter__(self) -> Self:
         """Connect. Raises ArmError as `ControllerLink`, or where another srpo-robot of this machine has the arm."""
         self._way, theirs = Pipe()
-        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.inspection", str(theirs.fileno())]
+        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.inspection", str(theirs.fileno())]
         nothing = subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(
@@ -134,8 +134,8 @@ def _gone() -> ArmError:
 
 def main(descriptor: int) -> None:
     """Connect and answer until nobody asks any more."""
-    from srpo_robot.arm.streamer import only_one
-    from srpo_robot.arm.xarm7 import load_sdk
+    from srpo_robot.arm.xarm7.driver import load_sdk
+    from srpo_robot.arm.xarm7.streamer import only_one
 
     way = Connection(descriptor)
     controller: ControllerRecipe = way.recv()

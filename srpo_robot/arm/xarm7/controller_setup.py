@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srpo_robot.arm.motion import MotionLimits
+from srpo_robot.arm.xarm7.motion import MotionLimits
 from srpo_robot.errors import ArmError, RecipeError
 from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import JOINTS

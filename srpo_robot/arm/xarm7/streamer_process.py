@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.arm import wire
-from srpo_robot.arm.set_points import LOG
+from srpo_robot.arm.xarm7 import wire
+from srpo_robot.arm.xarm7.set_points import LOG
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import ArmCommand
@@ -79,7 +79,7 @@ class StreamerProcess:
         stop_theirs.setblocking(True)  # with a default timeout, which the SDK sets in whatever process, it would not be
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process, closed in `close`)
         fds = (theirs.fileno(), stop_theirs.fileno(), log_in)
-        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.streamer", *map(str, fds)]
+        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.streamer", *map(str, fds)]
         try:
             self._process = subprocess.Popen(
                 command,

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.arm import controller_setup, motion
 from srpo_robot.arm.arm import Arm
 from srpo_robot.arm.cameras import Cameras
 from srpo_robot.arm.limits import Limited
-from srpo_robot.arm.set_points import LOG, clip_layers
-from srpo_robot.arm.streamer_process import Job, StreamerProcess
+from srpo_robot.arm.xarm7 import controller_setup, motion
+from srpo_robot.arm.xarm7.set_points import LOG, clip_layers
+from srpo_robot.arm.xarm7.streamer_process import Job, StreamerProcess
 from srpo_robot.errors import ArmError, CommandRefused, RecipeError
 from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import ArmCommand, ArmState, Observation

@@ -10,9 +10,9 @@ import numpy as np
 
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import ScoringError
-from srpo_robot.progress.counterfactual import Colour, Variant, over_reward, variant_episode, variants
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import Encoder
+from srpo_robot.progress.evidence.counterfactual import Colour, Variant, over_reward, variant_episode, variants
 from srpo_robot.progress.score import Rules, WindowEmbeddings, score
 from srpo_robot.progress.windows import WindowSpec
 from srpo_robot.records import Episode

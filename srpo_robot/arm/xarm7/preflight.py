@@ -12,12 +12,12 @@ from enum import StrEnum
 
 import numpy as np
 
-from srpo_robot.arm import controller_setup, motion
 from srpo_robot.arm.actions import ActionSpace
-from srpo_robot.arm.controller_codes import ControllerFault
-from srpo_robot.arm.controller_setup import Identity, Settings
 from srpo_robot.arm.limits import Limits, limit
-from srpo_robot.arm.motion import MotionLimits
+from srpo_robot.arm.xarm7 import controller_setup, motion
+from srpo_robot.arm.xarm7.controller_codes import ControllerFault
+from srpo_robot.arm.xarm7.controller_setup import Identity, Settings
+from srpo_robot.arm.xarm7.motion import MotionLimits
 from srpo_robot.errors import SrpoRobotError, one_line
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe
 from srpo_robot.records import ActionChunk, ArmCommand

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from srpo_robot.arm import motion
-from srpo_robot.arm.motion import Motion, MotionLimits
+from srpo_robot.arm.xarm7 import motion
+from srpo_robot.arm.xarm7.motion import Motion, MotionLimits
 from srpo_robot.errors import CommandRefused
 from srpo_robot.records import JOINTS, ArmCommand
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from srpo_robot.errors import ScoringError, UsageError
-from srpo_robot.progress.baselines import frozen_from
-from srpo_robot.progress.metrics import (
+from srpo_robot.progress.evidence.baselines import frozen_from
+from srpo_robot.progress.evidence.metrics import (
     ChunkCorrelation,
     Estimate,
     Resampling,

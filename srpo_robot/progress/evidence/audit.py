@@ -18,7 +18,7 @@ import numpy as np
 
 from srpo_robot.errors import ScoringError, StaleTable, UsageError
 from srpo_robot.numerics import without_nan
-from srpo_robot.progress.metrics import Estimate, Resampling, auc_difference, separation
+from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_difference, separation
 from srpo_robot.records import Episode
 
 FILE = "audit.json"

@@ -1,6 +1,6 @@
 """The process that talks to the controller: it has no policy, no cameras, no torch, and starts in under a second.
 
-Run by `streamer_process` as `python -m srpo_robot.arm.streamer`; its arguments are the file descriptors of its ways.
+`streamer_process` runs it as `python -m srpo_robot.arm.xarm7.streamer` and passes the file descriptors of its channels.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from srpo_robot.arm import controller_setup
-from srpo_robot.arm.controller_link import ControllerLink
-from srpo_robot.arm.stream_loop import Streamer, Ways
-from srpo_robot.arm.streamer_process import Job
-from srpo_robot.arm.xarm7 import load_sdk
+from srpo_robot.arm.xarm7 import controller_setup
+from srpo_robot.arm.xarm7.controller_link import ControllerLink
+from srpo_robot.arm.xarm7.driver import load_sdk
+from srpo_robot.arm.xarm7.stream_loop import Streamer, Ways
+from srpo_robot.arm.xarm7.streamer_process import Job
 from srpo_robot.errors import ArmError, SrpoRobotError
 from srpo_robot.recipes import ControllerRecipe
 

@@ -1,0 +1,1 @@
+"""Evidence for a score: metrics, baselines, negative controls, the benchmark and the audit."""
