@@ -4,7 +4,7 @@
     python scripts/bench_encoders.py --encoder WORK/s0/encoder --encoder facebook/vjepa2-vitl-fpc64-256
 
 Profile `loo`: every episode is measured against the successes of the others. Layouts, lights, tints and camera places
-are of seeds that training never saw, one look per episode. The encoder that the package embeds and its architecture
+are of seeds that training never saw, one appearance each. The encoder that the package embeds and its architecture
 with random weights are always in the table; the nulls are made from the first encoder. Intervals are of a bootstrap
 over episodes, stratified by label; episodes and labels are the same for every scorer.
 """
@@ -158,18 +158,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED, help="of the first held-out episode")
     parser.add_argument("--successes", type=int, default=80)
     parser.add_argument("--failures", type=int, default=20, help="of each kind")
-    parser.add_argument("--looks", type=float, default=1.0, help="how much light, tint and camera vary, 0 to 1")
+    parser.add_argument("--randomization", type=float, default=1.0, help="how much light, tint and camera vary, 0 to 1")
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--json", type=Path, help="write every number here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     encoders = {name: load_encoder(name) for name in (EMBEDDED, RANDOM, *options.encoder)}
     with tempfile.TemporaryDirectory() as scratch:
-        folder, looks = Path(scratch), options.looks
+        folder, randomization = Path(scratch), options.randomization
         trials = (
             load_trials(options.data)
             if options.data
-            else recorded(folder, options.camera, options.seed, options.successes, options.failures, looks)
+            else recorded(folder, options.camera, options.seed, options.successes, options.failures, randomization)
         )
         resampling = Resampling(options.resamples, permutations=0)
         rows, over = measured(trials, encoders, resampling)

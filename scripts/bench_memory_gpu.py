@@ -38,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class MemoryRow:
     """One way of training at one batch size; what went wrong instead of numbers where it did (no memory).
 
     Attributes:
@@ -78,7 +78,7 @@ def fitted_tokenizers() -> Iterator[None]:
         policies.own_tokenizers = original
 
 
-def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root: Path) -> Row:
+def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root: Path) -> MemoryRow:
     """Train `steps` steps after two to warm up; running out of memory is a row, not an end."""
     recipe = replace(recipe_of(policy, way, batch), steps=steps + 2)
     held = sum(memory_of(outline(recipe, buffer), averaged=False).values())
@@ -91,12 +91,12 @@ def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root:
                 buffer, recipe, np.ones(buffer.total_frames), root, on_step=lambda *_: times.append(time.perf_counter())
             )
     except torch.cuda.OutOfMemoryError as error:
-        return Row(policy, way, batch, held, None, None, one_line(error)[:80])
+        return MemoryRow(policy, way, batch, held, None, None, one_line(error)[:80])
     rate = (len(times) - 2) / (times[-1] - times[1])
-    return Row(policy, way, batch, held, torch.cuda.max_memory_allocated(), rate)
+    return MemoryRow(policy, way, batch, held, torch.cuda.max_memory_allocated(), rate)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[MemoryRow]) -> str:
     """The rows as Markdown; GB are 10^9 bytes."""
     lines = [
         "| policy | trained | batch | weights, gradients, moments | peak | steps/s |",
@@ -120,7 +120,7 @@ def main() -> None:
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         raise UsageError("this measures GPU memory and torch finds no CUDA; train-awr --dry-run estimates without one")
-    rows: list[Row] = []
+    rows: list[MemoryRow] = []
     with tempfile.TemporaryDirectory() as folder:
         buffer = record(Path(folder) / "data")
         for policy in asked.policy:

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from srpo_robot.arm.cameras import Cameras
 from srpo_robot.arm.xarm7.driver import XArm7
-from srpo_robot.arm.xarm7.stream_loop import Phase
+from srpo_robot.arm.xarm7.stream_loop import StreamerState
 from srpo_robot.mock.controller import ControllerServer, KinematicPlant, free_host
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, load
 from srpo_robot.records import JOINTS, ArmCommand
@@ -192,7 +192,7 @@ def measure(seconds: float, stops: int) -> dict[str, Any]:
             stuck = stop_latencies(arm, emulator, stops, stuck=True)
     finally:
         emulator.close()
-    log = log[log["phase"] == Phase.STREAM]
+    log = log[log["phase"] == StreamerState.STREAM]
     half_s = 0.5 / controller.stream_hz
     distributions = {
         "period": 1000 * periods_s,

@@ -103,7 +103,7 @@ def action_error(checkpoint: Path) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class WeightingComparison:
     """Errors by seed, and the mean difference SFT - AWR with its 95 % interval (Student's t over seeds)."""
 
     awr: tuple[float, ...]
@@ -119,7 +119,7 @@ class Comparison:
         return found
 
 
-def compare(family: str, seeds: int, steps: int, episodes: int, root: Path) -> Comparison:
+def compare(family: str, seeds: int, steps: int, episodes: int, root: Path) -> WeightingComparison:
     """Train AWR and SFT on a dataset of each seed."""
     errors: dict[str, list[float]] = {"awr": [], "sft": []}
     for seed in range(seeds):
@@ -130,7 +130,7 @@ def compare(family: str, seeds: int, steps: int, episodes: int, root: Path) -> C
         for name, weights in schemes.items():
             errors[name].append(action_error(train(buffer, recipe, weights, place / name, device="cpu")))
         print(f"{family} seed {seed}: error AWR {errors['awr'][-1]:.3f}, SFT {errors['sft'][-1]:.3f}")
-    return Comparison(tuple(errors["awr"]), tuple(errors["sft"]))
+    return WeightingComparison(tuple(errors["awr"]), tuple(errors["sft"]))
 
 
 def main() -> None:

@@ -35,7 +35,9 @@ def make(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     for task in options.tasks:
         root = options.root if options.together else options.root / task
         start, before = time.perf_counter(), len(open_buffer(root).episodes) if root.exists() else 0
-        record_demonstrations("mock", task, root, options.episodes, options.failure_rate, options.seed, options.looks)
+        record_demonstrations(
+            "mock", task, root, options.episodes, options.failure_rate, options.seed, options.randomization
+        )
         seconds, episodes = time.perf_counter() - start, open_buffer(root).episodes[before:]
         made[task] = {
             "episodes": len(episodes),
@@ -54,7 +56,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=40, help="of each task")
     parser.add_argument("--failure-rate", type=float, default=0.5, help="share that fails on purpose")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode of every task")
-    parser.add_argument("--looks", type=float, default=1.0, help="how much light, colours and cameras vary, 0 to 1")
+    parser.add_argument(
+        "--randomization", type=float, default=1.0, help="how much light, colours and cameras vary, 0 to 1"
+    )
     parser.add_argument("--together", action="store_true", help="one dataset of all tasks")
     parser.add_argument("--json", type=Path, help="write every number here")
     options = parser.parse_args()

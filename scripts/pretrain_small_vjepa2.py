@@ -5,7 +5,7 @@
     python scripts/pretrain_small_vjepa2.py train WORK/run --data WORK/train --validation WORK/validation
     python scripts/bench_encoders.py --encoder WORK/run/encoder --json WORK/bench.json
 
-Recording writes plain frames, no dataset: every episode in several looks, which are the views of `progress.pretrain`.
+Recording writes plain frames, no dataset: every episode in several appearances, which are the views of `progress.pretrain`.
 Training takes up a run where it stopped, to the bit; OUT/log.jsonl has every number. Labels are read by the validation
 alone, which chooses nothing by itself.
 """
@@ -34,14 +34,14 @@ from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.runtime import Setup, run_episode
 from srpo_robot.mock.arm import MockArm, make_mock
 from srpo_robot.mock.demonstrator import Demonstrator, Failure, choose_failure
-from srpo_robot.mock.looks import look
+from srpo_robot.mock.randomization import draw_appearance
 from srpo_robot.progress.encoder import VJEPA2Encoder
-from srpo_robot.progress.pretrain import Batch, Losses, Pretrainer, Settings, colour_change
+from srpo_robot.progress.pretrain import Batch, Losses, PretrainConfig, Pretrainer, colour_change
 from srpo_robot.progress.windows import Shape, WindowSpec, clip_indices
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ActionChunk, Observation
 
-VIEW_SEEDS = 10_000_000  # view k of a seed wears the look of seed + k * this
+VIEW_SEEDS = 10_000_000  # view k of a seed has the appearance of seed + k * this
 WIDE_STARTS, DISTURBANCE_M, LIMIT_S = 0.6, 0.006, 20.0  # as `srpo-robot record`
 PIXELS = 96  # of the mock cell's cameras, and of the encoder's crop
 CONFIG: dict[str, Any] = {
@@ -71,11 +71,11 @@ class Video:
     """One recorded episode in a folder's frame file.
 
     Attributes:
-        seed: of the layout and of the first view's look.
+        seed: of the layout and of the first view's appearance.
         camera: which one.
         kind: failure that was asked for; `success` is what physics says.
         length: frames.
-        starts: first row of each view in the frame file; the views show the same motion in other looks.
+        starts: first row of each view in the frame file; the views show the same motion in other appearances.
     """
 
     seed: int
@@ -99,7 +99,7 @@ class _Watched:
 
     def reset(self, seed: int) -> None:
         """See `Policy.reset`; fails as `failure` says."""
-        self._looks = [look(seed + k * VIEW_SEEDS, self._amount) for k in range(self._views)]
+        self._looks = [draw_appearance(seed + k * VIEW_SEEDS, self._amount) for k in range(self._views)]
         self.frames = [[] for _ in self._looks]
         self._demonstrator.reset(seed, self.failure)
 
@@ -110,10 +110,10 @@ class _Watched:
             return None
         self.frames[0].append(observation.images[self._camera])
         for worn, frames in zip(self._looks[1:], self.frames[1:], strict=True):
-            self._arm.sim.wear(worn)
+            self._arm.sim.set_appearance(worn)
             frames.append(self._arm.sim.render(self._camera))
         if self._views > 1:
-            self._arm.sim.wear(self._looks[0])
+            self._arm.sim.set_appearance(self._looks[0])
         return chunk
 
 
@@ -126,7 +126,7 @@ def demonstrations(
     """
     hardware, work = load(HardwareRecipe, "hardware", "mock"), load(TaskRecipe, "datasets", "put-apple")
     hardware = replace(hardware, cameras=tuple(c for c in hardware.cameras if c.name == camera))
-    arm, cell = make_mock(hardware, work, wide_starts=WIDE_STARTS, disturbance_m=DISTURBANCE_M, looks=amount)
+    arm, cell = make_mock(hardware, work, wide_starts=WIDE_STARTS, disturbance_m=DISTURBANCE_M, randomization=amount)
     space = make_action_space(work.action_space, arm.limits, arm.home_rad)
     setup = Setup(arm, cell, space, work.instruction, LIMIT_S, (camera,), stop_on_success=False)
     policy = _Watched(arm, camera, views, amount)
@@ -204,7 +204,7 @@ class Sampling:
     bias: float = 0.02
 
 
-def draw(videos: Videos, sampling: Sampling, frames: int, settings: Settings, step: int) -> Batch:
+def draw(videos: Videos, sampling: Sampling, frames: int, settings: PretrainConfig, step: int) -> Batch:
     """The batch of one step: windows of several instants of several episodes, each in two views, shuffled."""
     rng = np.random.default_rng([settings.seed, step, 0])
     clips: list[tuple[np.ndarray, np.ndarray, float]] = []
@@ -284,7 +284,7 @@ def evaluate(model: VJEPA2Model, videos: Videos) -> dict[str, float]:
 
 
 def train(
-    out: Path, settings: Settings, sampling: Sampling, videos: Videos, judged: Videos, evaluate_s: float
+    out: Path, settings: PretrainConfig, sampling: Sampling, videos: Videos, judged: Videos, evaluate_s: float
 ) -> Pretrainer:
     """Train up to `settings.steps`, from where OUT stopped; log, save and evaluate now and then, then export."""
     out.mkdir(parents=True, exist_ok=True)
@@ -329,9 +329,9 @@ def main() -> None:
     made.add_argument("--episodes", type=int, default=0, help="this many, of drawn kinds")
     made.add_argument("--failure-rate", type=float, default=0.5, help="share of failures among those")
     made.add_argument("--each", type=int, nargs=2, default=(0, 0), help="successes, and failures of each kind")
-    made.add_argument("--views", type=int, default=1, help="looks in which each episode is shown")
+    made.add_argument("--views", type=int, default=1, help="appearances in which each episode is shown")
     made.add_argument("--camera", default="front")
-    made.add_argument("--looks", type=float, default=1.0, help="how much the looks vary, 0 to 1")
+    made.add_argument("--randomization", type=float, default=1.0, help="how much the appearance varies, 0 to 1")
     trained = commands.add_parser("train", help="train, or go on")
     trained.add_argument("out", type=Path)
     trained.add_argument("--data", type=Path, nargs="+", required=True, help="recorded folders")
@@ -342,7 +342,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "train":
-        settings, sampling = Settings(options.steps, options.seed), Sampling()
+        settings, sampling = PretrainConfig(options.steps, options.seed), Sampling()
         videos, judged = Videos(options.data), Videos([options.validation])
         won = sum(video.success for video in judged.videos)
         if len(videos.videos) < sampling.episodes or won <= NEAREST or won == len(judged.videos):
@@ -359,7 +359,7 @@ def main() -> None:
     record(
         options.folder,
         options.camera,
-        demonstrations(options.camera, options.seed, kinds, options.views, options.looks),
+        demonstrations(options.camera, options.seed, kinds, options.views, options.randomization),
     )
 
 

@@ -100,7 +100,7 @@ class Method:
     scheme: Literal["uniform", "success", "rabc", "awr"]
     scorer: Literal["embedded", "pixel", "true"] = "embedded"
     references: str = ""
-    value: str = "return"
+    value: str = "knn-return"
     weighting: Weighting | None = None  # None: the policy's own
 
     def of(self, policy: str) -> Weighting:
@@ -124,11 +124,11 @@ METHODS = {
     "awr-mean": Method("awr", weighting=replace(SHORT, baseline="mean")),
     "awr-steps": Method("awr", weighting=Weighting(horizon=20, beta=0.3, baseline="value")),
     "awr-sharp": Method("awr", weighting=Weighting(horizon=20, beta=0.3)),  # steps alone
-    "awr-phase": Method("awr", value="phase"),
+    "awr-phase": Method("awr", value="knn-time"),
     "awr-paper": Method("awr", value="progress", weighting=PAPER),  # appendix G to the letter: single steps, beta 1
     "awr-chunk": Method("awr", value="progress", weighting=Weighting(horizon=20)),  # chunk advantage, beta 1
     "awr-nearest": Method("awr", references="nearest", value="progress"),
-    "awr-clusters": Method("awr", references="nn2", value="progress"),
+    "awr-clusters": Method("awr", references="dbscan-auto", value="progress"),
     "awr-pixel": Method("awr", scorer="pixel"),
     "awr-true": Method("awr", scorer="true"),  # what a perfect encoder would give
 } | {
@@ -502,12 +502,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         groups = [mean_of, *tasks] if len(tasks) > 1 else tasks
         width = 0.8 / len(names)
         others = (name for name in names if name not in _LOOKS)
-        looks = _LOOKS | {name: (name, colour) for name, colour in zip(others, cycle(_MORE_COLOURS), strict=False)}
+        styles = _LOOKS | {name: (name, colour) for name, colour in zip(others, cycle(_MORE_COLOURS), strict=False)}
         for number, name in enumerate(names):
             row = result["methods"][name]
             bars = [row if group == mean_of else row["tasks"][group] for group in groups]
             places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(groups))]
-            _bars(axes, places, bars, 0.9 * width, *looks[name])
+            _bars(axes, places, bars, 0.9 * width, *styles[name])
         axes.set_xticks(range(len(groups)), groups)
         axes.set_title(policy, loc="left", fontsize=11)
         axes.set_ylim(0, 1.03)  # a rate of 1 has its dot

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from srpo_robot.errors import RecipeError
+from srpo_robot.renames import RECIPE_KEYS, STEP_VALUES, current
 
 FOLDERS = ("datasets", "policies", "hardware")
 
@@ -148,7 +149,7 @@ class PolicyRecipe:
     image_shift: float = 0.0  # training images are moved by up to this share of their longer side
     state_noise: float = 0.0  # states are told wrong by up to this share of their range (1st to 99th percentile)
     weights_as: Literal["loss", "sampling"] = "loss"  # a weight multiplies a frame's loss, or its draws
-    timestep_weights: bool = False  # pi0: a weight for every action of a chunk instead of one for the chunk
+    action_weights: bool = False  # pi0: a weight for every action of a chunk instead of one for the chunk
     lora_rank: int = 0  # 0: all weights that the config trains; else LoRA through peft
     lora_alpha: int = 0  # 0: twice the rank
     lora_targets: str = ""  # regular expression over module names; "": the family's own
@@ -160,7 +161,9 @@ class PolicyRecipe:
     tail: Literal["divide", "raw", "drop"] = "divide"  # how a horizon cut by the episode's end counts
     kappa: float = 0.0  # share of the trajectory advantage
     baseline: Literal["mean", "value"] = "mean"  # what a gain is compared with: all gains, or those from a like value
-    value: Literal["", "progress", "eq5", "phase", "return"] = ""  # step value that the score must have; "": any
+    value: Literal["", "progress", "reward", "knn-time", "knn-return"] = (
+        ""  # step value that the score must have; "": any
+    )
     audit_level: float = 0.05  # largest p at which success and failure count as separated; see srpo-robot audit
     seed: int = 0
 
@@ -216,6 +219,7 @@ def build[T](cls: type[T], table: dict[str, Any], where: str) -> T:
     Raises:
         RecipeError: see `load`.
     """
+    table = {current(key, RECIPE_KEYS): value for key, value in table.items()}
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     for key in table:
@@ -238,6 +242,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(args[0], item, where) for item in value)
     if origin is Literal:
+        if value not in args and isinstance(value, str):
+            value = current(value, STEP_VALUES)
         if value not in args:
             raise RecipeError(f"{where} is {value!r}; choices: {', '.join(map(repr, args))}")
         return value

@@ -146,7 +146,7 @@ class Trial:
         success: verdict; None where the trial is void.
         steps: control steps executed.
         seconds: duration on the arm's clock [s].
-        clips: commands changed by each limit layer, by layer name.
+        limited_by: commands changed by each limit layer, by layer name.
         layout: what the scene was, JSON-able.
         note: why a trial is void or was cut, "" otherwise.
         late: control steps at which the arm held because the policy had not answered yet.
@@ -161,7 +161,7 @@ class Trial:
     success: bool | None
     steps: int
     seconds: float
-    clips: dict[str, int] = field(default_factory=dict)
+    limited_by: dict[str, int] = field(default_factory=dict)
     layout: dict[str, object] = field(default_factory=dict)
     note: str = ""
     late: int = 0

@@ -23,7 +23,7 @@ JOINTS = make_action_space("joints", LIMITS, HOME.joints_rad)
 def test_tcp_round_trip(x, y, z, opening):
     action = np.array([x, y, z, opening])
     asked = TCP.command(action, HOME)
-    assert asked.clips == ()
+    assert asked.limited_by == ()
     assert TCP.action(asked.command) == pytest.approx(action, abs=1e-3)
 
 
@@ -43,7 +43,7 @@ def test_the_state_begins_with_what_the_action_is_about(space):
 
 def test_a_target_below_the_table_is_pulled_to_the_floor():
     asked = TCP.command(np.array([0.4, 0.0, -0.2, 0.04]), HOME)
-    assert asked.clips == ("workspace_box",)
+    assert asked.limited_by == ("workspace_box",)
     assert TCP.action(asked.command)[2] == pytest.approx(LIMITS.box_min_m[2], abs=1e-3)
 
 
@@ -52,7 +52,7 @@ def test_an_unreachable_target_is_a_hold():
 
     wide = make_action_space("tcp", replace(LIMITS, box_max_m=np.array([3.0, 3.0, 3.0])), HOME.joints_rad)
     asked = wide.command(np.array([2.5, 0.0, 0.3, 0.04]), HOME)
-    assert asked.clips == ("unreachable",)
+    assert asked.limited_by == ("unreachable",)
     assert asked.command.joints_rad.tolist() == HOME.joints_rad.tolist()
 
 

@@ -81,10 +81,10 @@ def test_a_level_that_cannot_be_is_refused(level):
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([value("progress", 0.8, 0.01), value("phase", 0.9, 0.01, -0.05)], "progress"),  # better, not surely
-        ([value("progress", 0.8, 0.01), value("phase", 0.9, 0.01, 0.02)], "phase"),
-        ([value("progress", 0.4, 0.9), value("phase", 0.7, 0.01, -0.01)], "phase"),  # progress tells nothing
-        ([value("progress", 0.6, 0.2), value("phase", 0.6, 0.2)], ""),
+        ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, -0.05)], "progress"),  # better, not surely
+        ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, 0.02)], "knn-time"),
+        ([value("progress", 0.4, 0.9), value("knn-time", 0.7, 0.01, -0.01)], "knn-time"),  # progress tells nothing
+        ([value("progress", 0.6, 0.2), value("knn-time", 0.6, 0.2)], ""),
         ([value("progress", math.nan, math.nan)], ""),
         ([], ""),
     ],

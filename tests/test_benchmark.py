@@ -66,9 +66,9 @@ def test_the_worst_gain_is_the_deepest_fall_over_a_chunk():
 
 
 def test_a_value_that_is_the_oracle_agrees_with_it():
-    values = step_values(EPISODES, WINDOWS, RULES, ("progress", "phase"))
-    assert set(values) == {"progress", "phase"}
-    assert [len(own) for own in values["phase"]] == [e.length for e in EPISODES]
+    values = step_values(EPISODES, WINDOWS, RULES, ("progress", "knn-time"))
+    assert set(values) == {"progress", "knn-time"}
+    assert [len(own) for own in values["knn-time"]] == [e.length for e in EPISODES]
     rng = np.random.default_rng(0)
     stage = [np.cumsum(rng.normal(size=20)) for _ in EPISODES]
     held = [np.ones(20, dtype=bool)] * 8

@@ -155,15 +155,15 @@ def test_episodes_shorter_than_the_first_window_are_named(cli, squares_copy, tin
 def test_a_second_profile_or_value_embeds_nothing_and_shows_where_it_disagrees(cli, squares_copy, tiny_encoder_folder):
     score = ("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
     assert cli(*score)[0] == 0
-    code, out, err = cli(*score, "--profile", "loo", "--value", "phase", "--compare", "paper,loo")
+    code, out, err = cli(*score, "--profile", "loo", "--value", "knn-time", "--compare", "paper,loo")
     assert code == 0, err
     assert "0 episodes embedded now" in out
     assert "ranks apart" in out
     table = read_progress(open_buffer(squares_copy))
     assert table.metadata["settings"]["rules"]["profile"] == "loo"
     assert not np.array_equal(table["value"], table["progress"])
-    refused(cli(*score, "--value", "gut-feeling"), "no value 'gut-feeling'", "phase")
-    refused(cli(*score, "--references", "best"), "nn2", "knn3")
+    refused(cli(*score, "--value", "gut-feeling"), "no value 'gut-feeling'", "knn-time")
+    refused(cli(*score, "--references", "best"), "dbscan-auto", "knn3")
     refused(cli(*score, "--compare", "loo"), "two profiles")
 
 

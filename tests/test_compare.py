@@ -73,7 +73,7 @@ def test_other_layouts_are_no_pairs():
     assert found.paired is None
     assert not found.by_layout
     assert found.effect == found.unpaired
-    assert found.look.pairs == 20  # in order, for want of layouts
+    assert found.interim.pairs == 20  # in order, for want of layouts
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,7 +86,7 @@ def test_it_does_not_matter_in_which_order_a_run_was_read_and_swapping_turns_the
     assert again == forward
     assert back.effect.p == pytest.approx(forward.effect.p)
     assert back.effect[:3] == pytest.approx((-forward.effect[0], -forward.effect[2], -forward.effect[1]), abs=1e-6)
-    assert back.look.p == pytest.approx(forward.look.p)
+    assert back.interim.p == pytest.approx(forward.interim.p)
 
 
 def test_void_trials_are_no_pairs_and_one_that_was_made_good_is_not_missing():

@@ -20,11 +20,11 @@ from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import ScoringError, SrpoRobotError, UndecodableFrame
 from srpo_robot.progress.embed import (
     batches,
-    deal,
     embed_buffer,
     embed_frames,
     gather,
     prepared,
+    shards,
     store_key,
     store_keys,
 )
@@ -284,8 +284,8 @@ def test_a_full_disk_keeps_earlier_episodes_and_goes_on_from_there(buffer, store
 
 
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 8))
-def test_a_deal_gives_each_episode_to_one_rank_and_no_rank_much_more(costs, ranks):
-    owner = deal(costs, ranks)
+def test_sharding_gives_each_episode_to_one_rank_and_no_rank_much_more(costs, ranks):
+    owner = shards(costs, ranks)
     assert len(owner) == len(costs)
     assert set(owner) <= set(range(ranks))
     shares = [sum(c for c, r in zip(costs, owner, strict=True) if r == rank) for rank in range(ranks)]
@@ -293,12 +293,12 @@ def test_a_deal_gives_each_episode_to_one_rank_and_no_rank_much_more(costs, rank
     assert max(shares) - min(shares) <= max(costs, default=0)
 
 
-def test_a_deal_by_hand():
-    assert deal([1, 5, 4, 3, 3], 2) == (1, 0, 1, 1, 0)  # 5+3 and 4+3+1: the dearest first, each to who has least
-    assert deal([2, 2, 2], 5) == (0, 1, 2)
-    assert deal([], 3) == ()
+def test_shards_by_hand():
+    assert shards([1, 5, 4, 3, 3], 2) == (1, 0, 1, 1, 0)  # 5+3 and 4+3+1: the dearest first, each to who has least
+    assert shards([2, 2, 2], 5) == (0, 1, 2)
+    assert shards([], 3) == ()
     with pytest.raises(ValueError, match="0 ranks"):
-        deal([1], 0)
+        shards([1], 0)
 
 
 def test_shares_of_three_ranks_are_the_whole(buffer, store, tmp_path):
@@ -319,13 +319,13 @@ def test_shares_of_three_ranks_are_the_whole(buffer, store, tmp_path):
 
 def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
     embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC, rank=0, world=2)
-    dealt = deal([len(ends(e.length, SPEC)) for e in buffer.episodes], 2)
-    absent = ", ".join(str(i) for i, rank in enumerate(dealt) if rank == 1)
+    shard_of = shards([len(ends(e.length, SPEC)) for e in buffer.episodes], 2)
+    absent = ", ".join(str(i) for i, rank in enumerate(shard_of) if rank == 1)
     with pytest.raises(ScoringError, match=rf"2 of 4 episodes are not embedded: {absent}; .*same command again"):
         gather(buffer, CountingEncoder(), store, FRONT, SPEC)
-    left_out = {i: "why" for i, rank in enumerate(dealt) if rank == 1}
+    left_out = {i: "why" for i, rank in enumerate(shard_of) if rank == 1}
     whole = gather(buffer, CountingEncoder(), store, FRONT, SPEC, left_out)
-    assert [own is None for own in whole.windows] == [rank == 1 for rank in dealt]
+    assert [own is None for own in whole.windows] == [rank == 1 for rank in shard_of]
     assert whole.left_out == left_out
 
 

@@ -211,7 +211,7 @@ def test_frames_hold_what_was_executed_not_what_was_asked():
     executed = np.stack([frame[2] for frame in sink.frames])
     assert executed == pytest.approx(np.stack([space.action(c) for c in arm.driven]))
     assert np.all(executed[:, 1] < 0.3)
-    assert outcome.clips == {"joint_step": 3}
+    assert outcome.limited_by == {"joint_step": 3}
     assert [frame[0]["front"][0, 0, 0] for frame in sink.frames] == [0, 1, 2]  # seen before the action
     assert [int(frame[4]["truth.steps"][0]) for frame in sink.frames] == [0, 1, 2]  # and true at that instant
     assert all(set(frame[0]) == {"front"} for frame in sink.frames)

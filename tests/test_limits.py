@@ -35,7 +35,7 @@ def test_no_sequence_of_commands_leaves_the_limits(sequence):
         step = np.abs(limited.command.joints_rad - previous.joints_rad).max()
         assert step <= LIMITS.joint_step_rad + 1e-12
         assert abs(limited.command.gripper_m - previous.gripper_m) <= LIMITS.gripper_step_m + 1e-12
-        assert set(limited.clips) <= set(LAYERS)
+        assert set(limited.limited_by) <= set(LAYERS)
         previous = limited.command
 
 
@@ -43,7 +43,7 @@ def test_no_sequence_of_commands_leaves_the_limits(sequence):
 def test_a_small_step_inside_passes_untouched(delta, opening):
     asked = ArmCommand(HOME.joints_rad + np.array(delta), HOME.gripper_m + opening)
     limited = limit(asked, HOME, LIMITS)
-    assert limited.clips == ()
+    assert limited.limited_by == ()
     assert limited.command.joints_rad == pytest.approx(asked.joints_rad, abs=1e-15)
     assert limited.command.gripper_m == pytest.approx(asked.gripper_m, abs=1e-15)
 
@@ -61,7 +61,7 @@ def test_a_long_step_keeps_its_direction():
     asked = ArmCommand(HOME.joints_rad + np.array([0.4, 0.2, 0, 0, 0, 0, 0]), HOME.gripper_m)
     limited = limit(asked, HOME, LIMITS)
     moved = limited.command.joints_rad - HOME.joints_rad
-    assert limited.clips == ("joint_step",)
+    assert limited.limited_by == ("joint_step",)
     assert moved[0] == pytest.approx(0.12)  # 1.2 rad/s for 0.1 s
     assert moved[1] == pytest.approx(0.06)
 
@@ -72,13 +72,13 @@ def test_the_box_stops_the_way_down_at_its_floor():
         np.array([0.40, 0.0, -0.05]), kinematics.TOOL_DOWN, HOME.joints_rad, LIMITS.tcp_offset_m,
         LIMITS.joint_min_rad, LIMITS.joint_max_rad,
     )  # fmt: skip
-    clips: set[str] = set()
+    limited_by: set[str] = set()
     for _ in range(40):
         limited = limit(ArmCommand(target.joints_rad, 0.04), command, LIMITS)
-        clips |= set(limited.clips)
+        limited_by |= set(limited.limited_by)
         command = limited.command
     height = kinematics.tcp_position(command.joints_rad, LIMITS.tcp_offset_m)[2]
-    assert "workspace_box" in clips
+    assert "workspace_box" in limited_by
     assert LIMITS.box_min_m[2] - 1e-6 <= height < LIMITS.box_min_m[2] + 0.02
 
 
@@ -87,7 +87,7 @@ def test_from_outside_the_box_only_a_step_that_ends_inside_is_let_through():
     assert not LIMITS.inside_box(outside.joints_rad)
     away = limit(ArmCommand(outside.joints_rad + 0.01, 0.04), outside, LIMITS)
     assert away.command.joints_rad == pytest.approx(outside.joints_rad)
-    assert "workspace_box" in away.clips
+    assert "workspace_box" in away.limited_by
 
 
 @pytest.mark.parametrize(

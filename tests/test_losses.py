@@ -131,14 +131,14 @@ def test_masked_padding_leaves_padded_actions_out(tiny, name):
     parts = []
     for step in range(4):  # a weight of 4 on one action and 0 on the others gives that action's error
         one_hot.zero_()[:, step] = 4.0
-        parts.append(seeded(policy, batch, TRAINED, timestep_weights=one_hot))
+        parts.append(seeded(policy, batch, TRAINED, action_weights=one_hot))
     steps = torch.stack(parts, dim=1)
     torch.testing.assert_close(masked[1], steps[1, :2].mean())
     torch.testing.assert_close(masked[2], steps[2, :3].mean())
     weights = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
     valid = ~batch["action_is_pad"]
     torch.testing.assert_close(
-        seeded(policy, batch, timestep_weights=weights), (steps * weights * valid).sum(1) / valid.sum(1)
+        seeded(policy, batch, action_weights=weights), (steps * weights * valid).sum(1) / valid.sum(1)
     )
 
 
@@ -233,9 +233,9 @@ def test_logits_are_made_a_slice_of_real_tokens_at_a_time(tiny, monkeypatch):
 def test_fast_has_no_loss_per_action(tiny):
     policy, batches = tiny("pi0_fast")
     with pytest.raises(TrainingError, match="no loss per action"):
-        per_sample_loss(policy, batches([0]), timestep_weights=torch.ones(1, 4))
-    with pytest.raises(RecipeError, match="set timestep_weights = false"):
-        build_policy(replace(FAST, timestep_weights=True), tiny.buffer)
+        per_sample_loss(policy, batches([0]), action_weights=torch.ones(1, 4))
+    with pytest.raises(RecipeError, match="set action_weights = false"):
+        build_policy(replace(FAST, action_weights=True), tiny.buffer)
 
 
 @pytest.mark.parametrize("name", ["pi0", "pi0_fast"])

@@ -12,7 +12,7 @@ from srpo_robot.arm.actions import TCP_NAMES, make_action_space
 from srpo_robot.errors import RecipeError, UsageError
 from srpo_robot.mock import tasks
 from srpo_robot.mock.arm import MockArm, make_mock
-from srpo_robot.mock.demonstrator import Demonstrator, Failure, Phase, choose_failure, choose_strategy
+from srpo_robot.mock.demonstrator import Demonstrator, ExpertStage, Failure, choose_failure, choose_strategy
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 
 HARDWARE = dataclasses.replace(load(HardwareRecipe, "hardware", "mock"), cameras=())
@@ -28,7 +28,7 @@ class Run:
     success: bool
     actions: np.ndarray  # (T, 4)
     tcp_m: np.ndarray  # (T, 3) measured before each action
-    phases: list[Phase]
+    phases: list[ExpertStage]
     score: float
     objects_m: dict[str, np.ndarray]  # at the end
 
@@ -72,9 +72,9 @@ def test_it_fails_as_told(failure: Failure, seed: int) -> None:
     done = run(seed, failure)
     assert not done.success
     if failure is Failure.STOP:
-        assert (done.actions[-20:] == done.actions[-1]).all() and Phase.RELEASE not in done.phases
+        assert (done.actions[-20:] == done.actions[-1]).all() and ExpertStage.RELEASE not in done.phases
     else:
-        assert done.phases[-1] is Phase.HOME  # it goes through all the motions
+        assert done.phases[-1] is ExpertStage.HOME  # it goes through all the motions
 
 
 def test_a_wrong_demonstration_puts_another_object_on_the_plate() -> None:
@@ -101,17 +101,17 @@ def test_a_miss_moves_no_apple_and_closes_on_nothing() -> None:
 
 
 def test_it_tries_again_when_the_apple_is_taken_away() -> None:
-    taken: list[Phase] = []
+    taken: list[ExpertStage] = []
 
     def take(arm: MockArm, expert: Demonstrator) -> None:
-        if expert.phase is Phase.CARRY and not taken:
+        if expert.phase is ExpertStage.CARRY and not taken:
             taken.append(expert.phase)
             arm.sim.move_object("apple", np.array([0.42, 0.03, 0.030]))
 
     bare = dataclasses.replace(TASK, distractors=("pear",))
     done = run(0, Failure.NONE, meddle=take, task=bare)
     changes = [pair for pair in pairwise(done.phases) if pair[0] is not pair[1]]
-    assert (Phase.CARRY, Phase.APPROACH) in changes  # at once, not after the motions over the plate
+    assert (ExpertStage.CARRY, ExpertStage.APPROACH) in changes  # at once, not after the motions over the plate
     assert done.success
 
 
@@ -172,18 +172,18 @@ def test_each_failure_fails(name: str, failure: Failure, seed: int) -> None:
     if failure is Failure.STOP:
         assert (done.actions[-20:] == done.actions[-1]).all()
     else:
-        assert done.phases[-1] is Phase.HOME  # it goes through all the motions
+        assert done.phases[-1] is ExpertStage.HOME  # it goes through all the motions
 
 
 def test_strategies_differ_in_what_they_do() -> None:
     heights = {way: run(0, Failure.NONE, 0.0, task=OTHERS["put-pear"], strategy=way) for way in ("direct", "around")}
     carried = {
-        way: [z for z, phase in zip(done.tcp_m[:, 2], done.phases, strict=True) if phase is Phase.CARRY]
+        way: [z for z, phase in zip(done.tcp_m[:, 2], done.phases, strict=True) if phase is ExpertStage.CARRY]
         for way, done in heights.items()
     }
     assert max(carried["around"]) > max(carried["direct"]) + 0.04
     lay, flip = (run(0, Failure.NONE, 0.0, task=OTHERS["fold-towel"], strategy=way) for way in ("lay", "flip"))
-    folding = [done.phases.count(Phase.FOLD) for done in (lay, flip)]
+    folding = [done.phases.count(ExpertStage.FOLD) for done in (lay, flip)]
     assert folding[1] < 0.8 * folding[0]  # it lets the flap fall
 
 

@@ -13,8 +13,8 @@ from srpo_robot.mock import rendering, tasks
 from srpo_robot.mock.arm import make_mock
 from srpo_robot.mock.cell import CellSim
 from srpo_robot.mock.demonstrator import Demonstrator, Failure
-from srpo_robot.mock.looks import look
 from srpo_robot.mock.objects import BOARD_TOP_M, CARDS, ERASER_REACH_M, MARKS
+from srpo_robot.mock.randomization import draw_appearance
 from srpo_robot.mock.truth import SCORE, STATE, STATE_NAMES, snapshot
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ArmCommand
@@ -78,11 +78,11 @@ def test_ink_that_is_gone_stays_gone_in_another_look_and_is_back_after_a_reset(
     reach(sim, 0.30, -0.25, 0.30)
     fresh = sim.render("front")
     sim._furniture._erased[:] = True  # pyright: ignore[reportAttributeAccessIssue]
-    sim.wear(look(1, 0.0))
+    sim.set_appearance(draw_appearance(1, 0.0))
     clean = sim.render("front")
     assert (clean != fresh).any(axis=-1).sum() > 60  # pixels of ink
-    sim.wear(look(5, 1.0))
-    sim.wear(look(1, 0.0))
+    sim.set_appearance(draw_appearance(5, 1.0))
+    sim.set_appearance(draw_appearance(1, 0.0))
     assert (sim.render("front") == clean).all()
     sim.reset(tasks.layout(RECIPES["wipe-board"], 1), HOME)
     reach(sim, 0.30, -0.25, 0.30)

@@ -14,7 +14,7 @@ from srpo_robot.mock import rendering, tasks
 from srpo_robot.mock.arm import make_mock
 from srpo_robot.mock.cell import CellSim
 from srpo_robot.mock.demonstrator import Demonstrator
-from srpo_robot.mock.looks import NOMINAL, CameraLook, Look, look
+from srpo_robot.mock.randomization import NOMINAL, Appearance, CameraOffset, draw_appearance
 from srpo_robot.mock.scene import AMBIENT, CAMERAS, DIFFUSE
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ArmCommand
@@ -48,12 +48,12 @@ def rays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(SEEDS)
 def test_amount_0_is_the_nominal_look_for_every_seed(seed: int) -> None:
-    assert look(seed, 0.0) == NOMINAL
+    assert draw_appearance(seed, 0.0) == NOMINAL
 
 
 @given(SEEDS, st.floats(0.0, 1.0))
 def test_a_look_stays_in_the_promised_range(seed: int, amount: float) -> None:
-    drawn = look(seed, amount)
+    drawn = draw_appearance(seed, amount)
     room = amount + 1e-9
     assert abs(drawn.ambient + drawn.diffuse - 1.0) <= 0.4 * room
     assert 0.2 < drawn.ambient / (drawn.ambient + drawn.diffuse) < 0.7
@@ -68,8 +68,8 @@ def test_a_look_stays_in_the_promised_range(seed: int, amount: float) -> None:
 
 
 def test_looks_spread_over_their_range() -> None:
-    drawn = [look(seed, 1.0) for seed in range(300)]
-    assert drawn == [look(seed, 1.0) for seed in range(300)]
+    drawn = [draw_appearance(seed, 1.0) for seed in range(300)]
+    assert drawn == [draw_appearance(seed, 1.0) for seed in range(300)]
     light = np.array([d.ambient + d.diffuse for d in drawn])
     assert light.min() < 0.63 and light.max() > 1.37
     assert (np.ptp([d.table_rgb for d in drawn], axis=0) > 0.5).all()
@@ -80,7 +80,7 @@ def test_looks_spread_over_their_range() -> None:
 
 @pytest.mark.parametrize("amount", [-0.1, 1.1, float("nan")])
 def test_an_amount_outside_0_to_1_is_refused(amount: float) -> None:
-    with pytest.raises(UsageError, match=r"looks is .*; give 0 \(always the same\) to 1"):
+    with pytest.raises(UsageError, match=r"randomization is .*; give 0 \(always the same\) to 1"):
         CellSim(HARDWARE, TASK, amount)
 
 
@@ -93,26 +93,26 @@ def test_the_next_reset_takes_a_look_off_to_the_last_bit(kind: str, monkeypatch:
     plain, worn = CellSim(HARDWARE, TASK), CellSim(HARDWARE, TASK)
     plain.reset(tasks.layout(TASK, 2), HOME)
     worn.reset(tasks.layout(TASK, 2), HOME)
-    worn.wear(look(2, 1.0))
+    worn.set_appearance(draw_appearance(2, 1.0))
     nominal = pictures(plain)
     assert np.abs(pictures(worn).astype(int) - nominal).mean() > 5
-    worn.wear(NOMINAL)
+    worn.set_appearance(NOMINAL)
     assert (pictures(worn) == nominal).all()
-    worn.wear(look(3, 1.0))
+    worn.set_appearance(draw_appearance(3, 1.0))
     worn.reset(tasks.layout(TASK, 2), HOME)
     assert (pictures(worn) == nominal).all()
     for sim in (plain, worn):
         sim.close()
 
 
-@pytest.mark.parametrize("worn", [BRIGHT, *(look(seed, 1.0) for seed in range(4))])
-def test_renderers_agree_on_a_look(worn: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("worn", [BRIGHT, *(draw_appearance(seed, 1.0) for seed in range(4))])
+def test_renderers_agree_on_a_look(worn: Appearance, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     for backend in (gl(), "ray"):
         monkeypatch.setenv(rendering.CHOICE, backend)
         sim = CellSim(HARDWARE, TASK)
         sim.reset(tasks.layout(TASK, 0), HOME)
-        sim.wear(worn)
+        sim.set_appearance(worn)
         drawn.append(pictures(sim).astype(int))
         sim.close()
     difference = np.abs(drawn[0] - drawn[1])
@@ -124,7 +124,7 @@ def test_a_cell_with_looks_wears_the_look_of_the_layouts_seed(rays: None) -> Non
     varied, plain = CellSim(HARDWARE, TASK, 0.7), CellSim(HARDWARE, TASK)
     for sim in (varied, plain):
         sim.reset(tasks.layout(TASK, 5), HOME)
-    plain.wear(look(5, 0.7))
+    plain.set_appearance(draw_appearance(5, 0.7))
     assert (pictures(varied) == pictures(plain)).all()
 
 
@@ -133,18 +133,20 @@ def test_a_cell_with_looks_wears_the_look_of_the_layouts_seed(rays: None) -> Non
     [
         # The front camera looks back at the arm: +y is to its right, 0.02 m at 0.75 m are 3.8 px (see the geometry
         # test of the renderers), and pictures move against the camera.
-        (CameraLook(shift_m=(0.0, 0.02, 0.0)), 0.0, -3.8),
+        (CameraOffset(shift_m=(0.0, 0.02, 0.0)), 0.0, -3.8),
         # 2 degrees are 48 / tan(18.5 deg) * tan(2 deg) = 5.0 px; turned to its left (about up), things go right.
-        (CameraLook(turn_rad=(0.0, np.radians(2.0), 0.0)), 0.0, 5.0),
-        (CameraLook(turn_rad=(np.radians(2.0), 0.0, 0.0)), 5.0, 0.0),
+        (CameraOffset(turn_rad=(0.0, np.radians(2.0), 0.0)), 0.0, 5.0),
+        (CameraOffset(turn_rad=(np.radians(2.0), 0.0, 0.0)), 5.0, 0.0),
     ],
 )
-def test_a_mount_moves_the_picture_as_geometry_says(rays: None, mount: CameraLook, rows: float, columns: float) -> None:
+def test_a_mount_moves_the_picture_as_geometry_says(
+    rays: None, mount: CameraOffset, rows: float, columns: float
+) -> None:
     sim = CellSim(HARDWARE, TASK)
     sim.reset(tasks.layout(TASK, 0), HOME)
     sim.move_object("apple", np.array([0.40, -0.06, 0.030]))  # near the middle of the picture
     before = _apple(sim)
-    sim.wear(dataclasses.replace(NOMINAL, cameras=(mount, CameraLook())))
+    sim.set_appearance(dataclasses.replace(NOMINAL, cameras=(mount, CameraOffset())))
     assert _apple(sim) - before == pytest.approx(np.array([rows, columns]), abs=0.6)
 
 
@@ -153,7 +155,7 @@ def test_a_wider_lens_shrinks_the_picture(rays: None) -> None:
     sim.reset(tasks.layout(TASK, 0), HOME)
     sim.move_object("apple", np.array([0.40, 0.10, 0.030]))
     before = _apple(sim)[1] - 47.5
-    sim.wear(dataclasses.replace(NOMINAL, cameras=(CameraLook(fovy_factor=1.05), CameraLook())))
+    sim.set_appearance(dataclasses.replace(NOMINAL, cameras=(CameraOffset(fovy_factor=1.05), CameraOffset())))
     wider = np.tan(np.radians(18.5)) / np.tan(np.radians(18.5 * 1.05))
     assert _apple(sim)[1] - 47.5 == pytest.approx(before * wider, abs=0.5)
 
@@ -180,9 +182,9 @@ def test_the_target_stays_in_sight_whatever_the_look(rays: None) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_same_seed_moves_the_same_whatever_it_looks_like(seed: int) -> None:
-    def states(looks: float) -> tuple[bool | None, np.ndarray]:
+    def states(randomization: float) -> tuple[bool | None, np.ndarray]:
         hardware = dataclasses.replace(HARDWARE, cameras=())
-        arm, cell = make_mock(hardware, TASK, wide_starts=0.6, disturbance_m=0.006, looks=looks)
+        arm, cell = make_mock(hardware, TASK, wide_starts=0.6, disturbance_m=0.006, randomization=randomization)
         rows: list[np.ndarray] = []
         with arm:
             space = make_action_space("tcp", arm.limits, arm.home_rad)

@@ -31,8 +31,8 @@ from srpo_robot.mock.truth import (
     STATE_NAMES,
     STRATEGY,
     Pool,
+    StateView,
     Truth,
-    View,
     drop_frame,
     read_truth,
     snapshot,
@@ -73,7 +73,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
     root = tmp_path_factory.mktemp("truth") / "data"
     camera = CameraRecipe("front", 32, 32)
     arm, cell = make_mock(
-        dataclasses.replace(HARDWARE, cameras=(camera,)), TASK, wide_starts=0.6, disturbance_m=0.006, looks=1.0
+        dataclasses.replace(HARDWARE, cameras=(camera,)), TASK, wide_starts=0.6, disturbance_m=0.006, randomization=1.0
     )
     space = make_action_space(TASK.action_space, arm.limits, arm.home_rad)
     features = dataset_features({"front": (32, 32)}, space.state_names, space.names) | FEATURES
@@ -278,7 +278,7 @@ def test_true_windows_may_be_means_over_the_clip() -> None:
 
 def test_views_leave_out_what_they_do_not_see() -> None:
     truth, episodes = toy()
-    views: tuple[tuple[View, str], ...] = (("absolute", "target-plate.x"), ("relative", "target.x"))
+    views: tuple[tuple[StateView, str], ...] = (("absolute", "target-plate.x"), ("relative", "target.x"))
     for view, gone in views:
         state = [rows.copy() for rows in truth.state]
         for rows in state:
@@ -322,7 +322,7 @@ def noticed(buffer: Buffer, truth: Truth, scores: Scores) -> float:
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
 @pytest.mark.parametrize("pool", ["last", "mean"])
-def test_loo_separates_success_from_failure(recorded: Buffer, truth: Truth, view: View, pool: Pool) -> None:
+def test_loo_separates_success_from_failure(recorded: Buffer, truth: Truth, view: StateView, pool: Pool) -> None:
     scores = judged(recorded, truth, "progress", view=view, pool=pool)
     final = np.array([curve.progress[-1] for curve in scores.curves])
     good = np.array(success(recorded), dtype=bool)
@@ -331,9 +331,9 @@ def test_loo_separates_success_from_failure(recorded: Buffer, truth: Truth, view
 
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
-@pytest.mark.parametrize(("value", "pooled"), [("phase", 0.60), ("return", 0.40)])
+@pytest.mark.parametrize(("value", "pooled"), [("knn-time", 0.60), ("knn-return", 0.40)])
 def test_phase_and_return_follow_the_task_and_notice_a_drop(
-    recorded: Buffer, truth: Truth, value: str, pooled: float, view: View
+    recorded: Buffer, truth: Truth, value: str, pooled: float, view: StateView
 ) -> None:
     scores = judged(recorded, truth, value, view=view)
     assert noticed(recorded, truth, scores) >= 0.9
@@ -343,7 +343,7 @@ def test_phase_and_return_follow_the_task_and_notice_a_drop(
 
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
-def test_distance_to_an_end_state_does_not_notice_a_drop(recorded: Buffer, truth: Truth, view: View) -> None:
+def test_distance_to_an_end_state_does_not_notice_a_drop(recorded: Buffer, truth: Truth, view: StateView) -> None:
     # Why `phase` and `return` exist: the very progress that tells success from failure at the end.
     scores = judged(recorded, truth, "progress", view=view)
     assert noticed(recorded, truth, scores) < 0.7

@@ -38,12 +38,12 @@ def tcp(joints: np.ndarray) -> np.ndarray:
 
 
 def follow(targets, limits=LIMITS, pace=1.0) -> tuple[list[Motion], set[str]]:
-    motions, clips = [at_rest(HOME, 0.04, limits)], set[str]()
+    motions, limited_by = [at_rest(HOME, 0.04, limits)], set[str]()
     for joints, gripper in targets:
         motion, found = advance(motions[-1], ArmCommand(np.asarray(joints), gripper), limits, TICK, pace)
         motions.append(motion)
-        clips |= set(found)
-    return motions, clips
+        limited_by |= set(found)
+    return motions, limited_by
 
 
 def obey(motions: list[Motion], limits: MotionLimits) -> None:
@@ -75,9 +75,11 @@ TARGETS = st.lists(
 @given(targets=TARGETS, table=st.sampled_from([0.0, 0.2, 0.36]), pace=st.sampled_from([1.0, 0.1]))
 def test_no_sequence_of_targets_leaves_the_limits(targets, table, pace):
     limits = replace(LIMITS, table_m=table)
-    motions, clips = follow([(joints, grip) for joints, grip, ticks in targets for _ in range(ticks)], limits, pace)
+    motions, limited_by = follow(
+        [(joints, grip) for joints, grip, ticks in targets for _ in range(ticks)], limits, pace
+    )
     obey(motions, limits)
-    assert clips <= set(LAYERS)
+    assert limited_by <= set(LAYERS)
     while not motions[-1].at_rest:  # and from anywhere, braking stays inside too
         motions.append(brake(motions[-1], limits, TICK))
     obey(motions, limits)
@@ -95,9 +97,9 @@ def test_random_walks_stay_inside(seed, scale):
 def test_a_far_target_is_reached_by_a_trapezoid_and_held():
     """0.5 rad at 1 rad/s and 8 rad/s2: 0.125 s up, 0.125 s down, 0.375 s between: 62.5 ticks, and one for rounding."""
     goal = HOME + np.array([0.5, 0, 0, 0, 0, 0, -0.25])
-    motions, clips = follow([(goal, 0.04)] * 80, WIDE)
+    motions, limited_by = follow([(goal, 0.04)] * 80, WIDE)
     obey(motions, WIDE)
-    assert clips == set()
+    assert limited_by == set()
     speeds = np.array([motion.speed_rad_s[0] for motion in motions])
     assert speeds[:14] == pytest.approx([0.0, *np.minimum(0.08 * np.arange(1, 14), 1.0)])
     away = np.array([np.abs(motion.joints_rad - goal).max() for motion in motions])
@@ -122,9 +124,9 @@ def test_pace_is_a_share_of_the_speed():
     ],
 )
 def test_the_layer_that_held_is_named(limits, target, layer):
-    motions, clips = follow([(target, 0.04)] * 150, limits)
+    motions, limited_by = follow([(target, 0.04)] * 150, limits)
     obey(motions, limits)
-    assert layer in clips
+    assert layer in limited_by
 
 
 def test_what_the_box_held_back_comes_free_again():

@@ -19,8 +19,8 @@ from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pretrain import (
     Batch,
     PlacedRope,
+    PretrainConfig,
     Pretrainer,
-    Settings,
     block_tubes,
     colour_change,
     encode,
@@ -49,7 +49,7 @@ SIZES: dict[str, Any] = {
 CONFIG = VJEPA2Config(**SIZES)
 DEPTH, SIDE = 2, 4
 TOKENS = DEPTH * SIDE**2
-TINY = Settings(steps=40, seed=3, learning_rate=3e-3, warmup=2, average=(0.9, 0.99), dtype="float32")
+TINY = PretrainConfig(steps=40, seed=3, learning_rate=3e-3, warmup=2, average=(0.9, 0.99), dtype="float32")
 
 
 def batch(seed: int) -> Batch:

@@ -201,7 +201,7 @@ def test_external_references_that_do_not_fit_are_refused():
     ("wrong", "message"),
     [
         ({"profile": "srpo"}, "there are: paper, paper-literal, siirl, loo"),
-        ({"references": "knn4"}, "there are: nn2"),
+        ({"references": "knn4"}, "there are: dbscan-auto"),
         ({"value": "q"}, "there are: progress"),
         ({"alpha": -0.1}, "alpha -0.1"),
         ({"neighbours": 0}, "neighbours 0"),
@@ -219,7 +219,7 @@ def test_unlabelled_episodes_are_listed():
 
 
 def test_each_profile_has_its_references():
-    assert [Rules(profile).reference_name for profile in PROFILES] == ["nn2", "nn2", "siirl", "knn3"]
+    assert [Rules(profile).reference_name for profile in PROFILES] == ["dbscan-auto", "dbscan-auto", "siirl", "knn3"]
     assert Rules("loo", references="nearest").reference_name == "nearest"
     assert Rules().value_name == "progress"
 
@@ -286,7 +286,7 @@ def walks(seed: int, episodes: int = 9) -> tuple[list[Episode], list[WindowEmbed
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("value", ["progress", "phase", "eq5"])
+@pytest.mark.parametrize("value", ["progress", "knn-time", "reward"])
 @given(seed=st.integers(0, 2**32 - 1), order=st.permutations(range(9)))
 @settings(max_examples=8, deadline=None)
 def test_scores_do_not_depend_on_the_order_of_episodes(profile, value, seed, order):
@@ -315,7 +315,7 @@ def test_progress_and_rewards_are_within_0_and_1(profile, seed):
     assert ((scores.rewards >= 0.0) & (scores.rewards <= 1.0)).all()
 
 
-@pytest.mark.parametrize("references", ["knn3", "nn2", "nearest"])
+@pytest.mark.parametrize("references", ["knn3", "dbscan-auto", "nearest"])
 @given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 8))
 @settings(max_examples=15, deadline=None)
 def test_loo_distances_ignore_copies_within_the_own_group(references, seed, which):

@@ -21,8 +21,8 @@ from srpo_robot.cli.sessions import LiveOptions
 from srpo_robot.errors import ArmError, DatasetError, UsageError
 from srpo_robot.evaluation.protocol import (
     ATTEMPTS,
+    PlannedTrial,
     Protocol,
-    Row,
     Study,
     begin_study,
     begin_trial,
@@ -47,7 +47,7 @@ def draw(tasks=("put-apple", "put-pear"), policies=POLICIES, trials=3, seed=0, *
     return draw_protocol("mock", tasks, policies, trials, seed, scene, **options)
 
 
-def result(study: Study, row: Row, success: bool | None, note: str = "") -> Trial:
+def result(study: Study, row: PlannedTrial, success: bool | None, note: str = "") -> Trial:
     return replace(void_trial(study, row, note), success=success, steps=9)
 
 
@@ -107,7 +107,7 @@ def test_a_sheet_is_read_as_it_was_written_and_never_overwritten(tmp_path):
         (('"policy": "A"', '"policy": "C"'), "has policy 'C'; there are: "),
         (('"trial": 3', '"trial": 7'), "row 3 is numbered 7"),
         (('"format": 1', '"format": 9'), "format 9, this version reads 1"),
-        (('"looks"', '"lokos"'), "unknown key 'lokos'; did you mean 'looks'?"),
+        (('"randomization"', '"randomisation"'), "unknown key 'randomisation'; did you mean 'randomization'?"),
         (('"arm": "mock"', '"arm": 3'), "arm is 3; expected str"),
         (('"key": "', '"key": "0'), "does not belong to"),
         (('"name": "put-apple-1"', '"name": "put-apple-2"'), "two layouts share a name"),

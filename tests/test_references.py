@@ -25,10 +25,10 @@ def members(name: str, points: np.ndarray) -> list[list[int]]:
 
 
 def test_nn2_says_which_successes_are_behind_each_centre():
-    found = parse_references("nn2")(TWO_PAIRS_AND_ONE)
+    found = parse_references("dbscan-auto")(TWO_PAIRS_AND_ONE)
     assert found.centres.ravel() == pytest.approx([0.05, 5.1, 7.0])
     assert (found.k, found.sizes.tolist(), found.noise, found.eps) == (3, [2, 2, 1], 1, pytest.approx(0.4))
-    assert members("nn2", TWO_PAIRS_AND_ONE) == [[0, 1], [2, 3], [4]]
+    assert members("dbscan-auto", TWO_PAIRS_AND_ONE) == [[0, 1], [2, 3], [4]]
 
 
 def test_a_number_is_the_radius():
@@ -104,7 +104,7 @@ def test_external_points_are_centres_of_their_own_or_clustered_by_name():
     assert centres("external:mean", TWO_PAIRS_AND_ONE) == pytest.approx([3.46])
 
 
-@pytest.mark.parametrize("name", ["nn2", "0.7", "hdbscan", "mean"])
+@pytest.mark.parametrize("name", ["dbscan-auto", "0.7", "hdbscan", "mean"])
 def test_fewer_than_four_are_their_mean(name):
     assert centres(name, np.array([[0.0], [0.2], [10.0]])) == pytest.approx([3.4])
 
@@ -129,7 +129,9 @@ def test_copies_of_one_success_are_at_distance_zero(name):
     "name", ["", "nn3", "0", "-1", "nan", "inf", "external:", "external:none", "external:external"]
 )
 def test_an_unknown_name_lists_those_there_are(name):
-    with pytest.raises(UsageError, match=r"there are: nn2, mean, nearest, knn3, medoid, hdbscan, siirl, external"):
+    with pytest.raises(
+        UsageError, match=r"there are: dbscan-auto, mean, nearest, knn3, medoid, hdbscan, siirl, external"
+    ):
         parse_references(name)
 
 
@@ -176,7 +178,7 @@ def test_every_centre_says_who_is_behind_it(name, points):
 def test_a_small_step_changes_a_distance_by_no_more_than_the_step(points, seed):
     rng = np.random.default_rng(seed)
     start, step = rng.normal(size=(1, 3)) * 8, rng.normal(size=(1, 3)) * 0.1
-    for name in ("nn2", "knn3", "nearest"):
+    for name in ("dbscan-auto", "knn3", "nearest"):
         measure = parse_references(name)(points).distance
         assert abs(measure(start + step) - measure(start))[0] <= np.linalg.norm(step) + 1e-12
 

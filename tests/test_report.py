@@ -205,12 +205,12 @@ def test_noise_is_said():
 def test_few_successes_are_said():
     points = np.eye(3)
     for count, says in ((1, "One success"), (2, "2 successes are too few")):
-        references = parse_references("nn2")(points[:count])
+        references = parse_references("dbscan-auto")(points[:count])
         found = strategy_map("go", np.arange(3), np.arange(3) < count, points, references, np.arange(count))
         assert says in found.notes[0]
 
 
-@given(st.integers(0, 500), st.sampled_from(["nn2", "medoid", "hdbscan", "nearest", "mean", "0.5"]))
+@given(st.integers(0, 500), st.sampled_from(["dbscan-auto", "medoid", "hdbscan", "nearest", "mean", "0.5"]))
 def test_every_map_shows_members_of_its_clusters(seed, name):
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(9, 4)).round(1)
@@ -377,7 +377,7 @@ def test_names_of_files_are_distinct_and_readable():
 def test_a_task_of_any_text_is_drawn(tmp_path, task):
     points = np.random.default_rng(0).normal(size=(6, 3))
     success = np.arange(6) < 4
-    references = parse_references("nn2")(points[success])
+    references = parse_references("dbscan-auto")(points[success])
     own = strategy_map(task, np.arange(6), success, points, references, np.arange(4))
     strategy_figure.draw_strategy_map(own, [], tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 1000
@@ -385,7 +385,9 @@ def test_a_task_of_any_text_is_drawn(tmp_path, task):
 
 def test_one_episode_is_drawn_as_a_plain_statement(tmp_path):
     points = np.ones((1, 3))
-    own = strategy_map("go", np.arange(1), np.ones(1, bool), points, parse_references("nn2")(points), np.arange(1))
+    own = strategy_map(
+        "go", np.arange(1), np.ones(1, bool), points, parse_references("dbscan-auto")(points), np.arange(1)
+    )
     strategy_figure.draw_strategy_map(own, [], tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 1000
 
@@ -642,7 +644,7 @@ def test_a_click_and_the_fragment_show_the_same(page):
 
 def test_tasks_and_measures_can_be_chosen(tmp_path, tiny_encoder_folder):
     root = record_squares(tmp_path / "d", [*SQUARES, ("go left", 20, 0.9, True), ("go left", 20, 0.2, False)])
-    buffer, _ = score_squares(root, tiny_encoder_folder, rules=Rules("loo", value="phase"))
+    buffer, _ = score_squares(root, tiny_encoder_folder, rules=Rules("loo", value="knn-time"))
     choose = "const choose = (id, value) => { const s = document.getElementById(id); s.value = value; "
     choose += "s.dispatchEvent(new Event('change')); };"
     copy = with_script(
@@ -651,7 +653,7 @@ def test_tasks_and_measures_can_be_chosen(tmp_path, tiny_encoder_folder):
     dom, _ = browse(copy, "", "--dump-dom")
     assert sorted(re.findall(r'data-curve="(\d+)"', dom)) == ["5"]  # the success has no neighbour outside its group
     assert "successes (1), 1 undefined" in dom
-    assert "step value (phase) of 1 failures" in dom
+    assert "step value (knn-time) of 1 failures" in dom
     unpinned, _ = browse(copy, "#episode=0", "--dump-dom")  # its task is left, so it is let go
     assert inside(unpinned, "details-title") == "Episode 0, success"
     back = with_script(tmp_path / "page.html", choose + "choose('task', '1'); location.hash = '#episode=0'")

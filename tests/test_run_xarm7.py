@@ -383,7 +383,10 @@ def test_bad_input(bench, cli, tmp_path):
     common = ("--task", "put-apple", "--output", tmp_path / "x")
     for option in ("--dry-run", "--confirm-fault", "--by-hand"):
         refused(cli("run", "--policy", tmp_path, *common, option), "for an arm that moves for real")
-    refused(cli("run", "--arm", bench.recipe, "--policy", "x", *common, "--looks", "0.5"), "--looks is of the mock arm")
+    refused(
+        cli("run", "--arm", bench.recipe, "--policy", "x", *common, "--randomization", "0.5"),
+        "--randomization is for the mock arm",
+    )
     refused(
         cli("record", "--arm", bench.recipe, "--task", "put-apple", "--episodes", 1, "--root", tmp_path / "r"),
         "lerobot-record",
@@ -401,7 +404,7 @@ def test_the_first_chunk_goes_at_the_pace_that_was_asked_for(bench):
     first, *others = np.abs(np.diff(path, axis=0)).max(axis=1)
     cap = CELL.limits.max_joint_speed_rad_s / CELL.fps
     assert 0.0 < first <= 0.1 * cap + 1e-9 and max(others) > 2.0 * first
-    assert "joint_step" in log["clips"][0]
+    assert "joint_step" in log["limited_by"][0]
 
 
 def test_nothing_is_left(bench):

@@ -15,7 +15,7 @@ from test_motion import HOME, LIMITS, TICK
 from srpo_robot.arm import kinematics
 from srpo_robot.arm.xarm7 import motion, wire
 from srpo_robot.arm.xarm7.motion import at_rest, brake, lowest
-from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, clip_bits, clip_layers
+from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, layer_bits, layers_of_bits
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.mock.controller import frames
 from srpo_robot.records import JOINTS, ArmCommand
@@ -114,7 +114,7 @@ def test_the_resting_place_is_where_braking_ends(seed, ticks):
 
 def test_clips_go_through_the_log_and_back():
     for i in range(1 << len(motion.LAYERS)):
-        assert clip_bits(clip_layers(i)) == i
+        assert layer_bits(layers_of_bits(i)) == i
     assert LOG.itemsize <= 512  # a pipe takes it whole or not at all
 
 

@@ -14,7 +14,7 @@ from test_evaluation import Script, Sink, ToyArm, ToyCell, rows, setup
 
 from srpo_robot.arm.actions import TCP_NAMES, make_action_space
 from srpo_robot.errors import ArmError, CheckpointError, PolicyError, UndecodableActions, UsageError
-from srpo_robot.evaluation.policy import Background
+from srpo_robot.evaluation.policy import PENDING, AsyncRunner
 from srpo_robot.evaluation.runtime import Redo, Step, run_episode
 from srpo_robot.evaluation.served_policy import (
     PolicyServer,
@@ -47,54 +47,54 @@ def seen(arm: ToyArm | None = None) -> Observation:
 
 
 def test_answers_are_those_of_the_policy():
-    with Background(Script(rows(3)), 10.0, 10.0) as thinker:
-        thinker.reset(0)
-        answer = thinker.think(seen())
+    with AsyncRunner(Script(rows(3)), 10.0, 10.0) as runner:
+        runner.reset(0)
+        answer = runner.think(seen())
         assert isinstance(answer, ActionChunk) and len(answer.actions) == 3
-        assert thinker.think(seen()) is None
+        assert runner.think(seen()) is None
     assert not any(thread.name == "policy" for thread in threading.enumerate())
 
 
 def test_a_late_answer_is_waited_for_and_belongs_to_its_question():
     policy = Slow(rows(3))
-    with Background(policy, 0.001, 10.0) as thinker:
-        thinker.reset(0)
+    with AsyncRunner(policy, 0.001, 10.0) as runner:
+        runner.reset(0)
         arm = ToyArm()
-        assert thinker.think(seen(arm)) == "late"
+        assert runner.think(seen(arm)) == PENDING
         arm.driven.append(ArmCommand(arm.home_rad, 0.04))
-        assert thinker.think(seen(arm)) == "late"
+        assert runner.think(seen(arm)) == PENDING
         policy.go.set()
-        while (answer := thinker.think(seen(arm))) == "late":
+        while (answer := runner.think(seen(arm))) == PENDING:
             time.sleep(0.001)
         assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, asked once
 
 
 def test_what_was_thought_for_the_last_trial_is_dropped():
     policy = Slow(rows(6))
-    with Background(policy, 0.001, 10.0) as thinker:
-        thinker.reset(0)
-        assert thinker.think(seen()) == "late"
+    with AsyncRunner(policy, 0.001, 10.0) as runner:
+        runner.reset(0)
+        assert runner.think(seen()) == PENDING
         policy.asked.acquire()
         policy.go.set()
-        thinker.reset(1)
-        while (answer := thinker.think(seen())) == "late":
+        runner.reset(1)
+        while (answer := runner.think(seen())) == PENDING:
             time.sleep(0.001)
         assert isinstance(answer, ActionChunk) and policy.at == 3  # begun anew, one chunk in
 
 
 def test_a_policy_that_never_answers_is_given_up():
     policy = Slow(rows(3))
-    with Background(policy, 0.001, 0.05) as thinker:
-        thinker.reset(0)
+    with AsyncRunner(policy, 0.001, 0.05) as runner:
+        runner.reset(0)
 
         def wait_for_it() -> None:
-            while thinker.think(seen()) == "late":
+            while runner.think(seen()) == PENDING:
                 time.sleep(0.001)
 
         with pytest.raises(PolicyError, match="has not answered for 0.05 s"):
             wait_for_it()
         with pytest.raises(PolicyError, match="has not answered"):
-            thinker.reset(1)  # still busy
+            runner.reset(1)  # still busy
         policy.go.set()
 
 
@@ -107,13 +107,13 @@ class Crashing(Script):
 
 def test_a_crash_is_one_line_and_refusals_stay_what_they_are():
     policy = Crashing(rows(3))
-    with Background(policy, 10.0, 10.0) as thinker:
-        thinker.reset(0)
+    with AsyncRunner(policy, 10.0, 10.0) as runner:
+        runner.reset(0)
         with pytest.raises(PolicyError, match="the policy crashed: RuntimeError: CUDA out of memory"):
-            thinker.think(seen())
+            runner.think(seen())
         policy.error = UndecodableActions("no action in it")
         with pytest.raises(UndecodableActions, match="no action in it"):
-            thinker.think(seen())
+            runner.think(seen())
 
 
 # --- in the loop
@@ -134,8 +134,8 @@ class WatchfulArm(ToyArm):
 def test_the_arm_holds_and_counts_while_the_policy_is_late():
     arm, policy, sink, steps = WatchfulArm(), Slow(rows(4, z=0.24), execute=4), Sink(), list[Step]()
     arm.policy = policy
-    with Background(policy, 0.001, 10.0) as thinker:
-        made = setup(arm, ToyCell(arm), time_limit_s=1.0, thinker=thinker, log=steps.append)
+    with AsyncRunner(policy, 0.001, 10.0) as runner:
+        made = setup(arm, ToyCell(arm), time_limit_s=1.0, runner=runner, log=steps.append)
         outcome = run_episode(made, policy, 0, sink)
     assert outcome.late >= 3 and outcome.steps <= 10
     held = [step for step in steps if step.row < 0]
@@ -148,8 +148,8 @@ def test_the_arm_holds_and_counts_while_the_policy_is_late():
 
 def test_a_crash_ends_the_episode_and_nothing_half_is_kept():
     arm, sink = ToyArm(), Sink()
-    with Background(Crashing(rows(3)), 10.0, 10.0) as thinker, pytest.raises(PolicyError, match="crashed"):
-        run_episode(setup(arm, ToyCell(arm), thinker=thinker), Script(rows(3)), 0, sink)
+    with AsyncRunner(Crashing(rows(3)), 10.0, 10.0) as runner, pytest.raises(PolicyError, match="crashed"):
+        run_episode(setup(arm, ToyCell(arm), runner=runner), Script(rows(3)), 0, sink)
     assert sink.ends == [None]
 
 

@@ -248,7 +248,7 @@ def test_drawn_by_weight_only_frames_that_have_weight_are_seen(buffer, tmp_path)
 
 
 def test_actions_with_weights_of_their_own_cannot_be_drawn(buffer, weights, tmp_path):
-    recipe = replace(RECIPE, weights_as="sampling", timestep_weights=True)
+    recipe = replace(RECIPE, weights_as="sampling", action_weights=True)
     with pytest.raises(UsageError, match='set weights_as to "loss"'):
         train(buffer, recipe, weights, tmp_path / "run", device="cpu")
 

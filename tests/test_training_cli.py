@@ -121,11 +121,11 @@ def test_other_weights_need_no_audit(cli, scored, recipe, tmp_path, scheme):
 
 
 def test_weights_of_every_action_train_too(cli, scored, recipe, tmp_path):
-    train = ("train-awr", scored, "--policy", recipe("timestep_weights = true"), "--output", tmp_path / "out")
+    train = ("train-awr", scored, "--policy", recipe("action_weights = true"), "--output", tmp_path / "out")
     code, _, err = cli(*train, "--accept-audit")
     assert code == 0, err
     assert len(lines(tmp_path / "out")) == 3
-    refused(cli(*train, "--weights", "rabc"), "timestep_weights are AWR's", "--weights awr")
+    refused(cli(*train, "--weights", "rabc"), "action_weights are AWR's", "--weights awr")
 
 
 def test_lora_trains_adapters_only_and_goes_on(cli, scored, recipe, tmp_path):

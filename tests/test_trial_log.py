@@ -27,7 +27,7 @@ def step(number: int, row: int = 0) -> Step:
     state = ArmState(100.0 + 0.1 * number, np.full(7, 0.01 * number), 0.05)
     sent = Limited(ArmCommand(np.full(7, 0.02 * number), 0.06), ("joint_step",))
     asked = ArmCommand(np.full(7, 0.03 * number), 0.07)
-    return Step(number, Observation(state, asked, {"front": image}), asked, sent, 2, row, sent.clips)
+    return Step(number, Observation(state, asked, {"front": image}), asked, sent, 2, row, sent.limited_by)
 
 
 class Ticks:
@@ -59,7 +59,7 @@ def check(folder, steps: int) -> None:
     assert log["sent_rad"] == pytest.approx(np.tile(0.02 * np.arange(steps)[:, None], 7))
     assert log["reached_rad"] == pytest.approx(np.tile(0.01 * np.arange(steps)[:, None], 7))
     assert log["arm_s"] == pytest.approx(100.0 + 0.1 * np.arange(steps))
-    assert log["clips"].tolist() == ["joint_step"] * steps
+    assert log["limited_by"].tolist() == ["joint_step"] * steps
     ticks = read_log(folder, TICKS)
     assert ticks["time_s"] == pytest.approx(0.01 * np.arange(len(ticks["time_s"])))
     assert len(ticks["time_s"]) >= 10 * steps and ticks["sent_rad"][3].tolist() == list(range(7))

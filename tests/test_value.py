@@ -13,12 +13,12 @@ from srpo_robot.progress.value import (
     NO_FAILURE,
     NO_NEIGHBOUR,
     averages,
-    eq5,
-    expected_return,
+    knn_return,
+    knn_time,
     normalised_time,
     parse_value,
-    phase,
     sigmoid,
+    window_rewards,
 )
 from srpo_robot.records import Episode
 
@@ -56,16 +56,16 @@ def test_normalised_time_ends_at_one():
 
 def test_eq5_standardises_by_the_pool():
     # pool 1 and 3: mean 2, std 1; d = 2, 3, 1: z = 0, 1, -1
-    found = eq5(np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0]))
+    found = window_rewards(np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0]))
     assert found == pytest.approx([0.4, 0.8 * 0.2689414, 0.8 * 0.7310586])
-    assert eq5(np.array([3.0]), np.array([1.0, 3.0]), literal=True) == pytest.approx([0.8 * 0.7310586])
-    assert np.isnan(eq5(np.array([3.0]), np.zeros(0))).all()
+    assert window_rewards(np.array([3.0]), np.array([1.0, 3.0]), literal=True) == pytest.approx([0.8 * 0.7310586])
+    assert np.isnan(window_rewards(np.array([3.0]), np.zeros(0))).all()
 
 
 def test_phase_is_the_mean_time_of_the_nearest_success_windows():
     embeddings = [column(0.0, 1.0, 2.0), column(0.1, 1.1, 2.2), column(0.9, 5.0)]
     times = [np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 1.0]), np.array([0.5, 1.0])]
-    found = phase(embeddings, times, [True, True, False], ["a", "b", "c"], neighbours=2)
+    found = knn_time(embeddings, times, [True, True, False], ["a", "b", "c"], neighbours=2)
     # 0.9: 1.0 (.5) and 1.1 (.4); 5.0: 2.2 (1) and 2.0 (1)
     assert found[2] == pytest.approx([0.45, 1.0])
     # episode 0 sees episode 1 only. 0: .1 (0), 1.1 (.4); 1: 1.1 (.4), .1 (0); 2: 2.2 (1), 1.1 (.4)
@@ -75,7 +75,7 @@ def test_phase_is_the_mean_time_of_the_nearest_success_windows():
 def test_return_counts_a_failure_as_zero():
     embeddings = [column(0.0, 1.0), column(0.9, 3.0), column(1.05, 3.1)]
     times = [np.array([0.5, 1.0])] * 3
-    found = expected_return(embeddings, times, [True, False, False], ["a", "b", "c"], neighbours=2)
+    found = knn_return(embeddings, times, [True, False, False], ["a", "b", "c"], neighbours=2)
     # 0.9: 1.0 (success, 1) and 1.05 (failure, 0); 3.0: 3.1 (failure) and 1.05 (failure)
     assert found[1] == pytest.approx([0.5, 0.0])
     assert np.isnan(found[0]).all()  # its own is the only success
@@ -88,13 +88,13 @@ def test_windows_tied_with_the_last_neighbour_all_count():
 
 
 def test_the_bank_may_be_smaller_than_the_neighbours():
-    found = phase([column(0.0, 1.0), column(5.0)], [np.array([0.0, 1.0]), np.ones(1)], [True, False], ["a", "b"], 10)
+    found = knn_time([column(0.0, 1.0), column(5.0)], [np.array([0.0, 1.0]), np.ones(1)], [True, False], ["a", "b"], 10)
     assert found[1].tolist() == [0.5]
     assert np.isnan(found[0]).all()
 
 
 def test_an_unknown_value_lists_those_there_are():
-    with pytest.raises(UsageError, match="there are: progress, eq5, phase, return"):
+    with pytest.raises(UsageError, match="there are: progress, reward, knn-time, knn-return"):
         parse_value("rewards")
 
 
@@ -111,25 +111,25 @@ def test_the_value_is_progress_unless_asked_otherwise():
 def test_eq5_on_the_windows_of_a_dataset():
     # the failure's distances to 4 are 3, 2, 1: mean 2, std .8165; the success's to its own end are 4, 2, 0
     windows = [line(0.0, 2.0, 4.0), line(1.0, 2.0, 3.0)]
-    scores = score([episode(0, True), episode(1, False)], windows, Rules(value="eq5"))
+    scores = score([episode(0, True), episode(1, False)], windows, Rules(value="reward"))
     z = np.sqrt(1.5)
     assert scores.values[1][10:] == pytest.approx(0.8 * sigmoid(np.array([-z, 0.0, z])))
     assert scores.values[0][10:] == pytest.approx(0.8 * sigmoid(np.array([-2 * z, 0.0, 2 * z])))
     assert set(scores.values[1][:10]) == {scores.values[1][10]}  # held before the first window
-    literal = score([episode(0, True), episode(1, False)], windows, Rules("paper-literal", value="eq5"))
+    literal = score([episode(0, True), episode(1, False)], windows, Rules("paper-literal", value="reward"))
     assert literal.values[1][10:] == pytest.approx(0.8 * sigmoid(np.array([z, 0.0, -z])))
 
 
 def test_eq5_without_a_failure_is_nan_with_a_reason():
-    scores = score([episode(0, True)], [line(0.0, 2.0, 4.0)], Rules(value="eq5"))
+    scores = score([episode(0, True)], [line(0.0, 2.0, 4.0)], Rules(value="reward"))
     assert np.isnan(scores.values[0]).all()
     assert scores.value_reasons == (NO_FAILURE,)
-    assert any("without a value 'eq5'" in text for text in scores.warnings)
+    assert any("without a value 'reward'" in text for text in scores.warnings)
 
 
 def test_eq5_of_equally_far_failures_is_flat_and_warned_about():
     windows = [line(0.0, 2.0, 4.0), line(3.0, 3.0, 3.0), line(5.0, 5.0, 5.0)]
-    scores = score([episode(0, True), episode(1, False), episode(2, False)], windows, Rules(value="eq5"))
+    scores = score([episode(0, True), episode(1, False), episode(2, False)], windows, Rules(value="reward"))
     assert scores.values[1].tolist() == [0.4] * 13
     assert any("alpha/2 throughout" in text for text in scores.warnings)
 
@@ -139,7 +139,7 @@ def test_phase_of_strided_windows_is_interpolated():
     success = line(0.0, 4.0, 10.0, ends=ends)
     failure = line(0.1, 4.1, 0.2, ends=ends)
     scores = score(
-        [episode(0, True, 21), episode(1, False, 21)], [success, failure], Rules(value="phase", neighbours=1)
+        [episode(0, True, 21), episode(1, False, 21)], [success, failure], Rules(value="knn-time", neighbours=1)
     )
     value = scores.values[1]
     assert value[[10, 14, 20]] == pytest.approx([0.5, 0.7, 0.5])
@@ -147,27 +147,27 @@ def test_phase_of_strided_windows_is_interpolated():
     assert ((value >= 0.5) & (value <= 0.7)).all()
     assert np.isnan(scores.values[0]).all()
     assert scores.value_reasons == (NO_NEIGHBOUR, "")
-    assert any("1 episodes without a value 'phase'" in text for text in scores.warnings)
+    assert any("1 episodes without a value 'knn-time'" in text for text in scores.warnings)
 
 
 def test_return_without_a_failure_is_phase_and_says_so():
     episodes = [episode(i, True) for i in range(3)]
     windows = [line(0.0, 1.0, 2.0 + i) for i in range(3)]
-    by_return = score(episodes, windows, Rules(value="return", neighbours=2))
-    by_phase = score(episodes, windows, Rules(value="phase", neighbours=2))
+    by_return = score(episodes, windows, Rules(value="knn-return", neighbours=2))
+    by_phase = score(episodes, windows, Rules(value="knn-time", neighbours=2))
     assert np.concatenate(by_return.values) == pytest.approx(np.concatenate(by_phase.values))
-    assert any("is 'phase'" in text for text in by_return.warnings)
+    assert any("is 'knn-time'" in text for text in by_return.warnings)
 
 
 def test_a_short_episode_has_a_phase_and_no_increment():
     short = WindowEmbeddings(np.array([6]), np.array([[2.0, 1.0]]))
     episodes = [episode(0, True), episode(1, False, 7)]
-    scores = score(episodes, [line(0.0, 1.0, 2.0), short], Rules(value="phase", neighbours=1))
+    scores = score(episodes, [line(0.0, 1.0, 2.0), short], Rules(value="knn-time", neighbours=1))
     assert scores.values[1].tolist() == [1.0] * 7
 
 
 def test_left_out_tasks_have_no_value():
-    scores = score([episode(0, False)], [line(0.0, 1.0, 2.0)], Rules("siirl", value="eq5"))
+    scores = score([episode(0, False)], [line(0.0, 1.0, 2.0)], Rules("siirl", value="reward"))
     assert scores.value_reasons == (NO_SUCCESS,)
 
 
@@ -181,7 +181,7 @@ def random_task(seed: int, episodes: int = 8, windows: int = 6):
     return embeddings, times, [i < 5 for i in range(episodes)], [f"group {i // 2}" for i in range(episodes)]
 
 
-@pytest.mark.parametrize("estimate", [phase, expected_return])
+@pytest.mark.parametrize("estimate", [knn_time, knn_return])
 @given(seed=st.integers(0, 2**32 - 1), order=st.permutations(range(8)))
 @settings(max_examples=25)
 def test_values_stay_in_0_and_1_and_ignore_the_order_of_episodes(estimate, seed, order):
@@ -197,24 +197,24 @@ def test_values_stay_in_0_and_1_and_ignore_the_order_of_episodes(estimate, seed,
 @settings(max_examples=25)
 def test_an_episodes_own_group_never_matters_to_it(seed):
     embeddings, times, success, groups = random_task(seed)
-    straight = phase(embeddings, times, success, groups)
-    more = phase([*embeddings, embeddings[0]], [*times, times[0]], [*success, True], [*groups, groups[0]])
+    straight = knn_time(embeddings, times, success, groups)
+    more = knn_time([*embeddings, embeddings[0]], [*times, times[0]], [*success, True], [*groups, groups[0]])
     assert more[0] == pytest.approx(straight[0])
     assert more[1] == pytest.approx(straight[1])  # episodes 0 and 1 share a group
 
 
 def test_chunks_change_nothing(monkeypatch):
     columns = random_task(3)
-    whole = expected_return(*columns)
+    whole = knn_return(*columns)
     monkeypatch.setattr(value_module, "CHUNK_NUMBERS", 1)  # one query at a time
-    assert np.concatenate(expected_return(*columns)) == pytest.approx(np.concatenate(whole))
+    assert np.concatenate(knn_return(*columns)) == pytest.approx(np.concatenate(whole))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
 @settings(max_examples=25)
 def test_averages_agree_with_a_plain_search(seed, neighbours):
     embeddings, times, success, groups = random_task(seed)
-    found = phase(embeddings, times, success, groups, neighbours)
+    found = knn_time(embeddings, times, success, groups, neighbours)
     for i, own in enumerate(embeddings):
         bank = [j for j in range(8) if success[j] and groups[j] != groups[i]]
         points, clock = np.concatenate([embeddings[j] for j in bank]), np.concatenate([times[j] for j in bank])
@@ -243,7 +243,7 @@ def test_phase_falls_at_a_drop_and_distance_to_the_end_does_not():
     episodes = [episode(i, i < 8, 61) for i in range(12)]
     for profile in ("paper", "loo"):
         by_distance = score(episodes, windows, Rules(profile, references="nearest"))
-        by_phase = score(episodes, windows, Rules(profile, value="phase"))
+        by_phase = score(episodes, windows, Rules(profile, value="knn-time"))
         for i in range(8, 12):
             assert by_distance.values[i][drop] > by_distance.values[i][drop - 1] + 0.05  # the drop is rewarded
             assert by_phase.values[i][drop] < by_phase.values[i][drop - 1] - 0.05  # the drop is noticed

@@ -24,11 +24,11 @@ from srpo_robot.awr.tables import (
     weigh_buffer,
 )
 from srpo_robot.awr.weights import (
+    action_weights,
     awr_weights,
     effective_sample_size,
     rabc_weights,
     success_weights,
-    timestep_weights,
     uniform_weights,
 )
 from srpo_robot.buffer.opening import open_buffer
@@ -144,7 +144,7 @@ def test_rabc_refuses_what_it_cannot_weigh():
 
 def test_timestep_weights_by_hand():
     advantage = np.log([1.0, 2.0, 3.0, 4.0, 9.0])  # two episodes: 3 and 2 frames; the last is capped at 5
-    made = timestep_weights(advantage, [3, 2], chunk=3, beta=1.0, w_max=5.0)
+    made = action_weights(advantage, [3, 2], chunk=3, beta=1.0, w_max=5.0)
     raw = np.array([[1, 2, 3], [2, 3, 0], [3, 0, 0], [4, 5, 0], [5, 0, 0]])
     assert made == pytest.approx(raw / raw[raw > 0].mean(), rel=1e-6)
     assert made.dtype == np.float32
@@ -156,7 +156,7 @@ actions = hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-5, 5))
 @given(actions, st.integers(1, 60), st.floats(0.3, 3), st.integers(1, 39))
 def test_timestep_weights_have_mean_1_where_an_action_is_and_0_past_the_end(advantage, chunk, beta, cut):
     lengths = [cut, len(advantage) - cut] if cut < len(advantage) else [len(advantage)]
-    made = timestep_weights(advantage, lengths, chunk, beta, 20.0)
+    made = action_weights(advantage, lengths, chunk, beta, 20.0)
     ends = np.repeat(np.cumsum(lengths), lengths)
     valid = np.arange(len(advantage))[:, None] + np.arange(chunk) < ends[:, None]
     assert made.shape == (len(advantage), chunk)
@@ -168,13 +168,13 @@ def test_timestep_weights_have_mean_1_where_an_action_is_and_0_past_the_end(adva
 
 
 def test_an_undefined_action_weighs_nothing_in_any_chunk():
-    made = timestep_weights(np.array([0.0, np.nan, 0.0]), [3], 2, 1.0, 20.0)
+    made = action_weights(np.array([0.0, np.nan, 0.0]), [3], 2, 1.0, 20.0)
     assert (made == 0).tolist() == [[False, True], [True, False], [False, True]]
     assert made.sum() == pytest.approx(5)  # mean 1 over the five entries that exist
     with pytest.raises(TrainingError, match="no finite advantage"):
-        timestep_weights(np.full(3, np.nan), [3], 2, 1.0, 20.0)
+        action_weights(np.full(3, np.nan), [3], 2, 1.0, 20.0)
     with pytest.raises(UsageError, match="chunk of 0"):
-        timestep_weights(np.zeros(3), [3], 0, 1.0, 20.0)
+        action_weights(np.zeros(3), [3], 0, 1.0, 20.0)
 
 
 def test_a_buffers_actions_are_weighed_by_their_own_gain(scored):
@@ -252,7 +252,7 @@ def test_without_failures_there_is_no_ratio():
 
 
 def one_view(**changes):
-    sound = wg.View(1.0, 20.0, 0.5, 0.1, 0.05, {"success": 1.8, "failure": 0.3}, {}, {})
+    sound = wg.GridCell(1.0, 20.0, 0.5, 0.1, 0.05, {"success": 1.8, "failure": 0.3}, {}, {})
     return replace(sound, **changes)
 
 

@@ -27,7 +27,7 @@ from srpo_robot.arm.xarm7 import wire
 from srpo_robot.arm.xarm7.controller_codes import ControllerFault, Remedy
 from srpo_robot.arm.xarm7.driver import XArm7
 from srpo_robot.arm.xarm7.motion import lowest
-from srpo_robot.arm.xarm7.stream_loop import Phase
+from srpo_robot.arm.xarm7.stream_loop import StreamerState
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.mock.controller import ControllerServer, Firmware, KinematicPlant, free_host
 from srpo_robot.mock.controller.frames import Reply, Request, encode_reply
@@ -115,7 +115,7 @@ def test_it_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> Non
     start = arm.observe().state.joints_rad
     for k in range(1, 26):
         limited = arm.send(ArmCommand(start + 0.01 * k * TURN, 0.06))
-        assert set(limited.clips) <= {"gripper_step", "tcp_speed"}  # the second: where a busy machine made it late
+        assert set(limited.limited_by) <= {"gripper_step", "tcp_speed"}  # the second: where a busy machine made it late
     for _ in range(15):
         arm.send(ArmCommand(start + 0.25 * TURN, 0.06))
     for _ in range(5):
@@ -139,7 +139,7 @@ def test_the_log_tells_every_tick(arm: XArm7) -> None:
         arm.send(ArmCommand(start + 0.005 * k * TURN, 0.085))
     log = arm.take_log()
     assert len(log) >= 20 and arm.take_log().shape[0] < len(log)
-    assert (log["phase"] == Phase.STREAM).all() and (log["code"] == 0).all() and (log["mode"] == 1).all()
+    assert (log["phase"] == StreamerState.STREAM).all() and (log["code"] == 0).all() and (log["mode"] == 1).all()
     assert np.all(np.diff(log["time_s"]) > 0.004)  # no burst, whatever the machine did
     assert np.all(np.diff(log["target"]) >= 0) and log["target"][-1] >= 19
     assert np.abs(np.diff(log["sent_rad"][:, 0])).max() <= LAB.limits.max_joint_speed_rad_s * 0.01 + 1e-9
@@ -224,7 +224,7 @@ def test_the_first_chunk_goes_at_its_pace(recipe: HardwareRecipe, server: Contro
         start = arm.observe().state.joints_rad
         after_s = server.arm_state().time_s
         for _ in range(20):
-            assert "joint_step" in arm.send(ArmCommand(start + 0.5 * TURN, 0.085)).clips
+            assert "joint_step" in arm.send(ArmCommand(start + 0.5 * TURN, 0.085)).limited_by
         slow = np.abs(np.diff(set_points(server.heard(), after_s)[:, 0])).max()
         arm.pace = 1.0
         for _ in range(20):
@@ -241,7 +241,7 @@ def test_what_the_set_points_are_held_back_by_is_named_and_counts_as_executed(se
         seen: set[str] = set()
         for _ in range(20):
             limited = arm.send(ArmCommand(start + TURN, 0.085))
-            seen |= set(limited.clips)
+            seen |= set(limited.limited_by)
         assert "tcp_speed" in seen
         # 0.4 s at 0.02 m/s, 0.4 m from the base's axis: the reference did not run away from the set points.
         assert limited.command.joints_rad[0] - start[0] < 0.05

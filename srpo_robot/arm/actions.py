@@ -44,7 +44,7 @@ class ActionSpace:
         if self.names == JOINT_NAMES:
             return Limited(ArmCommand(action[:JOINTS], float(action[JOINTS])), ())
         target = np.clip(action[:3], self.limits.box_min_m, self.limits.box_max_m)
-        clips = ("workspace_box",) if np.any(target != action[:3]) else ()
+        limited_by = ("workspace_box",) if np.any(target != action[:3]) else ()
         solution = kinematics.inverse(
             target,
             kinematics.TOOL_DOWN,
@@ -55,8 +55,8 @@ class ActionSpace:
             posture_rad=self.posture_rad,
         )
         if not solution.reached:
-            return Limited(ArmCommand(previous.joints_rad, float(action[3])), (*clips, "unreachable"))
-        return Limited(ArmCommand(solution.joints_rad, float(action[3])), clips)
+            return Limited(ArmCommand(previous.joints_rad, float(action[3])), (*limited_by, "unreachable"))
+        return Limited(ArmCommand(solution.joints_rad, float(action[3])), limited_by)
 
     def action(self, command: ArmCommand) -> np.ndarray:
         """The action that `command` amounts to, (A,); the inverse of `command` for what was executed."""

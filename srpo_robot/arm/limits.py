@@ -77,7 +77,7 @@ class Limited:
     """A command inside the limits, and the layers that changed it (of `LAYERS`, in order)."""
 
     command: ArmCommand
-    clips: tuple[str, ...]
+    limited_by: tuple[str, ...]
 
 
 def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
@@ -91,11 +91,11 @@ def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     """
     if not (np.isfinite(asked.joints_rad).all() and np.isfinite(asked.gripper_m)):
         raise CommandRefused("a command with NaN or infinity was refused; the arm holds. Check the policy's output")
-    clips: list[str] = []
+    limited_by: list[str] = []
 
     def clipped(layer: str, before: np.ndarray | float, after: np.ndarray | float) -> None:
         if np.any(before != after):
-            clips.append(layer)
+            limited_by.append(layer)
 
     joints = np.clip(asked.joints_rad, limits.joint_min_rad, limits.joint_max_rad)
     clipped("joint_range", asked.joints_rad, joints)
@@ -106,7 +106,7 @@ def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     longest = float(np.abs(delta).max())
     if longest > limits.joint_step_rad:
         delta = delta * (limits.joint_step_rad / longest)
-        clips.append("joint_step")
+        limited_by.append("joint_step")
     joints = previous.joints_rad + delta
 
     step = float(np.clip(gripper - previous.gripper_m, -limits.gripper_step_m, limits.gripper_step_m))
@@ -114,9 +114,9 @@ def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     gripper = previous.gripper_m + step
 
     if not limits.inside_box(joints):
-        clips.append("workspace_box")
+        limited_by.append("workspace_box")
         joints = previous.joints_rad + _share_inside(previous.joints_rad, delta, limits) * delta
-    return Limited(ArmCommand(joints, gripper), tuple(clips))
+    return Limited(ArmCommand(joints, gripper), tuple(limited_by))
 
 
 def _share_inside(start_rad: np.ndarray, delta_rad: np.ndarray, limits: Limits) -> float:

@@ -38,7 +38,7 @@ from lerobot.configs.train import TrainPipelineConfig  # noqa: E402
 RAW_WEIGHTS = "raw_weights.safetensors"  # in training_state/: the trained weights, where the checkpoint holds others
 
 
-class Trainee(nn.Module):
+class LossModule(nn.Module):
     """A policy whose forward pass is its per-sample loss: DDP and FSDP act on `forward`, whatever a loss calls inside.
 
     Attributes:
@@ -50,9 +50,9 @@ class Trainee(nn.Module):
         self.policy = policy
         self._options = options
 
-    def forward(self, batch: dict[str, Any], timestep_weights: Tensor | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Any], action_weights: Tensor | None = None) -> Tensor:
         """Losses (B,) of a preprocessed batch; see `per_sample_loss`."""
-        return per_sample_loss(self.policy, batch, self._options, timestep_weights)
+        return per_sample_loss(self.policy, batch, self._options, action_weights)
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class Run:
     recipe: PolicyRecipe
     record: dict[str, Any]  # srpo.json
     output: Path
-    trainee: Any  # Trainee, as accelerate wraps it
+    loss_module: Any  # LossModule, as accelerate wraps it
     preprocessor: Any
     postprocessor: Any
     optimizer: Any
@@ -75,7 +75,7 @@ class Run:
     @property
     def policy(self) -> Any:
         """The policy itself, without the wrappers."""
-        return self.accelerator.unwrap_model(self.trainee).policy
+        return self.accelerator.unwrap_model(self.loss_module).policy
 
     @property
     def sharded(self) -> bool:
@@ -157,7 +157,7 @@ def _part(place: Path) -> Path:
 
 def _gathered(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The policy's whole weights and the optimizer's whole state on the main process, of parts on every process."""
-    weights, moments = gather_fsdp_state_dicts(run.trainee, run.optimizer)
+    weights, moments = gather_fsdp_state_dicts(run.loss_module, run.optimizer)
     return {name.removeprefix("policy."): tensor for name, tensor in weights.items()}, moments
 
 
@@ -230,7 +230,7 @@ def load_state(start: Path, optimizer: Any, scheduler: Any, sharded: bool) -> in
 
 def load_sharded_optimizer(run: Run, start: Path) -> None:
     """Under FSDP: deal the optimizer's state out to the processes. After accelerate has prepared the run."""
-    load_fsdp_optimizer_state(run.trainee, run.optimizer, start)
+    load_fsdp_optimizer_state(run.loss_module, run.optimizer, start)
 
 
 def _unusable(start: Path, error: Exception) -> CheckpointError:

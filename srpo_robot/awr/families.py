@@ -37,7 +37,7 @@ class Family:
     Attributes:
         name: as in recipes and in config.json.
         config: lerobot's config class.
-        policy: lerobot's policy class, extended by `forward(batch, options=..., timestep_weights=...)` -> (B,).
+        policy: lerobot's policy class, extended by `forward(batch, options=..., action_weights=...)` -> (B,).
         processors: makes (preprocessor, postprocessor) of (config, statistics).
         lora_targets: default LoRA targets, a regular expression over module names.
         downloads: Hub ids of what lerobot fetches to build it, the most likely to be missing first.

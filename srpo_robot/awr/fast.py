@@ -55,12 +55,12 @@ class Pi0Fast(PI0FastPolicy):
         batch: dict[str, Any],
         *,
         options: LossOptions | None = None,
-        timestep_weights: Tensor | None = None,
+        action_weights: Tensor | None = None,
     ) -> Any:
         """lerobot's forward; with `options` the loss of each sample, see `losses.per_sample_loss`."""
         if options is None:
             return super().forward(batch)
-        if timestep_weights is not None:
+        if action_weights is not None:
             raise TrainingError("pi0_fast has no loss per action: its tokens are frequencies of the whole chunk")
         nll, counts = self.token_nll(batch)
         excluded = batch["action_is_pad"].to(nll.device).any(dim=1) if options.padding == "masked" else None

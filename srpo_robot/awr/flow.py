@@ -47,14 +47,14 @@ class _PerSample:
         reduction: str = "mean",
         *,
         options: LossOptions | None = None,
-        timestep_weights: Tensor | None = None,
+        action_weights: Tensor | None = None,
     ) -> Any:
         """lerobot's forward; with `options` the loss of each sample, see `losses.per_sample_loss`."""
         if options is None:
             return super().forward(batch, reduction=reduction)  # type: ignore[misc]
         errors = self._errors(batch)[:, :, : self.config.output_features[ACTION].shape[0]]
         padded = batch[_IS_PAD].to(errors.device) if options.padding == "masked" else None
-        return chunk_loss(errors, padded, timestep_weights)
+        return chunk_loss(errors, padded, action_weights)
 
     def _errors(self, batch: dict[str, Any]) -> Tensor:
         """Squared errors (B, chunk, max_action_dim)."""

@@ -27,7 +27,7 @@ class LossOptions:
 
 
 def per_sample_loss(
-    policy: Any, batch: dict[str, Any], options: LossOptions | None = None, timestep_weights: Tensor | None = None
+    policy: Any, batch: dict[str, Any], options: LossOptions | None = None, action_weights: Tensor | None = None
 ) -> Tensor:
     """The policy's own loss for each sample of a preprocessed batch: (B,), with gradient.
 
@@ -39,31 +39,31 @@ def per_sample_loss(
         policy: of `build_policy` or `load_policy`; accelerate and peft may have wrapped it.
         batch: what the policy's preprocessor returned; with `action_is_pad` (B, chunk) where padding is masked.
         options: default `LossOptions()`.
-        timestep_weights: (B, chunk) non-negative, a weight for each action of a chunk; flow-matching only.
+        action_weights: (B, chunk) non-negative, a weight for each action of a chunk; flow-matching only.
 
     Raises:
         TrainingError: timestep weights for a policy that has no loss per action.
     """
-    return policy(batch, options=options or LossOptions(), timestep_weights=timestep_weights)
+    return policy(batch, options=options or LossOptions(), action_weights=action_weights)
 
 
-def chunk_loss(errors: Tensor, padded: Tensor | None = None, timestep_weights: Tensor | None = None) -> Tensor:
+def chunk_loss(errors: Tensor, padded: Tensor | None = None, action_weights: Tensor | None = None) -> Tensor:
     """One loss a sample from the errors of a chunk's actions.
 
     Args:
         errors: (B, chunk, A) of the action's real dimensions.
         padded: (B, chunk) True for actions past the episode's end: they do not count. None: all count. The first action
             of a chunk is never padded.
-        timestep_weights: (B, chunk) or None.
+        action_weights: (B, chunk) or None.
 
     Returns:
         (B,) the mean over the actions that count of weight times error.
     """
-    if padded is None and timestep_weights is None:
+    if padded is None and action_weights is None:
         return errors.mean(dim=(1, 2))
     steps = errors.mean(dim=2)
-    if timestep_weights is not None:
-        steps = steps * timestep_weights.to(steps)
+    if action_weights is not None:
+        steps = steps * action_weights.to(steps)
     if padded is None:
         return steps.mean(dim=1)
     counts = (~padded).to(steps)

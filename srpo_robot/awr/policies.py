@@ -173,10 +173,10 @@ def _configure(kind: Family, recipe: PolicyRecipe, buffer: Buffer, base: Path | 
         kind.check(config)
     except RecipeError as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from None
-    if recipe.timestep_weights and kind.acts_in_tokens:
+    if recipe.action_weights and kind.acts_in_tokens:
         raise RecipeError(
             f"recipe {recipe.name}: {kind.name} acts in tokens of whole chunks, so no action has a loss of its own; "
-            "set timestep_weights = false"
+            "set action_weights = false"
         )
     _set_features(config, recipe, buffer, [] if saved is None else list(saved.image_features))
     return config

@@ -87,9 +87,9 @@ def check_recipe(recipe: PolicyRecipe) -> None:
         raise UsageError(f"recipe {recipe.name}: image_shift {recipe.image_shift} must be at least 0 and below 0.5")
     if not 0 <= recipe.state_noise < 1:
         raise UsageError(f"recipe {recipe.name}: state_noise {recipe.state_noise} must be at least 0 and below 1")
-    if recipe.timestep_weights and recipe.weights_as == "sampling":
+    if recipe.action_weights and recipe.weights_as == "sampling":
         raise UsageError(
-            f"recipe {recipe.name}: timestep_weights weigh the actions of a frame, which is drawn whole; "
+            f"recipe {recipe.name}: action_weights weigh the actions of a frame, which is drawn whole; "
             'set weights_as to "loss"'
         )
 

@@ -11,10 +11,10 @@ from srpo_robot.awr.advantage import Advantages, advantages
 from srpo_robot.awr.weight_grid import LABELS, frames_of
 from srpo_robot.awr.weights import (
     Weights,
+    action_weights,
     awr_weights,
     rabc_weights,
     success_weights,
-    timestep_weights,
     uniform_weights,
 )
 from srpo_robot.buffer.episodes import Buffer
@@ -53,7 +53,7 @@ class Weighted:
 
     Attributes:
         timestep: (N, chunk) float32, a weight for every action of a chunk in place of the frame's (see
-            `weights.timestep_weights`); None unless asked for.
+            `weights.action_weights`); None unless asked for.
     """
 
     advantages: Advantages
@@ -74,7 +74,7 @@ def weigh_buffer(buffer: Buffer, progress: Table, weighting: Weighting, chunk: i
     """
     found, total = total_advantage(buffer, progress, weighting)
     weights = awr_weights(total, weighting.beta, weighting.w_max)
-    timestep = None if chunk is None else action_weights(buffer, progress, weighting, chunk)
+    timestep = None if chunk is None else buffer_action_weights(buffer, progress, weighting, chunk)
     table = write_table(
         buffer.sidecar / TABLE,
         {
@@ -107,17 +107,17 @@ def total_advantage(buffer: Buffer, progress: Table, weighting: Weighting) -> tu
     return found, found.chunk + _trajectory_part(progress, weighting)
 
 
-def action_weights(buffer: Buffer, progress: Table, weighting: Weighting, chunk: int) -> np.ndarray:
+def buffer_action_weights(buffer: Buffer, progress: Table, weighting: Weighting, chunk: int) -> np.ndarray:
     """Weights (N, chunk) of every action of every chunk, by the gain over `step_horizon` frames from that action.
 
     Raises:
-        StaleTable, UsageError, TrainingError: see `total_advantage` and `weights.timestep_weights`.
+        StaleTable, UsageError, TrainingError: see `total_advantage` and `weights.action_weights`.
     """
     values, tasks = episode_values(buffer, progress), [episode.task for episode in buffer.episodes]
     own = advantages(values, weighting.step_horizon, 1, weighting.tail, weighting.baseline, tasks).chunk
     lengths = [episode.length for episode in buffer.episodes]
     total = own + _trajectory_part(progress, weighting)
-    return timestep_weights(total, lengths, chunk, weighting.beta, weighting.w_max)
+    return action_weights(total, lengths, chunk, weighting.beta, weighting.w_max)
 
 
 def rabc_buffer_weights(buffer: Buffer, progress: Table, chunk: int) -> Weights:

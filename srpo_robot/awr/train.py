@@ -27,8 +27,8 @@ from srpo_robot.awr.augment import Augmentation
 from srpo_robot.awr.checkpoints import (
     RAW_WEIGHTS,
     Ema,
+    LossModule,
     Run,
-    Trainee,
     any_process,
     load_sharded_optimizer,
     load_state,
@@ -64,7 +64,7 @@ def train(
     weights: np.ndarray,
     output: Path,
     *,
-    timestep_weights: np.ndarray | None = None,
+    action_weights: np.ndarray | None = None,
     resume: bool = False,
     steps: int | None = None,
     on_step: OnStep | None = None,
@@ -80,7 +80,7 @@ def train(
         weights: (N,) non-negative, by global frame index. A frame of weight 0 is drawn and contributes nothing;
             with the recipe's `weights_as = "sampling"` it is not drawn.
         output: folder of the run; new, or with `resume` that of an interrupted one.
-        timestep_weights: (N, chunk) non-negative, a weight for every action of a frame's chunk; then `weights` only
+        action_weights: (N, chunk) non-negative, a weight for every action of a frame's chunk; then `weights` only
             says what the run was made from.
         resume: go on from the last checkpoint of `output`.
         steps: optimizer steps in all; default `recipe.steps`, and on resume what the run was started with.
@@ -111,7 +111,7 @@ def train(
     start, total = open_run(output, record, resume, resolve_steps(recipe, steps), steps is not None)
     accelerator.wait_for_everyone()  # every process has looked at the folder before one of them writes
     run = _assemble(buffer, recipe, record | {"total_steps": total}, output, start, accelerator)
-    data = TrainingData(buffer, recipe, run.policy.config.chunk_size, weights, timestep_weights)
+    data = TrainingData(buffer, recipe, run.policy.config.chunk_size, weights, action_weights)
     disturb = Augmentation(buffer, recipe, run.policy.config)
     steps_of, held, checkpoint = _Steps(run, data, disturb), HeldOut(run, data), start
     log = MetricsLog(output, run.first_step, accelerator, track)
@@ -204,14 +204,14 @@ def _assemble(
         if ema is not None or recipe.lora_rank:
             load_trained(policy, start / "training_state" / RAW_WEIGHTS)
         first_step = load_state(start, optimizer, scheduler, sharded)
-    trainee = Trainee(policy, LossOptions(recipe.padding, recipe.token_balance))
-    trainee, optimizer, scheduler = accelerator.prepare(trainee, optimizer, scheduler)
+    loss_module = LossModule(policy, LossOptions(recipe.padding, recipe.token_balance))
+    loss_module, optimizer, scheduler = accelerator.prepare(loss_module, optimizer, scheduler)
     run = Run(
         accelerator=accelerator,
         recipe=recipe,
         record=record | {"tiny": sizes},
         output=output,
-        trainee=trainee,
+        loss_module=loss_module,
         preprocessor=preprocessor,
         postprocessor=postprocessor,
         optimizer=optimizer,
@@ -271,7 +271,7 @@ class _Steps:
         self._split = Split(recipe.batch_size, recipe.accumulate, accelerator.num_processes, accelerator.process_index)
         order = SampleOrder(data.trained, recipe.seed, self._split, run.first_step, data.drawn_by)
         self._batches = iter(data.loader(order))
-        self._noise = FlowNoise(run.trainee)
+        self._noise = FlowNoise(run.loss_module)
         self._seen: list[dict[str, Any]] = []
 
     def take(self, step: int) -> dict[str, float]:
@@ -280,7 +280,7 @@ class _Steps:
         run, passes = self._run, self._split.passes
         self._seen = []
         infos = [self._pass(step, number) for number in range(passes)]
-        norm = run.accelerator.clip_grad_norm_(run.trainee.parameters(), run.recipe.grad_clip_norm)
+        norm = run.accelerator.clip_grad_norm_(run.loss_module.parameters(), run.recipe.grad_clip_norm)
         if norm is None or not torch.isfinite(norm):
             self._give_up(step, f"the gradient of step {step} is NaN or infinite; lower learning_rate")
         rate = run.scheduler.get_last_lr()[0]
@@ -308,10 +308,10 @@ class _Steps:
             weights = torch.ones_like(weights)  # the weight has been spent on how often the frame is drawn
         # Between passes the processes need not agree on the gradient; FSDP would have to keep whole gradients for that.
         apart = number < split.passes - 1 and not run.sharded
-        with accelerator.no_sync(run.trainee) if apart else nullcontext():
+        with accelerator.no_sync(run.loss_module) if apart else nullcontext():
             seed_pass(seed, step, first)
             with accelerator.autocast(), self._noise.rows((seed, step), first, split.samples):
-                per_sample = run.trainee(run.preprocessor(batch), timestep)
+                per_sample = run.loss_module(run.preprocessor(batch), timestep)
             self._note(batch, per_sample)
             problem, loss, info = "", per_sample.sum(), {}
             try:

@@ -49,7 +49,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class View:
+class GridCell:
     """One set of weights, as shares and means; a mean of frames that do not exist is left out.
 
     Attributes:
@@ -93,12 +93,12 @@ def frames_of(episodes: Sequence[Episode]) -> Frames:
     return Frames(label, np.repeat(np.array([e.task for e in episodes], dtype=object), lengths), np.concatenate(phase))
 
 
-def view(weights: Weights, frames: Frames, beta: float, w_max: float) -> View:
+def view(weights: Weights, frames: Frames, beta: float, w_max: float) -> GridCell:
     """How `weights`, made with `beta` and `w_max`, are spread over `frames`."""
     values = weights.values
     heaviest = np.sort(values)[-math.ceil(TOP * len(values)) :]
     labels = [name for name in LABELS.values() if (frames.label == name).any()]
-    return View(
+    return GridCell(
         beta=beta,
         w_max=w_max,
         effective=weights.effective_sample_size / len(values),
@@ -112,7 +112,7 @@ def view(weights: Weights, frames: Frames, beta: float, w_max: float) -> View:
 
 def weight_grid(
     advantage: np.ndarray, frames: Frames, betas: Sequence[float] = BETAS, caps: Sequence[float] = CAPS
-) -> tuple[View, ...]:
+) -> tuple[GridCell, ...]:
     """A view for every beta and, within it, every cap. `advantage`: (N,), NaN where undefined.
 
     Raises:
@@ -121,7 +121,7 @@ def weight_grid(
     return tuple(view(awr_weights(advantage, b, w), frames, b, w) for b in betas for w in caps)
 
 
-def advice(seen: View, grid: Sequence[View] = ()) -> tuple[str, ...]:
+def advice(seen: GridCell, grid: Sequence[GridCell] = ()) -> tuple[str, ...]:
     """What is doubtful about a set of weights, in plain words, with what to try; () where nothing is."""
     lines = []
     if seen.top > MOST_IN_TOP or seen.effective < LEAST_EFFECTIVE:
@@ -159,7 +159,7 @@ def advice(seen: View, grid: Sequence[View] = ()) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _starved(seen: View) -> list[str]:
+def _starved(seen: GridCell) -> list[str]:
     """The tenths of successes whose mean weight is below LEAST_IN_PART of that of all their frames, in words."""
     if "success" not in seen.by_label:
         return []
@@ -169,7 +169,7 @@ def _starved(seen: View) -> list[str]:
     return [f"{share * number} to {share * (number + 1)} %" for number, weight in weights if weight < least]
 
 
-def _way_out(grid: Sequence[View]) -> str:
+def _way_out(grid: Sequence[GridCell]) -> str:
     """Of the views without doubts, the one with the most effective frames."""
     sound = [one for one in grid if one.sound]
     if not sound:

@@ -42,9 +42,7 @@ def awr_weights(advantage: np.ndarray, beta: float, w_max: float) -> Weights:
     return _scaled(raw, float(clipped.sum() / defined.sum()), int((~defined).sum()))
 
 
-def timestep_weights(
-    advantage: np.ndarray, lengths: Sequence[int], chunk: int, beta: float, w_max: float
-) -> np.ndarray:
+def action_weights(advantage: np.ndarray, lengths: Sequence[int], chunk: int, beta: float, w_max: float) -> np.ndarray:
     """A weight for every action of every chunk: (N, chunk) float32.
 
     The entry (t, k) weighs the action of frame t + k by that action's own advantage, min(exp(A_{t+k} / beta), w_max),

@@ -22,7 +22,7 @@ Dataset = Annotated[str, typer.Argument(help="A LeRobot v3.0 dataset: a folder, 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here, for scripts.", dir_okay=False)]
 ArmName = Annotated[str, typer.Option("--arm", help="A recipe of hardware/, for example mock.")]
 TaskName = Annotated[str, typer.Option("--task", help="A recipe of datasets/, for example put-apple.")]
-Looks = Annotated[
+Randomization = Annotated[
     float,
     typer.Option(
         help="Mock arm: how much light, colours and cameras vary between episodes, 0 (always the same) to 1 (clearly).",
@@ -74,12 +74,12 @@ def record(
         float, typer.Option(help="Share of episodes that fail on purpose.", min=0.0, max=1.0)
     ] = 0.5,
     seed: Seed = 0,
-    looks: Looks = 0.0,
+    randomization: Randomization = 0.0,
 ) -> None:
     """Record demonstrations into a buffer. On the mock arm: scripted, with chosen failures."""
     from srpo_robot.cli.running import record_demonstrations
 
-    record_demonstrations(arm, task, root, episodes, failure_rate, seed, looks)
+    record_demonstrations(arm, task, root, episodes, failure_rate, seed, randomization)
 
 
 @app.command(epilog="Example: srpo-robot repair data/apple")
@@ -138,13 +138,13 @@ def score_dataset(
     references: Annotated[
         str,
         typer.Option(
-            help="nn2, a number (DBSCAN eps), mean, nearest, knn3, medoid, hdbscan, siirl, external; "
+            help="dbscan-auto, a number (DBSCAN eps), mean, nearest, knn3, medoid, hdbscan, siirl, external; "
             "by default the profile's."
         ),
     ] = "",
     reference: Annotated[str | None, typer.Option(help="Another dataset whose successes are the references.")] = None,
     value: Annotated[
-        str, typer.Option(help="Step value that trains: progress (the paper, default), eq5, phase or return.")
+        str, typer.Option(help="Step value that trains: progress (the paper, default), reward, knn-time or knn-return.")
     ] = "",
     skip_task: Annotated[list[str] | None, typer.Option(help="Leave this task out; may be repeated.")] = None,
     skip_bad_episodes: Annotated[
@@ -476,7 +476,7 @@ def run(
         Path | None, typer.Option(help="Append the trials to this dataset instead of OUTPUT/dataset.")
     ] = None,
     seed: Seed = 10_000,
-    looks: Looks = 0.0,
+    randomization: Randomization = 0.0,
     device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Real arm: check everything, move nothing, record nothing.")
@@ -501,7 +501,7 @@ def run(
     from srpo_robot.cli.sessions import LiveOptions
 
     live = LiveOptions(output, first_pace, confirm_fault, by_hand, dry_run)
-    theirs = ("policy", "task", "arm", "trials", "record_to", "seed", "looks")
+    theirs = ("policy", "task", "arm", "trials", "record_to", "seed", "randomization")
     given = [name for name in theirs if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if protocol is not None and given:
         raise UsageError(f"the protocol says that already; leave out --{given[0].replace('_', '-')}")
@@ -512,7 +512,7 @@ def run(
         return
     if blind or not (policy and task):
         raise UsageError("--blind needs --protocol" if blind else "give --policy and --task, or --protocol")
-    run_trials(RunOptions(arm, task, policy, trials, live, record_to, seed, device, json, looks))
+    run_trials(RunOptions(arm, task, policy, trials, live, record_to, seed, device, json, randomization))
 
 
 @app.command(epilog="Example: srpo-robot check --arm xarm7 --policy outputs/awr --task put-apple")
@@ -567,12 +567,12 @@ def mock_lab(
         int, typer.Option(help="Command port; the real one, 502, needs privileges. 0: a free one.", min=0, max=65535)
     ] = 0,
     seed: Seed = 0,
-    looks: Looks = 0.0,
+    randomization: Randomization = 0.0,
 ) -> None:
     """An emulated xArm 7 with cameras on loopback, for the real driver: a lab in a terminal."""
     from srpo_robot.cli.mock_lab import mock_lab as open_lab
 
-    open_lab(task, recipe, host, port, seed, looks)
+    open_lab(task, recipe, host, port, seed, randomization)
 
 
 @app.command(
@@ -588,12 +588,12 @@ def protocol(
     by_task: Annotated[
         bool, typer.Option("--by-task", help="One task after the other, instead of a layout of each in turn.")
     ] = False,
-    looks: Looks = 0.0,
+    randomization: Randomization = 0.0,
 ) -> None:
     """Write a trial protocol: layouts, swaps and the order of the policies, drawn before the first trial."""
     from srpo_robot.cli.protocols import new_protocol
 
-    new_protocol(output, arm, tuple(task), tuple(policy), trials, seed, by_task, looks)
+    new_protocol(output, arm, tuple(task), tuple(policy), trials, seed, by_task, randomization)
 
 
 Runs = Annotated[list[Path], typer.Argument(help="Output folders of srpo-robot run.", show_default=False)]

@@ -22,9 +22,9 @@ from srpo_robot.progress.score import Rules
 from srpo_robot.progress.windows import WindowSpec, parse_windows
 
 if TYPE_CHECKING:
-    from srpo_robot.progress.evidence.audit import Evidence, Verdict
+    from srpo_robot.progress.evidence.audit import AuditResult, Evidence
     from srpo_robot.progress.evidence.baselines import Scorer
-    from srpo_robot.progress.evidence.benchmark import OracleRow, Row
+    from srpo_robot.progress.evidence.benchmark import OracleRow, ScorerRow
     from srpo_robot.progress.evidence.metrics import Estimate, Resampling
     from srpo_robot.progress.score import Scores, WindowEmbeddings
 
@@ -69,7 +69,7 @@ class BenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Candidate:
     """What both commands work on."""
 
     buffer: Buffer
@@ -82,7 +82,7 @@ class Bench:
         return replace(self.settings.rules, profile="loo", references="", value="")
 
 
-def prepare(test: UnderTest) -> Bench:
+def prepare(test: UnderTest) -> Candidate:
     """Open the dataset, find out which score is meant, load its encoder.
 
     Raises:
@@ -105,7 +105,7 @@ def prepare(test: UnderTest) -> Bench:
             settings.dtype,
             frames_per_clip=settings.windows.frames_per_clip,
         )
-    return Bench(buffer, encoder, replace(settings, windows=settings.windows.resolved(encoder.frames_per_clip)))
+    return Candidate(buffer, encoder, replace(settings, windows=settings.windows.resolved(encoder.frames_per_clip)))
 
 
 def _settings(buffer: Buffer, test: UnderTest) -> ScoreSettings:
@@ -134,7 +134,7 @@ def _settings(buffer: Buffer, test: UnderTest) -> ScoreSettings:
     )
 
 
-def embed_under_test(bench: Bench) -> Sequence[WindowEmbeddings | None]:
+def embed_under_test(bench: Candidate) -> Sequence[WindowEmbeddings | None]:
     """Windows of the score under test; from the store where it was scored before."""
     from srpo_robot.cli.scoring import embed_with_bar
     from srpo_robot.progress.pipeline import combined
@@ -142,7 +142,7 @@ def embed_under_test(bench: Bench) -> Sequence[WindowEmbeddings | None]:
     return combined(embed_with_bar(bench.buffer, bench.encoder, bench.settings, skip_bad=False))
 
 
-def score_others(bench: Bench, scorers: Sequence[Scorer], spec: WindowSpec) -> dict[str, Scores]:
+def score_others(bench: Candidate, scorers: Sequence[Scorer], spec: WindowSpec) -> dict[str, Scores]:
     """Nulls and rivals on the same episodes, each under a bar of its own."""
     from srpo_robot.progress.evidence.baselines import score_with
     from srpo_robot.progress.store import EmbeddingStore
@@ -229,27 +229,27 @@ def read_policies(path: Path, buffer: Buffer) -> list[str]:
     return [named.get(episode.index, "") for episode in buffer.episodes]
 
 
-def _external(options: BenchmarkOptions, bench: Bench) -> dict[str, np.ndarray] | None:
+def _external(options: BenchmarkOptions, bench: Candidate) -> dict[str, np.ndarray] | None:
     from srpo_robot.cli.scoring import external_from
 
     return external_from(options.reference, bench.encoder, bench.settings) if options.reference else None
 
 
 def _own_rows(
-    bench: Bench,
+    bench: Candidate,
     windows: Sequence[WindowEmbeddings | None],
     options: BenchmarkOptions,
     external: dict[str, np.ndarray] | None,
     policies: list[str] | None,
     resampling: Resampling,
-) -> list[Row]:
+) -> list[ScorerRow]:
     from srpo_robot.progress.evidence.benchmark import own_rows
 
     ablations = [name for name in options.ablate if name != "alpha"]
     return own_rows(bench.buffer.episodes, windows, bench.rules, ablations, external, policies, resampling)
 
 
-def _true_rows(bench: Bench, resampling: Resampling) -> list[Row]:
+def _true_rows(bench: Candidate, resampling: Resampling) -> list[ScorerRow]:
     """The simulator's true state as encoder, where it was recorded: what a perfect encoder would reach."""
     from srpo_robot.progress.evidence.benchmark import own_rows
 
@@ -260,7 +260,9 @@ def _true_rows(bench: Bench, resampling: Resampling) -> list[Row]:
     return [replace(row, name=f"true state, {row.name}", meaning="a perfect encoder") for row in rows]
 
 
-def _other_row(bench: Bench, scorer: Scorer, scores: Scores, policies: list[str] | None, resampling: Resampling) -> Row:
+def _other_row(
+    bench: Candidate, scorer: Scorer, scores: Scores, policies: list[str] | None, resampling: Resampling
+) -> ScorerRow:
     from srpo_robot.progress.evidence.benchmark import measure
 
     frozen = scorer.transform == "frozen-tail"
@@ -269,7 +271,7 @@ def _other_row(bench: Bench, scorer: Scorer, scores: Scores, policies: list[str]
     )
 
 
-def print_rows(rows: list[Row], bench: Bench) -> None:
+def print_rows(rows: list[ScorerRow], bench: Candidate) -> None:
     """One table a task where there are few, and the macro mean."""
     tasks = [found.task for found in rows[0].tables]
     for task in tasks if len(tasks) <= 5 else []:
@@ -287,9 +289,9 @@ def print_rows(rows: list[Row], bench: Bench) -> None:
             say(f"{row.name}: ranks policies as their success rates do: Kendall's tau {number(row.ranking.value, 2)}.")
 
 
-def print_table(title: str, rows: list[Row], tables: list[dict[str, Estimate]]) -> None:
+def print_table(title: str, rows: list[ScorerRow], tables: list[dict[str, Estimate]]) -> None:
     """A row a scorer, the nulls last. What is undefined is a dash, and its count and reason stand below."""
-    shown: list[tuple[Row, dict[str, Estimate]]] = []
+    shown: list[tuple[ScorerRow, dict[str, Estimate]]] = []
     made = table(title, "scorer", *(TITLES[name] for name in SHOWN), "95 %", "p")
     for row, found in sorted(zip(rows, tables, strict=True), key=lambda pair: pair[0].null):
         if row.null and not any(before.null for before, _ in shown):
@@ -312,7 +314,7 @@ def print_table(title: str, rows: list[Row], tables: list[dict[str, Estimate]]) 
         say(f"[dim]undefined: {text}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}[/]")
 
 
-def row_json(row: Row) -> dict[str, Any]:
+def row_json(row: ScorerRow) -> dict[str, Any]:
     """A row with every number, JSON-able."""
     return {
         "scorer": row.name,
@@ -333,7 +335,7 @@ def row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _print_alphas(bench: Bench, windows: Sequence[WindowEmbeddings | None]) -> list[dict[str, Any]]:
+def _print_alphas(bench: Candidate, windows: Sequence[WindowEmbeddings | None]) -> list[dict[str, Any]]:
     from srpo_robot.progress.evidence.benchmark import alpha_sweep
 
     rows = alpha_sweep(bench.buffer.episodes, windows, bench.rules)
@@ -345,7 +347,7 @@ def _print_alphas(bench: Bench, windows: Sequence[WindowEmbeddings | None]) -> l
 
 
 def _print_counterfactuals(
-    bench: Bench, windows: Sequence[WindowEmbeddings | None], options: BenchmarkOptions
+    bench: Candidate, windows: Sequence[WindowEmbeddings | None], options: BenchmarkOptions
 ) -> list[dict[str, Any]]:
     """What the score pays for endings that are known to be wrong; from the first camera alone.
 
@@ -383,7 +385,7 @@ def _print_counterfactuals(
     return [asdict(row) for row in rows]
 
 
-def _true_windows(bench: Bench) -> Sequence[WindowEmbeddings] | None:
+def _true_windows(bench: Candidate) -> Sequence[WindowEmbeddings] | None:
     """The true state at each window's end; None where the dataset does not hold it."""
     from srpo_robot.mock.truth import FEATURES, read_truth, true_windows
 
@@ -394,7 +396,7 @@ def _true_windows(bench: Bench) -> Sequence[WindowEmbeddings] | None:
 
 
 def _print_oracle(
-    bench: Bench, windows: Sequence[WindowEmbeddings | None], horizon: int, resampling: Resampling
+    bench: Candidate, windows: Sequence[WindowEmbeddings | None], horizon: int, resampling: Resampling
 ) -> dict[str, Any]:
     """Each step value beside the simulator's oracle, of the encoder and of the true state; {} where there is none."""
     from srpo_robot.mock.truth import STATE_NAMES, read_truth
@@ -427,7 +429,7 @@ def _oracle_cells(row: OracleRow) -> list[str]:
     return ["-" if math.isnan(e.value) else number(e.value, 2) for e in estimates]
 
 
-def _write_files(bench: Bench, rows: list[Row], options: BenchmarkOptions) -> None:
+def _write_files(bench: Candidate, rows: list[ScorerRow], options: BenchmarkOptions) -> None:
     from srpo_robot.report.benchmark_figure import draw_example, example_episode
 
     folder = bench.buffer.sidecar
@@ -444,7 +446,7 @@ def _write_files(bench: Bench, rows: list[Row], options: BenchmarkOptions) -> No
     say(f"Table and example are in {folder} ({', '.join([*files, 'benchmark.png'])}).")
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
+def write_csv(path: Path, rows: list[ScorerRow]) -> None:
     """A line for each scorer, task (and "macro") and metric; what is undefined is empty, with its reason."""
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
@@ -458,7 +460,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
                     out.writerow([row.name, task, metric, *("" if cell != cell else cell for cell in cells)])
 
 
-def latex(rows: list[Row]) -> str:
+def latex(rows: list[ScorerRow]) -> str:
     """The macro means as a booktabs table; the 95 % interval of the AUC in brackets."""
     lines = [r"\begin{tabular}{lrrrrrl}", r"\toprule"]
     lines += [" & ".join(["scorer", *(TITLES[name] for name in SHOWN)]) + r" \\", r"\midrule"]
@@ -474,7 +476,7 @@ def latex(rows: list[Row]) -> str:
 # --- audit --------------------------------------------------------------------------------------------------------
 
 
-def audit_command(test: UnderTest, level: float, horizon: int, resamples: int, json_path: Path | None) -> Verdict:
+def audit_command(test: UnderTest, level: float, horizon: int, resamples: int, json_path: Path | None) -> AuditResult:
     """Print the verdict, write DATASET/srpo/audit.json, and return it."""
     from srpo_robot.progress.evidence.audit import FILE, write_audit
     from srpo_robot.progress.evidence.metrics import Resampling
@@ -495,7 +497,7 @@ def judge_level(level: float) -> None:
     judge(Evidence(()), level)
 
 
-def audit_evidence(bench: Bench, horizon: int, resampling: Resampling) -> Evidence:
+def audit_evidence(bench: Candidate, horizon: int, resampling: Resampling) -> Evidence:
     """Final progress in profile `loo` against its controls, and the step values against the labels."""
     from srpo_robot.progress.evidence.audit import CONTROLS, gather
     from srpo_robot.progress.evidence.baselines import scorer_named
@@ -527,7 +529,7 @@ def origin(buffer: Buffer, settings: ScoreSettings) -> dict[str, Any]:
     }
 
 
-def print_verdict(verdict: Verdict, evidence: Evidence) -> None:
+def print_verdict(verdict: AuditResult, evidence: Evidence) -> None:
     """PASS or FAIL line by line, what to do, and the step value that the labels support."""
     for line in verdict.lines:
         colour = "green" if line.startswith("PASS") else "red"

@@ -26,7 +26,7 @@ from srpo_robot.arm.xarm7.controller_codes import ControllerFault
 from srpo_robot.arm.xarm7.driver import XArm7
 from srpo_robot.arm.xarm7.inspection import Inspection
 from srpo_robot.arm.xarm7.motion import MotionLimits
-from srpo_robot.arm.xarm7.preflight import CameraReading, Check, Verdict, attempt, failed, refused, skipped
+from srpo_robot.arm.xarm7.preflight import CameraReading, Check, CheckResult, attempt, failed, refused, skipped
 from srpo_robot.cli.console import console, say, waiting, write_json
 from srpo_robot.cli.operator import TerminalKeys
 from srpo_robot.errors import ArmError, SrpoRobotError, UsageError, one_line
@@ -41,7 +41,7 @@ _WATCH_S = 1.5  # of the cameras
 _TRAVEL_S = 8.0  # of the gripper, one way
 _STILL_S = 0.8  # after which it has arrived, or is held
 _STILL_M = 5e-4
-_COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.SKIP: "yellow"}
+_COLOURS = {CheckResult.PASS: "green", CheckResult.FAIL: "bold red", CheckResult.SKIP: "yellow"}
 _ON_THE_LINK = ("round trips", "errors", "emergency stop", *preflight.SETTINGS, "pose", "gripper", "gripper travel")
 _BY_POLICY = ("policy", "first chunk")
 
@@ -81,24 +81,26 @@ def check_command(options: CheckOptions) -> bool:
         raise UsageError("--policy and --task go together: the task says which cameras and actions a policy needs")
     hardware = load(HardwareRecipe, "hardware", options.arm)
     XArm7(hardware)  # refuses recipes that cannot be
-    work = load(TaskRecipe, "datasets", options.task) if options.task else None
+    task = load(TaskRecipe, "datasets", options.task) if options.task else None
     with _keys(hardware) as keys:
-        checks = look(hardware, work, options, keys)
+        checks = run_checks(hardware, task, options, keys)
     _print(checks, options.arm)
-    good = all(check.verdict is not Verdict.FAIL for check in checks)
+    good = all(check.verdict is not CheckResult.FAIL for check in checks)
     content = {"arm": options.arm, "passed": good, "checks": [asdict(check) for check in checks]}
     write_json(options.json_path, content)
     return good
 
 
-def look(hardware: HardwareRecipe, work: TaskRecipe | None, options: CheckOptions, keys: Keys | None) -> list[Check]:
+def run_checks(
+    hardware: HardwareRecipe, task: TaskRecipe | None, options: CheckOptions, keys: Keys | None
+) -> list[Check]:
     """Every line of the list, in its order. `keys` None: nobody can be asked."""
     with waiting("looking"):
         checks = [attempt("socket files", preflight.socket_files)]
     checks += _look_at_controller(hardware, options, keys)
     with waiting("cameras"):
         checks += look_through_cameras(hardware, options.pictures)
-    checks += _look_at_policy(hardware, work, options, checks)
+    checks += _look_at_policy(hardware, task, options, checks)
     return [*checks, preflight.disk(shutil.disk_usage(Path.cwd()).free)]
 
 
@@ -359,13 +361,13 @@ def _save(frames: dict[str, Frame], folder: Path) -> None:
 
 
 def _look_at_policy(
-    hardware: HardwareRecipe, work: TaskRecipe | None, options: CheckOptions, before: Sequence[Check]
+    hardware: HardwareRecipe, task: TaskRecipe | None, options: CheckOptions, before: Sequence[Check]
 ) -> list[Check]:
     """The lines of a policy; its first chunk is computed by the driver of a run, which sends nothing."""
-    if work is None:
+    if task is None:
         return _skip("no --policy is given", *_BY_POLICY)
     try:
-        return _ask_policy(hardware, work, options, any(check.verdict is Verdict.FAIL for check in before))
+        return _ask_policy(hardware, task, options, any(check.verdict is CheckResult.FAIL for check in before))
     except SrpoRobotError as error:
         return [refused("policy", error), *_skip("no answer of the policy", "first chunk")]
     except Exception as error:  # whatever a model throws is a line of the list
@@ -373,13 +375,13 @@ def _look_at_policy(
         return [crash, *_skip("no answer of the policy", "first chunk")]
 
 
-def _ask_policy(hardware: HardwareRecipe, work: TaskRecipe, options: CheckOptions, has_failed: bool) -> list[Check]:
+def _ask_policy(hardware: HardwareRecipe, task: TaskRecipe, options: CheckOptions, has_failed: bool) -> list[Check]:
     from srpo_robot.cli.running import load_any_policy, load_recipes
 
     load_recipes(options.arm, options.task)  # refuses a task whose cameras the arm does not have
     arm = XArm7(hardware, dry_run=True)
-    space = make_action_space(work.action_space, arm.limits, arm.home_rad)
-    policy = load_any_policy(options.policy, space, work, options.device)
+    space = make_action_space(task.action_space, arm.limits, arm.home_rad)
+    policy = load_any_policy(options.policy, space, task, options.device)
     if has_failed:
         fits = preflight.passed("policy", f"{policy.name} fits arm and task")
         return [fits, *_skip("asked once the other lines pass", "first chunk")]
@@ -416,7 +418,7 @@ def _print(checks: Sequence[Check], arm: str) -> None:
         colour = _COLOURS[check.verdict]
         made.add_row(f"[{colour}]{check.verdict}[/]", check.name, _plain(check.found), _plain(check.todo))
     console.print(made)
-    counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
+    counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in CheckResult}
     say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from srpo_robot.cli.console import console, say, shortened, table, waiting, warn, write_json
 from srpo_robot.errors import StaleTable, UsageError
 from srpo_robot.evaluation.comparison import (
-    Comparison,
     Contender,
     Needed,
+    PolicyComparison,
     amount_effect,
     check_trials,
     compare,
@@ -58,7 +58,7 @@ class Progress:
     profile: str
 
 
-def compare_command(options: CompareOptions) -> list[Comparison]:
+def compare_command(options: CompareOptions) -> list[PolicyComparison]:
     """Compare every policy of the runs with the first, or with --baseline, and print what follows.
 
     Raises:
@@ -162,14 +162,14 @@ def _check_numbers(options: CompareOptions) -> None:
 # --- the second outcome and the plan ------------------------------------------------------------------------------
 
 
-def _needed(comparison: Comparison, options: CompareOptions) -> Needed | None:
+def _needed(comparison: PolicyComparison, options: CompareOptions) -> Needed | None:
     try:
         return how_many(comparison, options.difference, options.power, options.alpha)
     except ValueError:
         return None  # from that rate no other is so far away
 
 
-def _progress(base: Entrant, other: Entrant, comparison: Comparison, options: CompareOptions) -> Progress | str:
+def _progress(base: Entrant, other: Entrant, comparison: PolicyComparison, options: CompareOptions) -> Progress | str:
     """The effect on final progress, or why there is none."""
     datasets = {options.dataset} if options.dataset is not None else {base.dataset, other.dataset}
     place = datasets.pop()
@@ -199,7 +199,7 @@ def _progress(base: Entrant, other: Entrant, comparison: Comparison, options: Co
     return Progress(effect, count, profile)
 
 
-def score_effect(a: Contender, b: Contender, comparison: Comparison, alpha: float) -> tuple[Effect, int] | None:
+def score_effect(a: Contender, b: Contender, comparison: PolicyComparison, alpha: float) -> tuple[Effect, int] | None:
     """Effect on how well the task was done, and of how many trials or pairs; None where it is done or not."""
 
     def amount(trial: Trial) -> float:
@@ -248,7 +248,7 @@ def _print_rates(entrants: list[Entrant]) -> None:
     console.print(made)
 
 
-def _print_effects(found: list[Comparison], adjusted: list[float], alpha: float) -> None:
+def _print_effects(found: list[PolicyComparison], adjusted: list[float], alpha: float) -> None:
     columns = ["policy", "test", "difference", f"{1 - alpha:.0%} interval", "p"]
     title = f"difference in success from {found[0].a}, in points"
     made = table(title, *columns, *(["p (Holm)"] if len(found) > 1 else []))
@@ -269,7 +269,7 @@ def _print_effects(found: list[Comparison], adjusted: list[float], alpha: float)
 
 
 def _print_one(
-    comparison: Comparison, p: float, needed: Needed | None, progress: Progress | str, options: CompareOptions
+    comparison: PolicyComparison, p: float, needed: Needed | None, progress: Progress | str, options: CompareOptions
 ) -> None:
     say("")
     say(sentence(comparison, p, options.alpha))
@@ -286,7 +286,7 @@ def _print_one(
     say(progress_sentence(comparison, progress))
 
 
-def sentence(comparison: Comparison, p: float, alpha: float) -> str:
+def sentence(comparison: PolicyComparison, p: float, alpha: float) -> str:
     """The result in words. `p` is adjusted where there are several comparisons."""
     effect, a, b = comparison.effect, comparison.a, comparison.b
     span = f"{1 - alpha:.0%} interval {_span(100 * effect.low, 100 * effect.high)} points, p {show_p(p)}"
@@ -298,21 +298,19 @@ def sentence(comparison: Comparison, p: float, alpha: float) -> str:
     return f"No difference between {b} and {a} is shown: {100 * effect.difference:+.0f} points ({span}, {over})."
 
 
-def look_sentence(comparison: Comparison, margin: float | None) -> str:
+def look_sentence(comparison: PolicyComparison, margin: float | None) -> str:
     """What the sequential test says: stop, or go on."""
-    look = comparison.look
-    start = f"Looked at after every one of {look.pairs} {'layouts' if comparison.by_layout else 'pairs of trials'}: "
-    span = f"p {show_p(look.p)}, interval {_span(100 * look.low, 100 * look.high)} points at any time"
-    if look.decision == "difference":
-        return f"{start}stop, the difference is shown, since number {look.decided_at} ({span})."
-    if look.decision == "equivalent" and margin is not None:
-        return (
-            f"{start}stop, any difference is below {100 * margin:.0f} points, since number {look.decided_at} ({span})."
-        )
+    interim = comparison.interim
+    start = f"Tested after every one of {interim.pairs} {'layouts' if comparison.by_layout else 'pairs of trials'}: "
+    span = f"p {show_p(interim.p)}, interval {_span(100 * interim.low, 100 * interim.high)} points at any time"
+    if interim.decision == "difference":
+        return f"{start}stop, the difference is shown, since number {interim.decided_at} ({span})."
+    if interim.decision == "equivalent" and margin is not None:
+        return f"{start}stop, any difference is below {100 * margin:.0f} points, since number {interim.decided_at} ({span})."
     return f"{start}go on, nothing is decided yet ({span})."
 
 
-def needed_sentence(comparison: Comparison, needed: Needed) -> str:
+def needed_sentence(comparison: PolicyComparison, needed: Needed) -> str:
     """How many more trials show a difference of the size asked about."""
     unit = "layouts for both" if comparison.by_layout else "trials of each"
     start = f"To show {100 * needed.difference:.0f} points from {needed.base:.0%} with a chance of {needed.power:.0%}: "
@@ -323,7 +321,7 @@ def needed_sentence(comparison: Comparison, needed: Needed) -> str:
     return f"{start}{needed.total} {unit} ({enough}); looking after every trial, {sequential} pairs."
 
 
-def progress_sentence(comparison: Comparison, progress: Progress | str) -> str:
+def progress_sentence(comparison: PolicyComparison, progress: Progress | str) -> str:
     """The second outcome in words, or why there is none."""
     if isinstance(progress, str):
         return f"Progress is not compared: {progress}"
@@ -334,7 +332,7 @@ def progress_sentence(comparison: Comparison, progress: Progress | str) -> str:
     return _amount_sentence("Final progress", comparison, progress.effect, progress.trials) + caution
 
 
-def _amount_sentence(what: str, comparison: Comparison, effect: Effect, trials: int) -> str:
+def _amount_sentence(what: str, comparison: PolicyComparison, effect: Effect, trials: int) -> str:
     low, high = (f"{v:+.3f}" if math.isfinite(v) else "undefined" for v in (effect.low, effect.high))
     return (
         f"{what}: {comparison.b} {effect.difference:+.3f} against {comparison.a} (interval {low} to {high}, "
@@ -343,14 +341,14 @@ def _amount_sentence(what: str, comparison: Comparison, effect: Effect, trials: 
 
 
 def _json_row(
-    comparison: Comparison,
+    comparison: PolicyComparison,
     p: float,
     needed: Needed | None,
     progress: Progress | str,
     score: tuple[Effect, int] | None,
 ) -> dict[str, Any]:
     row = asdict(comparison)
-    for name in ("pairs", "paired", "unpaired", "if_void_failed", "look"):
+    for name in ("pairs", "paired", "unpaired", "if_void_failed", "interim"):
         value = getattr(comparison, name)
         row[name] = None if value is None else value._asdict()
     row["rates"] = [rate._asdict() for rate in comparison.rates]

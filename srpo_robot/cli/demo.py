@@ -15,7 +15,7 @@ from srpo_robot.errors import UsageError
 from srpo_robot.records import Trial
 
 if TYPE_CHECKING:
-    from srpo_robot.progress.evidence.audit import Verdict
+    from srpo_robot.progress.evidence.audit import AuditResult
 
 ARM, TASK, POLICY = "mock", "put-apple", "pi0-tiny"
 SEED = 0
@@ -95,7 +95,7 @@ def _score(dataset: Path, root: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _audit(dataset: Path) -> Verdict:
+def _audit(dataset: Path) -> AuditResult:
     """The verdict; the demo trains whatever it is, and says so."""
     from srpo_robot.cli.benchmarking import UnderTest, audit_command
 
@@ -127,7 +127,9 @@ def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:
     return run_trials(RunOptions(ARM, TASK, str(checkpoint), trials, LiveOptions(output)))
 
 
-def _report(root: Path, dataset: Path, summary: dict[str, Any], verdict: Verdict, runs: dict[str, list[Trial]]) -> Path:
+def _report(
+    root: Path, dataset: Path, summary: dict[str, Any], verdict: AuditResult, runs: dict[str, list[Trial]]
+) -> Path:
     from srpo_robot.evaluation.statistics import success_rate
     from srpo_robot.report.figures import draw_losses
     from srpo_robot.report.page import Section, write_page

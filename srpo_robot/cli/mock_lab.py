@@ -29,7 +29,7 @@ _MARK = "# Written by srpo-robot mock-lab; it goes when the lab closes.\n"
 _PRIVILEGED = 1024
 
 
-def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, looks: float) -> None:
+def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, randomization: float) -> None:
     """Open a mock lab, write a hardware recipe that points at it, say what to type, and wait for Ctrl-C.
 
     Raises:
@@ -39,19 +39,19 @@ def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, looks: fl
     """
     from srpo_robot.mock.lab import MockLab
 
-    cell, work = load_recipes(CELL, task)
+    cell, task = load_recipes(CELL, task)
     arm = load(HardwareRecipe, "hardware", ARM)
     _check_place(recipe)
     with ExitStack() as opened:
-        lab = MockLab(cell, work, host=host, command_port=port, seed=seed, looks=looks)
+        lab = MockLab(cell, task, host=host, command_port=port, seed=seed, randomization=randomization)
         try:
             opened.enter_context(lab)
         except ArmError as error:
             raise _privileges(port, error) from None
         limits = Limits.from_recipe(cell.limits, cell.tcp_offset_m, 1.0 / cell.fps)
-        space = make_action_space(work.action_space, limits, np.array(cell.home_rad))
+        space = make_action_space(task.action_space, limits, np.array(cell.home_rad))
         script = ScriptedPolicy(lab)
-        server = opened.enter_context(PolicyServer(script, describe(script, space, work.cameras)))
+        server = opened.enter_context(PolicyServer(script, describe(script, space, task.cameras)))
         ended = opened.enter_context(ending())  # before anybody hears that the lab is open
         _write(recipe, dump(lab.recipe(arm)))
         opened.callback(recipe.unlink, missing_ok=True)
@@ -60,8 +60,8 @@ def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, looks: fl
         for camera in cell.cameras:
             say(f"  camera {camera.name}: {lab.streams.url(camera.name)}")
         say("In another terminal, with the scripted demonstrator or with a checkpoint:")
-        say(f"  srpo-robot run --arm {name} --task {work.name} --policy {server.url} --trials 3 --output outputs/lab")
-        say(f"  srpo-robot run --arm {name} --task {work.name} --policy CHECKPOINT --by-hand --output outputs/lab-2")
+        say(f"  srpo-robot run --arm {name} --task {task.name} --policy {server.url} --trials 3 --output outputs/lab")
+        say(f"  srpo-robot run --arm {name} --task {task.name} --policy CHECKPOINT --by-hand --output outputs/lab-2")
         say("Trials are laid out and judged by the simulator (judge_url in the recipe), unless --by-hand says that you")
         say("hold the keys. A real arm has no judge. Every number from here is a mock's. Ctrl-C closes the lab.")
         sys.stdout.flush()

@@ -18,8 +18,8 @@ from srpo_robot.evaluation.policy import Policy
 from srpo_robot.evaluation.power import discordance, paired_power
 from srpo_robot.evaluation.protocol import (
     INTERRUPTED,
+    PlannedTrial,
     Protocol,
-    Row,
     SheetLayout,
     Study,
     begin_study,
@@ -53,7 +53,7 @@ def new_protocol(
     trials: int,
     seed: int,
     by_task: bool,
-    looks: float,
+    randomization: float,
 ) -> None:
     """Draw a sheet, write it with its key, and say what it can show.
 
@@ -61,12 +61,12 @@ def new_protocol(
         RecipeError: an unknown arm or task.
         UsageError: see `draw_protocol` and `write_protocol`; tasks that cannot be recorded into one dataset.
     """
-    works = [load_recipes(arm, task)[1] for task in tasks]
-    _check_alike(works)
-    by_name = {work.name: work for work in works}
-    names = [work.name for work in works]
+    recipes = [load_recipes(arm, task)[1] for task in tasks]
+    _check_alike(recipes)
+    by_name = {recipe.name: recipe for recipe in recipes}
+    names = [recipe.name for recipe in recipes]
     protocol = draw_protocol(
-        arm, names, policies, trials, seed, lambda task, s: scene(arm, by_name[task], s), by_task, looks
+        arm, names, policies, trials, seed, lambda task, s: scene(arm, by_name[task], s), by_task, randomization
     )
     write_protocol(output, protocol)
     rows, layouts = len(protocol.sheet.rows), protocol.sheet.layouts
@@ -96,7 +96,7 @@ def run_protocol(path: Path, live: LiveOptions, blind: bool, device: str, json_p
     _check_scenes(path, protocol)
     study = begin_study(live.output, protocol, blind)
     try:
-        with Bench(study, live, device) as bench:
+        with StudyArm(study, live, device) as bench:
             _run_rows(study, bench)
     except Quit:
         say(f"Ended; {len(study.pending())} trials are left, the same command goes on from there.")
@@ -107,7 +107,7 @@ def run_protocol(path: Path, live: LiveOptions, blind: bool, device: str, json_p
     return trials
 
 
-def _run_rows(study: Study, bench: Bench) -> None:
+def _run_rows(study: Study, bench: StudyArm) -> None:
     sheet, total = study.protocol.sheet, len(study.protocol.sheet.rows)
     is_live = load(HardwareRecipe, "hardware", sheet.arm).kind != "mock"  # its operator needs the screen: no bar
     with nullcontext() if is_live else bar("trials", total, "trial") as progress:
@@ -127,7 +127,7 @@ def _run_rows(study: Study, bench: Bench) -> None:
             progress.at(total)
 
 
-class Bench:
+class StudyArm:
     """The arm set up for one task after another, and the policies. A context manager: leaving it stops the arm."""
 
     def __init__(self, study: Study, live: LiveOptions, device: str) -> None:
@@ -136,7 +136,7 @@ class Bench:
         self._task = ""
         self._policies: dict[str, Policy] = {}
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> StudyArm:
         return self
 
     def __exit__(
@@ -144,7 +144,7 @@ class Bench:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def run(self, row: Row, layout: SheetLayout) -> Trial:
+    def run(self, row: PlannedTrial, layout: SheetLayout) -> Trial:
         """One trial, from its begin to its row in the journal, also where it ends by a fault, which is then raised."""
         if layout.task != self._task:
             self._set_up(layout.task)
@@ -157,7 +157,7 @@ class Bench:
             raise
         note = self._why_redone() if outcome.redo else outcome.note
         outcome = replace(outcome, note=note, layout={**layout.scene, **outcome.layout, "task": layout.task})
-        trial = outcome.as_trial(row.trial, self._work.instruction, row.policy, layout.seed)
+        trial = outcome.as_trial(row.trial, self._task.instruction, row.policy, layout.seed)
         end_trial(self._study, trial)
         self._session.settle(outcome)
         return trial
@@ -171,9 +171,11 @@ class Bench:
     def _set_up(self, task: str) -> None:
         self._open.close()  # one arm, and one recorder, at a time
         sheet = self._study.protocol.sheet
-        hardware, self._work = load_recipes(sheet.arm, task)
-        session = make_session(hardware, self._work, self._live, wide_starts=TRIAL_WIDE_STARTS, looks=sheet.looks)
-        recorder = make_recorder(self._study.folder / "dataset", hardware, self._work, session.space)
+        hardware, self._task = load_recipes(sheet.arm, task)
+        session = make_session(
+            hardware, self._task, self._live, wide_starts=TRIAL_WIDE_STARTS, randomization=sheet.randomization
+        )
+        recorder = make_recorder(self._study.folder / "dataset", hardware, self._task, session.space)
         self._recorder = self._open.enter_context(recorder)
         self._session = self._open.enter_context(session)
         self._task = task
@@ -182,7 +184,7 @@ class Bench:
         """Loaded once: all tasks of a sheet have the same cameras and actions, and an episode sets the instruction."""
         if letter not in self._policies:
             checkpoint, shown = self._study.protocol.policies[letter], self._study.name(letter)
-            self._policies[letter] = load_any_policy(checkpoint, self._session.space, self._work, self._device, shown)
+            self._policies[letter] = load_any_policy(checkpoint, self._session.space, self._task, self._device, shown)
         return self._policies[letter]
 
 
@@ -192,7 +194,7 @@ def _reason(error: BaseException) -> str:
     return one_line(error)
 
 
-def scene(arm: str, work: TaskRecipe, seed: int) -> dict[str, Any]:
+def scene(arm: str, task: TaskRecipe, seed: int) -> dict[str, Any]:
     """Where the things of a task lie for a seed; {} for a real arm's task that only a person can lay out.
 
     Raises:
@@ -201,28 +203,28 @@ def scene(arm: str, work: TaskRecipe, seed: int) -> dict[str, Any]:
     from srpo_robot.mock.tasks import layout
 
     try:
-        return json.loads(json.dumps(layout(work, seed).as_json()))  # as a sheet gives it back: tuples are lists
+        return json.loads(json.dumps(layout(task, seed).as_json()))  # as a sheet gives it back: tuples are lists
     except RecipeError:
-        if load_recipes(arm, work.name)[0].kind == "mock":
+        if load_recipes(arm, task.name)[0].kind == "mock":
             raise
         return {}
 
 
-def _check_alike(works: list[TaskRecipe]) -> None:
-    for work in works[1:]:
-        if (work.cameras, work.action_space) != (works[0].cameras, works[0].action_space):
+def _check_alike(recipes: list[TaskRecipe]) -> None:
+    for recipe in recipes[1:]:
+        if (recipe.cameras, recipe.action_space) != (recipes[0].cameras, recipes[0].action_space):
             raise UsageError(
-                f"{works[0].name} and {work.name} differ in cameras or action space, so one dataset cannot hold both; "
+                f"{recipes[0].name} and {recipe.name} differ in cameras or action space, so one dataset cannot hold both; "
                 "write a protocol for each"
             )
 
 
 def _check_scenes(path: Path, protocol: Protocol) -> None:
     sheet = protocol.sheet
-    works = {task: load_recipes(sheet.arm, task)[1] for task in {layout.task for layout in sheet.layouts}}
-    _check_alike(list(works.values()))
+    recipes = {task: load_recipes(sheet.arm, task)[1] for task in {layout.task for layout in sheet.layouts}}
+    _check_alike(list(recipes.values()))
     for layout in sheet.layouts:
-        if scene(sheet.arm, works[layout.task], layout.seed) != layout.scene:
+        if scene(sheet.arm, recipes[layout.task], layout.seed) != layout.scene:
             raise UsageError(
                 f"{path}: layout {layout.name} is not what the task {layout.task} lays out for seed {layout.seed}; "
                 "restore the sheet or the recipe, or write a new protocol"

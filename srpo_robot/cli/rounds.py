@@ -9,7 +9,7 @@ from typing import Any
 from srpo_robot.cli.comparing import load_run, show_p, show_points, show_rate
 from srpo_robot.cli.console import console, say, table, waiting, write_json
 from srpo_robot.errors import UsageError
-from srpo_robot.evaluation.comparison import Comparison, Contender, compare
+from srpo_robot.evaluation.comparison import Contender, PolicyComparison, compare
 from srpo_robot.evaluation.statistics import Rate, success_rate
 
 
@@ -30,7 +30,7 @@ class Round:
     folder: Path
     policy: str
     rate: Rate
-    against_first: Comparison | None
+    against_first: PolicyComparison | None
     p: float
 
 
@@ -45,7 +45,7 @@ def rounds_command(folders: tuple[Path, ...], alpha: float, json_path: Path | No
     rounds = []
     for number, (folder, side) in enumerate(zip(folders, sides, strict=True)):
         found = compare(sides[0], side, alpha) if number else None
-        p = float("nan") if found is None else spent(found.look.p, number)
+        p = float("nan") if found is None else spent(found.interim.p, number)
         rounds.append(Round(number, folder, side.name, success_rate(side.trials), found, p))
     _print(rounds, alpha)
     write_json(json_path, {"alpha": alpha, "rounds": [_json_row(item) for item in rounds]})
@@ -102,8 +102,8 @@ def _print(rounds: list[Round], alpha: float) -> None:
     for item in rounds:
         cells = ("", "", "")
         if item.against_first is not None:
-            look = item.against_first.look
-            span = f"{100 * look.low:.0f} to {100 * look.high:.0f}"
+            interim = item.against_first.interim
+            span = f"{100 * interim.low:.0f} to {100 * interim.high:.0f}"
             cells = (show_points(item.against_first.effect), span, show_p(item.p))
         made.add_row(str(item.number), item.policy, show_rate(item.rate), *cells)
     console.print(made)
@@ -124,5 +124,9 @@ def _json_row(item: Round) -> dict[str, Any]:
     row: dict[str, Any] = {"round": item.number, "folder": str(item.folder), "policy": item.policy}
     row["rate"] = item.rate._asdict()
     if item.against_first is not None:
-        row |= {"effect": item.against_first.effect._asdict(), "look": item.against_first.look._asdict(), "p": item.p}
+        row |= {
+            "effect": item.against_first.effect._asdict(),
+            "interim": item.against_first.interim._asdict(),
+            "p": item.p,
+        }
     return row

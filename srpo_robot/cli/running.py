@@ -41,57 +41,59 @@ def load_recipes(arm: str, task: str) -> tuple[HardwareRecipe, TaskRecipe]:
     Raises:
         RecipeError: unknown or wrong recipe, a camera that the arm does not have.
     """
-    hardware, work = load(HardwareRecipe, "hardware", arm), load(TaskRecipe, "datasets", task)
+    hardware, task = load(HardwareRecipe, "hardware", arm), load(TaskRecipe, "datasets", task)
     have = [camera.name for camera in hardware.cameras]
-    missing = [name for name in work.cameras if name not in have]
+    missing = [name for name in task.cameras if name not in have]
     if missing:
-        raise RecipeError(f"task {work.name} needs camera {', '.join(missing)}; {arm} has: {', '.join(have)}")
-    return hardware, work
+        raise RecipeError(f"task {task.name} needs camera {', '.join(missing)}; {arm} has: {', '.join(have)}")
+    return hardware, task
 
 
 def open_cell(
-    hardware: HardwareRecipe, work: TaskRecipe, wide_starts: float, disturbance_m: float, looks: float
+    hardware: HardwareRecipe, task: TaskRecipe, wide_starts: float, disturbance_m: float, randomization: float
 ) -> tuple[Any, Workcell, ActionSpace]:
     """Arm (not yet open), workcell and action space of a run."""
     from srpo_robot.mock.arm import make_mock
 
-    arm, workcell = make_mock(hardware, work, wide_starts=wide_starts, disturbance_m=disturbance_m, looks=looks)
-    return arm, workcell, make_action_space(work.action_space, arm.limits, arm.home_rad)
+    arm, workcell = make_mock(
+        hardware, task, wide_starts=wide_starts, disturbance_m=disturbance_m, randomization=randomization
+    )
+    return arm, workcell, make_action_space(task.action_space, arm.limits, arm.home_rad)
 
 
 def make_recorder(
-    root: Path, hardware: HardwareRecipe, work: TaskRecipe, space: ActionSpace, commit_every: int = 1
+    root: Path, hardware: HardwareRecipe, task: TaskRecipe, space: ActionSpace, commit_every: int = 1
 ) -> Recorder:
     """A recorder for this arm, task and action space. Raises DatasetError where `root` does not fit."""
     from srpo_robot.mock.truth import FEATURES
 
-    cameras = {c.name: (c.height_px, c.width_px) for c in hardware.cameras if c.name in work.cameras}
+    cameras = {c.name: (c.height_px, c.width_px) for c in hardware.cameras if c.name in task.cameras}
     features = dataset_features(cameras, space.state_names, space.names)
     features |= FEATURES if hardware.kind == "mock" else {}  # a real arm does not know the truth
     return Recorder(root, hardware.fps, features, hardware.name, commit_every)
 
 
 def record_demonstrations(
-    arm_name: str, task_name: str, root: Path, episodes: int, failure_rate: float, seed: int, looks: float = 0.0
+    arm_name: str, task_name: str, root: Path, episodes: int, failure_rate: float, seed: int, randomization: float = 0.0
 ) -> Recorder:
-    """Record scripted demonstrations, labelled by the physics. `looks`: how much they vary in light and cameras.
+    """Record scripted demonstrations, labelled by the physics. `randomization`: visual randomization.
 
     Raises:
         RecipeError, DatasetError: see `load_recipes` and `Recorder`.
-        UsageError: `looks` outside 0 to 1; an arm that is not the mock's.
+        UsageError: `randomization` outside 0 to 1; an arm that is not the mock's.
     """
     from srpo_robot.mock.demonstrator import Demonstrator
 
-    hardware, work = load_recipes(arm_name, task_name)
+    hardware, task = load_recipes(arm_name, task_name)
     if hardware.kind != "mock":
         raise UsageError(f"{arm_name}: demonstrations are scripted on the mock arm; a real one is for lerobot-record")
-    arm, workcell, space = open_cell(hardware, work, WIDE_STARTS, DISTURBANCE_M, looks)
-    recorder = make_recorder(root, hardware, work, space, COMMIT_EVERY)
+    arm, workcell, space = open_cell(hardware, task, WIDE_STARTS, DISTURBANCE_M, randomization)
+    recorder = make_recorder(root, hardware, task, space, COMMIT_EVERY)
     outcomes: list[Outcome] = []
     with recorder, arm, bar("recording", episodes, "episode") as progress:
         demonstrator = Demonstrator(arm.sim, failure_rate=failure_rate)
         setup = Setup(
-            arm, workcell, space, work.instruction, DEMONSTRATION_LIMIT_S, work.cameras, stop_on_success=False
+            arm, workcell, space, task.instruction, DEMONSTRATION_LIMIT_S, task.cameras, stop_on_success=False
         )
         first = recorder.episodes
         for number_ in range(first, first + episodes):
@@ -116,7 +118,7 @@ class RunOptions:
     seed: int = 10_000
     device: str = "auto"
     json_path: Path | None = None
-    looks: float = 0.0
+    randomization: float = 0.0
 
 
 def run_trials(options: RunOptions) -> list[Trial]:
@@ -129,25 +131,27 @@ def run_trials(options: RunOptions) -> list[Trial]:
         RecipeError, CheckpointError, DatasetError: see what is loaded.
         ArmError, PolicyError: a fault; what was recorded before is on disk.
     """
-    hardware, work = load_recipes(options.arm, options.task)
+    hardware, task = load_recipes(options.arm, options.task)
     output = options.live.output
-    session = make_session(hardware, work, options.live, wide_starts=TRIAL_WIDE_STARTS, looks=options.looks)
-    policy = load_any_policy(options.policy, session.space, work, options.device)
+    session = make_session(
+        hardware, task, options.live, wide_starts=TRIAL_WIDE_STARTS, randomization=options.randomization
+    )
+    policy = load_any_policy(options.policy, session.space, task, options.device)
     if isinstance(session, LiveSession) and options.live.dry_run:
         with session:
             session.dry_run(policy, options.seed)
         return []
-    recorder = make_recorder(options.record_to or output / "dataset", hardware, work, session.space)
-    settings = {"arm": options.arm, "task": work.name, "policy": options.policy, "seed": options.seed}
-    done = _begin_run(output, settings | {"looks": options.looks} | _served(policy))
+    recorder = make_recorder(options.record_to or output / "dataset", hardware, task, session.space)
+    settings = {"arm": options.arm, "task": task.name, "policy": options.policy, "seed": options.seed}
+    done = _begin_run(output, settings | {"randomization": options.randomization} | _served(policy))
     try:
         with recorder:
             recorder.begin()  # takes seconds: not while an arm waits
             with session:
-                _go_on(session, recorder, policy, work, options, done)
+                _go_on(session, recorder, policy, task, options, done)
     except Quit:
         say(f"Ended after {len(done)} trials; the same command goes on from there.")
-    print_trials(done, f"{work.name} on {options.arm}, {policy.name}", work.success)
+    print_trials(done, f"{task.name} on {options.arm}, {policy.name}", task.success)
     say(f"Journal: {output / 'trials.jsonl'}; episodes: {recorder.root}")
     rate = success_rate(done)
     write_json(options.json_path, {"success_rate": rate._asdict(), "trials": [asdict(trial) for trial in done]})
@@ -155,7 +159,7 @@ def run_trials(options: RunOptions) -> list[Trial]:
 
 
 def _go_on(
-    session: Session, recorder: Recorder, policy: Policy, work: TaskRecipe, options: RunOptions, done: list[Trial]
+    session: Session, recorder: Recorder, policy: Policy, task: TaskRecipe, options: RunOptions, done: list[Trial]
 ) -> None:
     """Run the trials that are missing; each is in the journal, and in `done`, before the next begins."""
     is_live = isinstance(session, LiveSession)  # its operator needs the screen: lines instead of a bar
@@ -165,9 +169,9 @@ def _go_on(
         for number_ in range(len(done), options.trials):
             seed = options.seed + number_
             if is_live:
-                say(f"\n[bold]trial {number_ + 1} of {options.trials}[/]: {work.name}")
+                say(f"\n[bold]trial {number_ + 1} of {options.trials}[/]: {task.name}")
             outcome = session.run(number_, policy, seed, recorder)
-            trial = _journal(options.live.output, number_, work, policy, seed, outcome)
+            trial = _journal(options.live.output, number_, task, policy, seed, outcome)
             done.append(trial)
             session.settle(outcome)
             if progress is not None:
@@ -177,7 +181,7 @@ def _go_on(
                 say(f"{verdict}, {number(trial.seconds, 1)} s, {trial.steps} steps, {trial.late} of them late")
 
 
-def load_any_policy(name: str, space: ActionSpace, work: TaskRecipe, device: str, shown: str = "") -> Policy:
+def load_any_policy(name: str, space: ActionSpace, task: TaskRecipe, device: str, shown: str = "") -> Policy:
     """A checkpoint, or with http://HOST:PORT one that another machine serves; checked against arm and task.
 
     `shown`: what the screen calls it, where its name must not be told.
@@ -188,8 +192,8 @@ def load_any_policy(name: str, space: ActionSpace, work: TaskRecipe, device: str
     """
     with waiting(f"loading {shown or name}"):
         if "://" in name:
-            return ServedPolicy(name, space, work.instruction, work.cameras)
-        policy = TrainedPolicy(name, space, work.instruction, work.cameras, resolve(device))
+            return ServedPolicy(name, space, task.instruction, task.cameras)
+        policy = TrainedPolicy(name, space, task.instruction, task.cameras, resolve(device))
     if policy.provenance.get("tiny"):
         few_threads()
     return policy
@@ -202,11 +206,11 @@ def serve_policy(arm: str, task: str, checkpoint: str, host: str, port: int, dev
         RecipeError, CheckpointError: see what is loaded.
         ArmError: the port is taken.
     """
-    hardware, work = load_recipes(arm, task)
+    hardware, task = load_recipes(arm, task)
     limits = Limits.from_recipe(hardware.limits, hardware.tcp_offset_m, 1.0 / hardware.fps)
-    space = make_action_space(work.action_space, limits, np.array(hardware.home_rad))
-    policy = load_any_policy(checkpoint, space, work, device)
-    with PolicyServer(policy, describe(policy, space, work.cameras), host, port) as server, ending() as ended:
+    space = make_action_space(task.action_space, limits, np.array(hardware.home_rad))
+    policy = load_any_policy(checkpoint, space, task, device)
+    with PolicyServer(policy, describe(policy, space, task.cameras), host, port) as server, ending() as ended:
         say(f"Serving {policy.name} at {server.url}; on the robot's machine: --policy {server.url}")
         say("Everybody who reaches this port can use it: keep it inside the lab. Ctrl-C ends.")
         ended.wait()
@@ -236,8 +240,8 @@ def _is_a_runs(child: Path) -> bool:
     return child.name == FAULT or child.name.split(".")[0] == "dataset"
 
 
-def _journal(output: Path, trial_number: int, work: TaskRecipe, policy: Policy, seed: int, outcome: Outcome) -> Trial:
-    trial = outcome.as_trial(trial_number, work.instruction, policy.name, seed)
+def _journal(output: Path, trial_number: int, task: TaskRecipe, policy: Policy, seed: int, outcome: Outcome) -> Trial:
+    trial = outcome.as_trial(trial_number, task.instruction, policy.name, seed)
     append_trial(output, trial)
     if outcome.note:
         what = "is void" if outcome.success is None else "ended early and counts"
@@ -259,12 +263,12 @@ def print_trials(trials: list[Trial], title: str, rule: str) -> None:
     )
     console.print(made)
     say(f"Success means: {rule}.")
-    clips: dict[str, int] = {}
+    limited_by: dict[str, int] = {}
     for trial in trials:
-        for layer, count in trial.clips.items():
-            clips[layer] = clips.get(layer, 0) + count
+        for layer, count in trial.limited_by.items():
+            limited_by[layer] = limited_by.get(layer, 0) + count
     steps, late = sum(trial.steps for trial in trials), sum(trial.late for trial in trials)
     if late:
         say(f"The policy was late at {late} of {steps} steps; the arm held meanwhile.")
-    if clips:
-        say("Commands changed by a limit: " + ", ".join(f"{k} {v} of {steps}" for k, v in sorted(clips.items())))
+    if limited_by:
+        say("Commands changed by a limit: " + ", ".join(f"{k} {v} of {steps}" for k, v in sorted(limited_by.items())))

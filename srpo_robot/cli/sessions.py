@@ -23,7 +23,7 @@ from srpo_robot.cli.console import say, warn
 from srpo_robot.cli.operator import TerminalKeys
 from srpo_robot.errors import ArmError, CameraError, RecipeError, UsageError, one_line
 from srpo_robot.evaluation.operator import GO, HELP, Judge, JudgedCell, OperatorCell, Quit, StopSwitch
-from srpo_robot.evaluation.policy import Background, Policy
+from srpo_robot.evaluation.policy import AsyncRunner, Policy
 from srpo_robot.evaluation.runtime import FrameSink, Outcome, Setup, Step, run_episode
 from srpo_robot.evaluation.trial_log import TrialLog
 from srpo_robot.evaluation.trials import clear_fault, note_fault, read_fault
@@ -80,9 +80,14 @@ class Session(Protocol):
 
 
 def make_session(
-    hardware: HardwareRecipe, work: TaskRecipe, live: LiveOptions, *, wide_starts: float = 0.0, looks: float = 0.0
+    hardware: HardwareRecipe,
+    task: TaskRecipe,
+    live: LiveOptions,
+    *,
+    wide_starts: float = 0.0,
+    randomization: float = 0.0,
 ) -> Session:
-    """The session of an arm's kind, not yet open. `wide_starts`, `looks`: of the mock arm.
+    """The session of an arm's kind, not yet open. `wide_starts`, `randomization`: of the mock arm.
 
     Raises:
         RecipeError: the recipes contradict themselves or each other.
@@ -93,21 +98,21 @@ def make_session(
             raise UsageError(
                 "--dry-run, --by-hand, --confirm-fault and --first-pace are for an arm that moves for real"
             )
-        return MockSession(hardware, work, wide_starts, looks)
-    if looks:
-        raise UsageError("--looks is of the mock arm; an arm that moves for real looks as it does")
-    return LiveSession(hardware, work, live)
+        return MockSession(hardware, task, wide_starts, randomization)
+    if randomization:
+        raise UsageError("--randomization is for the mock arm; leave it out for a real arm")
+    return LiveSession(hardware, task, live)
 
 
 class MockSession:
     """The mock arm: its time passes only in commands, physics judges."""
 
-    def __init__(self, hardware: HardwareRecipe, work: TaskRecipe, wide_starts: float, looks: float) -> None:
+    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, wide_starts: float, randomization: float) -> None:
         from srpo_robot.mock.arm import make_mock
 
-        self._arm, workcell = make_mock(hardware, work, wide_starts=wide_starts, looks=looks)
-        self.space = make_action_space(work.action_space, self._arm.limits, self._arm.home_rad)
-        self._setup = Setup(self._arm, workcell, self.space, work.instruction, work.time_limit_s, work.cameras)
+        self._arm, workcell = make_mock(hardware, task, wide_starts=wide_starts, randomization=randomization)
+        self.space = make_action_space(task.action_space, self._arm.limits, self._arm.home_rad)
+        self._setup = Setup(self._arm, workcell, self.space, task.instruction, task.time_limit_s, task.cameras)
 
     def __enter__(self) -> Self:
         self._arm.__enter__()
@@ -129,17 +134,17 @@ class MockSession:
 class LiveSession:
     """An xArm 7 with a person at the keys, or the mock lab's judge in that person's place."""
 
-    def __init__(self, hardware: HardwareRecipe, work: TaskRecipe, options: LiveOptions) -> None:
+    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, options: LiveOptions) -> None:
         """Raises RecipeError where a recipe contradicts itself, UsageError where nobody could stop the arm."""
         from srpo_robot.arm.xarm7.driver import XArm7
 
-        self._hardware, self._work, self._options = hardware, work, options
+        self._hardware, self._task, self._options = hardware, task, options
         self._arm: XArm7 = XArm7(hardware, dry_run=options.dry_run, first_pace=options.first_pace)
-        self.space = make_action_space(work.action_space, self._arm.limits, self._arm.home_rad)
+        self.space = make_action_space(task.action_space, self._arm.limits, self._arm.home_rad)
         self._switch = StopSwitch(self._arm.stop)
         self._judged = bool(hardware.judge_url) and not options.by_hand
         self._keys = None if self._judged or options.dry_run else TerminalKeys(self._switch.press)
-        self._thinkers: dict[int, Background] = {}
+        self._thinkers: dict[int, AsyncRunner] = {}
         self._open = ExitStack()
         self._trial: int | None = None
 
@@ -224,26 +229,26 @@ class LiveSession:
             continue
         if chunk is None:
             raise ArmError(f"{policy.name} has nothing to do in this scene; look at what its cameras see")
-        clips: dict[str, int] = {}
+        limited_by: dict[str, int] = {}
         for row in chunk.actions:
             asked = self.space.command(row, self._arm.reference())
-            for layer in {*asked.clips, *self._arm.send(asked.command).clips}:
-                clips[layer] = clips.get(layer, 0) + 1
-        changed = ", ".join(f"{layer} {count}" for layer, count in sorted(clips.items())) or "none"
+            for layer in {*asked.limited_by, *self._arm.send(asked.command).limited_by}:
+                limited_by[layer] = limited_by.get(layer, 0) + 1
+        changed = ", ".join(f"{layer} {count}" for layer, count in sorted(limited_by.items())) or "none"
         say(f"PASS first chunk of {policy.name}: {len(chunk.actions)} actions, changed by a limit: {changed}")
         say("Nothing has moved.")
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _setup(self, policy: Policy, log: TrialLog) -> Setup:
-        work = self._work
+        task = self._task
         return Setup(
             self._arm,
             self._cell(),
             self.space,
-            work.instruction,
-            work.time_limit_s,
-            work.cameras,
+            task.instruction,
+            task.time_limit_s,
+            task.cameras,
             thinker=self._thinker(policy),
             stopped=self._switch.pressed,
             log=self._logger(log),
@@ -263,12 +268,12 @@ class LiveSession:
             if judge is None:
                 raise UsageError("nobody is at the keys, and there is no judge")
             return JudgedCell(self._arm, judge)
-        lay_out = judge.lay_out if judge is not None else lambda seed: lay_out_by_hand(self._work, seed)
-        return OperatorCell(self._arm, self._keys, self._switch, lay_out, say, self._work.success)
+        lay_out = judge.lay_out if judge is not None else lambda seed: lay_out_by_hand(self._task, seed)
+        return OperatorCell(self._arm, self._keys, self._switch, lay_out, say, self._task.success)
 
-    def _thinker(self, policy: Policy) -> Background:
+    def _thinker(self, policy: Policy) -> AsyncRunner:
         if id(policy) not in self._thinkers:
-            made = Background(policy, _WAIT_SHARE * self._arm.period_s, _GIVE_UP_S)
+            made = AsyncRunner(policy, _WAIT_SHARE * self._arm.period_s, _GIVE_UP_S)
             self._thinkers[id(policy)] = self._open.enter_context(made)
         return self._thinkers[id(policy)]
 
@@ -341,15 +346,15 @@ class _Terminated:
         sys.exit(128 + number)
 
 
-def lay_out_by_hand(work: TaskRecipe, seed: int) -> Mapping[str, object]:
+def lay_out_by_hand(task: TaskRecipe, seed: int) -> Mapping[str, object]:
     """Where a person puts things for a seed: the mock cell's layout of this task in words, where it has the task."""
     from srpo_robot.mock.tasks import layout, task_named
 
     try:
-        made = layout(work, seed)
+        made = layout(task, seed)
     except RecipeError:
-        return {"seed": seed, "steps": [f"Lay out the scene for: {work.instruction} (layout {seed})"]}
-    place = task_named(work.name).furniture(work).place
+        return {"seed": seed, "steps": [f"Lay out the scene for: {task.instruction} (layout {seed})"]}
+    place = task_named(task.name).furniture(task).place
     steps = [f"{made.instruction} (layout {seed}); metres forward of the base and to its left:"]
     for item in (*made.fixtures, *made.objects):
         steps.append(f"{item.name}: {_where(item.x_m, item.y_m, item.yaw_rad)}")

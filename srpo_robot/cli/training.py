@@ -122,7 +122,7 @@ def _train(
             recipe,
             weights.values,
             options.output,
-            timestep_weights=timestep,
+            action_weights=timestep,
             device="cpu" if resolve(options.device) == "cpu" else "auto",  # accelerate places each process on its GPU
             resume=options.resume,
             on_step=on_step,
@@ -162,8 +162,8 @@ def _weigh(
 
     provenance: dict[str, Any] = {"dataset": str(buffer.root), "fingerprint": buffer.fingerprint, "weights": scheme}
     timestep = None
-    if recipe.timestep_weights and scheme != "awr":
-        raise UsageError(f"recipe {recipe.name}: timestep_weights are AWR's; set it to false, or train --weights awr")
+    if recipe.action_weights and scheme != "awr":
+        raise UsageError(f"recipe {recipe.name}: action_weights are AWR's; set it to false, or train --weights awr")
     if scheme == "awr":
         weights, timestep, found = _advantage_weights(buffer, recipe, write)
         provenance |= found
@@ -189,7 +189,7 @@ def _advantage_weights(
     buffer: Buffer, recipe: PolicyRecipe, write: bool
 ) -> tuple[Weights, np.ndarray | None, dict[str, Any]]:
     from srpo_robot.awr.policies import executed_steps
-    from srpo_robot.awr.tables import Weighting, action_weights, check_horizon, total_advantage, weigh_buffer
+    from srpo_robot.awr.tables import Weighting, buffer_action_weights, check_horizon, total_advantage, weigh_buffer
     from srpo_robot.awr.weights import awr_weights
     from srpo_robot.progress.pipeline import read_progress
 
@@ -197,11 +197,11 @@ def _advantage_weights(
     weighting = Weighting.of(recipe, recipe.horizon or executed_steps(recipe))
     progress = read_progress(buffer)
     check_horizon(buffer, weighting.horizon)
-    chunk = _chunk_size(recipe) if recipe.timestep_weights else None
+    chunk = _chunk_size(recipe) if recipe.action_weights else None
     found = {"progress": progress.metadata["content"], "weighting": asdict(weighting)}
     if not write:  # a dry run leaves advantage.parquet alone
         _, advantage = total_advantage(buffer, progress, weighting)
-        timestep = None if chunk is None else action_weights(buffer, progress, weighting, chunk)
+        timestep = None if chunk is None else buffer_action_weights(buffer, progress, weighting, chunk)
         return awr_weights(advantage, weighting.beta, weighting.w_max), timestep, found
     weighted = weigh_buffer(buffer, progress, weighting, chunk)
     return weighted.weights, weighted.timestep, found

@@ -19,7 +19,7 @@ from srpo_robot.recipes import PolicyRecipe, load
 
 if TYPE_CHECKING:
     from srpo_robot.awr.tables import Weighting
-    from srpo_robot.awr.weight_grid import View
+    from srpo_robot.awr.weight_grid import GridCell
 
 FIGURE = "weights.png"
 TASKS_SHOWN = 10
@@ -64,14 +64,14 @@ class WeightingOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class WeightSummary:
     """A buffer's weights as `weights_command` shows them."""
 
     weighting: Weighting
     values: np.ndarray  # (N,)
     undefined: int
-    view: View
-    grid: tuple[View, ...]
+    view: GridCell
+    grid: tuple[GridCell, ...]
     advice: tuple[str, ...]
 
 
@@ -82,7 +82,7 @@ def weights_command(
     caps: tuple[float, ...] = (),
     csv_path: Path | None = None,
     json_path: Path | None = None,
-) -> Seen:
+) -> WeightSummary:
     """Print how the weights are spread, over a grid of `betas` and `caps`, and draw DATASET/srpo/weights.png.
 
     Nothing that another command reads is written.
@@ -118,7 +118,7 @@ def see(
     weighting: Weighting,
     betas: tuple[float, ...] = (),
     caps: tuple[float, ...] = (),
-) -> Seen:
+) -> WeightSummary:
     """The weights of a scored buffer and their views; raises as `weights_command`."""
     from srpo_robot.awr import weight_grid as wg
     from srpo_robot.awr.tables import total_advantage
@@ -129,10 +129,10 @@ def see(
     weights = awr_weights(advantage, weighting.beta, weighting.w_max)
     view = wg.view(weights, frames, weighting.beta, weighting.w_max)
     grid = wg.weight_grid(advantage, frames, betas or wg.BETAS, caps or wg.CAPS)
-    return Seen(weighting, weights.values, weights.undefined, view, grid, wg.advice(view, grid))
+    return WeightSummary(weighting, weights.values, weights.undefined, view, grid, wg.advice(view, grid))
 
 
-def print_view(buffer: Buffer, seen: Seen) -> None:
+def print_view(buffer: Buffer, seen: WeightSummary) -> None:
     """The weights of the chosen setting: in all, by task and by part of the episode."""
     w, view = seen.weighting, seen.view
     labels = list(view.by_label)
@@ -163,7 +163,7 @@ def print_view(buffer: Buffer, seen: Seen) -> None:
         say(f"... and {len(view.by_task) - TASKS_SHOWN} more tasks; all of them: --json FILE")
 
 
-def _thirds(buffer: Buffer, seen: Seen, label: str) -> list[float]:
+def _thirds(buffer: Buffer, seen: WeightSummary, label: str) -> list[float]:
     from srpo_robot.awr.weight_grid import frames_of
 
     own = frames_of(buffer.episodes).label == label
@@ -172,7 +172,7 @@ def _thirds(buffer: Buffer, seen: Seen, label: str) -> list[float]:
     return [float(part.mean()) if len(part) else math.nan for part in parts]
 
 
-def print_grid(seen: Seen) -> None:
+def print_grid(seen: WeightSummary) -> None:
     """One row for every beta and cap."""
     made = table("the grid", "beta", "w_max", "effective", "at the cap", "top 1 %", "success", "failure", "ratio")
     for one in seen.grid:
@@ -189,7 +189,7 @@ def print_grid(seen: Seen) -> None:
     console.print(made)
 
 
-def draw(buffer: Buffer, seen: Seen) -> None:
+def draw(buffer: Buffer, seen: WeightSummary) -> None:
     """DATASET/srpo/weights.png."""
     from srpo_robot.awr.weight_grid import frames_of
     from srpo_robot.report.weights_figure import draw_weighting
@@ -202,7 +202,7 @@ def draw(buffer: Buffer, seen: Seen) -> None:
     say(f"Figure: {buffer.sidecar / FIGURE}")
 
 
-def as_json(buffer: Buffer, seen: Seen) -> dict[str, Any]:
+def as_json(buffer: Buffer, seen: WeightSummary) -> dict[str, Any]:
     """Everything that was shown, and every task and tenth."""
     return {
         "dataset": str(buffer.root),
@@ -215,11 +215,11 @@ def as_json(buffer: Buffer, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _of(view: View) -> dict[str, Any]:
+def _of(view: GridCell) -> dict[str, Any]:
     return asdict(view) | {"ratio": view.ratio}
 
 
-def write_csv(path: Path, grid: tuple[View, ...]) -> None:
+def write_csv(path: Path, grid: tuple[GridCell, ...]) -> None:
     """The grid as CSV, one row for every beta and cap; what does not exist is empty."""
     plain = ("beta", "w_max", "effective", "clipped", "top", "ratio")
     labels = ("success", "failure", "unlabelled")

@@ -10,7 +10,7 @@ import numpy as np
 
 from srpo_robot.errors import DatasetError, UsageError
 from srpo_robot.evaluation.power import pairs_needed, sequential_pairs_needed, trials_needed
-from srpo_robot.evaluation.sequential import Look, monitor
+from srpo_robot.evaluation.sequential import InterimResult, monitor
 from srpo_robot.evaluation.statistics import (
     Effect,
     Pairs,
@@ -64,7 +64,7 @@ class Needed:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PolicyComparison:
     """B against A.
 
     Attributes:
@@ -77,7 +77,7 @@ class Comparison:
         by_layout: which of the two is the one to quote: most of the smaller run's trials have their partner.
         void: void trials that were never made good, of A and B.
         if_void_failed: the quoted effect where these count as failures; None where there are none.
-        look: the sequential test, over layouts where `by_layout`, else over the tasks' trials in order.
+        interim: the sequential test, over layouts where `by_layout`, else over the tasks' trials in order.
     """
 
     a: str
@@ -90,7 +90,7 @@ class Comparison:
     by_layout: bool
     void: tuple[int, int]
     if_void_failed: Effect | None
-    look: Look
+    interim: InterimResult
 
     @property
     def effect(self) -> Effect:
@@ -115,7 +115,7 @@ def check_trials(trials: Sequence[Trial], where: str) -> None:
             raise DatasetError(f"{where}: trial {trial.trial} is void without a reason; write one into its note")
 
 
-def compare(a: Contender, b: Contender, alpha: float = 0.05, margin: float | None = None) -> Comparison:
+def compare(a: Contender, b: Contender, alpha: float = 0.05, margin: float | None = None) -> PolicyComparison:
     """Everything about B against A; `alpha` is 1 - confidence, `margin` a difference too small to matter.
 
     Raises:
@@ -136,8 +136,8 @@ def compare(a: Contender, b: Contender, alpha: float = 0.05, margin: float | Non
     by_layout = 2 * pairs.layouts >= min(sum(row.a.trials for row in rows), sum(row.b.trials for row in rows))
     paired, unpaired = _effects(rows, pairs, alpha)
     void = len(unresolved(a.trials)), len(unresolved(b.trials))
-    looks = matched(a.trials, b.trials) if by_layout else in_order(a.trials, b.trials)
-    return Comparison(
+    pairs_in_order = matched(a.trials, b.trials) if by_layout else in_order(a.trials, b.trials)
+    return PolicyComparison(
         a=a.name,
         b=b.name,
         rates=(success_rate(a.trials), success_rate(b.trials)),
@@ -148,7 +148,7 @@ def compare(a: Contender, b: Contender, alpha: float = 0.05, margin: float | Non
         by_layout=by_layout,
         void=void,
         if_void_failed=_if_void_failed(a, b, tasks, by_layout, alpha) if any(void) else None,
-        look=monitor([(bool(x.success), bool(y.success)) for x, y in looks], alpha, margin),
+        interim=monitor([(bool(x.success), bool(y.success)) for x, y in pairs_in_order], alpha, margin),
     )
 
 
@@ -179,7 +179,7 @@ def unresolved(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def how_many(
-    comparison: Comparison, difference: float, power: float = 0.8, alpha: float = 0.05, base: float | None = None
+    comparison: PolicyComparison, difference: float, power: float = 0.8, alpha: float = 0.05, base: float | None = None
 ) -> Needed:
     """How many trials would show a difference of this size. Raises ValueError as `power.rates` and `power.needed`."""
     seen = comparison.rates[0]

@@ -44,22 +44,23 @@ class Instructed(Protocol):
     instruction: str
 
 
-Late = Literal["late"]
+Pending = Literal["pending"]
+PENDING: Pending = "pending"
 
 
-class Thinker(Protocol):
+class PolicyRunner(Protocol):
     """How the loop asks a policy: in its own thread, or in another one while the arm goes on."""
 
     def reset(self, seed: int) -> None:
         """Forget the last episode and what was still being thought about."""
         ...
 
-    def think(self, observation: Observation) -> ActionChunk | Late | None:
-        """As `Policy.act`; "late": no answer yet, ask again with the next observation."""
+    def think(self, observation: Observation) -> ActionChunk | Pending | None:
+        """As `Policy.act`; `PENDING`: no answer yet, ask again with the next observation."""
         ...
 
 
-class Inline:
+class SyncRunner:
     """Asks and waits: for an arm whose time stands still meanwhile."""
 
     def __init__(self, policy: Policy) -> None:
@@ -68,11 +69,11 @@ class Inline:
     def reset(self, seed: int) -> None:
         self._policy.reset(seed)
 
-    def think(self, observation: Observation) -> ActionChunk | Late | None:
+    def think(self, observation: Observation) -> ActionChunk | Pending | None:
         return self._policy.act(observation)
 
 
-class Background:
+class AsyncRunner:
     """Asks in a thread of its own, so that a slow, hung or crashed policy leaves the loop free to hold the arm.
 
     An answer belongs to the observation that the question was asked with, however late it comes. Use it as a context
@@ -80,10 +81,10 @@ class Background:
     """
 
     def __init__(self, policy: Policy, wait_s: float, give_up_s: float) -> None:
-        """`wait_s`: how long `think` waits before it says "late"; `give_up_s`: after which a policy is given up."""
+        """`wait_s`: how long `think` waits before it says `PENDING`; `give_up_s`: after which a policy is given up."""
         self._policy, self._wait_s, self._give_up_s = policy, wait_s, give_up_s
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._job: _Job | None = None
+        self._calls: queue.SimpleQueue[_PendingCall | None] = queue.SimpleQueue()
+        self._pending: _PendingCall | None = None
         self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -93,7 +94,7 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._jobs.put(None)
+        self._calls.put(None)
         self._thread.join(_LAST_WORDS_S)
 
     def reset(self, seed: int) -> None:
@@ -103,31 +104,31 @@ class Background:
             PolicyError: it crashed, or gave no answer in time.
         """
         self._ask(lambda: self._policy.reset(seed))
-        if self._answer(self._give_up_s) == "late":
+        if self._answer(self._give_up_s) == PENDING:
             raise self._silent()
 
-    def think(self, observation: Observation) -> ActionChunk | Late | None:
-        """See `Thinker`.
+    def think(self, observation: Observation) -> ActionChunk | Pending | None:
+        """See `PolicyRunner`.
 
         Raises:
             PolicyError: it crashed, or gave no answer in time.
             UndecodableActions: its output is no action.
         """
-        if self._job is None:
+        if self._pending is None:
             self._ask(lambda: self._policy.act(observation))
         return self._answer(self._wait_s)
 
-    def _ask(self, work: Callable[[], Any]) -> None:
-        self._job = _Job(work, time.monotonic())
-        self._jobs.put(self._job)
+    def _ask(self, call: Callable[[], Any]) -> None:
+        self._pending = _PendingCall(call, time.monotonic())
+        self._calls.put(self._pending)
 
     def _answer(self, wait_s: float) -> Any:
-        job = self._job
+        job = self._pending
         if job is None or not job.done.wait(wait_s):
             if job is not None and time.monotonic() - job.asked_s >= self._give_up_s:
                 raise self._silent()
-            return "late"
-        self._job = None
+            return PENDING
+        self._pending = None
         if isinstance(job.error, SrpoRobotError):
             raise job.error
         if job.error is not None:
@@ -138,19 +139,19 @@ class Background:
         return PolicyError(f"the policy has not answered for {self._give_up_s:g} s; look at its machine")
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._calls.get()) is not None:
             try:
-                job.result = job.work()
+                job.result = job.call()
             except Exception as error:  # raised again where somebody waits
                 job.error = error
             job.done.set()
 
 
 @dataclass(eq=False)
-class _Job:
+class _PendingCall:
     """One question, and what came of it once `done`."""
 
-    work: Callable[[], Any]
+    call: Callable[[], Any]
     asked_s: float
     done: threading.Event = field(default_factory=threading.Event)
     result: Any = None

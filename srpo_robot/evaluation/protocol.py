@@ -25,6 +25,7 @@ from srpo_robot.evaluation.comparison import check_trials
 from srpo_robot.evaluation.trials import JOURNAL, append_trial, read_trials
 from srpo_robot.recipes import build, digest
 from srpo_robot.records import Trial
+from srpo_robot.renames import SHEET_KEYS, current_keys
 
 FORMAT = 1
 ATTEMPTS = 3  # a row that was void this often is left void
@@ -44,7 +45,7 @@ class SheetLayout:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlannedTrial:
     """One trial of the sheet: layout by name, policy by letter."""
 
     trial: int
@@ -59,7 +60,7 @@ class Sheet:
     Attributes:
         format: of this file.
         arm: a recipe of hardware/.
-        looks: how much the mock arm's light and cameras vary.
+        randomization: how much the mock arm's light and cameras vary.
         seed: everything was drawn from.
         key: hash of the key that belongs to it.
         layouts: the scenes, by task.
@@ -68,13 +69,13 @@ class Sheet:
 
     format: int
     arm: str
-    looks: float
+    randomization: float
     seed: int
     key: str
     layouts: tuple[SheetLayout, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PlannedTrial, ...]
 
-    def layout(self, row: Row) -> SheetLayout:
+    def layout(self, row: PlannedTrial) -> SheetLayout:
         """The scene of a row."""
         return next(layout for layout in self.layouts if layout.name == row.layout)
 
@@ -103,7 +104,7 @@ def draw_protocol(
     seed: int,
     scene: Callable[[str, int], dict[str, Any]],
     by_task: bool = False,
-    looks: float = 0.0,
+    randomization: float = 0.0,
 ) -> Protocol:
     """Draw a protocol: `trials` layouts a task, every policy once on each.
 
@@ -134,8 +135,8 @@ def draw_protocol(
     grid = np.arange(len(layouts)).reshape(len(tasks), trials)  # the seeds are in random order as it is
     order = rng.permutation(grid) if by_task else rng.permuted(grid.T, axis=1)
     turns = [(layouts[int(i)].name, letters[int(p)]) for i in order.ravel() for p in rng.permutation(len(letters))]
-    rows = tuple(Row(number, *turn) for number, turn in enumerate(turns))
-    return Protocol(Sheet(FORMAT, arm, looks, seed, digest(key), layouts, rows), key)
+    rows = tuple(PlannedTrial(number, *turn) for number, turn in enumerate(turns))
+    return Protocol(Sheet(FORMAT, arm, randomization, seed, digest(key), layouts, rows), key)
 
 
 def key_path(path: Path) -> Path:
@@ -178,7 +179,7 @@ def read_protocol(path: Path) -> Protocol:
     if version != FORMAT:
         raise UsageError(f"{path} has format {version!r}, this version reads {FORMAT}; write it anew")
     try:
-        sheet = build(Sheet, content, str(path))
+        sheet = build(Sheet, current_keys(content, SHEET_KEYS), str(path))
     except RecipeError as error:
         raise UsageError(str(error)) from None
     if digest(policies) != sheet.key:
@@ -249,7 +250,7 @@ class Study:
                 raise DatasetError(f"{where}: trial {trial.trial} is not the sheet's; restore the file from a copy")
         return trials
 
-    def pending(self) -> list[Row]:
+    def pending(self) -> list[PlannedTrial]:
         """The rows that are still to be run, in order: those without a verdict, unless void `ATTEMPTS` times."""
         trials = self.trials()
         decided = {trial.trial for trial in trials if trial.success is not None}
@@ -307,7 +308,7 @@ def open_study(folder: Path) -> Study | None:
     return Study(folder, protocol, bool(settings.get("blind")))
 
 
-def begin_trial(study: Study, row: Row) -> None:
+def begin_trial(study: Study, row: PlannedTrial) -> None:
     """Note that this trial begins, before anything moves. Its row in the journal follows by `end_trial`."""
     attempt = sum(trial.trial == row.trial for trial in study.trials())
     _write(study.folder / BEGUN, json.dumps({"trial": row.trial, "attempt": attempt}))
@@ -320,7 +321,7 @@ def end_trial(study: Study, trial: Trial) -> None:
     (study.folder / BEGUN).unlink(missing_ok=True)
 
 
-def void_trial(study: Study, row: Row, note: str) -> Trial:
+def void_trial(study: Study, row: PlannedTrial, note: str) -> Trial:
     """The journal's row of a trial that came to nothing."""
     layout = study.protocol.sheet.layout(row)
     scene = {"task": layout.task, **layout.scene}

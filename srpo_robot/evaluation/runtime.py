@@ -13,7 +13,7 @@ from srpo_robot.arm.actions import ActionSpace
 from srpo_robot.arm.arm import Arm, Workcell
 from srpo_robot.arm.limits import Limited
 from srpo_robot.errors import ArmError, CommandRefused, SrpoRobotError, UndecodableActions
-from srpo_robot.evaluation.policy import Inline, Instructed, Policy, Thinker
+from srpo_robot.evaluation.policy import PENDING, Instructed, Policy, PolicyRunner, SyncRunner
 from srpo_robot.records import ArmCommand, Observation, Trial
 
 
@@ -49,7 +49,7 @@ class Step:
         limited: what was executed.
         chunk: 0-based number of the policy's answer that it comes from; -1 before the first.
         row: of the action within that chunk; -1 where the arm held because the policy was late.
-        clips: layers that changed the command.
+        limited_by: layers that changed the command.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Step:
     limited: Limited
     chunk: int
     row: int
-    clips: tuple[str, ...]
+    limited_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Outcome:
         success: the verdict; None where it is void.
         steps: control steps executed.
         seconds: duration on the arm's clock [s].
-        clips: commands changed by each limit layer.
+        limited_by: commands changed by each limit layer.
         layout: the workcell's description of the scene.
         episode_index: in the dataset it was recorded to; -1 where it was not.
         note: why it is void, or why it ended early.
@@ -82,7 +82,7 @@ class Outcome:
     success: bool | None
     steps: int
     seconds: float
-    clips: dict[str, int]
+    limited_by: dict[str, int]
     layout: dict[str, object] = field(default_factory=dict)
     episode_index: int = -1
     note: str = ""
@@ -101,7 +101,7 @@ class Outcome:
             success=self.success,
             steps=self.steps,
             seconds=self.seconds,
-            clips=self.clips,
+            limited_by=self.limited_by,
             layout=self.layout,
             note=self.note,
             late=self.late,
@@ -121,7 +121,7 @@ class Setup:
     time_limit_s: float
     cameras: tuple[str, ...]  # those that are recorded
     stop_on_success: bool = True  # a demonstration goes on: it shows the retreat
-    thinker: Thinker | None = None  # how the policy is asked; None: in this thread, the arm's time stands still
+    thinker: PolicyRunner | None = None  # how the policy is asked; None: in this thread, the arm's time stands still
     stopped: Callable[[], bool] = lambda: False  # whether a person stopped the arm, so that its errors are no fault
     log: Callable[[Step], None] | None = None
 
@@ -146,7 +146,7 @@ def run_episode(
     instruction = str(layout.get("instruction") or setup.instruction)
     if isinstance(policy, Instructed):
         policy.instruction = instruction
-    thinker = setup.thinker or Inline(policy)
+    thinker = setup.thinker or SyncRunner(policy)
     thinker.reset(seed)
     loop = _Loop(setup, thinker, sink, instruction)
     verdict, score, note, redo, refused = None, None, "", False, False
@@ -170,16 +170,16 @@ def run_episode(
         raise
     index = sink.end(verdict) if sink is not None else -1
     seconds = loop.seconds()
-    done = loop.steps, seconds, dict(loop.clips), layout, index, note, loop.late
+    done = loop.steps, seconds, dict(loop.limited_by), layout, index, note, loop.late
     return Outcome(verdict, *done, redo=redo, refused=refused, score=score)
 
 
 class _Loop:
     """The control steps of one episode."""
 
-    def __init__(self, setup: Setup, thinker: Thinker, sink: FrameSink | None, instruction: str) -> None:
+    def __init__(self, setup: Setup, thinker: PolicyRunner, sink: FrameSink | None, instruction: str) -> None:
         self.steps = self.late = 0
-        self.clips: Counter[str] = Counter()
+        self.limited_by: Counter[str] = Counter()
         self._setup, self._thinker, self._sink, self._instruction = setup, thinker, sink, instruction
         self._queue: deque[np.ndarray] = deque()
         self._chunk = self._row = -1
@@ -223,7 +223,7 @@ class _Loop:
         answer = self._thinker.think(seen)
         if answer is None:
             return True
-        if answer != "late":
+        if answer != PENDING:
             self._queue.extend(answer.actions)
             self._chunk, self._row = self._chunk + 1, -1
         return False
@@ -238,13 +238,13 @@ class _Loop:
             self._row += 1
             asked = setup.space.command(self._queue.popleft(), setup.arm.reference())
         limited = setup.arm.send(asked.command)
-        clips = tuple(dict.fromkeys((*asked.clips, *limited.clips)))
-        self.clips.update(clips)
+        limited_by = tuple(dict.fromkeys((*asked.limited_by, *limited.limited_by)))
+        self.limited_by.update(limited_by)
         if self._sink is not None:
             state = setup.space.state(seen.state, seen.commanded)
             images = {name: seen.images[name] for name in setup.cameras}
             self._sink.add(images, state, setup.space.action(limited.command), self._instruction, truth)
         if setup.log is not None:
             row = -1 if held else self._row
-            setup.log(Step(self.steps, seen, asked.command, limited, self._chunk, row, clips))
+            setup.log(Step(self.steps, seen, asked.command, limited, self._chunk, row, limited_by))
         self.steps += 1

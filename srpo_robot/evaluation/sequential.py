@@ -22,7 +22,7 @@ from srpo_robot.evaluation.statistics import Pairs
 _EDGE = 1e-6  # the interval is searched on -1 to 1 without the ends, where the largest bet is infinite
 
 
-class Look(NamedTuple):
+class InterimResult(NamedTuple):
     """What may be said after some pairs.
 
     Attributes:
@@ -43,7 +43,7 @@ class Look(NamedTuple):
     decided_at: int
 
 
-def monitor(outcomes: Sequence[tuple[bool, bool]], alpha: float = 0.05, margin: float | None = None) -> Look:
+def monitor(outcomes: Sequence[tuple[bool, bool]], alpha: float = 0.05, margin: float | None = None) -> InterimResult:
     """Look after every pair of `outcomes` (A's success, B's success on one layout), in the order they were run.
 
     Args:
@@ -71,7 +71,7 @@ def monitor(outcomes: Sequence[tuple[bool, bool]], alpha: float = 0.05, margin: 
             low, high = anytime_interval(Pairs(ties, wins_a, wins_b, 0), alpha)
         if decision == "more" and margin is not None and -margin < low and high < margin:
             decision, decided_at = "equivalent", number
-    return Look(len(outcomes), evidence, 1 / evidence, low, high, decision, decided_at)
+    return InterimResult(len(outcomes), evidence, 1 / evidence, low, high, decision, decided_at)
 
 
 def log_evidence(wins_a: int | np.ndarray, wins_b: int | np.ndarray) -> np.ndarray:

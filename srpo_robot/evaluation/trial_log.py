@@ -165,7 +165,7 @@ def _row(step: Step) -> dict[str, Any]:
         "chunk": step.chunk,
         "row": step.row,
         "late": step.row < 0,
-        "clips": ",".join(step.clips),
+        "limited_by": ",".join(step.limited_by),
         "reached_rad": seen.state.joints_rad.tolist(),
         "asked_rad": step.asked.joints_rad.tolist(),
         "sent_rad": sent.joints_rad.tolist(),

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from srpo_robot.errors import DatasetError
 from srpo_robot.records import Trial
+from srpo_robot.renames import TRIAL_KEYS, current_keys
 
 JOURNAL = "trials.jsonl"
 FAULT = "fault.json"
@@ -52,8 +53,8 @@ def read_trials(folder: Path) -> list[Trial]:
 
 def _parsed(line: bytes) -> Trial | None:
     try:
-        return Trial(**json.loads(line))
-    except (ValueError, TypeError):
+        return Trial(**current_keys(json.loads(line), TRIAL_KEYS))
+    except (ValueError, TypeError, AttributeError):
         return None
 
 

@@ -33,13 +33,13 @@ class MockArm(Arm):
     """
 
     def __init__(
-        self, hardware: HardwareRecipe, task: TaskRecipe, disturbance_m: float = 0.0, looks: float = 0.0
+        self, hardware: HardwareRecipe, task: TaskRecipe, disturbance_m: float = 0.0, randomization: float = 0.0
     ) -> None:
         """Raises RecipeError where the recipes ask for what the mock cell does not have; UsageError as `CellSim`."""
         super().__init__(hardware)
         if disturbance_m < 0.0:
             raise RecipeError(f"disturbance_m is {disturbance_m}; it is a standard deviation, zero or more")
-        self.sim = CellSim(hardware, task, looks)
+        self.sim = CellSim(hardware, task, randomization)
         self.disturbance_m = disturbance_m
         self._slow_m = np.zeros(3)
         self._rng = np.random.default_rng(0)
@@ -125,8 +125,8 @@ class MockCell:
         start = self._start(np.random.default_rng([seed, 1]))
         self.arm.place(layout, start)
         tcp = kinematics.tcp_position(start.joints_rad, self.arm.limits.tcp_offset_m)
-        looks = {"looks": self.arm.sim.looks}
-        return layout.as_json() | {"start_tcp_m": [round(float(v), 6) for v in tcp]} | looks
+        varied = {"randomization": self.arm.sim.randomization}
+        return layout.as_json() | {"start_tcp_m": [round(float(v), 6) for v in tcp]} | varied
 
     def verdict(self, ended: bool) -> bool | None:
         """True once the success rule has held for half a second up to now; False only once `ended`; else None."""
@@ -177,7 +177,7 @@ def make_mock(
     *,
     wide_starts: float = 0.0,
     disturbance_m: float = 0.0,
-    looks: float = 0.0,
+    randomization: float = 0.0,
 ) -> tuple[MockArm, MockCell]:
     """The mock arm and the workcell around it.
 
@@ -186,13 +186,13 @@ def make_mock(
         task: which task is laid out and judged.
         wide_starts: probability of a start anywhere over the table instead of near home.
         disturbance_m: standard deviation of the noise on the way to the motors [m]; see `MockArm`.
-        looks: how much light, colours and cameras vary between trials, 0 (not at all) to 1; see `looks.look`.
+        randomization: visual randomization between trials, 0 (none) to 1; see `randomization.draw_appearance`.
 
     Raises:
         RecipeError: the recipes ask for what the mock cell does not have.
-        UsageError: `looks` outside 0 to 1.
+        UsageError: `randomization` outside 0 to 1.
     """
     if hardware.kind != "mock":
         raise RecipeError(f"{hardware.name} is a recipe for a {hardware.kind}; the mock cell needs one of kind 'mock'")
-    arm = MockArm(hardware, task, disturbance_m, looks)
+    arm = MockArm(hardware, task, disturbance_m, randomization)
     return arm, MockCell(arm, wide_starts)

@@ -10,31 +10,36 @@ import numpy as np
 from srpo_robot.errors import ArmError, RecipeError
 from srpo_robot.mock import rendering, scene
 from srpo_robot.mock.layout import Layout
-from srpo_robot.mock.looks import Look, check_amount, look
 from srpo_robot.mock.objects import THINGS
+from srpo_robot.mock.randomization import Appearance, check_randomization, draw_appearance
 from srpo_robot.mock.tasks import SUCCESS_HOLD_S, SceneFacts, Task, task_named
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import JOINTS, ArmCommand, ArmState
 
 _IN_THE_WAY_M = 0.070  # fingertips to an object: nobody reaches in there to move it
 _SETTLE_S = 0.1  # objects come to rest before a trial starts
-_WORN = ("geom_rgba", "cam_pos", "cam_quat", "cam_fovy")  # what a look changes in the model, beside the light
+_APPEARANCE_FIELDS = (
+    "geom_rgba",
+    "cam_pos",
+    "cam_quat",
+    "cam_fovy",
+)  # what an appearance changes in the model, beside the light
 _DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 
 class CellSim:
     """Arm, gripper, objects and cameras, and the privileged view on them that only scripts and judges may use."""
 
-    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, looks: float = 0.0) -> None:
-        """`looks`: how much light, colours and cameras vary from layout to layout, 0 to 1; see `looks.look`.
+    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, randomization: float = 0.0) -> None:
+        """`randomization`: visual randomization from layout to layout, 0 (none) to 1; see `draw_appearance`.
 
         Raises:
             RecipeError: the mock cell has no such task, camera or tool.
-            UsageError: `looks` is no such amount.
+            UsageError: `randomization` is no such amount.
         """
         self.hardware = hardware
         self.recipe = task
-        self.looks = check_amount(looks)
+        self.randomization = check_randomization(randomization)
         self.task: Task = task_named(task.name)
         self.layout: Layout | None = None
         self.intent = ""  # what a script is about to get wrong in this layout, for the record; "" where a policy drives
@@ -48,7 +53,7 @@ class CellSim:
         self._arm_q = np.array([self._model.joint(f"joint{i + 1}").qposadr[0] for i in range(JOINTS)])
         self._arm_v = np.array([self._model.joint(f"joint{i + 1}").dofadr[0] for i in range(JOINTS)])
         self._finger_q = np.array([self._model.joint(f"finger_{side}").qposadr[0] for side in ("left", "right")])
-        self._nominal = {name: getattr(self._model, name).copy() for name in _WORN}
+        self._nominal = {name: getattr(self._model, name).copy() for name in _APPEARANCE_FIELDS}
         coloured = (*self.task.things, *kind.bodies)
         self._things = [i for i in range(self._model.ngeom) if self._body_of(i) in coloured]
         self._ticks = 0  # physics steps since the reset; a controller asks for two at a time
@@ -67,7 +72,7 @@ class CellSim:
     # --- time -----------------------------------------------------------------------------------------------------
 
     def reset(self, layout: Layout, start: ArmCommand) -> None:
-        """Lay out the scene with the arm at rest at `start`, in the look of the layout's seed; the clock starts at 0.
+        """Lay out the scene with the arm at rest at `start`, with the appearance of the layout's seed; the clock starts at 0.
 
         Raises:
             RecipeError: `layout` is of another task.
@@ -75,7 +80,7 @@ class CellSim:
         if layout.task != self.recipe.name:
             raise RecipeError(f"this cell is set up for {self.recipe.name!r}, the layout is of {layout.task!r}")
         mujoco.mj_resetData(self._model, self._data)
-        self.wear(look(layout.seed, self.looks))
+        self.set_appearance(draw_appearance(layout.seed, self.randomization))
         self._park(set(self.task.things) - {item.name for item in layout.objects})
         for item in layout.objects:
             half = item.yaw_rad / 2.0
@@ -176,16 +181,21 @@ class CellSim:
         self._data.joint(name).qvel[:] = 0.0
         mujoco.mj_forward(self._model, self._data)
 
-    def wear(self, worn: Look) -> None:
-        """Take on a look until the next `reset`: light, colours, cameras. Nothing that moves is touched."""
+    def set_appearance(self, appearance: Appearance) -> None:
+        """Keep an appearance until the next `reset`: light, colours, cameras. Nothing that moves is touched."""
         model = self._model
         for name, values in self._nominal.items():
             getattr(model, name)[:] = values
         light = model.vis.headlight
-        light.ambient[:], light.diffuse[:] = worn.ambient * np.array(worn.tint), worn.diffuse * np.array(worn.tint)
-        model.geom_rgba[model.geom("table").id, :3] = worn.table_rgb
-        model.geom_rgba[self._things, :3] = np.clip(model.geom_rgba[self._things, :3] * worn.object_gain, 0.0, 1.0)
-        for name, mount in zip(scene.CAMERAS, worn.cameras, strict=True):
+        light.ambient[:], light.diffuse[:] = (
+            appearance.ambient * np.array(appearance.tint),
+            appearance.diffuse * np.array(appearance.tint),
+        )
+        model.geom_rgba[model.geom("table").id, :3] = appearance.table_rgb
+        model.geom_rgba[self._things, :3] = np.clip(
+            model.geom_rgba[self._things, :3] * appearance.object_gain, 0.0, 1.0
+        )
+        for name, mount in zip(scene.CAMERAS, appearance.cameras, strict=True):
             camera = model.camera(name)
             turn, nominal = np.empty(4), camera.quat.copy()
             mujoco.mju_euler2Quat(turn, mount.turn_rad, "xyz")
@@ -193,7 +203,7 @@ class CellSim:
             mujoco.mju_mulQuat(camera.quat, nominal, turn)  # turned in its own frame
             camera.fovy[:] *= mount.fovy_factor
         self._furniture.dress()
-        mujoco.mj_camlight(model, self._data)  # not forward: a look leaves no trace in the solver's warm start
+        mujoco.mj_camlight(model, self._data)  # not forward: an appearance leaves no trace in the solver's warm start
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -36,18 +36,18 @@ class MockLab:
     def __init__(
         self,
         cell: HardwareRecipe,
-        work: TaskRecipe,
+        task: TaskRecipe,
         *,
         host: str = "",
         command_port: int = 0,
         seed: int = 0,
-        looks: float = 0.0,
+        randomization: float = 0.0,
     ) -> None:
         """The cell lies as `seed` lays it out until somebody resets it.
 
         Args:
             cell: a recipe of kind "mock": home, limits, cameras.
-            work: the task that is laid out and judged.
+            task: the task that is laid out and judged.
             host: a loopback address; "" takes a free one.
             command_port: the vendor's is 502, which needs privileges; 0 takes a free one.
 
@@ -56,9 +56,9 @@ class MockLab:
         """
         if cell.kind != "mock":
             raise RecipeError(f"{cell.name} is a recipe for a {cell.kind}; the mock lab needs one of kind 'mock'")
-        self.cell, self.work = cell, work
-        self.plant = CellPlant(CellSim(cell, work, looks))
-        self.plant.place(tasks.layout(work, seed), ArmCommand(np.array(cell.home_rad), cell.limits.gripper_max_m))
+        self.cell, self.task = cell, task
+        self.plant = CellPlant(CellSim(cell, task, randomization))
+        self.plant.place(tasks.layout(task, seed), ArmCommand(np.array(cell.home_rad), cell.limits.gripper_max_m))
         self.controller = ControllerServer(self.plant, host=host or free_host(), command_port=command_port)
         self.streams = CameraStreams(self.plant)
         self.judge = JudgeServer(self.plant, self.controller)

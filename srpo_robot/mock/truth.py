@@ -46,7 +46,7 @@ FEATURES: dict[str, Any] = {
 }  # of a LeRobot dataset
 ABSENT_M = (-1.0, 0.0, 0.0)  # recorded for the distractor of a task without any: behind the arm, out of sight
 
-View = Literal["absolute", "relative"]
+StateView = Literal["absolute", "relative"]
 Pool = Literal["last", "mean"]
 _DROPPED = {
     "absolute": ("target-tcp.", "target-plate.", "distractor-plate."),
@@ -150,7 +150,11 @@ def drop_frame(state: np.ndarray) -> int | None:
 
 
 def true_windows(
-    truth: Truth, episodes: Sequence[Episode], spec: WindowSpec, view: View = "relative", pool: Pool = "last"
+    truth: Truth,
+    episodes: Sequence[Episode],
+    spec: WindowSpec,
+    view: StateView = "relative",
+    pool: Pool = "last",
 ) -> list[WindowEmbeddings]:
     """What a perfect encoder would say about every window: the true state, standardised over all frames.
 
@@ -171,7 +175,7 @@ def true_windows(
     from srpo_robot.progress.score import WindowEmbeddings
     from srpo_robot.progress.windows import clips, ends
 
-    if view not in get_args(View) or pool not in get_args(Pool):
+    if view not in get_args(StateView) or pool not in get_args(Pool):
         raise UsageError(f"no true state {view!r}, {pool!r}; views: absolute, relative; pools: last, mean")
     if [e.length for e in episodes] != [len(rows) for rows in truth.state]:
         raise ValueError("the truth is of other episodes")

@@ -111,8 +111,8 @@ def embed_buffer(
     """
     names = _names(cameras)
     spec = spec.resolved(encoder.frames_per_clip)
-    dealt = deal([_cost(episode, spec) for episode in buffer.episodes], world)
-    share = [episode for episode, owner in zip(buffer.episodes, dealt, strict=True) if owner == rank]
+    shard_of = shards([_cost(episode, spec) for episode in buffer.episodes], world)
+    share = [episode for episode, owner in zip(buffer.episodes, shard_of, strict=True) if owner == rank]
     keys: dict[tuple[int, str], str | None] = {}
     left_out: dict[int, str] = {}
     computed = fresh = 0
@@ -190,7 +190,7 @@ def store_keys(
     }
 
 
-def deal(costs: Sequence[float], ranks: int) -> tuple[int, ...]:
+def shards(costs: Sequence[float], ranks: int) -> tuple[int, ...]:
     """Who embeds which episode: the rank of each, so that ranks finish at about the same time.
 
     The dearest episode first, each to the rank that has least (greedy; at most 4/3 of the best possible longest

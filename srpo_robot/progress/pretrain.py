@@ -30,7 +30,7 @@ DECAY = 0.2  # share of the steps over which the learning rate falls
 
 
 @dataclass(frozen=True)
-class Settings:
+class PretrainConfig:
     """How a run trains. Only `steps` and `seed` are meant to be changed without thought.
 
     Attributes:
@@ -217,13 +217,13 @@ def colour_change(first: torch.Tensor, last: torch.Tensor, cells: int) -> torch.
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def learning_rate(step: int, settings: Settings) -> float:
+def learning_rate(step: int, settings: PretrainConfig) -> float:
     """Linear warm-up, constant, and over the last fifth linear to a hundredth: a run may be made longer on the way."""
     left = (settings.steps - step) / (DECAY * settings.steps)
     return settings.learning_rate * min(1.0, (step + 1) / settings.warmup, max(left, 0.01))
 
 
-def kept_share(step: int, settings: Settings) -> float:
+def kept_share(step: int, settings: PretrainConfig) -> float:
     """Share of itself that the moving average keeps in this step: a straight line between the two ends."""
     first, last = settings.average
     return first + (last - first) * min(1.0, step / max(1, settings.steps))
@@ -257,7 +257,7 @@ def _reader(width: int, out: int) -> nn.Linear:
 class Pretrainer:
     """Encoder, predictor, moving average and optimiser of a run; `step` takes them one batch on."""
 
-    def __init__(self, config: VJEPA2Config, settings: Settings) -> None:
+    def __init__(self, config: VJEPA2Config, settings: PretrainConfig) -> None:
         self.settings, self.done = settings, 0
         self._dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[settings.dtype]
         with torch.random.fork_rng(devices=[]):

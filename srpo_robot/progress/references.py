@@ -16,6 +16,7 @@ from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.preprocessing import StandardScaler
 
 from srpo_robot.errors import ScoringError, UsageError
+from srpo_robot.renames import REFERENCES, current
 
 MIN_CLUSTERED = 4  # fewer successes than this: nothing to cluster
 SIIRL_EPS = 0.5  # siiRL's radius, in the scaled space
@@ -41,7 +42,7 @@ class References:
     noise: int
     eps: float
     members: tuple[np.ndarray, ...] = ()
-    strategy: str = "nn2"
+    strategy: str = "dbscan-auto"
     nearest: int = 1
 
     @property
@@ -95,13 +96,14 @@ class Strategy:
 def parse_references(name: str) -> Strategy:
     """The strategy of that name.
 
-    `nn2`, `mean`, `nearest`, `knn3`, `medoid`, `hdbscan`, `siirl`; a number: DBSCAN with that radius [embedding units];
+    `dbscan-auto`, `mean`, `nearest`, `knn3`, `medoid`, `hdbscan`, `siirl`; a number: DBSCAN with that radius [embedding units];
     `external`: reference episodes of another dataset, each its own centre (the paper's "w/o self-reference");
     `external:NAME`: those episodes under another strategy, so that an ablation changes one thing only.
 
     Raises:
         UsageError: no such strategy; the message lists those there are.
     """
+    name = current(name, REFERENCES)
     outer, _, inner = name.partition(":")
     if outer == EXTERNAL and inner != EXTERNAL and ":" not in inner and not (name.endswith(":")):
         return Strategy(name, parse_references(inner or "nearest").build, external=True)
@@ -117,7 +119,7 @@ def parse_references(name: str) -> Strategy:
 
 
 def nn2_references(successes: np.ndarray) -> References:
-    """The default, by name `nn2` (ours; the paper gives no radius): DBSCAN on the successes' embeddings (S, D).
+    """The default, by name `dbscan-auto` (ours; the paper gives no radius): DBSCAN on the successes' embeddings (S, D).
 
     Raw L2, min_samples 2, eps twice the median nearest neighbour's distance; noise points stay as singletons; fewer
     than 4 successes, or mostly copies of each other: their mean.
@@ -125,7 +127,7 @@ def nn2_references(successes: np.ndarray) -> References:
     Raises:
         ScoringError: no success, or a value that is not finite.
     """
-    return Strategy("nn2", _nn2)(successes)
+    return Strategy("dbscan-auto", _dbscan_auto)(successes)
 
 
 def nearest_distance(embeddings: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -185,14 +187,14 @@ def _dbscan(points: np.ndarray, distances: np.ndarray, eps: float, strategy: str
     return _grouped(points, _clusters(labels), int((labels < 0).sum()), eps, strategy)
 
 
-def _nn2(points: np.ndarray) -> References:
+def _dbscan_auto(points: np.ndarray) -> References:
     if len(points) < MIN_CLUSTERED:
-        return _mean(points, "nn2")
+        return _mean(points, "dbscan-auto")
     distances = cdist(points, points)
     eps = 2.0 * float(np.median((distances + np.diag(np.full(len(points), np.inf))).min(axis=1)))
     if eps == 0.0:  # most successes are copies of each other
-        return _mean(points, "nn2")
-    return _dbscan(points, distances, eps, "nn2")
+        return _mean(points, "dbscan-auto")
+    return _dbscan(points, distances, eps, "dbscan-auto")
 
 
 def _fixed_eps(points: np.ndarray, eps: float, strategy: str) -> References:
@@ -203,12 +205,12 @@ def _fixed_eps(points: np.ndarray, eps: float, strategy: str) -> References:
 
 
 def _medoid(points: np.ndarray) -> References:
-    """The clusters of nn2, each stood for by the real success that is nearest to its centre; ours.
+    """The clusters of dbscan-auto, each stood for by the real success that is nearest to its centre; ours.
 
     Two successes are equally near to their mean: such a tie goes to the lexicographically smaller embedding, so that
     the order of episodes does not matter.
     """
-    clusters = _nn2(points)
+    clusters = _dbscan_auto(points)
     centres = []
     for centre, rows in zip(clusters.centres, clusters.members, strict=True):
         distances = np.linalg.norm(points[rows] - centre, axis=1)
@@ -243,7 +245,7 @@ def _siirl(points: np.ndarray) -> References:
 
 
 STRATEGIES: dict[str, Callable[[np.ndarray], References]] = {
-    "nn2": _nn2,
+    "dbscan-auto": _dbscan_auto,
     "mean": _mean,
     "nearest": _nearest,
     "knn3": _knn3,

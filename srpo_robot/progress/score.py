@@ -20,17 +20,18 @@ from srpo_robot.progress.value import (
     ALPHA,
     NO_FAILURE,
     NO_NEIGHBOUR,
-    eq5,
-    expected_return,
+    knn_return,
+    knn_time,
     normalised_time,
     parse_value,
-    phase,
     sigmoid,
+    window_rewards,
 )
 from srpo_robot.records import Curve, Episode
+from srpo_robot.renames import REFERENCES, current
 
 Profile = Literal["paper", "paper-literal", "siirl", "loo"]
-DEFAULT_REFERENCES = {"paper": "nn2", "paper-literal": "nn2", "siirl": "siirl", "loo": "knn3"}
+DEFAULT_REFERENCES = {"paper": "dbscan-auto", "paper-literal": "dbscan-auto", "siirl": "siirl", "loo": "knn3"}
 SIIRL_CEILING, SIIRL_STEEPNESS, SIIRL_OFFSET, SIIRL_RANGE = 0.6, 10.0, 0.5, 1e-6  # siiRL's reward_score/embodied.py
 
 ONE_WINDOW = "shorter than the first window and one frame: one distance, no progress"
@@ -61,10 +62,10 @@ class Rules:
     Attributes:
         profile: `paper`; `paper-literal`: its reward with the sign as printed; `siirl`: reward and references of the
             released code; `loo`: successes are measured as failures are, by references that leave out their own group.
-        references: a name of `references.parse_references`; "": the profile's (nn2, nn2, siirl, knn3).
+        references: a name of `references.parse_references`; "": the profile's (dbscan-auto, dbscan-auto, siirl, knn3).
         value: step value R, a name of `value.VALUES`; "": progress.
-        alpha: ceiling of a failure's reward and of `eq5`; `siirl` has its own, 0.6.
-        neighbours: windows averaged by `phase` and `return`.
+        alpha: ceiling of a failure's reward and of `reward`; `siirl` has its own, 0.6.
+        neighbours: windows averaged by `knn-time` and `knn-return`.
         skip_tasks: tasks that are left out; everything of theirs is NaN.
 
     Raises:
@@ -86,7 +87,8 @@ class Rules:
         if self.neighbours < 1:
             raise UsageError(f"neighbours {self.neighbours} must be at least 1")
         parse_references(self.reference_name)
-        parse_value(self.value_name)
+        object.__setattr__(self, "references", current(self.references, REFERENCES))
+        object.__setattr__(self, "value", parse_value(self.value) if self.value else "")
 
     @property
     def reference_name(self) -> str:
@@ -161,7 +163,7 @@ def failure_rewards(distance: np.ndarray, alpha: float = ALPHA, literal: bool = 
     `paper-literal`) takes it. `std` is the population's; where it is 0 (one failure) the standardised value is 0. A
     NaN distance gives NaN and counts in neither.
     """
-    return eq5(distance, distance, alpha, literal)
+    return window_rewards(distance, distance, alpha, literal)
 
 
 def siirl_rewards(distance: np.ndarray) -> np.ndarray:
@@ -425,13 +427,15 @@ def _values(
     if kind == "progress":
         return [curve.progress.copy() for curve in curves], [curve.reason for curve in curves]
     starts = [int(own.ends[0]) for own in task.windows]
-    if kind == "eq5":
+    if kind == "reward":
         pool = _failed_windows(task, distances)
         literal = rules.profile == "paper-literal"
-        dense = [eq5(c.distance[t:], pool, rules.alpha, literal) for c, t in zip(curves, starts, strict=True)]
+        dense = [
+            window_rewards(c.distance[t:], pool, rules.alpha, literal) for c, t in zip(curves, starts, strict=True)
+        ]
         reasons = [c.reason if np.isnan(c.distance[t]) else NO_FAILURE for c, t in zip(curves, starts, strict=True)]
     else:
-        estimate = phase if kind == "phase" else expected_return
+        estimate = knn_time if kind == "knn-time" else knn_return
         times = [normalised_time(own.ends, e.length) for own, e in zip(task.windows, task.episodes, strict=True)]
         embeddings = [own.embeddings for own in task.windows]
         found = estimate(embeddings, times, task.success.tolist(), task.groups, rules.neighbours)
@@ -484,11 +488,11 @@ def _groups(task: _Task) -> set[str]:
 
 def _value_warnings(task: _Task, rules: Rules, reasons: list[str], distances: list[np.ndarray]) -> list[str]:
     kind, warnings = rules.value_name, []
-    if kind == "return" and task.success.all() and len(task.success):
-        warnings.append(f"{task.name!r}: no failure, so the value 'return' is 'phase'")
-    if kind == "eq5" and _all_equal(_failed_windows(task, distances)):
+    if kind == "knn-return" and task.success.all() and len(task.success):
+        warnings.append(f"{task.name!r}: no failure, so the value 'knn-return' is 'knn-time'")
+    if kind == "reward" and _all_equal(_failed_windows(task, distances)):
         warnings.append(
-            f"{task.name!r}: all windows of failures are equally far, so the value 'eq5' is alpha/2 throughout"
+            f"{task.name!r}: all windows of failures are equally far, so the value 'reward' is alpha/2 throughout"
         )
     if kind != "progress":
         for reason in dict.fromkeys(text for text in reasons if text):

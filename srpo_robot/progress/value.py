@@ -1,7 +1,7 @@
 """Step values R of a task's windows: progress is one, here are the others. numpy in, numpy out.
 
 Why others: distance to an end state is a good terminal test and a wrong step value, even with a perfect encoder: after
-a drop the empty arm goes on home, which looks like progress. `phase` and `return` ask when, not how far.
+a drop the empty arm goes on home, which looks like progress. `knn-time` and `knn-return` ask when, not how far.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import numpy as np
 
 from srpo_robot.errors import UsageError
 from srpo_robot.numerics import standardise_by
+from srpo_robot.renames import STEP_VALUES, current
 
-VALUES = ("progress", "eq5", "phase", "return")
+VALUES = ("progress", "reward", "knn-time", "knn-return")
 ALPHA = 0.8  # the paper's ceiling on a failure's reward
 NO_FAILURE = "its task has no failure, whose windows eq. 5 is standardised with"
 NO_NEIGHBOUR = "no success of its task outside its own group: nothing to compare its windows with"
@@ -21,11 +22,12 @@ CHUNK_NUMBERS = 4_000_000  # distances held at a time: 32 MB
 
 
 def parse_value(name: str) -> str:
-    """`name` if it is a step value.
+    """Returns `name`, or its new name if it is an old one.
 
     Raises:
-        UsageError: it is not; the message lists those there are.
+        UsageError: no such step value; the message lists those that exist.
     """
+    name = current(name, STEP_VALUES)
     if name not in VALUES:
         raise UsageError(f"no value {name!r}; there are: {', '.join(VALUES)}")
     return name
@@ -36,7 +38,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
-def eq5(distance: np.ndarray, pool: np.ndarray, alpha: float = ALPHA, literal: bool = False) -> np.ndarray:
+def window_rewards(distance: np.ndarray, pool: np.ndarray, alpha: float = ALPHA, literal: bool = False) -> np.ndarray:
     """Eq. 5 on windows: alpha * sigmoid(-(d - mean)/std), (n,) in (0, alpha); NaN where `pool` holds nothing.
 
     A window of a success gets the same formula (the paper is silent): eq. 5's 1 is for a whole successful trajectory,
@@ -58,7 +60,7 @@ def normalised_time(ends: np.ndarray, length: int) -> np.ndarray:
     return ends / (length - 1) if length > 1 else np.ones(len(ends))
 
 
-def phase(
+def knn_time(
     embeddings: Sequence[np.ndarray],
     times: Sequence[np.ndarray],
     success: Sequence[bool],
@@ -81,7 +83,7 @@ def phase(
     return averages(embeddings, groups, bank, times, neighbours)
 
 
-def expected_return(
+def knn_return(
     embeddings: Sequence[np.ndarray],
     times: Sequence[np.ndarray],
     success: Sequence[bool],
@@ -90,8 +92,8 @@ def expected_return(
 ) -> list[np.ndarray]:
     """Mean of label * normalised time over the nearest windows of all episodes of the task, own group left out (ours).
 
-    The value `return`: a nearest-neighbour estimate of the return. A neighbour from a failure counts 0, one from a
-    success its time. Without failures it is `phase`. Arguments as `phase`.
+    The value `knn-return`: a nearest-neighbour estimate of the return. A neighbour from a failure counts 0, one from a
+    success its time. Without failures it is `knn-time`. Arguments as `knn-time`.
 
     Returns:
         Per episode (n_i,) in [0, 1]; NaN where no success is outside its group (0 would only say so).

@@ -10,13 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from srpo_robot.awr.weight_grid import PHASES, View
+from srpo_robot.awr.weight_grid import PHASES, GridCell
 from srpo_robot.report.figures import FAILURE, MUTED, SUCCESS, save, weight_histogram
 
 COLOURS = {"success": SUCCESS, "failure": FAILURE, "unlabelled": MUTED}
 
 
-def draw_weighting(weights: Mapping[str, np.ndarray], seen: View, grid: Sequence[View], path: Path, note: str) -> None:
+def draw_weighting(
+    weights: Mapping[str, np.ndarray], seen: GridCell, grid: Sequence[GridCell], path: Path, note: str
+) -> None:
     """Write the figure as PNG: histogram by label, effective sample size over the grid, mean weight along the episode.
 
     Args:
@@ -34,7 +36,7 @@ def draw_weighting(weights: Mapping[str, np.ndarray], seen: View, grid: Sequence
     save(figure, path)
 
 
-def _grid(axes: matplotlib.axes.Axes, seen: View, grid: Sequence[View]) -> None:
+def _grid(axes: matplotlib.axes.Axes, seen: GridCell, grid: Sequence[GridCell]) -> None:
     betas, caps = sorted({one.beta for one in grid}), sorted({one.w_max for one in grid})
     share = np.full((len(betas), len(caps)), np.nan)
     for one in grid:
@@ -56,7 +58,7 @@ def _grid(axes: matplotlib.axes.Axes, seen: View, grid: Sequence[View]) -> None:
     axes.set_title("effective sample size (S/F: success to failure)", loc="left", fontsize=10)
 
 
-def _along_the_episode(axes: matplotlib.axes.Axes, seen: View) -> None:
+def _along_the_episode(axes: matplotlib.axes.Axes, seen: GridCell) -> None:
     middles = (np.arange(PHASES) + 0.5) / PHASES
     for label, means in seen.by_phase.items():
         axes.plot(middles, means, marker="o", markersize=3, color=COLOURS[label], label=label)

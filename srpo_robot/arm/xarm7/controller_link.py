@@ -16,7 +16,7 @@ import numpy as np
 
 from srpo_robot.arm.xarm7 import controller_setup, wire
 from srpo_robot.arm.xarm7.controller_codes import CLOSED, NO_REPLY, ControllerFault, reply
-from srpo_robot.arm.xarm7.controller_setup import Identity, Settings
+from srpo_robot.arm.xarm7.controller_setup import Identity, StoredSettings
 from srpo_robot.errors import ArmError
 from srpo_robot.recipes import ControllerRecipe
 
@@ -64,7 +64,7 @@ class ControllerLink:
 
     # --- before it moves ----------------------------------------------------------------------------------------------
 
-    def settings(self) -> Settings:
+    def settings(self) -> StoredSettings:
         """What the controller has stored, from its last 5 Hz report and function 53. Raises ArmError as `_check`."""
         api = self._commands
         code, states = api.get_reduced_states()
@@ -72,7 +72,7 @@ class ControllerLink:
         reduced, box_mm, tcp_mm_s, joint_rad_s, ranges, fence, _ = states
         kg, centre_mm = api.tcp_load
         self_collision, tool_model, _ = api.self_collision_params
-        return Settings(
+        return StoredSettings(
             tcp_offset_m=_metres(api.tcp_offset[:3]),
             tcp_turn_rad=tuple(api.tcp_offset[3:]),
             payload_kg=kg,
@@ -88,7 +88,7 @@ class ControllerLink:
             reduced_range_rad=tuple(ranges),
         )
 
-    def set_up(self, wanted: Settings) -> None:
+    def set_up(self, wanted: StoredSettings) -> None:
         """Store `wanted` where something else is stored, and read all of it back.
 
         Raises:
@@ -262,7 +262,7 @@ class ControllerLink:
         if time.monotonic() - self.status_s > 1.0:
             raise ArmError("the controller's 5 Hz report is silent; check the network")
 
-    def _setters(self, wanted: Settings) -> list[tuple[str, Callable[[], Any]]]:
+    def _setters(self, wanted: StoredSettings) -> list[tuple[str, Callable[[], Any]]]:
         """What stores the settings, in an order that works: the payload is taken only while the arm is ready."""
         api, s = self._commands, wanted
         steps: list[tuple[str, Callable[[], Any]]] = [

@@ -122,7 +122,7 @@ def joint_range(recipe: HardwareRecipe, identity: Identity) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Settings:
+class StoredSettings:
     """What is stored in the controller: wanted by a recipe, or read back. None: the recipe leaves it as it is."""
 
     tcp_offset_m: tuple[float, ...]
@@ -140,7 +140,7 @@ class Settings:
     reduced_range_rad: tuple[float, ...] | None  # 14: lowest and highest of each joint
 
 
-def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> Settings:
+def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> StoredSettings:
     """The recipe's settings. Raises RecipeError where a value cannot be set."""
     if not 1 <= controller.collision_sensitivity <= 5:
         raise RecipeError(f"controller.collision_sensitivity is {controller.collision_sensitivity}; it is 1 to 5")
@@ -149,7 +149,7 @@ def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> Set
     limits, margin = recipe.limits, controller.fence_margin_m
     edges = np.stack([np.array(limits.box_max_m) + margin, np.array(limits.box_min_m) - margin], axis=1)
     ranges = np.stack([limits.joint_min_rad, limits.joint_max_rad], axis=1)
-    return Settings(
+    return StoredSettings(
         tcp_offset_m=recipe.tcp_offset_m,
         tcp_turn_rad=(0.0, 0.0, 0.0),
         payload_kg=controller.payload_kg,
@@ -166,10 +166,10 @@ def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> Set
     )
 
 
-def differences(wanted: Settings, got: Settings) -> tuple[str, ...]:
+def differences(wanted: StoredSettings, got: StoredSettings) -> tuple[str, ...]:
     """A line for each setting that reads back otherwise, with what was wanted and what was got."""
     lines = []
-    for field in fields(Settings):
+    for field in fields(StoredSettings):
         want, have = getattr(wanted, field.name), getattr(got, field.name)
         if want is not None and not np.allclose(want, have, atol=_CLOSE_RAD, rtol=0):
             lines.append(f"{field.name}: wanted {_short(want)}, got {_short(have)}")

@@ -22,8 +22,8 @@ from srpo_robot.arm.arm import Arm
 from srpo_robot.arm.cameras import Cameras
 from srpo_robot.arm.limits import Limited
 from srpo_robot.arm.xarm7 import controller_setup, motion
-from srpo_robot.arm.xarm7.set_points import LOG, clip_layers
-from srpo_robot.arm.xarm7.streamer_process import Job, StreamerProcess
+from srpo_robot.arm.xarm7.set_points import LOG, layers_of_bits
+from srpo_robot.arm.xarm7.streamer_process import StreamerConfig, StreamerProcess
 from srpo_robot.errors import ArmError, CommandRefused, RecipeError
 from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import ArmCommand, ArmState, Observation
@@ -97,12 +97,12 @@ class XArm7(Arm):
         """
         limited = super().send(asked)
         process = self._process()
-        held = tuple(layer for layer in clip_layers(process.take_clips()) if layer not in limited.clips)
+        held = tuple(layer for layer in layers_of_bits(process.take_limited_by()) if layer not in limited.limited_by)
         newest = process.newest
         if not held or newest is None or np.isnan(newest["sent_rad"]).any():
             return limited
         self.commanded = ArmCommand(newest["sent_rad"], float(newest["gripper_m"]))
-        return Limited(self.commanded, (*limited.clips, *held))
+        return Limited(self.commanded, (*limited.limited_by, *held))
 
     def observe(self, images: bool = True) -> Observation:
         """The newest report and pictures; the cameras are watched at every step, whether anybody looks or not.
@@ -155,8 +155,8 @@ class XArm7(Arm):
             raise ArmError("an error is cleaned only after a person has looked and confirmed")
         was_open = self._streamer is not None and self._streamer.is_open
         self._close_streamer()
-        job = Job(self.recipe, False, "recover")
-        with contextlib.closing(StreamerProcess(job, self._controller)) as process:
+        config = StreamerConfig(self.recipe, False, "recover")
+        with contextlib.closing(StreamerProcess(config, self._controller)) as process:
             process.start("recovered")
         if was_open:
             self._open_streamer()
@@ -199,7 +199,7 @@ class XArm7(Arm):
         self.late += 0 if on_time or self._due_s == 0.0 else 1
         self._due_s = (self._due_s if on_time else now_s) + self.period_s
         self._number += 1
-        process.take_clips()
+        process.take_limited_by()
         process.aim(self._number, command, self._due_s, self._pace)
         process.watch(self._due_s)
         refused = process.take_refusal()
@@ -237,7 +237,7 @@ class XArm7(Arm):
 
     def _open_streamer(self) -> None:
         self._ready_at, self._needs_person = None, False
-        self._streamer = StreamerProcess(Job(self.recipe, self.dry_run), self._controller)
+        self._streamer = StreamerProcess(StreamerConfig(self.recipe, self.dry_run), self._controller)
         self.info = self._streamer.start()
 
     def _close_streamer(self) -> None:

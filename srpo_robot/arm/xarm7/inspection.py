@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from srpo_robot.arm.xarm7.controller_link import ControllerLink
-from srpo_robot.arm.xarm7.controller_setup import Identity, Settings
+from srpo_robot.arm.xarm7.controller_setup import Identity, StoredSettings
 from srpo_robot.errors import ArmError, SrpoRobotError
 from srpo_robot.recipes import ControllerRecipe
 
@@ -80,11 +80,11 @@ class Inspection:
         """Error and warning now."""
         return self._ask("errors")
 
-    def settings(self) -> Settings:
+    def settings(self) -> StoredSettings:
         """What the controller has stored."""
         return self._ask("settings")
 
-    def set_up(self, wanted: Settings) -> None:
+    def set_up(self, wanted: StoredSettings) -> None:
         """Store the settings and read them back: motors on, the arm stopped. Only where a person has said so."""
         self._ask("set_up", wanted)
 

@@ -126,19 +126,19 @@ def advance(
     """
     if not (np.isfinite(target.joints_rad).all() and np.isfinite(target.gripper_m)):
         raise CommandRefused("a target with NaN or infinity was refused; the arm brakes. Check the policy's output")
-    clips: list[str] = []
+    limited_by: list[str] = []
     goal = np.clip(target.joints_rad, limits.joint_min_rad, limits.joint_max_rad)
     if np.any(goal != target.joints_rad):
-        clips.append("joint_range")
+        limited_by.append("joint_range")
     gripper, clipped = _gripper_step(motion.gripper_m, target.gripper_m, limits, tick_s)
-    clips += ["gripper_range"] if clipped else []
+    limited_by += ["gripper_range"] if clipped else []
     wanted = _approach(motion, goal, limits, tick_s, pace)
     slowest = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
     broken = _broken_after(motion.joints_rad, wanted[None], limits, tick_s)[0]
     if broken.any():
-        clips += [layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken]
+        limited_by += [layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken]
         wanted = slowest + _largest_share(motion.joints_rad, slowest, wanted, limits, tick_s) * (wanted - slowest)
-    return Motion(motion.joints_rad + wanted * tick_s, wanted, gripper), tuple(dict.fromkeys(clips))
+    return Motion(motion.joints_rad + wanted * tick_s, wanted, gripper), tuple(dict.fromkeys(limited_by))
 
 
 def brake(motion: Motion, limits: MotionLimits, tick_s: float) -> Motion:

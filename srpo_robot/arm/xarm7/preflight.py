@@ -16,7 +16,7 @@ from srpo_robot.arm.actions import ActionSpace
 from srpo_robot.arm.limits import Limits, limit
 from srpo_robot.arm.xarm7 import controller_setup, motion
 from srpo_robot.arm.xarm7.controller_codes import ControllerFault
-from srpo_robot.arm.xarm7.controller_setup import Identity, Settings
+from srpo_robot.arm.xarm7.controller_setup import Identity, StoredSettings
 from srpo_robot.arm.xarm7.motion import MotionLimits
 from srpo_robot.errors import SrpoRobotError, one_line
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe
@@ -30,7 +30,7 @@ _CHANGED_SHARE = 0.5  # of a chunk's actions: beyond it, what is executed is no 
 _STREAM = ("http://", "https://")
 
 
-class Verdict(StrEnum):
+class CheckResult(StrEnum):
     """Of one line."""
 
     PASS = "PASS"
@@ -50,24 +50,24 @@ class Check:
     """
 
     name: str
-    verdict: Verdict
+    verdict: CheckResult
     found: str
     todo: str = ""
 
 
 def passed(name: str, found: str) -> Check:
     """A line that passes."""
-    return Check(name, Verdict.PASS, found)
+    return Check(name, CheckResult.PASS, found)
 
 
 def failed(name: str, found: str, todo: str) -> Check:
     """A line that fails; `todo` says what would work."""
-    return Check(name, Verdict.FAIL, found, todo)
+    return Check(name, CheckResult.FAIL, found, todo)
 
 
 def skipped(name: str, why: str) -> Check:
     """A line that was not looked at."""
-    return Check(name, Verdict.SKIP, why)
+    return Check(name, CheckResult.SKIP, why)
 
 
 def refused(name: str, error: SrpoRobotError) -> Check:
@@ -146,7 +146,7 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
 SETTINGS = tuple(_SETTINGS)
 
 
-def settings(wanted: Settings, got: Settings) -> tuple[Check, ...]:
+def settings(wanted: StoredSettings, got: StoredSettings) -> tuple[Check, ...]:
     """A line for each of `SETTINGS`: what the controller has stored is what the recipe says."""
     wrong = {line.partition(":")[0]: line for line in controller_setup.differences(wanted, got)}
     lines = []
@@ -161,10 +161,10 @@ def settings(wanted: Settings, got: Settings) -> tuple[Check, ...]:
     return tuple(lines)
 
 
-_TOLD = {field.name for field in fields(Settings)} - {"tcp_turn_rad", "reduced_range_rad"}  # long, and the same
+_TOLD = {field.name for field in fields(StoredSettings)} - {"tcp_turn_rad", "reduced_range_rad"}  # long, and the same
 
 
-def _shown(got: Settings, key: str) -> str:
+def _shown(got: StoredSettings, key: str) -> str:
     value = getattr(got, key)
     if key in ("self_collision", "fence", "reduced"):
         return "on" if value else "off"
@@ -258,7 +258,7 @@ def first_chunk(
     for row in chunk.actions:
         asked = space.command(row, previous)
         done = limit(asked.command, previous, limits)
-        layers = {*asked.clips, *done.clips}
+        layers = {*asked.limited_by, *done.limited_by}
         changed += bool(layers)
         for layer in layers:
             counts[layer] = counts.get(layer, 0) + 1

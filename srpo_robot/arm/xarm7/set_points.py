@@ -34,19 +34,19 @@ LOG = np.dtype(
         ("mode", "u1"),
         ("error", "u1"),
         ("warning", "u1"),
-        ("clips", "u1"),  # bits, in the order of `motion.LAYERS`
-        ("phase", "u1"),  # of the streamer, see `stream_loop.Phase`
+        ("limited_by", "u1"),  # bits, in the order of `motion.LAYERS`
+        ("phase", "u1"),  # of the streamer, see `stream_loop.StreamerState`
     ]
 )
 
 
-def clip_bits(layers: Iterable[str]) -> int:
+def layer_bits(layers: Iterable[str]) -> int:
     """Layers of `motion.LAYERS` as bits, for `LOG`."""
     return sum(1 << motion.LAYERS.index(layer) for layer in layers)
 
 
-def clip_layers(bits: int) -> tuple[str, ...]:
-    """The inverse of `clip_bits`."""
+def layers_of_bits(bits: int) -> tuple[str, ...]:
+    """The inverse of `layer_bits`."""
     return tuple(layer for i, layer in enumerate(motion.LAYERS) if bits >> i & 1)
 
 
@@ -101,8 +101,8 @@ class SetPoints:
             self.motion = motion.brake(self.motion, self.limits, self.tick_s)
             return ()
         asked = self.asked(now_s + self.tick_s)  # where to be when this set point is reached
-        self.motion, clips = motion.advance(self.motion, asked, self.limits, self.tick_s, self._pace)
-        return clips
+        self.motion, limited_by = motion.advance(self.motion, asked, self.limits, self.tick_s, self._pace)
+        return limited_by
 
     @property
     def resting_place(self) -> np.ndarray:

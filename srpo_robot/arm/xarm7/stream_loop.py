@@ -24,8 +24,8 @@ import numpy as np
 from srpo_robot.arm.xarm7 import controller_setup, motion, wire
 from srpo_robot.arm.xarm7.controller_codes import NOT_READY, ControllerFault, reply
 from srpo_robot.arm.xarm7.controller_link import ControllerLink
-from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, clip_bits
-from srpo_robot.arm.xarm7.streamer_process import NOT_STOPPED, STOP, STOPPED, Job
+from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, layer_bits
+from srpo_robot.arm.xarm7.streamer_process import NOT_STOPPED, STOP, STOPPED, StreamerConfig
 from srpo_robot.errors import ArmError, CommandRefused, SrpoRobotError
 from srpo_robot.records import JOINTS, ArmCommand
 
@@ -42,7 +42,7 @@ _ORPHAN_S = 1.0  # from the death of the program to a stop that does not wait fo
 _BACKLOG = 60_000  # ticks kept while nobody reads
 
 
-class Phase(IntEnum):
+class StreamerState(IntEnum):
     """What the streamer is doing; also in the log."""
 
     IDLE = 0
@@ -53,7 +53,7 @@ class Phase(IntEnum):
 
 
 @dataclass(frozen=True)
-class Ways:
+class Channels:
     """What leads to the program that started this one; see `streamer_process`."""
 
     messages: Connection
@@ -64,18 +64,18 @@ class Ways:
 class Streamer:
     """The loop and its threads around a `ControllerLink`. Use `run`."""
 
-    def __init__(self, job: Job, link: ControllerLink, ways: Ways) -> None:
+    def __init__(self, config: StreamerConfig, link: ControllerLink, channels: Channels) -> None:
         """Raises ArmError where the reports or the gripper do not answer, RecipeError as `joint_range`."""
         controller = link.recipe
-        self._link, self._controller, self._dry = link, controller, job.dry_run
-        limits = controller_setup.motion_limits(job.recipe, controller)
-        joints = controller_setup.joint_range(job.recipe, link.identity)
+        self._link, self._controller, self._dry = link, controller, config.dry_run
+        limits = controller_setup.motion_limits(config.recipe, controller)
+        joints = controller_setup.joint_range(config.recipe, link.identity)
         self._limits = replace(limits, joint_min_rad=joints[:, 0], joint_max_rad=joints[:, 1])
         self._tick_s = 1.0 / controller.stream_hz
         self._mode = controller_setup.MODES[controller.stream]
-        self._messages, self._stop_way, self._log_way = ways.messages, ways.stop, ways.log
+        self._messages, self._stop_way, self._log_way = channels.messages, channels.stop, channels.log
         self._reports = wire.Reports(controller.address, controller.connect_timeout_s)
-        self._phase = Phase.IDLE
+        self._phase = StreamerState.IDLE
         self._points: SetPoints | None = None
         self._home = np.zeros(JOINTS)
         self._home_until_s = 0.0
@@ -125,9 +125,9 @@ class Streamer:
         row["error"], row["warning"] = self._link.error, self._link.warning
         try:
             self._watch(now_s, report)
-            if self._phase is Phase.STREAM:
+            if self._phase is StreamerState.STREAM:
                 self._stream(now_s)
-            elif self._phase is Phase.HOME:
+            elif self._phase is StreamerState.HOME:
                 self._go_home(now_s, report)
         except ArmError as error:
             self._fail(error)
@@ -141,9 +141,9 @@ class Streamer:
         if self._orphan.is_set():
             points.brake()
         asked = points.asked(now_s)
-        clips = points.advance(now_s)
+        limited_by = points.advance(now_s)
         sent = points.motion.joints_rad if self._mode == controller_setup.MODES["servo"] else points.resting_place
-        row["target"], row["clips"] = points.number, clip_bits(clips)
+        row["target"], row["limited_by"] = points.number, layer_bits(limited_by)
         row["asked_rad"], row["asked_gripper_m"] = asked.joints_rad, asked.gripper_m
         row["gripper_m"] = self._gripper_target_m = points.motion.gripper_m
         row["sent_rad"] = sent
@@ -168,12 +168,12 @@ class Streamer:
     def _watch(self, now_s: float, report: wire.Report) -> None:
         """Raise ArmError where the arm must not go on; take note of a stop."""
         if self._was_stopped():
-            self._phase, self._points = Phase.STOPPED, None
-        if self._orphan.is_set() and self._phase is not Phase.STREAM:
+            self._phase, self._points = StreamerState.STOPPED, None
+        if self._orphan.is_set() and self._phase is not StreamerState.STREAM:
             self._end()
             return
-        moving = self._phase in (Phase.STREAM, Phase.HOME)
-        if self._phase is Phase.FAULT:
+        moving = self._phase in (StreamerState.STREAM, StreamerState.HOME)
+        if self._phase is StreamerState.FAULT:
             return
         if self._reports.error:
             raise ArmError(
@@ -194,7 +194,7 @@ class Streamer:
             raise ControllerFault(self._link.error)
         if report.state not in (wire.MOVING, wire.READY):
             raise _taken()
-        if report.mode != (self._mode if self._phase is Phase.STREAM else 0):
+        if report.mode != (self._mode if self._phase is StreamerState.STREAM else 0):
             raise _taken()
         if now_s - self._link.status_s > _STATUS_AGE * self._controller.max_report_age_s:
             raise ArmError("the controller's 5 Hz report has stopped; the arm has stopped: check the network")
@@ -211,7 +211,7 @@ class Streamer:
 
     def _fail(self, error: ArmError) -> None:
         """Stop the arm, then find out why and say it."""
-        self._phase, self._points = Phase.FAULT, None
+        self._phase, self._points = StreamerState.FAULT, None
         try:
             self._halt()
         except ArmError:
@@ -233,10 +233,10 @@ class Streamer:
 
     def _end(self) -> None:
         try:
-            if self._phase in (Phase.STREAM, Phase.HOME):
+            if self._phase in (StreamerState.STREAM, StreamerState.HOME):
                 self._halt()
         finally:
-            self._phase = Phase.IDLE
+            self._phase = StreamerState.IDLE
             self._over.set()
 
     def _halt(self) -> None:
@@ -244,7 +244,7 @@ class Streamer:
             self._link.halt()
 
     def _was_stopped(self) -> bool:
-        return self._stops != self._confirmed_stops and self._phase in (Phase.STREAM, Phase.HOME)
+        return self._stops != self._confirmed_stops and self._phase in (StreamerState.STREAM, StreamerState.HOME)
 
     # --- what it is told ----------------------------------------------------------------------------------------------
 
@@ -276,12 +276,12 @@ class Streamer:
     def _order(self, kind: str, stops: int, *values: Any) -> None:
         """Get ready for the stream ("arm"), or go home first ("home"): only after a person confirmed it."""
         try:
-            if self._phase is Phase.FAULT:
+            if self._phase is StreamerState.FAULT:
                 raise ArmError("the arm has a fault; confirm its recovery first")
             if stops != self._stops:
                 raise ArmError("the arm was stopped meanwhile; confirm again")
             self._confirmed_stops = stops
-            self._phase, self._points = Phase.IDLE, None
+            self._phase, self._points = StreamerState.IDLE, None
             if kind == "home":
                 self._begin_home(*values)
             else:
@@ -290,7 +290,7 @@ class Streamer:
         except SrpoRobotError as error:
             with contextlib.suppress(ArmError):  # it may be ready by now, with nobody to stream
                 self._halt()
-            self._phase = Phase.FAULT if self._phase is Phase.FAULT else Phase.IDLE
+            self._phase = StreamerState.FAULT if self._phase is StreamerState.FAULT else StreamerState.IDLE
             self._say("armed", error)
 
     def _begin_stream(self) -> None:
@@ -300,7 +300,7 @@ class Streamer:
         assert report is not None
         start = motion.at_rest(report.joints_rad, self._gripper_m, self._limits)
         self._points = SetPoints(start, self._limits, self._tick_s)
-        self._phase = Phase.STREAM
+        self._phase = StreamerState.STREAM
 
     def _make_ready(self, mode: int) -> None:
         """Enter a mode and see it reported. A stop that came meanwhile stays in force."""
@@ -333,7 +333,7 @@ class Streamer:
         if not self._dry:
             self._make_ready(0)
             self._link.move_home(joints_rad)
-            self._phase = Phase.HOME
+            self._phase = StreamerState.HOME
         self._home, self._home_until_s = (
             joints_rad,
             time.monotonic() + 5.0 + 2.0 * way / self._controller.home_speed_rad_s,
@@ -344,7 +344,7 @@ class Streamer:
 
     def _go_home(self, now_s: float, report: wire.Report) -> None:
         if report.state == wire.READY and np.abs(report.joints_rad - self._home).max() < _THERE_RAD:
-            self._phase = Phase.IDLE
+            self._phase = StreamerState.IDLE
             self._order("arm", self._confirmed_stops)
         elif now_s > self._home_until_s:
             raise ArmError("the arm did not come home in time; it has stopped: look what holds it")
@@ -382,7 +382,7 @@ class Streamer:
         while not self._over.wait(GRIPPER_PERIOD_S):
             target = self._gripper_target_m
             try:
-                if self._phase is not Phase.STREAM or self._dry:
+                if self._phase is not StreamerState.STREAM or self._dry:
                     target = None
                 if target is not None and not abs(target - sent_m) < _GRIPPER_STEP_M:
                     self._link.move_gripper(target)

@@ -21,8 +21,8 @@ from typing import IO, Any
 from srpo_robot.arm.xarm7 import controller_setup
 from srpo_robot.arm.xarm7.controller_link import ControllerLink
 from srpo_robot.arm.xarm7.driver import load_sdk
-from srpo_robot.arm.xarm7.stream_loop import Streamer, Ways
-from srpo_robot.arm.xarm7.streamer_process import Job
+from srpo_robot.arm.xarm7.stream_loop import Channels, Streamer
+from srpo_robot.arm.xarm7.streamer_process import StreamerConfig
 from srpo_robot.errors import ArmError, SrpoRobotError
 from srpo_robot.recipes import ControllerRecipe
 
@@ -58,24 +58,24 @@ def _locked(path: Path, address: str) -> IO[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the job that comes as the first message. 0: ended as asked."""
+    """Do the config that comes as the first message. 0: ended as asked."""
     messages = Connection(int(arguments[0]))
     stop_way, log_way = socket.socket(fileno=int(arguments[1])), int(arguments[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_blocking(log_way, False)
-    job: Job = messages.recv()
-    controller = job.recipe.controller
+    config: StreamerConfig = messages.recv()
+    controller = config.recipe.controller
     assert controller is not None
     real_time = _be_quick()
     try:
         with only_one(controller):
             link = ControllerLink(controller, load_sdk)
-            if job.task == "recover":
+            if config.task == "recover":
                 link.recover()
                 messages.send(("recovered", None))
                 return 0
-            info = set_up(job, controller, link)
-            streamer = Streamer(job, link, Ways(messages, stop_way, log_way))
+            info = set_up(config, controller, link)
+            streamer = Streamer(config, link, Channels(messages, stop_way, log_way))
             signal.signal(signal.SIGTERM, streamer.give_up)
             streamer.run(info | {"real_time": real_time, "pid": os.getpid()})
     except SrpoRobotError as error:
@@ -84,15 +84,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def set_up(job: Job, controller: ControllerRecipe, link: ControllerLink) -> dict[str, Any]:
+def set_up(config: StreamerConfig, controller: ControllerRecipe, link: ControllerLink) -> dict[str, Any]:
     """Store and check the settings; what is told of the controller. A dry run only compares them."""
-    wanted = controller_setup.wanted_settings(job.recipe, controller)
+    wanted = controller_setup.wanted_settings(config.recipe, controller)
     info: dict[str, Any] = {
         "serial": link.identity.serial,
         "box_serial": link.identity.box_serial,
         "firmware": link.identity.firmware,
     }
-    if job.dry_run:
+    if config.dry_run:
         link.check_errors()
         return info | {"differences": controller_setup.differences(wanted, link.settings())}
     link.set_up(wanted)

@@ -1,7 +1,7 @@
 """The streamer seen from the program that drives it: starts the process, tells it targets, hears what became of them.
 
-Three ways lead there: messages both ways, a stop that nothing can delay, and the log back, tick by tick. No threads:
-the log waits in the streamer until it is read. Where this process dies, the streamer sees its ends of the ways close,
+Three channels lead there: messages both ways, a stop that nothing can delay, and the log back, tick by tick. No threads:
+the log waits in the streamer until it is read. Where this process dies, the streamer sees its ends of the channels close,
 brakes, stops the arm and ends.
 """
 
@@ -36,7 +36,7 @@ _END_S = 3.0
 
 
 @dataclass(frozen=True)
-class Job:
+class StreamerConfig:
     """What the streamer is to do. `task` "recover": clean the controller's error and end."""
 
     recipe: HardwareRecipe
@@ -47,15 +47,15 @@ class Job:
 class StreamerProcess:
     """One streamer. `stop` may be called from any thread, all else from one."""
 
-    def __init__(self, job: Job, controller: ControllerRecipe) -> None:
+    def __init__(self, config: StreamerConfig, controller: ControllerRecipe) -> None:
         self.fault: ArmError | None = None  # why it stopped the arm
         self.stops = 0  # how often somebody has stopped the arm
         self.newest: np.void | None = None  # the last tick
         self.lost_ticks = 0
-        self._job, self._controller = job, controller
+        self._config, self._controller = config, controller
         self._process: subprocess.Popen[bytes] | None = None
         self._rows: deque[np.ndarray] = deque()
-        self._kept = self._clips = 0
+        self._kept = self._limited_by = 0
         self._partial = b""
         self._events: deque[tuple[str, Any]] = deque()
         self._stop_lock = threading.Lock()
@@ -95,7 +95,7 @@ class StreamerProcess:
             os.close(log_in)
         self._log_way = log_out
         os.set_blocking(log_out, False)
-        self._messages.send(self._job)
+        self._messages.send(self._config)
         try:
             return self.wait(until, self._controller.connect_timeout_s + _START_S)
         except BaseException:
@@ -210,9 +210,9 @@ class StreamerProcess:
         self._kept = 0
         return rows
 
-    def take_clips(self) -> int:
-        """Bits (`set_points.clip_layers`) of the layers that held the set points back since the last call."""
-        bits, self._clips = self._clips, 0
+    def take_limited_by(self) -> int:
+        """Bits (`set_points.layers_of_bits`) of the layers that held the set points back since the last call."""
+        bits, self._limited_by = self._limited_by, 0
         return bits
 
     def take_refusal(self) -> CommandRefused | None:
@@ -249,7 +249,7 @@ class StreamerProcess:
             if not len(rows):
                 continue
             self.newest = rows[-1]
-            self._clips |= int(np.bitwise_or.reduce(rows["clips"]))
+            self._limited_by |= int(np.bitwise_or.reduce(rows["limited_by"]))
             self._rows.append(rows)
             self._kept += len(rows)
             while self._kept > KEPT_TICKS:
@@ -268,7 +268,7 @@ class StreamerProcess:
 
     def _stop_without_it(self) -> bool:
         """The streamer is gone or silent: stop the arm on a connection of our own."""
-        if self._job.dry_run:
+        if self._config.dry_run:
             return True
         try:
             wire.stop(self._controller.address, self._controller.command_port)

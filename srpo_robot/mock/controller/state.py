@@ -53,7 +53,7 @@ class Firmware:
 
 
 @dataclass(eq=False)
-class Settings:
+class ControllerSettings:
     """What clients store in the controller and can read back."""
 
     tool: np.ndarray = field(default_factory=lambda: np.eye(4))  # T_flange_tcp; nothing until it is set
@@ -120,7 +120,7 @@ class Controller:
         self.plant = plant
         self.firmware = firmware or Firmware()
         self.range_rad = self.firmware.joint_range()
-        self.settings = Settings()
+        self.settings = ControllerSettings()
         self.time_s = 0.0
         self.mode = PLANNED
         self.error = 0

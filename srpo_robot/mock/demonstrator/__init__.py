@@ -12,13 +12,13 @@ from srpo_robot.arm import kinematics
 from srpo_robot.arm.actions import TCP_NAMES
 from srpo_robot.errors import RecipeError, UsageError
 from srpo_robot.mock.cell import CellSim
-from srpo_robot.mock.demonstrator.base import Failure, Phase, Script, View, choose_failure
+from srpo_robot.mock.demonstrator.base import ExpertObservation, ExpertStage, Failure, Script, choose_failure
 from srpo_robot.mock.demonstrator.fold import Fold
 from srpo_robot.mock.demonstrator.put import Put
 from srpo_robot.mock.demonstrator.wipe import Wipe
 from srpo_robot.records import ActionChunk, Observation
 
-__all__ = ["SCRIPTS", "Demonstrator", "Failure", "Phase", "choose_failure", "choose_strategy"]
+__all__ = ["SCRIPTS", "Demonstrator", "ExpertStage", "Failure", "choose_failure", "choose_strategy"]
 
 SCRIPTS: dict[str, type[Script]] = {
     "put-apple": Put,
@@ -62,9 +62,9 @@ class Demonstrator:
         self._open_step_m = sim.hardware.limits.max_gripper_speed_m_s / sim.hardware.fps
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> ExpertStage:
         """What it is doing."""
-        return Phase.DONE if self._script is None else self._script.phase
+        return ExpertStage.DONE if self._script is None else self._script.phase
 
     def reset(self, seed: int, failure: Failure | None = None, strategy: str | None = None) -> None:
         """Plan a demonstration of the layout that the cell has now; what is None is drawn.
@@ -98,16 +98,16 @@ class Demonstrator:
         if self._script is None:
             raise UsageError("nothing is planned yet; reset the demonstrator first")
         tcp = kinematics.tcp_position(observation.state.joints_rad, self._offset_m)
-        view = View(tcp, observation.state.gripper_m, observation.commanded.gripper_m, self.sim.facts())
+        view = ExpertObservation(tcp, observation.state.gripper_m, observation.commanded.gripper_m, self.sim.facts())
         self._script.advance(view)
         self._steps += 1
         if self._is_stopping(self._script, view):
             return self._stay(self._script, view)
-        if self.phase is Phase.DONE or self._steps > self._script.longest_steps:
+        if self.phase is ExpertStage.DONE or self._steps > self._script.longest_steps:
             return None
         return ActionChunk(self._action(self._script, view)[None], TCP_NAMES)
 
-    def _action(self, script: Script, view: View) -> np.ndarray:
+    def _action(self, script: Script, view: ExpertObservation) -> np.ndarray:
         """Target and opening, (4,): the goal of the phase, at most a stride ahead of the measured fingertips."""
         way = script.goal(view) - view.tcp_m
         length = float(np.linalg.norm(way))
@@ -115,13 +115,13 @@ class Demonstrator:
         change = script.opening_m() - view.asked_m
         return np.append(target, view.asked_m + np.clip(change, -self._open_step_m, self._open_step_m))
 
-    def _is_stopping(self, script: Script, view: View) -> bool:
+    def _is_stopping(self, script: Script, view: ExpertObservation) -> bool:
         if self.failure is not Failure.STOP:
             return False
         due = self._steps >= script.pace.stop_step or script.last_chance(view)
         return due or self._still is not None
 
-    def _stay(self, script: Script, view: View) -> ActionChunk | None:
+    def _stay(self, script: Script, view: ExpertObservation) -> ActionChunk | None:
         """The action of the moment it stopped in, again and again; None after two seconds."""
         if self._still is None:
             opening = self._action(script, view)[3]

@@ -35,7 +35,7 @@ class Failure(StrEnum):
     STOP = "stop"  # stops half way and stays still for two seconds
 
 
-class Phase(StrEnum):
+class ExpertStage(StrEnum):
     """What the expert is doing."""
 
     APPROACH = "approach"
@@ -68,7 +68,7 @@ def choose_failure(seed: int, failure_rate: float, kinds: Sequence[str] = tuple(
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class ExpertObservation:
     """What the expert looks at in one step: measured fingertips (3,) [m], opening measured and asked [m], the scene."""
 
     tcp_m: np.ndarray
@@ -119,7 +119,7 @@ class Script(ABC):
         phase_steps: control steps since then.
     """
 
-    order: ClassVar[tuple[Phase, ...]]
+    order: ClassVar[tuple[ExpertStage, ...]]
     longest_steps: ClassVar[int] = 140
     low_m: ClassVar[float] = ARRIVED_M
 
@@ -142,11 +142,11 @@ class Script(ABC):
         """Draw what varies between demonstrations of one layout, beside the pace."""
 
     @abstractmethod
-    def after(self, view: View) -> Phase:
+    def after(self, view: ExpertObservation) -> ExpertStage:
         """The phase that fits what is seen now; the present one where it is not finished."""
 
     @abstractmethod
-    def goal(self, view: View) -> np.ndarray:
+    def goal(self, view: ExpertObservation) -> np.ndarray:
         """Where the fingertips should be in this phase, (3,) [m]."""
 
     @abstractmethod
@@ -154,14 +154,14 @@ class Script(ABC):
         """How far the fingers should be open in this phase."""
 
     @abstractmethod
-    def drops_now(self, view: View) -> bool:
+    def drops_now(self, view: ExpertObservation) -> bool:
         """Whether a drop is due; asked until it comes."""
 
     @abstractmethod
-    def last_chance(self, view: View) -> bool:
+    def last_chance(self, view: ExpertObservation) -> bool:
         """Whether a stop must come now, because the task would be done soon."""
 
-    def advance(self, view: View) -> None:
+    def advance(self, view: ExpertObservation) -> None:
         """Go on to the phase that fits, and let go where that is meant to go wrong."""
         following = self.after(view)
         if following is not self.phase:
@@ -175,7 +175,7 @@ class Script(ABC):
         """Whether a slip is unintended, so that it tries again."""
         return self.failure is not Failure.MISS and not self.dropped
 
-    def following(self) -> Phase:
+    def following(self) -> ExpertStage:
         """The phase after the present one."""
         return self.order[min(self.order.index(self.phase) + 1, len(self.order) - 1)]
 
@@ -186,23 +186,23 @@ class Script(ABC):
 
     # --- taking hold of something, the same for all that is grasped ----------------------------------------------
 
-    def reached(self, view: View, grasp: np.ndarray) -> Phase | bool:
+    def reached(self, view: ExpertObservation, grasp: np.ndarray) -> ExpertStage | bool:
         """Whether APPROACH, DESCEND or CLOSE onto `grasp` (3,) is finished; or the phase to go back to."""
         off = float(np.linalg.norm(view.tcp_m[:2] - grasp[:2]))
-        if self.phase is Phase.APPROACH:
+        if self.phase is ExpertStage.APPROACH:
             return off < ALIGNED_M and bool(view.tcp_m[2] > grasp[2] + self.pace.hover_m - 0.03)
-        if self.phase is Phase.CLOSE:
+        if self.phase is ExpertStage.CLOSE:
             return self.phase_steps >= CLOSE_STEPS
         if off > ASTRAY_M and view.tcp_m[2] > grasp[2] + 0.03:
-            return Phase.APPROACH
+            return ExpertStage.APPROACH
         low = abs(view.tcp_m[2] - grasp[2]) < self.low_m
         return bool(low and (off < ALIGNED_M or self.phase_steps > PATIENCE_STEPS))
 
-    def towards(self, view: View, grasp: np.ndarray) -> np.ndarray:
+    def towards(self, view: ExpertObservation, grasp: np.ndarray) -> np.ndarray:
         """Where to go in APPROACH, DESCEND or CLOSE onto `grasp` (3,)."""
-        if self.phase is Phase.APPROACH:
+        if self.phase is ExpertStage.APPROACH:
             return grasp + np.array([0.0, 0.0, self.pace.hover_m])
-        if self.phase is Phase.CLOSE:
+        if self.phase is ExpertStage.CLOSE:
             return self.anchor_m
         off = np.linalg.norm(view.tcp_m[:2] - grasp[:2])
         # Off to a side it waits above the object, or the fingers would come down on top of it.

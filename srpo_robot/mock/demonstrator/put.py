@@ -5,11 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from srpo_robot.errors import UsageError
-from srpo_robot.mock.demonstrator.base import ARRIVED_M, LOST_M, OPEN_STEPS, Failure, Phase, Script, View
+from srpo_robot.mock.demonstrator.base import (
+    ARRIVED_M,
+    LOST_M,
+    OPEN_STEPS,
+    ExpertObservation,
+    ExpertStage,
+    Failure,
+    Script,
+)
 from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import CARDS, PLATE_TOP_M, THINGS, Thing
 
-_HOLDING = (Phase.CLOSE, Phase.LIFT, Phase.CARRY, Phase.LOWER)
+_HOLDING = (ExpertStage.CLOSE, ExpertStage.LIFT, ExpertStage.CARRY, ExpertStage.LOWER)
 _DETOUR_M = np.array([-0.090, 0.0, 0.080])  # "around" carries over here, from the middle of the way
 _PASSED_M = 0.030
 
@@ -18,8 +26,15 @@ class Put(Script):
     """Grasp, lift, carry, lower, let go. Strategies: "direct", or "around" in a high arc on the arm's side."""
 
     order = (
-        *(Phase.APPROACH, Phase.DESCEND, Phase.CLOSE, Phase.LIFT, Phase.CARRY, Phase.LOWER),
-        *(Phase.RELEASE, Phase.RETREAT, Phase.HOME, Phase.DONE),
+        *(
+            ExpertStage.APPROACH,
+            ExpertStage.DESCEND,
+            ExpertStage.CLOSE,
+            ExpertStage.LIFT,
+            ExpertStage.CARRY,
+            ExpertStage.LOWER,
+        ),
+        *(ExpertStage.RELEASE, ExpertStage.RETREAT, ExpertStage.HOME, ExpertStage.DONE),
     )
 
     def plan(self, layout: Layout, rng: np.random.Generator) -> None:
@@ -34,47 +49,47 @@ class Put(Script):
             self._aim_m = _above(rng) if self._name in CARDS else np.append(_beside(layout, rng), 0.0)
         self._around = self.strategy == "around"
 
-    def after(self, view: View) -> Phase:
+    def after(self, view: ExpertObservation) -> ExpertStage:
         """See `Script.after`."""
         match self.phase:
-            case Phase.APPROACH | Phase.DESCEND | Phase.CLOSE:
+            case ExpertStage.APPROACH | ExpertStage.DESCEND | ExpertStage.CLOSE:
                 finished = self.reached(view, self._grasp(view))
-            case Phase.LIFT:
+            case ExpertStage.LIFT:
                 finished = view.tcp_m[2] > self._thing.carry_m - 0.03
-            case Phase.CARRY:
+            case ExpertStage.CARRY:
                 self._around = self._around and np.linalg.norm(view.tcp_m - self._detour(view)) > _PASSED_M
                 finished = float(np.linalg.norm(view.tcp_m[:2] - view.facts.plate_m)) < 0.02
-            case Phase.LOWER:
+            case ExpertStage.LOWER:
                 finished = view.tcp_m[2] < self._release_height() + ARRIVED_M
-            case Phase.RELEASE:
+            case ExpertStage.RELEASE:
                 finished = self.phase_steps >= OPEN_STEPS
-            case Phase.RETREAT:
+            case ExpertStage.RETREAT:
                 finished = view.tcp_m[2] > self.anchor_m[2] + 0.08
                 if finished and self.cares and not self.sim.task.placed(view.facts, self._name):
-                    return Phase.APPROACH
+                    return ExpertStage.APPROACH
             case _:
                 finished = self.is_home()
-        if isinstance(finished, Phase):
+        if isinstance(finished, ExpertStage):
             return finished
         if self.cares and self._lost(view, bool(finished)):
-            return Phase.APPROACH
+            return ExpertStage.APPROACH
         return self.following() if finished else self.phase
 
-    def goal(self, view: View) -> np.ndarray:
+    def goal(self, view: ExpertObservation) -> np.ndarray:
         """See `Script.goal`."""
         plate = view.facts.plate_m
         match self.phase:
-            case Phase.APPROACH | Phase.DESCEND | Phase.CLOSE:
+            case ExpertStage.APPROACH | ExpertStage.DESCEND | ExpertStage.CLOSE:
                 return self.towards(view, self._grasp(view))
-            case Phase.RELEASE:
+            case ExpertStage.RELEASE:
                 return self.anchor_m
-            case Phase.LIFT:
+            case ExpertStage.LIFT:
                 return np.append(self.anchor_m[:2], self._thing.carry_m)
-            case Phase.CARRY:
+            case ExpertStage.CARRY:
                 return self._detour(view) if self._around else np.append(plate, self._thing.carry_m)
-            case Phase.LOWER:
+            case ExpertStage.LOWER:
                 return np.append(plate, self._release_height())
-            case Phase.RETREAT:
+            case ExpertStage.RETREAT:
                 return self.anchor_m + np.array([0.0, 0.0, 0.11])
             case _:
                 return self.home_m
@@ -83,35 +98,35 @@ class Put(Script):
         """See `Script.opening_m`."""
         return 0.0 if self.phase in _HOLDING and not self.dropped else self.open_m
 
-    def drops_now(self, view: View) -> bool:
+    def drops_now(self, view: ExpertObservation) -> bool:
         """On the way to the plate, but not so near that the object comes to rest on it."""
-        if self.phase is not Phase.CARRY:
+        if self.phase is not ExpertStage.CARRY:
             return False
         left = float(np.linalg.norm(view.tcp_m[:2] - view.facts.plate_m))
         whole = float(np.linalg.norm(self.anchor_m[:2] - view.facts.plate_m))
         return left < max(self._thing.spread_m, (1.0 - self.pace.drop_share) * whole)
 
-    def last_chance(self, view: View) -> bool:
+    def last_chance(self, view: ExpertObservation) -> bool:
         """See `Script.last_chance`."""
-        return self.phase is Phase.LOWER
+        return self.phase is ExpertStage.LOWER
 
     @property
     def _thing(self) -> Thing:
         return THINGS[self._name]
 
-    def _lost(self, view: View, finished: bool) -> bool:
+    def _lost(self, view: ExpertObservation, finished: bool) -> bool:
         """Whether the object should be between the fingers but is not; while they close, judged at the end."""
-        if self.phase not in _HOLDING or (self.phase is Phase.CLOSE and not finished):
+        if self.phase not in _HOLDING or (self.phase is ExpertStage.CLOSE and not finished):
             return False
         apart = np.linalg.norm(view.tcp_m - self._grasp(view))
         return bool(apart > LOST_M or view.gripper_m < self._thing.width_m / 2.0)
 
-    def _grasp(self, view: View) -> np.ndarray:
+    def _grasp(self, view: ExpertObservation) -> np.ndarray:
         """Where the fingertips close, (3,) [m]: on the object, or beside it for a miss."""
         aim = self._aim_m
         return view.facts.objects_m[self._name] + [aim[0], aim[1], self._thing.grasp_m + aim[2]]
 
-    def _detour(self, view: View) -> np.ndarray:
+    def _detour(self, view: ExpertObservation) -> np.ndarray:
         way = (self.anchor_m[:2] + view.facts.plate_m) / 2.0
         return np.append(way, self._thing.carry_m) + _DETOUR_M
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from srpo_robot.mock.demonstrator.base import ARRIVED_M, Failure, Phase, Script, View
+from srpo_robot.mock.demonstrator.base import ARRIVED_M, ExpertObservation, ExpertStage, Failure, Script
 from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import BOARD_TOP_M, ERASER_HALF_M, ERASER_REACH_M, HANDLE_M
 
@@ -24,7 +24,14 @@ class Wipe(Script):
     """
 
     longest_steps = 190
-    order = (Phase.APPROACH, Phase.LOWER, Phase.WIPE, Phase.RETREAT, Phase.HOME, Phase.DONE)
+    order = (
+        ExpertStage.APPROACH,
+        ExpertStage.LOWER,
+        ExpertStage.WIPE,
+        ExpertStage.RETREAT,
+        ExpertStage.HOME,
+        ExpertStage.DONE,
+    )
 
     def plan(self, layout: Layout, rng: np.random.Generator) -> None:
         """The way over the board."""
@@ -37,32 +44,32 @@ class Wipe(Script):
             self._way = _without_a_lane(self._way, ink, 1 - along, rng)
         self._next = 0
 
-    def after(self, view: View) -> Phase:
+    def after(self, view: ExpertObservation) -> ExpertStage:
         """See `Script.after`."""
         off = float(np.linalg.norm(view.tcp_m[:2] - self._target(view)))
         match self.phase:
-            case Phase.APPROACH:
+            case ExpertStage.APPROACH:
                 finished = off < 0.02
-            case Phase.LOWER:
+            case ExpertStage.LOWER:
                 finished = view.tcp_m[2] < _ON_BOARD_M + ARRIVED_M
-            case Phase.WIPE:
+            case ExpertStage.WIPE:
                 if self._next < len(self._way) and off < _PASSED_M:
                     self._next += 1
                 finished = self._next >= len(self._way) and not self._cleans(view)
-            case Phase.RETREAT:
+            case ExpertStage.RETREAT:
                 finished = view.tcp_m[2] > self.anchor_m[2] + 0.08
             case _:
                 finished = self.is_home()
         return self.following() if finished else self.phase
 
-    def goal(self, view: View) -> np.ndarray:
+    def goal(self, view: ExpertObservation) -> np.ndarray:
         """See `Script.goal`."""
         match self.phase:
-            case Phase.APPROACH:
+            case ExpertStage.APPROACH:
                 return np.append(self._target(view), _OVER_BOARD_M)
-            case Phase.LOWER | Phase.WIPE:
+            case ExpertStage.LOWER | ExpertStage.WIPE:
                 return np.append(self._target(view), _OVER_BOARD_M if self.dropped else _ON_BOARD_M)
-            case Phase.RETREAT:
+            case ExpertStage.RETREAT:
                 return self.anchor_m + np.array([0.0, 0.0, 0.11])
             case _:
                 return self.home_m
@@ -71,19 +78,19 @@ class Wipe(Script):
         """About the eraser's handle, always."""
         return HANDLE_M
 
-    def drops_now(self, view: View) -> bool:
+    def drops_now(self, view: ExpertObservation) -> bool:
         """After a share of the ink is gone."""
-        return self.phase is Phase.WIPE and view.facts.measured["erased"] > self.pace.drop_share
+        return self.phase is ExpertStage.WIPE and view.facts.measured["erased"] > self.pace.drop_share
 
-    def last_chance(self, view: View) -> bool:
+    def last_chance(self, view: ExpertObservation) -> bool:
         """See `Script.last_chance`."""
         return view.facts.measured["erased"] > 0.8
 
-    def _cleans(self, view: View) -> bool:
+    def _cleans(self, view: ExpertObservation) -> bool:
         """Whether it goes on dab by dab: not where ink is left on purpose."""
         return self.cares and len(view.facts.marks_m) > 0
 
-    def _target(self, view: View) -> np.ndarray:
+    def _target(self, view: ExpertObservation) -> np.ndarray:
         """The next point of the way, then the nearest ink, (2,) [m]."""
         if self._next < len(self._way):
             return self._way[self._next]

@@ -28,7 +28,7 @@ class Furniture:
 
     Attributes:
         place: what a person calls the thing at a layout's `plate_m`.
-        bodies: those whose colours a look changes.
+        bodies: those whose colours an appearance changes.
         every: physics steps between two calls of `step`; 0: it is never called.
     """
 
@@ -57,4 +57,4 @@ class Furniture:
         return Observed()
 
     def dress(self) -> None:
-        """Colours that say what has happened, again after a look has changed them all."""
+        """Colours that say what has happened, again after an appearance has changed them all."""

@@ -32,7 +32,7 @@ _TIE = slice(0, 6)  # of a connect's numbers: anchors on the hand and on the ver
 class Cloth(Furniture):
     """The same size and place as `Towel`; `fold_rad` is read off how far over the hem is.
 
-    A look leaves its colour alone: that is the flex's, not a body's.
+    An appearance leaves its colour alone: that is the flex's, not a body's.
     """
 
     place = "towel"

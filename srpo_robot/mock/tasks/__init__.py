@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 
 from srpo_robot.errors import RecipeError
-from srpo_robot.mock.layout import Layout, Placement
+from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.tasks.base import PLATE_JITTER_M, PLATE_M, SceneFacts, Task
 from srpo_robot.mock.tasks.fold import FOLD
 from srpo_robot.mock.tasks.put import (

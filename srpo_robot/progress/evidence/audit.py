@@ -102,7 +102,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuditResult:
     """What it comes to.
 
     Attributes:
@@ -194,7 +194,7 @@ def _value_evidence(
 # --- the verdict --------------------------------------------------------------------------------------------------
 
 
-def judge(evidence: Evidence, level: float = LEVEL) -> Verdict:
+def judge(evidence: Evidence, level: float = LEVEL) -> AuditResult:
     """The verdict at a level.
 
     Passed means, for every task: success and failure separate with p at most `level`, and the real score is better
@@ -215,7 +215,7 @@ def judge(evidence: Evidence, level: float = LEVEL) -> Verdict:
     passed = bool(evidence.tasks) and not any(line.startswith("FAIL") for line in lines)
     if not passed and value not in ("", "progress"):
         advice[f"as a step value {value} tells more on these episodes: score with --value {value}"] = None
-    return Verdict(passed, tuple(lines), tuple(advice), value)
+    return AuditResult(passed, tuple(lines), tuple(advice), value)
 
 
 def supported_value(values: Sequence[ValueEvidence], level: float = LEVEL) -> str:
@@ -260,7 +260,7 @@ def _judge_controls(task: TaskEvidence, lines: list[str], advice: dict[str, None
 # --- on disk ------------------------------------------------------------------------------------------------------
 
 
-def write_audit(path: Path, evidence: Evidence, level: float, origin: Mapping[str, Any]) -> Verdict:
+def write_audit(path: Path, evidence: Evidence, level: float, origin: Mapping[str, Any]) -> AuditResult:
     """Write evidence and verdict as JSON, whole or not at all, and return the verdict.
 
     Args:

@@ -43,7 +43,7 @@ ABLATIONS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class ScorerRow:
     """One scorer on one dataset.
 
     Attributes:
@@ -97,7 +97,7 @@ def measure(
     frozen: bool = False,
     policies: Sequence[str] | None = None,
     resampling: Resampling | None = None,
-) -> Row:
+) -> ScorerRow:
     """The row of one scorer.
 
     Args:
@@ -118,7 +118,7 @@ def measure(
         long = [(c, frozen_from(e.length)) for e, c in zip(episodes, scores.curves, strict=True) if e.length > 1]
         tail = tail_rise([c for c, _ in long], [start for _, start in long], resampling)
     ranking = policy_ranking(final_progress(scores.curves), success, policies or [""] * len(episodes))
-    return Row(name, meaning, null, tables, macro_mean(tables), ranking, tail, scores)
+    return ScorerRow(name, meaning, null, tables, macro_mean(tables), ranking, tail, scores)
 
 
 def own_rows(
@@ -129,7 +129,7 @@ def own_rows(
     external: Mapping[str, np.ndarray] | None = None,
     policies: Sequence[str] | None = None,
     resampling: Resampling | None = None,
-) -> list[Row]:
+) -> list[ScorerRow]:
     """The rows of the score under test: profiles `paper` and `loo`, then the ablations that were asked for.
 
     Args:

@@ -15,7 +15,7 @@ from srpo_robot.records import Episode
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ProfileComparison:
     """One episode under several profiles.
 
     Attributes:
@@ -45,7 +45,7 @@ def compare(
     profiles: Sequence[str],
     rules: Rules | None = None,
     external: Mapping[str, np.ndarray] | None = None,
-) -> list[Comparison]:
+) -> list[ProfileComparison]:
     """Every episode under each profile, the ones whose rank within their task differs most first (ours).
 
     Args:
@@ -70,7 +70,7 @@ def compare(
         reward_rank[name] = _ranks(reward[name], episodes)
     spread = np.fmax(_spread(progress_rank), _spread(reward_rank))
     rows = [
-        Comparison(
+        ProfileComparison(
             e.index,
             e.task,
             bool(e.success),

@@ -1,6 +1,6 @@
 """How the mock cell looks in a trial: light, colours, cameras that were mounted by hand. Pure functions, no physics.
 
-A score or a policy that has learnt one brightness or one camera pose is worth nothing in a lab. What a look changes
+A score or a policy that has learnt one brightness or one camera pose is worth nothing in a lab. What an appearance changes
 never moves a joint or an object: the same seed gives the same episode, whatever it looks like.
 """
 
@@ -27,7 +27,7 @@ _TABLE_VALUE = (0.15, 0.70)  # never as bright as the plate
 
 
 @dataclass(frozen=True)
-class CameraLook:
+class CameraOffset:
     """How one camera stands beside its nominal mount.
 
     Attributes:
@@ -42,8 +42,8 @@ class CameraLook:
 
 
 @dataclass(frozen=True)
-class Look:
-    """The looks of one trial; the defaults are the nominal ones.
+class Appearance:
+    """The appearance of one trial; the defaults are the nominal ones.
 
     Attributes:
         ambient: light from everywhere, 0 to 1 and a little above.
@@ -59,25 +59,25 @@ class Look:
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     table_rgb: tuple[float, float, float] = TABLE_RGB
     object_gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    cameras: tuple[CameraLook, ...] = (CameraLook(),) * len(CAMERAS)
+    cameras: tuple[CameraOffset, ...] = (CameraOffset(),) * len(CAMERAS)
 
 
-NOMINAL = Look()
+NOMINAL = Appearance()
 
 
-def check_amount(amount: float) -> float:
+def check_randomization(amount: float) -> float:
     """`amount` if it is one.
 
     Raises:
         UsageError: outside 0 to 1, or not a number.
     """
     if not 0.0 <= amount <= 1.0:
-        raise UsageError(f"looks is {amount}; give 0 (always the same) to 1 (clearly varied)")
+        raise UsageError(f"randomization is {amount}; give 0 (always the same) to 1 (clearly varied)")
     return amount
 
 
-def look(seed: int, amount: float) -> Look:
-    """The look for `seed`. `amount` 0 is `NOMINAL` for every seed; 1 is clearly varied, with the task still visible.
+def draw_appearance(seed: int, amount: float) -> Appearance:
+    """The appearance for `seed`. `amount` 0 is `NOMINAL` for every seed; 1 is clearly varied, with the task still visible.
 
     Everything is drawn at amount 1 and scaled, so that a seed keeps its character at every amount. At 1: brightness 0.6
     to 1.4, tint and colours +-12 and +-15 %, any muted table, cameras +-2 cm and +-2 degrees an axis, fovy +-5 %.
@@ -85,14 +85,14 @@ def look(seed: int, amount: float) -> Look:
     Raises:
         UsageError: `amount` outside 0 to 1.
     """
-    check_amount(amount)
+    check_randomization(amount)
     rng = np.random.default_rng([seed, _STREAM])
     brightness, contrast = 1.0 + amount * rng.uniform([-_BRIGHTNESS, -_CONTRAST], [_BRIGHTNESS, _CONTRAST])
     moved = AMBIENT * (1.0 - contrast)  # from ambient to diffuse: a surface that faces the camera stays as bright
     tint, gain = 1.0 + amount * rng.uniform(-1.0, 1.0, (2, 3)) * [[_TINT], [_OBJECT_GAIN]]
     hue, saturation, value = rng.uniform([0.0, 0.0, _TABLE_VALUE[0]], [1.0, _TABLE_SATURATION, _TABLE_VALUE[1]])
     table = np.array(TABLE_RGB) + amount * (np.array(colorsys.hsv_to_rgb(hue, saturation, value)) - TABLE_RGB)
-    return Look(
+    return Appearance(
         ambient=float(brightness * (AMBIENT - moved)),
         diffuse=float(brightness * (DIFFUSE + moved)),
         tint=_triple(tint),
@@ -102,9 +102,9 @@ def look(seed: int, amount: float) -> Look:
     )
 
 
-def _camera(rng: np.random.Generator, amount: float) -> CameraLook:
+def _camera(rng: np.random.Generator, amount: float) -> CameraOffset:
     shift, turn = amount * rng.uniform(-1.0, 1.0, (2, 3)) * [[_SHIFT_M], [_TURN_RAD]]
-    return CameraLook(_triple(shift), _triple(turn), float(1.0 + amount * rng.uniform(-_FOVY, _FOVY)))
+    return CameraOffset(_triple(shift), _triple(turn), float(1.0 + amount * rng.uniform(-_FOVY, _FOVY)))
 
 
 def _triple(values: np.ndarray) -> tuple[float, float, float]:
