@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+OPTIONS = {"--looks": "--randomization"}  # of the command line
 STEP_VALUES = {"eq5": "reward", "phase": "knn-time", "return": "knn-return"}
 REFERENCES = {"nn2": "dbscan-auto"}
 RECIPE_KEYS = {"timestep_weights": "action_weights"}

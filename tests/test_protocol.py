@@ -346,7 +346,7 @@ def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, mon
 
     path, output = tmp_path / "study.json", tmp_path / "out"
     write_sheet(cli, path, "sft", "awr")
-    run = protocols.Bench.run
+    run = protocols.StudyArm.run
 
     def cut(bench, row, layout):
         if row.trial == 2 and not (output / "cut").exists():
@@ -359,7 +359,7 @@ def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, mon
     def interrupted(self, observation):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(protocols.Bench, "run", cut)
+    monkeypatch.setattr(protocols.StudyArm, "run", cut)
     with pytest.raises(KeyboardInterrupt):
         run_protocol(path, LiveOptions(output), True, "cpu", None)
     study = open_study(output)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
+from typing import Any
 
 from srpo_robot.cli.app import app
-from srpo_robot.cli.console import errors
+from srpo_robot.cli.console import errors, warn
 from srpo_robot.errors import SrpoRobotError, one_line
+from srpo_robot.renames import OPTIONS, RenamedWarning, current
 
 INTERRUPTED = 130
 _FULL = "free some space; what was finished is on disk, the same command goes on from there"
@@ -21,6 +24,9 @@ _DISK = {
 
 def main() -> None:
     """Entry point: exit code 0, 1 for a failure, 2 for bad usage or input, 130 after Ctrl-C."""
+    warnings.simplefilter("default", RenamedWarning)
+    warnings.showwarning = _show_warning
+    sys.argv[1:] = [_current_option(argument) for argument in sys.argv[1:]]
     try:
         app()
     except SrpoRobotError as error:
@@ -38,6 +44,22 @@ def main() -> None:
                 "stopped; what was finished is on disk, the same command goes on from there (train-awr: with --resume)"
             )
         raise
+
+
+def _current_option(argument: str) -> str:
+    """`--old=value` as `--new=value`, with a warning; anything else as it is."""
+    name, equals, value = argument.partition("=")
+    return current(name, OPTIONS) + equals + value if name.startswith("--") else argument
+
+
+_show_warning_of_python = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    if issubclass(category, RenamedWarning):
+        warn(str(message))
+    else:
+        _show_warning_of_python(message, category, *rest)
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,101 @@
+"""A command's options, said once: the fields of a frozen dataclass become the options that Typer shows and parses.
+
+A field is `name: Annotated[type, typer.Option(help=...)] = default`. A field whose type is such a dataclass is flattened:
+its fields become options of the command too. `tuple[T, ...]` is an option that may be repeated. With `COMMAS` beside
+`typer.Option` it is one option whose values are separated by commas.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+COMMAS = "separated by commas"
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One option: its name, Typer's parameter for it, and how Typer's value becomes the field's."""
+
+    parameter: inspect.Parameter
+    convert: Callable[[Any], Any]
+
+
+def command[F: Callable[..., None]](app: typer.Typer, name: str | None = None, *, example: str) -> Callable[[F], F]:
+    """Register `function(options: SomeDataclass)` as a command; a parameter `context: typer.Context` is passed through.
+
+    Args:
+        name: the command's name; None: the function's.
+        example: a command line that works, for the end of the help page.
+    """
+
+    def register(function: F) -> F:
+        app.command(name, epilog=f"Example: {example}")(_for_typer(function))
+        return function
+
+    return register
+
+
+def _for_typer(function: Callable[..., None]) -> Callable[..., None]:
+    hints = get_type_hints(function)
+    leaves = dict(_leaves(hints["options"]))
+    context = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        values = {name: leaf.convert(given[name]) for name, leaf in leaves.items()}
+        passed = {"context": given["context"]} if "context" in hints else {}
+        function(options=_build(hints["options"], values), **passed)
+
+    parameters = [*(context if "context" in hints else []), *(leaf.parameter for leaf in leaves.values())]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _leaves(options: type) -> Iterator[tuple[str, _Leaf]]:
+    """Options of a dataclass and of the dataclasses inside it, in the order of their fields."""
+    hints = get_type_hints(options, include_extras=True)
+    for field in fields(options):
+        if is_dataclass(hints[field.name]):
+            yield from _leaves(hints[field.name])
+        elif field.init:
+            yield field.name, _leaf(field, hints[field.name])
+
+
+def _leaf(field: Field[Any], hint: Any) -> _Leaf:
+    if get_origin(hint) is not Annotated:
+        raise TypeError(f"option {field.name!r} needs Annotated[type, typer.Option(help=...)]")
+    kind, info, *marks = get_args(hint)
+    default = field.default if field.default is not MISSING else inspect.Parameter.empty
+    convert: Callable[[Any], Any] = lambda value: value  # noqa: E731
+    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
+        if COMMAS in marks:
+            kind, default, convert = str, ",".join(default or ()), _split
+        else:
+            kind, convert = list[get_args(kind)[0]], lambda value: tuple(value or ())
+            default = default if default is inspect.Parameter.empty else (list(default) or None)
+            kind = kind if default is inspect.Parameter.empty else kind | None
+    parameter = inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+    return _Leaf(parameter, convert)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _build(options: type, values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(options)
+    return options(
+        **{
+            f.name: _build(hints[f.name], values) if is_dataclass(hints[f.name]) else values[f.name]
+            for f in fields(options)
+            if f.init
+        }
+    )
