@@ -29,7 +29,7 @@ from rich.table import Table
 from srpo_robot.mock.demonstrator import Failure
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import EMBEDDED, RANDOM, Encoder, load_encoder
-from srpo_robot.progress.evidence.baselines import NULLS, Scorer, Transformed
+from srpo_robot.progress.evidence.baselines import NEGATIVE_CONTROLS, Scorer, Transformed
 from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_difference, final_progress, separation
 from srpo_robot.progress.score import Rules, score
 from srpo_robot.progress.windows import Shape, WindowSpec
@@ -101,7 +101,7 @@ def measured(
             spec = WindowSpec("stride", ENDS_ONLY, shape)
             work[f"{name}, {shape}"] = lambda e=encoder, s=spec: finals(trials, e, s, RULES)
     first = next(iter(encoders.values()))
-    for null in NULLS.values():
+    for null in NEGATIVE_CONTROLS.values():
         if null.name != "time":  # ends at 1 whatever happened
             spec = WindowSpec("stride", ENDS_ONLY, "prefix")
             work[null.name] = lambda n=null, s=spec: finals(trials, first, s, RULES, n)
