@@ -1,6 +1,6 @@
-"""What must hold of a controller before its arm moves: the right arm, and settings that read back as in the recipe.
+"""Checks before the arm moves: that it is the right arm, and that its settings read back as in the recipe.
 
-Pure: what was read comes in, what is wrong comes out. Lengths in m and angles in rad; `xarm7` converts.
+Pure functions of values that were read from the controller. Lengths in m, angles in rad; `controller_link` converts.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import JOINTS
 
 MODES = {"servo": 1, "online": 6}  # the controller's modes, by `ControllerRecipe.stream`
-# Lowest firmware that takes them: before 1.5.20 the SDK itself keeps account of readiness; mode 6 came with 1.10.0.
+# Lowest firmware for each stream: before 1.5.20 the SDK itself keeps account of readiness; mode 6 came with 1.10.0.
 _FIRMWARE = {"servo": (1, 5, 20), "online": (1, 10, 0)}
 _SOCKET_FILES = "xarmcontroller_uds_*"
-_INSIDE_RAD = 1e-4  # set points stay this far inside the controller's joint range: float32 on the wire rounds
+_INSIDE_RAD = 1e-4  # margin of set points to the controller's joint range, because float32 on the wire rounds
 _CLOSE_RAD = 1e-3  # a recipe's range may be a rounded copy of the vendor's table
-# xArm 7 joint range by serial number (characters 3 to 6), the vendor's tables: until 1304, and from 1305 on.
+# Joint range of the xArm 7 by serial number (characters 3 to 6), from the vendor's tables: up to 1304, and from 1305
+# on.
 _WIDE_DEG = ((-360, 360), (-118, 120), (-360, 360), (-11, 225), (-360, 360), (-97, 180), (-360, 360))
 _NARROW_DEG = ((-360, 360), (-117, 116), (-360, 360), (-6, 225), (-360, 360), (-97, 180), (-360, 360))
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who answers: serial numbers of arm and control box, firmware (major, minor, revision)."""
+    """Identity of the controller: serial numbers of arm and control box, firmware (major, minor, revision)."""
 
     axes: int
     serial: str
@@ -45,10 +46,12 @@ class Identity:
 
 
 def identify(answer: bytes, recipe: ControllerRecipe) -> Identity:
-    """The identity in the controller's answer to VERSION ("7,7,XI1304...,AC1300...,v2.5.0").
+    """Returns the identity in the controller's answer to VERSION ("7,7,XI1304...,AC1300...,v2.5.0").
 
     Raises:
-        ArmError: no xArm 7, a serial number out of pattern or not the recipe's, firmware too old for the mode.
+        ArmError: the arm is no xArm 7, its serial number is malformed or not the recipe's, or its firmware is too old
+            for
+            the mode.
     """
     text = answer.split(b"\0")[0].decode("ascii", errors="replace")
     where = f"the controller at {recipe.address}"
@@ -78,7 +81,7 @@ def identify(answer: bytes, recipe: ControllerRecipe) -> Identity:
 
 
 def refuse_socket_files(folders: Sequence[Path] = (Path(tempfile.gettempdir()), Path("/tmp"))) -> None:
-    """Raise ArmError where a controller's socket file lies: the SDK takes it for the arm, whatever the address."""
+    """Raises ArmError if a controller's socket file exists: the SDK prefers it to the arm, whatever the address."""
     for folder in folders:
         for path in sorted(folder.glob(_SOCKET_FILES)):
             raise ArmError(
@@ -87,7 +90,7 @@ def refuse_socket_files(folders: Sequence[Path] = (Path(tempfile.gettempdir()), 
 
 
 def motion_limits(recipe: HardwareRecipe, controller: ControllerRecipe) -> MotionLimits:
-    """What holds at every set point. Raises RecipeError where the numbers contradict each other."""
+    """Returns the limits that hold at every set point. Raises RecipeError if the numbers contradict each other."""
     limits = recipe.limits
     return MotionLimits(
         joint_min_rad=np.array(limits.joint_min_rad),
@@ -106,10 +109,10 @@ def motion_limits(recipe: HardwareRecipe, controller: ControllerRecipe) -> Motio
 
 
 def joint_range(recipe: HardwareRecipe, identity: Identity) -> np.ndarray:
-    """(7, 2) the recipe's joint range, kept just inside the arm's.
+    """Returns the recipe's joint range (7, 2), kept just inside the arm's.
 
     Raises:
-        RecipeError: the recipe allows what this generation of the arm does not.
+        RecipeError: the recipe allows angles that this generation of the arm does not.
     """
     arm = identity.joint_range_rad
     low, high = np.array(recipe.limits.joint_min_rad), np.array(recipe.limits.joint_max_rad)
@@ -123,10 +126,10 @@ def joint_range(recipe: HardwareRecipe, identity: Identity) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StoredSettings:
-    """What is stored in the controller: wanted by a recipe, or read back. None: the recipe leaves it as it is."""
+    """Settings stored in the controller, from a recipe or as read back. None: the recipe leaves a setting as it is."""
 
     tcp_offset_m: tuple[float, ...]
-    tcp_turn_rad: tuple[float, ...]  # of the tool against the flange, zero here
+    tcp_turn_rad: tuple[float, ...]  # rotation of the tool against the flange, zero here
     payload_kg: float
     payload_centre_m: tuple[float, ...]
     collision_sensitivity: float
@@ -137,11 +140,11 @@ class StoredSettings:
     reduced: float
     reduced_tcp_speed_m_s: float | None
     reduced_joint_speed_rad_s: float | None
-    reduced_range_rad: tuple[float, ...] | None  # 14: lowest and highest of each joint
+    reduced_range_rad: tuple[float, ...] | None  # (14,) lowest and highest angle of each joint
 
 
 def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> StoredSettings:
-    """The recipe's settings. Raises RecipeError where a value cannot be set."""
+    """Returns the recipe's settings. Raises RecipeError if a value cannot be set."""
     if not 1 <= controller.collision_sensitivity <= 5:
         raise RecipeError(f"controller.collision_sensitivity is {controller.collision_sensitivity}; it is 1 to 5")
     if len(controller.payload_centre_m) != 3:
@@ -167,7 +170,7 @@ def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> Sto
 
 
 def differences(wanted: StoredSettings, got: StoredSettings) -> tuple[str, ...]:
-    """A line for each setting that reads back otherwise, with what was wanted and what was got."""
+    """Returns one line for each setting that reads back differently, with both values."""
     lines = []
     for field in fields(StoredSettings):
         want, have = getattr(wanted, field.name), getattr(got, field.name)

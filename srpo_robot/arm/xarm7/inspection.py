@@ -1,7 +1,7 @@
-"""A look at one controller through the vendor's SDK, in a process of its own: for `check`, which moves no arm.
+"""Inspects one controller through the vendor's SDK, in a separate process. For `check`, which moves no arm.
 
-The SDK prints, changes sockets' time limits for its whole process and leaves threads in dead links behind. None of it
-gets out of here: the process answers questions, one at a time, and is gone.
+The SDK prints, changes the socket time limits of its whole process, and leaves threads in dead links behind. The
+separate process contains all of that: it answers requests one at a time and then ends.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _PAUSE_S = 0.01  # between round trips: the vendor asks for at most 100 a second
 
 
 class Inspection:
-    """The controller of one arm, asked from this process, as long as the `with` block lasts. Not for two threads."""
+    """The controller of one arm, queried from this process for the duration of a `with` block. Not thread-safe."""
 
     def __init__(self, controller: ControllerRecipe) -> None:
         self._controller = controller
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Connect. Raises ArmError as `ControllerLink`, or where another srpo-robot of this machine has the arm."""
+        """Connects. Raises ArmError as `ControllerLink`, or if another srpo-robot on this machine holds the arm."""
         self._way, theirs = Pipe()
         command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.inspection", str(theirs.fileno())]
         nothing = subprocess.DEVNULL
@@ -63,7 +63,7 @@ class Inspection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the process; one that hangs is killed. The arm stays as it is."""
+        """Ends the process, and kills it if it hangs. The arm stays as it is."""
         process, self._process = self._process, None
         self._way.close()
         if process is None:
@@ -77,31 +77,31 @@ class Inspection:
     # --- what is asked; each raises ArmError as the method of `ControllerLink` ----------------------------------------
 
     def errors(self) -> tuple[int, int]:
-        """Error and warning now."""
+        """Returns the current error and warning."""
         return self._ask("errors")
 
     def settings(self) -> StoredSettings:
-        """What the controller has stored."""
+        """Returns the settings stored in the controller."""
         return self._ask("settings")
 
     def set_up(self, wanted: StoredSettings) -> None:
-        """Store the settings and read them back: motors on, the arm stopped. Only where a person has said so."""
+        """Stores the settings and reads them back: motors on, the arm stopped. Needs a person's confirmation."""
         self._ask("set_up", wanted)
 
     def recover(self) -> None:
-        """Clean the controller's error; the arm stays stopped. Only after a person has confirmed it."""
+        """Cleans the controller's error; the arm stays stopped. Needs a person's confirmation."""
         self._ask("recover")
 
     def gripper_opening(self) -> float:
-        """Measured opening [m]."""
+        """Returns the measured opening [m]."""
         return self._ask("gripper_opening")
 
     def move_gripper(self, opening_m: float) -> None:
-        """Send the gripper there, without waiting."""
+        """Sends the gripper to `opening_m` without waiting."""
         self._ask("move_gripper", opening_m)
 
     def round_trips(self, count: int) -> np.ndarray:
-        """How long `count` commands that only read took, (count,) [s]."""
+        """Returns the durations of `count` read-only commands, (count,) [s]."""
         return self._ask("round_trips", count)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def _gone() -> ArmError:
 
 
 def main(descriptor: int) -> None:
-    """Connect and answer until nobody asks any more."""
+    """Connects, then answers requests until the other end closes."""
     from srpo_robot.arm.xarm7.driver import load_sdk
     from srpo_robot.arm.xarm7.streamer import only_one
 
@@ -177,6 +177,6 @@ def _round_trips(link: ControllerLink, count: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
+    with contextlib.suppress(EOFError, OSError):  # the other end closed
         main(int(sys.argv[1]))
     os._exit(0)  # the SDK's threads may hang in a dead link

@@ -1,7 +1,7 @@
-"""What must hold before an arm moves, line by line: PASS, FAIL or SKIP, with what was found and what to do.
+"""Checks that must hold before an arm moves: one line each, PASS, FAIL or SKIP, with the finding and the remedy.
 
-Pure: what was read comes in, lines come out. `srpo-robot check` reads, asks and prints (`cli.checking`). Nothing that
-was not looked at counts as passed: it is a SKIP that says why.
+Pure functions from readings to lines. `srpo-robot check` reads, asks and prints (`cli.checking`). A check that was not
+made never counts as passed: it is a SKIP with the reason.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from srpo_robot.recipes import CameraRecipe, HardwareRecipe
 from srpo_robot.records import ActionChunk, ArmCommand
 
 FREE_BYTES = 5_000_000_000  # films, logs and episodes of a day of trials
-_RTT_SHARE = 0.5  # of a set point's period that 99 of 100 round trips must stay below
-_GRIPPER_M = 0.003  # how close to where it was sent it must read
-_RATE_SHARE = 0.9  # of the control rate that a camera must reach
-_CHANGED_SHARE = 0.5  # of a chunk's actions: beyond it, what is executed is no longer what the policy asked for
+_RTT_SHARE = 0.5  # fraction of a set point's period; 99 of 100 round trips must be faster
+_GRIPPER_M = 0.003  # largest difference between the commanded and the measured opening
+_RATE_SHARE = 0.9  # fraction of the control rate that a camera must reach
+_CHANGED_SHARE = 0.5  # fraction of a chunk's actions; above it, the executed actions no longer represent the policy
 _STREAM = ("http://", "https://")
 
 
 class CheckResult(StrEnum):
-    """Of one line."""
+    """Result of one check."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -43,10 +43,10 @@ class Check:
     """One line of the list.
 
     Attributes:
-        name: what was looked at.
-        verdict: SKIP where it was not looked at.
-        found: what was read, or why it was not.
-        todo: what would make it pass, "" where it does.
+        name: the subject of the check.
+        verdict: PASS, FAIL, or SKIP if the check was not made.
+        found: the reading, or the reason for a SKIP.
+        todo: the remedy of a FAIL, else "".
     """
 
     name: str
@@ -56,28 +56,28 @@ class Check:
 
 
 def passed(name: str, found: str) -> Check:
-    """A line that passes."""
+    """Returns a line that passes."""
     return Check(name, CheckResult.PASS, found)
 
 
 def failed(name: str, found: str, todo: str) -> Check:
-    """A line that fails; `todo` says what would work."""
+    """Returns a line that fails, with its remedy `todo`."""
     return Check(name, CheckResult.FAIL, found, todo)
 
 
 def skipped(name: str, why: str) -> Check:
-    """A line that was not looked at."""
+    """Returns a line for a check that was not made."""
     return Check(name, CheckResult.SKIP, why)
 
 
 def refused(name: str, error: SrpoRobotError) -> Check:
-    """A line that fails by an error: these say what is wrong, then, after a semicolon, what would work."""
+    """Returns the failing line of an error. Its message gives the problem, then, after a semicolon, the remedy."""
     found, _, todo = one_line(error).partition("; ")
     return failed(name, found, todo)
 
 
 def attempt(name: str, look: Callable[[], Check]) -> Check:
-    """The line that `look` makes; where it is refused, that line fails and the list goes on."""
+    """Returns the line of `look`. If it raises, that line fails and the list goes on."""
     try:
         return look()
     except SrpoRobotError as error:
@@ -88,15 +88,18 @@ def attempt(name: str, look: Callable[[], Check]) -> Check:
 
 
 def socket_files() -> Check:
-    """No controller's socket file lies about: programs with the vendor's SDK would take it for the arm."""
+    """Checks that no controller's socket file exists: programs with the vendor's SDK would take it for the arm."""
     controller_setup.refuse_socket_files()
     return passed("socket files", "none of a controller")
 
 
 def identity(found: Identity, sdk: str, serial: str) -> Check:
-    """Which arm answers, with its versions; `controller_setup.identify` has refused the wrong ones.
+    """Reports the arm that answers and its versions. `controller_setup.identify` has already refused wrong arms.
 
-    `sdk`: version of the vendor's SDK here; `serial`: the recipe's, "" for any.
+    Args:
+        answer: identity of the controller.
+        sdk: version of the vendor's SDK on this machine.
+        serial: the recipe's serial number, "" for any.
     """
     firmware = ".".join(map(str, found.firmware))
     known = "as in the recipe" if serial else "any would do: controller.serial is empty"
@@ -105,13 +108,13 @@ def identity(found: Identity, sdk: str, serial: str) -> Check:
 
 
 def joint_range(recipe: HardwareRecipe, found: Identity) -> Check:
-    """The recipe's joint range lies inside that of this generation of the arm. Raises RecipeError where not."""
+    """Checks the recipe's joint range against this generation of the arm. Raises RecipeError if it is wider."""
     controller_setup.joint_range(recipe, found)
     return passed("joint range", f"the recipe's is inside that of {found.serial[:6]}")
 
 
 def round_trips(seconds: np.ndarray, stream_hz: float) -> Check:
-    """Replies come well before the next set point is due. `seconds`: (n,) of a command that only reads."""
+    """Checks that replies arrive well before the next set point is due. `seconds`: (n,) of a read-only command."""
     p50, p99, longest = 1000 * np.percentile(seconds, [50, 99, 100])
     most = 1000 * _RTT_SHARE / stream_hz
     found = f"p50 {p50:.2f}, p99 {p99:.2f}, max {longest:.2f} ms of {len(seconds)}"
@@ -122,7 +125,7 @@ def round_trips(seconds: np.ndarray, stream_hz: float) -> Check:
 
 
 def errors(error: int, warning: int) -> Check:
-    """The controller has no error and no warning."""
+    """Checks that the controller has no error and no warning."""
     if error:
         fault = ControllerFault(error)
         return failed("errors", one_line(fault).partition(";")[0], fault.remedy)
@@ -131,7 +134,7 @@ def errors(error: int, warning: int) -> Check:
     return passed("errors", "no error, no warning")
 
 
-# Lines of the list, and the stored settings that each is about; the second: which key of the recipe may leave it off.
+# Lines of the list: the stored settings of each, and the recipe's key (if any) that may switch the check off.
 _SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "TCP offset": (("tcp_offset_m", "tcp_turn_rad"), ""),
     "payload": (("payload_kg", "payload_centre_m"), ""),
@@ -147,7 +150,7 @@ SETTINGS = tuple(_SETTINGS)
 
 
 def settings(wanted: StoredSettings, got: StoredSettings) -> tuple[Check, ...]:
-    """A line for each of `SETTINGS`: what the controller has stored is what the recipe says."""
+    """Compares the stored settings with the recipe's. Returns one line for each of `SETTINGS`."""
     wrong = {line.partition(":")[0]: line for line in controller_setup.differences(wanted, got)}
     lines = []
     for name, (keys, switch) in _SETTINGS.items():
@@ -161,7 +164,10 @@ def settings(wanted: StoredSettings, got: StoredSettings) -> tuple[Check, ...]:
     return tuple(lines)
 
 
-_TOLD = {field.name for field in fields(StoredSettings)} - {"tcp_turn_rad", "reduced_range_rad"}  # long, and the same
+_TOLD = {field.name for field in fields(StoredSettings)} - {
+    "tcp_turn_rad",
+    "reduced_range_rad",
+}  # the others are long, and always the same
 
 
 def _shown(got: StoredSettings, key: str) -> str:
@@ -172,7 +178,7 @@ def _shown(got: StoredSettings, key: str) -> str:
 
 
 def pose(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Check:
-    """The arm stands inside joint range, box and above the table. Raises CommandRefused where it does not."""
+    """Checks that the arm is inside joint range and box and above the table. Raises CommandRefused if it is not."""
     motion.at_rest(joints_rad, gripper_m, limits)
     low, high = limits.joint_min_rad, limits.joint_max_rad
     nearest = int(np.argmin(np.minimum(joints_rad - low, high - joints_rad)))
@@ -181,7 +187,7 @@ def pose(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Chec
 
 
 def gripper_reading(opening_m: float, limits: MotionLimits) -> Check:
-    """What the gripper reads is an opening that the recipe knows."""
+    """Checks that the gripper's reading is within the recipe's range."""
     found = f"reads {1000 * opening_m:.1f} mm"
     if limits.gripper_min_m - _GRIPPER_M <= opening_m <= limits.gripper_max_m + _GRIPPER_M:
         return passed("gripper", found)
@@ -189,7 +195,7 @@ def gripper_reading(opening_m: float, limits: MotionLimits) -> Check:
 
 
 def gripper_travel(opened_m: float, closed_m: float, limits: MotionLimits) -> Check:
-    """Where the gripper came to when it was opened, and when it was closed."""
+    """Checks the measured openings after the gripper was opened and closed."""
     found = f"opened to {1000 * opened_m:.1f} mm, closed to {1000 * closed_m:.1f} mm"
     off = max(abs(opened_m - limits.gripper_max_m), abs(closed_m - limits.gripper_min_m))
     if off <= _GRIPPER_M:
@@ -203,7 +209,7 @@ def gripper_travel(opened_m: float, closed_m: float, limits: MotionLimits) -> Ch
 
 @dataclass(frozen=True)
 class CameraReading:
-    """What a camera showed: new pictures a second [Hz], largest age of the newest one [s], size (height, width)."""
+    """Reading of a camera: new pictures a second [Hz], largest age of the newest one [s], size (height, width)."""
 
     rate_hz: float
     age_s: float
@@ -211,7 +217,7 @@ class CameraReading:
 
 
 def camera(recipe: CameraRecipe, seen: CameraReading, fps: float) -> Check:
-    """Pictures come as fast as the arm is controlled, young enough, with an exposure that nothing changes."""
+    """Checks a camera's rate against the control rate, the age of its pictures, and that its exposure is fixed."""
     name = f"camera {recipe.name}"
     is_stream = recipe.source.startswith(_STREAM)
     height, width = seen.size_px
@@ -230,7 +236,7 @@ def camera(recipe: CameraRecipe, seen: CameraReading, fps: float) -> Check:
 
 
 def camera_views(recipes: Sequence[CameraRecipe], wrong: Sequence[str]) -> Check:
-    """The cameras see what their reference pictures show. `wrong`: of `cameras.check_references`."""
+    """Checks the cameras against their reference pictures. `wrong`: the lines of `cameras.check_references`."""
     named = [recipe.name for recipe in recipes if recipe.reference]
     if wrong:
         found, todo = zip(*(line.partition("; ")[::2] for line in wrong), strict=True)
@@ -248,10 +254,10 @@ def camera_views(recipes: Sequence[CameraRecipe], wrong: Sequence[str]) -> Check
 def first_chunk(
     chunk: ActionChunk, space: ActionSpace, start: ArmCommand, limits: Limits, motion_limits: MotionLimits
 ) -> Check:
-    """A policy's first actions, put through the limits from where the arm stands; nothing moves.
+    """Passes a policy's first actions through the limits, starting at the current pose. Nothing moves.
 
     Raises:
-        CommandRefused: an action is not finite, or of the wrong length.
+        CommandRefused: an action is not finite, or has the wrong length.
     """
     previous, counts, changed = start, dict[str, int](), 0
     path = [start.joints_rad]
@@ -276,7 +282,7 @@ def first_chunk(
 
 
 def answer_time(seconds: float, actions: int, fps: float) -> Check:
-    """The policy answers before the actions of its last answer are used up; else the arm holds meanwhile."""
+    """Checks that the policy answers before the actions of its last answer run out. Otherwise the arm holds."""
     lasts_s = actions / fps
     found = f"answers in {seconds:.2f} s, for {actions} actions that last {lasts_s:.2f} s"
     if seconds <= lasts_s:
@@ -290,7 +296,7 @@ def answer_time(seconds: float, actions: int, fps: float) -> Check:
 
 
 def disk(free_bytes: int) -> Check:
-    """There is room for what is recorded."""
+    """Checks that there is room for the recordings."""
     found = f"{free_bytes / 1e9:.1f} GB free"
     if free_bytes >= FREE_BYTES:
         return passed("disk", found)
@@ -298,7 +304,12 @@ def disk(free_bytes: int) -> Check:
 
 
 def emergency_stop(pressed: int, released: bool) -> Check:
-    """What was seen of the emergency stop: the error while pressed (0: none), and whether it went after the release."""
+    """Reports the emergency stop test.
+
+    Args:
+        pressed: error code while the button was pressed, 0 if there was none.
+        released: whether the error could be cleared after the release.
+    """
     name = "emergency stop"
     if not pressed:
         return failed(name, "pressed, and the controller saw nothing", "check its cable; the arm must not move before")

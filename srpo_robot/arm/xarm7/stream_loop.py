@@ -1,9 +1,9 @@
-"""A steady stream of set points to the controller, whatever the rest of the program is doing: the loop and its threads.
+"""Sends a steady stream of set points to the controller, whatever the rest of the program does: loop and threads.
 
-The loop sends set points and watches the reports; the stop has a thread, a connection and a way into the process of its
-own; so has the gripper, whose bus is slow. Whatever is wrong (a code, a state, an error, an old report, a target that
-is no number, the death of the program that started it) ends in an arm that stands: it brakes where it can and stops
-where it must. Nothing here moves the arm again by itself.
+The loop sends set points and watches the reports. The stop has its own thread, its own connection and its own channel
+into the process. The gripper has its own thread and connection too, because its bus is slow. Every fault (a code, a
+state, an error, an old report, a target that is not finite, the death of the parent program) ends with the arm at
+rest: it brakes if it can and stops if it must. Nothing here restarts motion.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from srpo_robot.arm.xarm7.streamer_process import NOT_STOPPED, STOP, STOPPED, St
 from srpo_robot.errors import ArmError, CommandRefused, SrpoRobotError
 from srpo_robot.records import JOINTS, ArmCommand
 
-GRIPPER_PERIOD_S = 0.1  # between commands on the tool's bus: faster ones are known to break it
+GRIPPER_PERIOD_S = 0.1  # between commands on the tool's bus; faster ones are known to break it
 _GRIPPER_READ_S = 0.2
 _GRIPPER_STEP_M = 1e-4  # smaller changes are not sent
-_FROZEN_S, _FROZEN_RAD = 0.3, 0.02  # reports that repeat themselves while the set points have gone this far
-_BEHIND_RAD = 0.35  # the arm does not follow
+_FROZEN_S, _FROZEN_RAD = 0.3, 0.02  # fault: reports repeat this long while the set points moved this far
+_BEHIND_RAD = 0.35  # fault: the arm is this far behind its set points
 _STATUS_AGE = 10  # the 5 Hz report may be this many times older than the 100 Hz one
-_IDLE_AGE_S = 1.0  # of the report while nothing moves
+_IDLE_AGE_S = 1.0  # largest age of the report while nothing moves
 _READY_S = 3.0
 _THERE_RAD = 2e-3
 _ORPHAN_S = 1.0  # from the death of the program to a stop that does not wait for the loop
-_BACKLOG = 60_000  # ticks kept while nobody reads
+_BACKLOG = 60_000  # ticks that are kept while the log is not read
 
 
 class StreamerState(IntEnum):
-    """What the streamer is doing; also in the log."""
+    """State of the streamer. It is also in the log."""
 
     IDLE = 0
     STREAM = 1
@@ -54,7 +54,7 @@ class StreamerState(IntEnum):
 
 @dataclass(frozen=True)
 class Channels:
-    """What leads to the program that started this one; see `streamer_process`."""
+    """IPC channels to the parent process: messages, stop socket, log pipe. See `streamer_process`."""
 
     messages: Connection
     stop: socket.socket
@@ -65,7 +65,7 @@ class Streamer:
     """The loop and its threads around a `ControllerLink`. Use `run`."""
 
     def __init__(self, config: StreamerConfig, link: ControllerLink, channels: Channels) -> None:
-        """Raises ArmError where the reports or the gripper do not answer, RecipeError as `joint_range`."""
+        """Raises ArmError if the reports or the gripper do not answer, and RecipeError as `joint_range`."""
         controller = link.recipe
         self._link, self._controller, self._dry = link, controller, config.dry_run
         limits = controller_setup.motion_limits(config.recipe, controller)
@@ -83,7 +83,7 @@ class Streamer:
         self._row = np.zeros((), LOG)
         self._orphan = threading.Event()
         self._over = threading.Event()
-        self._stops = self._confirmed_stops = 0  # how often it was stopped; how often when the last order was given
+        self._stops = self._confirmed_stops = 0  # number of stops, now and at the last order
         self._gripper_target_m: float | None = None
         self._gripper_m = self._opening()
         self._gripper_error: ArmError | None = None
@@ -91,7 +91,7 @@ class Streamer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self, info: dict[str, Any]) -> None:
-        """Say "ready" with `info`, then stream until told to end or left alone. The arm stands afterwards."""
+        """Reports "ready" with `info`, then streams until it is told to end or the parent dies. The arm stands then."""
         self._reports.wait(self._controller.connect_timeout_s)
         for target in (self._serve_stop, self._serve_gripper):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
@@ -103,11 +103,11 @@ class Streamer:
                 time.sleep(max(deadlines.next_s - time.monotonic(), 0.0))
                 got_ready = self._receive()
                 now_s = time.monotonic()
-                if got_ready:  # which takes a while: the stream begins now
+                if got_ready:  # getting ready takes a while, so the stream begins now
                     deadlines = Deadlines(now_s, self._tick_s)
                 late_s, missed = deadlines.begin(now_s)
                 self._tick(now_s, late_s, missed)
-        except BaseException:  # whatever is wrong here, the arm stands
+        except BaseException:  # the arm must stand, whatever went wrong here
             self._halt()
             raise
         self._flush()
@@ -166,7 +166,7 @@ class Streamer:
             raise ArmError(f"the controller did not take a set point: {reply(code)}; the arm has stopped")
 
     def _watch(self, now_s: float, report: wire.Report) -> None:
-        """Raise ArmError where the arm must not go on; take note of a stop."""
+        """Raises ArmError if the arm must not go on. Registers a stop."""
         if self._was_stopped():
             self._phase, self._points = StreamerState.STOPPED, None
         if self._orphan.is_set() and self._phase is not StreamerState.STREAM:
@@ -210,7 +210,7 @@ class Streamer:
                 )
 
     def _fail(self, error: ArmError) -> None:
-        """Stop the arm, then find out why and say it."""
+        """Stops the arm, then looks for the cause and reports it."""
         self._phase, self._points = StreamerState.FAULT, None
         try:
             self._halt()
@@ -221,14 +221,14 @@ class Streamer:
         self._say("fault", error)
 
     def _explained(self, error: ArmError) -> ArmError:
-        """The controller's own error where it has one: more exact than what was seen of it."""
+        """Returns the controller's own error if it has one, because it is more precise than the symptom."""
         if not isinstance(error, ControllerFault):
             try:
                 self._link.check_errors()
             except ControllerFault as why:
                 return why
             except ArmError:
-                pass  # it does not say
+                pass  # the controller does not answer
         return error
 
     def _end(self) -> None:
@@ -249,7 +249,7 @@ class Streamer:
     # --- what it is told ----------------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
-        """Do what has been asked; True where that was an order."""
+        """Handles the pending messages. Returns True if one of them was an order to move."""
         ordered = False
         try:
             while self._messages.poll():
@@ -267,14 +267,14 @@ class Streamer:
 
     def _aim(self, number: int, joints_rad: np.ndarray, gripper_m: float, due_s: float, pace: float) -> None:
         if self._points is None:
-            return  # stopped meanwhile; the sender hears why
+            return  # stopped meanwhile; the sender learns the reason from another message
         try:
             self._points.aim(number, ArmCommand(joints_rad, gripper_m), time.monotonic(), due_s, pace)
         except CommandRefused as error:
             self._say("refused", error)
 
     def _order(self, kind: str, stops: int, *values: Any) -> None:
-        """Get ready for the stream ("arm"), or go home first ("home"): only after a person confirmed it."""
+        """Gets ready for the stream ("arm"), or goes home first ("home"). A person must have confirmed it."""
         try:
             if self._phase is StreamerState.FAULT:
                 raise ArmError("the arm has a fault; confirm its recovery first")
@@ -288,7 +288,7 @@ class Streamer:
                 self._begin_stream()
                 self._say("armed", None)
         except SrpoRobotError as error:
-            with contextlib.suppress(ArmError):  # it may be ready by now, with nobody to stream
+            with contextlib.suppress(ArmError):  # the arm may be ready already, without a stream
                 self._halt()
             self._phase = StreamerState.FAULT if self._phase is StreamerState.FAULT else StreamerState.IDLE
             self._say("armed", error)
@@ -303,7 +303,7 @@ class Streamer:
         self._phase = StreamerState.STREAM
 
     def _make_ready(self, mode: int) -> None:
-        """Enter a mode and see it reported. A stop that came meanwhile stays in force."""
+        """Enters a mode and waits until it is reported. A stop that came meanwhile stays in force."""
         self._link.check_errors()
         self._link.make_ready(mode)
         until_s = time.monotonic() + _READY_S
@@ -352,7 +352,7 @@ class Streamer:
     # --- threads ------------------------------------------------------------------------------------------------------
 
     def _serve_stop(self) -> None:
-        """Stop on request; where the other end closes, see to it that the arm stands soon."""
+        """Stops on request. If the other end closes, makes sure that the arm stands soon."""
         while True:
             try:
                 order = self._stop_way.recv(1)
@@ -364,9 +364,9 @@ class Streamer:
             try:
                 self._halt()
                 answer = STOPPED
-            except Exception:  # of whatever kind: the other end has to know
+            except Exception:  # of any kind: the other end must learn that the stop failed
                 answer = NOT_STOPPED
-            with contextlib.suppress(OSError):  # the next `recv` finds out
+            with contextlib.suppress(OSError):  # the next `recv` detects a closed socket
                 self._stop_way.sendall(answer)
         self._orphan.set()
         if not self._over.wait(_ORPHAN_S):  # the loop hangs in a call
@@ -393,7 +393,7 @@ class Streamer:
             except ArmError as error:
                 self._gripper_error = error
                 return
-            except Exception as error:  # of the SDK: a thread that dies in silence would leave the gripper behind
+            except Exception as error:  # of the SDK; a silently dying thread would leave the gripper uncontrolled
                 self._gripper_error = ArmError(f"the gripper's thread failed ({error!r}); the arm has stopped")
                 return
 
@@ -409,7 +409,7 @@ class Streamer:
             self._orphan.set()
 
     def _flush(self) -> None:
-        """Hand over as much of the log as the other end takes now."""
+        """Writes as much of the log as the pipe takes now."""
         while self._backlog:
             try:
                 os.write(self._log_way, self._backlog[0])  # shorter than a pipe's atomic size: all or nothing
@@ -422,7 +422,7 @@ class Streamer:
             self._backlog.popleft()
 
     def give_up(self, *_: object) -> None:
-        """Brake, stop and end: the handler of SIGTERM."""
+        """Handles SIGTERM: the loop brakes, stops and ends."""
         self._orphan.set()
 
 

@@ -1,6 +1,6 @@
-"""What the emulator takes on trust: behaviour of the firmware that nobody checked on a robot, in one place.
+"""The emulator's assumptions: behaviour of the firmware that was not verified on a robot.
 
-A driver must not depend on any of it before the check in the third column was done on the real arm.
+A driver must not depend on an assumption before its check (third column) was done on the real arm.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Assumption:
-    """One unverified behaviour: what it is about, what the emulator does, and how to find out on the robot."""
+    """One unverified behaviour: its topic, the emulator's behaviour, and the check to do on the robot."""
 
     topic: str
     emulated: str

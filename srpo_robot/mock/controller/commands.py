@@ -1,4 +1,4 @@
-"""What each function code does: parameters in the wire's millimetres to calls of `Controller`, and the answer back."""
+"""The function codes: decode parameters (in millimetres), call the `Controller`, and encode the answer."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ from srpo_robot.records import JOINTS
 
 _TOOL_HOST = 9  # the RS485 bus of the tool
 _SPEED_FACTOR = 1  # the only common parameter that is emulated
-_UNKNOWN = bytes(79)  # the SDK indexes into replies before it looks at their status; as long as its longest one
+_UNKNOWN = bytes(
+    79
+)  # the SDK indexes into replies before it checks their status, so this is as long as its longest reply
 _DONE = Reply(0)
 
 
 def execute(controller: Controller, request: Request) -> Reply:
-    """Carry out a request and say how it went; the status tells of the controller after it."""
+    """Carries out a request and returns the reply. Its status describes the controller after the request."""
     handler = HANDLERS.get(request.function)
     if handler is None:
         own = Reply(INVALID, _UNKNOWN)
@@ -109,7 +111,7 @@ def _joints(c: Controller, target: np.ndarray, speed: float, acceleration: float
 
 
 def _move_line(c: Controller, p: Params) -> Reply:
-    """6f, speed, acceleration, time, radius + frame, axis-angle, check [+ kind]; older: without radius and bytes."""
+    """6f, speed, acceleration, time, radius + frame, axis-angle, check [+ kind]. Older: without radius and bytes."""
     new = p.left >= 43
     wire, (speed, acceleration) = p.floats(6), p.finite(2)
     p.finite(2 if new else 1)
@@ -159,7 +161,7 @@ def _servo_axis_angle(c: Controller, p: Params) -> Reply:
 def _target(
     c: Controller, wire: np.ndarray, in_tool: bool, axis_angle: bool, here: np.ndarray | None = None
 ) -> np.ndarray:
-    """T_base_tcp of a target on the wire. An infinite number of an absolute one stays as it is."""
+    """Returns T_base_tcp of a target on the wire. An infinite number of an absolute target keeps the current value."""
     here = c.end_tcp() if here is None else here
     if not in_tool and not axis_angle:
         wire = np.where(np.isinf(wire), poses.to_rpy(here), wire)
@@ -170,7 +172,7 @@ def _target(
 
 
 def _moved_by(here: np.ndarray, by: np.ndarray, axis_angle: bool) -> np.ndarray:
-    """T_base_tcp shifted along the base's axes; turned about them by axis-angle, or roll, pitch, yaw added."""
+    """Returns T_base_tcp shifted along the base's axes, and turned about them by axis-angle or by roll, pitch, yaw."""
     if not axis_angle:
         return poses.from_rpy(poses.to_rpy(here) + by)
     moved = here.copy()
@@ -183,7 +185,7 @@ def _moved_by(here: np.ndarray, by: np.ndarray, axis_angle: bool) -> np.ndarray:
 
 
 def _joint_positions(c: Controller, p: Params) -> Reply:
-    """[count]: 1 positions, 2 and speeds, 3 and torques."""
+    """[count]: 1 gives positions, 2 adds speeds, 3 adds torques."""
     count = p.u8() & 0x0F if p.left else 1
     rows = [c.joints, c.velocity, np.zeros(JOINTS)]
     if not 1 <= count <= len(rows):
@@ -196,7 +198,7 @@ def _forward(c: Controller, p: Params) -> Reply:
 
 
 def _inverse(c: Controller, p: Params) -> Reply:
-    """6f [+ limited [+ 7f to start from]]."""
+    """6f [+ limited [+ 7f start]]."""
     target = _target(c, p.finite(6), False, False)
     limited = bool(p.u8()) if p.left else True
     near = p.finite(JOINTS, 100.0) if p.left else c.joints
@@ -301,7 +303,7 @@ def _reduced_states(c: Controller, _: Params) -> Reply:
 
 
 def box_mm(box_m: np.ndarray) -> np.ndarray:
-    """(6,) x+, x-, y+, y-, z+, z- in whole millimetres of a box (3, 2) lowest, highest [m]."""
+    """Returns x+, x-, y+, y-, z+, z- (6,) in whole millimetres of a box (3, 2) lowest, highest [m]."""
     return np.rint(box_m[:, ::-1].ravel() * MM).astype(int)
 
 
@@ -320,7 +322,7 @@ def _get_common(c: Controller, p: Params) -> Reply:
 
 
 def _rtu(c: Controller, p: Params) -> Reply:
-    """Host, then an RTU frame without checksum; the answer likewise."""
+    """Host, then an RTU frame without checksum. The answer has the same form."""
     host = _between(p.u8(), _TOOL_HOST, _TOOL_HOST)
     if c.bus_dead:
         c.fault(TOOL_BUS)
@@ -329,7 +331,7 @@ def _rtu(c: Controller, p: Params) -> Reply:
 
 
 def _read_tool(c: Controller, p: Params) -> Reply:
-    """Host, register; the answer is a big-endian s32."""
+    """Host, register. The answer is a big-endian s32."""
     _between(p.u8(), _TOOL_HOST, _TOOL_HOST)
     if c.bus_dead:
         c.fault(TOOL_BUS)
@@ -337,7 +339,7 @@ def _read_tool(c: Controller, p: Params) -> Reply:
 
 
 def _write_tool(c: Controller, p: Params) -> Reply:
-    """Host, register, value as float. 0x1A0B sets what 0x0A0B reads: the bit that saves is not part of the address."""
+    """Host, register, value as float. 0x1A0B sets the value of 0x0A0B: the save bit is not part of the address."""
     _between(p.u8(), _TOOL_HOST, _TOOL_HOST)
     if c.bus_dead:
         c.fault(TOOL_BUS)
@@ -435,6 +437,6 @@ HANDLERS: dict[int, Callable[[Controller, Params], Reply]] = {
     128: _read_tool,
     232: _set_common,
     233: _get_common,
-    253: _ignore,  # feedback is not emulated; the SDK then asks for the state
+    253: _ignore,  # feedback is not emulated, so the SDK polls the state
     254: _ignore,
 }

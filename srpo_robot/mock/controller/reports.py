@@ -1,4 +1,4 @@
-"""The fields of the report frames, in the wire's units, read off a `Controller`."""
+"""Fills the fields of the report frames from a `Controller`, in the wire's units."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _JOINT_LIMITS = (500.0, 0.01, MAX_JOINT_ACCELERATION_RAD_S2, 0.0001, MAX_JOINT_S
 
 
 def report(c: Controller, port: int) -> bytes:
-    """The frame of report `port` now."""
+    """Returns the current frame of report `port`."""
     values = _motion(c)
     if port == CYCLE:
         values |= _cycle(c)
@@ -104,5 +104,5 @@ def _cycle(c: Controller) -> dict[str, object]:
 
 
 def _tcp_velocity(c: Controller) -> np.ndarray:
-    """(6,) of the setpoint [m/s], [rad/s], base frame."""
+    """Returns the TCP velocity of the setpoint, (6,) [m/s], [rad/s], base frame."""
     return kinematics.jacobian(c.setpoint, c.settings.tool[:3, 3]) @ c.velocity
