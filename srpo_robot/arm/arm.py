@@ -45,14 +45,14 @@ class Arm(ABC):
         finally:
             self._close()
 
-    def send(self, asked: ArmCommand) -> Limited:
+    def send(self, command: ArmCommand) -> Limited:
         """Limits `command`, drives the arm with the result for one control period, and returns the result.
 
         Raises:
             CommandRefused: a value is not finite. Nothing was sent and the arm holds.
             ArmError: the arm faulted.
         """
-        limited = limit(asked, self.reference(), self.limits)
+        limited = limit(command, self.reference(), self.limits)
         self._drive(limited.command)
         self.commanded = limited.command
         return limited

@@ -83,9 +83,9 @@ class Cameras:
         for recipe in recipes:
             _check(recipe)
         sources = [recipe.source for recipe in recipes]
-        twice = [source for source in sources if sources.count(source) > 1]
-        if twice:
-            raise RecipeError(f"two cameras have the source {twice[0]!r}; each needs its own")
+        duplicates = [source for source in sources if sources.count(source) > 1]
+        if duplicates:
+            raise RecipeError(f"two cameras have the source {duplicates[0]!r}; each needs its own")
         self._cameras = {recipe.name: _Camera(recipe, make_capture or open_capture) for recipe in recipes}
 
     @property
@@ -152,7 +152,7 @@ def open_capture(recipe: CameraRecipe) -> Capture:
     return capture
 
 
-# --- is it the right one ------------------------------------------------------------------------------------------
+# --- reference pictures --------------------------------------------------------------------------------------------
 
 
 def similarity(image: np.ndarray, reference: np.ndarray) -> float:
@@ -171,21 +171,21 @@ def check_references(recipes: Sequence[CameraRecipe], frames: Mapping[str, Frame
     Raises:
         RecipeError: a reference file is not a picture.
     """
-    wanted = {recipe.name: _picture(recipe) for recipe in recipes if recipe.reference}
-    wrong = []
+    references = {recipe.name: _picture(recipe) for recipe in recipes if recipe.reference}
+    problems = []
     for recipe in recipes:
-        if recipe.name not in wanted:
+        if recipe.name not in references:
             continue
-        likeness = {name: similarity(frames[recipe.name].image, picture) for name, picture in wanted.items()}
-        best, own = max(likeness, key=likeness.__getitem__), likeness[recipe.name]
-        if best != recipe.name and likeness[best] >= recipe.min_similarity:
-            wrong.append(f"camera {recipe.name} sees what {best} should ({likeness[best]:.2f}); swap their sources")
-        elif own < recipe.min_similarity:
-            wrong.append(
-                f"camera {recipe.name} is {own:.2f} like {recipe.reference}, needs {recipe.min_similarity:.2f}; mount "
-                "it as it was, or take a new reference"
+        scores = {name: similarity(frames[recipe.name].image, picture) for name, picture in references.items()}
+        best, score = max(scores, key=scores.__getitem__), scores[recipe.name]
+        if best != recipe.name and scores[best] >= recipe.min_similarity:
+            problems.append(f"camera {recipe.name} sees what {best} should ({scores[best]:.2f}); swap their sources")
+        elif score < recipe.min_similarity:
+            problems.append(
+                f"camera {recipe.name} is {score:.2f} like {recipe.reference}, needs {recipe.min_similarity:.2f}; "
+                "mount it as it was, or take a new reference"
             )
-    return tuple(wrong)
+    return tuple(problems)
 
 
 def _coarse(image: np.ndarray) -> np.ndarray:
@@ -284,16 +284,16 @@ class _Camera:
                 capture.release()
 
     def _keep_newest(self, capture: Capture) -> None:
-        before = None
+        previous = None
         while not self._ending.is_set():
-            came, picture = capture.read()
+            ok, picture = capture.read()
             now_s = time.monotonic()
-            if not came or picture is None:
+            if not ok or picture is None:
                 if not self._ending.is_set():
                     raise self._error("gives no pictures any more", "check its cable, or its stream")
                 return
-            changed = before is None or before.shape != picture.shape or not np.array_equal(before, picture)
-            before = picture
+            changed = previous is None or previous.shape != picture.shape or not np.array_equal(previous, picture)
+            previous = picture
             with self._news:
                 self._newest = (picture, now_s)
                 self._changed_s = now_s if changed else self._changed_s
@@ -304,8 +304,8 @@ class _Camera:
             self._failure = error
             self._news.notify_all()
 
-    def _error(self, what: str, remedy: str) -> CameraError:
-        return CameraError(f"camera {self.recipe.name} ({self.recipe.source}) {what}; {remedy}")
+    def _error(self, problem: str, remedy: str) -> CameraError:
+        return CameraError(f"camera {self.recipe.name} ({self.recipe.source}) {problem}; {remedy}")
 
 
 def _is_stream(source: str) -> bool:
@@ -314,20 +314,20 @@ def _is_stream(source: str) -> bool:
 
 def _check(recipe: CameraRecipe) -> None:
     """Raises RecipeError if no camera could satisfy the recipe."""
-    where = f"camera {recipe.name}"
+    prefix = f"camera {recipe.name}"
     if not (recipe.source.isdecimal() or recipe.source.startswith("/dev/") or _is_stream(recipe.source)):
-        raise RecipeError(f'{where}: source is {recipe.source!r}; give an index ("0"), /dev/videoN or http://...')
+        raise RecipeError(f'{prefix}: source is {recipe.source!r}; give an index ("0"), /dev/videoN or http://...')
     if len(recipe.capture_px) not in (0, 2) or len(recipe.crop) not in (0, 4):
-        raise RecipeError(f"{where}: capture_px is (height, width), crop is (top, left, height, width)")
+        raise RecipeError(f"{prefix}: capture_px is (height, width), crop is (top, left, height, width)")
     if recipe.crop and (min(recipe.crop) < 0 or min(recipe.crop[2:]) == 0):
-        raise RecipeError(f"{where}: crop is {list(recipe.crop)}; it needs a height and a width, and no minus signs")
+        raise RecipeError(f"{prefix}: crop is {list(recipe.crop)}; it needs a height and a width, and no minus signs")
     for name, value in recipe.fixed.items():
         if name not in PROPERTIES:
             close = difflib.get_close_matches(name, PROPERTIES, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(PROPERTIES)}"
-            raise RecipeError(f"{where}: no property {name!r}; {hint}")
+            raise RecipeError(f"{prefix}: no property {name!r}; {hint}")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RecipeError(f"{where}: fixed.{name} is {value!r}; it is a number, as v4l2-ctl -L lists it")
+            raise RecipeError(f"{prefix}: fixed.{name} is {value!r}; it is a number, as v4l2-ctl -L lists it")
 
 
 def _configure(capture: Capture, recipe: CameraRecipe) -> tuple[str, ...]:
@@ -339,20 +339,20 @@ def _configure(capture: Capture, recipe: CameraRecipe) -> tuple[str, ...]:
     import cv2
 
     size = {"height": recipe.capture_px[0], "width": recipe.capture_px[1]} if recipe.capture_px else {}
-    asked = {name: (f"CAP_PROP_FRAME_{name.upper()}", float(value)) for name, value in size.items()}
-    asked |= {"fps": ("CAP_PROP_FPS", recipe.capture_fps)} if recipe.capture_fps else {}
-    asked |= {name: (PROPERTIES[name], float(recipe.fixed[name])) for name in PROPERTIES if name in recipe.fixed}
+    requested = {name: (f"CAP_PROP_FRAME_{name.upper()}", float(value)) for name, value in size.items()}
+    requested |= {"fps": ("CAP_PROP_FPS", recipe.capture_fps)} if recipe.capture_fps else {}
+    requested |= {name: (PROPERTIES[name], float(recipe.fixed[name])) for name in PROPERTIES if name in recipe.fixed}
     if _is_stream(recipe.source):
-        names = ", ".join(asked)
-        return (f"camera {recipe.name}: a stream takes no {names}; set it where it comes from",) if asked else ()
-    for prop, value in asked.values():
+        names = ", ".join(requested)
+        return (f"camera {recipe.name}: a stream takes no {names}; set it where it comes from",) if requested else ()
+    for prop, value in requested.values():
         capture.set(getattr(cv2, prop), value)
-    for name, (prop, value) in asked.items():  # read back last, because setting one property may change another
-        got = capture.get(getattr(cv2, prop))
-        if abs(got - value) > _SAME * max(1.0, abs(value)):
+    for name, (prop, value) in requested.items():  # read back last, because setting one property may change another
+        actual = capture.get(getattr(cv2, prop))
+        if abs(actual - value) > _SAME * max(1.0, abs(value)):
             raise CameraError(
-                f"camera {recipe.name} ({recipe.source}) ignored {name} = {value:g}, it has {got:g}; take a value that "
-                "v4l2-ctl -L lists, or remove the key"
+                f"camera {recipe.name} ({recipe.source}) ignored {name} = {value:g}, it has {actual:g}; take a value "
+                "that v4l2-ctl -L lists, or remove the key"
             )
     return ()
 
@@ -360,8 +360,8 @@ def _configure(capture: Capture, recipe: CameraRecipe) -> tuple[str, ...]:
 def _sources_here(recipe: CameraRecipe) -> str:
     if _is_stream(recipe.source):
         return "is its server running, and the URL right?"
-    here = sorted(glob.glob("/dev/video*"))
-    return f"there are: {', '.join(here)}" if here else "this machine has no /dev/video*: plug a camera in"
+    devices = sorted(glob.glob("/dev/video*"))
+    return f"there are: {', '.join(devices)}" if devices else "this machine has no /dev/video*: plug a camera in"
 
 
 def _shape(captured: np.ndarray, recipe: CameraRecipe) -> np.ndarray:

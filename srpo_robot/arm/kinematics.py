@@ -70,6 +70,24 @@ class Solution:
     reached: bool
 
 
+@dataclass(frozen=True)
+class SolverOptions:
+    """Options of the inverse kinematics solver.
+
+    Attributes:
+        iterations: most steps of the solver.
+        tolerance_m: position error at which it stops [m]. Twice this error still counts as reached.
+        tolerance_rad: orientation error at which it stops [rad]. Twice this error still counts as reached.
+    """
+
+    iterations: int = 50
+    tolerance_m: float = 5e-4
+    tolerance_rad: float = 2e-3
+
+
+_DEFAULT_OPTIONS = SolverOptions()
+
+
 def inverse(
     position_m: np.ndarray,
     rotation: np.ndarray,
@@ -78,9 +96,7 @@ def inverse(
     joint_min_rad: np.ndarray,
     joint_max_rad: np.ndarray,
     posture_rad: np.ndarray | None = None,
-    iterations: int = 50,
-    tolerance_m: float = 5e-4,
-    tolerance_rad: float = 2e-3,
+    options: SolverOptions = _DEFAULT_OPTIONS,
 ) -> Solution:
     """Returns joint angles near `start_rad` that put the TCP at `position_m` (3,) with `rotation` (3, 3).
 
@@ -92,10 +108,10 @@ def inverse(
     posture = joints if posture_rad is None else np.asarray(posture_rad)
     offset = np.asarray(tcp_offset_m)
     eye = np.eye(JOINTS)
-    for _ in range(iterations):
+    for _ in range(options.iterations):
         pose = tcp_pose(joints, offset)
         error = np.concatenate([position_m - pose[:3, 3], _rotation_vector(rotation @ pose[:3, :3].T)])
-        if np.linalg.norm(error[:3]) < tolerance_m and np.linalg.norm(error[3:]) < tolerance_rad:
+        if np.linalg.norm(error[:3]) < options.tolerance_m and np.linalg.norm(error[3:]) < options.tolerance_rad:
             break
         j = jacobian(joints, offset)
         damped = j.T @ np.linalg.inv(j @ j.T + 1e-5 * np.eye(6))
@@ -104,7 +120,8 @@ def inverse(
     pose = tcp_pose(joints, offset)
     residual_m = float(np.linalg.norm(position_m - pose[:3, 3]))
     residual_rad = float(np.linalg.norm(_rotation_vector(rotation @ pose[:3, :3].T)))
-    return Solution(joints, residual_m, residual_rad, residual_m < 2 * tolerance_m and residual_rad < 2 * tolerance_rad)
+    reached = residual_m < 2 * options.tolerance_m and residual_rad < 2 * options.tolerance_rad
+    return Solution(joints, residual_m, residual_rad, reached)
 
 
 def _rotation_vector(rotation: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ LAYERS = ("joint_range", "gripper_range", "joint_step", "gripper_step", "workspa
 _BOX_TOLERANCE_M = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Limits:
     """Bounds for one control period. Angles [rad], lengths [m]. A step cap is the recipe's speed times the period."""
 
@@ -80,7 +80,7 @@ class Limited:
     limited_by: tuple[str, ...]
 
 
-def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
+def limit(command: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     """Returns `command` brought inside `limits`, stepping from `previous`, the command that was executed last.
 
     A joint step that is too long is scaled as a whole, so its direction stays the same. A step that would leave the
@@ -89,18 +89,18 @@ def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     Raises:
         CommandRefused: a value is not finite. Such a command is never repaired, because its source is broken.
     """
-    if not (np.isfinite(asked.joints_rad).all() and np.isfinite(asked.gripper_m)):
+    if not (np.isfinite(command.joints_rad).all() and np.isfinite(command.gripper_m)):
         raise CommandRefused("a command with NaN or infinity was refused; the arm holds. Check the policy's output")
     limited_by: list[str] = []
 
-    def clipped(layer: str, before: np.ndarray | float, after: np.ndarray | float) -> None:
+    def note_change(layer: str, before: np.ndarray | float, after: np.ndarray | float) -> None:
         if np.any(before != after):
             limited_by.append(layer)
 
-    joints = np.clip(asked.joints_rad, limits.joint_min_rad, limits.joint_max_rad)
-    clipped("joint_range", asked.joints_rad, joints)
-    gripper = float(np.clip(asked.gripper_m, limits.gripper_min_m, limits.gripper_max_m))
-    clipped("gripper_range", asked.gripper_m, gripper)
+    joints = np.clip(command.joints_rad, limits.joint_min_rad, limits.joint_max_rad)
+    note_change("joint_range", command.joints_rad, joints)
+    gripper = float(np.clip(command.gripper_m, limits.gripper_min_m, limits.gripper_max_m))
+    note_change("gripper_range", command.gripper_m, gripper)
 
     delta = joints - previous.joints_rad
     longest = float(np.abs(delta).max())
@@ -110,7 +110,7 @@ def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     joints = previous.joints_rad + delta
 
     step = float(np.clip(gripper - previous.gripper_m, -limits.gripper_step_m, limits.gripper_step_m))
-    clipped("gripper_step", gripper - previous.gripper_m, step)
+    note_change("gripper_step", gripper - previous.gripper_m, step)
     gripper = previous.gripper_m + step
 
     if not limits.inside_box(joints):

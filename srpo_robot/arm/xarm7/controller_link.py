@@ -67,7 +67,7 @@ class ControllerLink:
             if api is not None:
                 api.disconnect()
 
-    # --- before it moves ----------------------------------------------------------------------------------------------
+    # --- before motion ------------------------------------------------------------------------------------------------
 
     def settings(self) -> StoredSettings:
         """Returns the controller's stored settings, from its last 5 Hz report and function 53. Raises as `_check`."""
@@ -93,7 +93,7 @@ class ControllerLink:
             reduced_range_rad=tuple(ranges),
         )
 
-    def set_up(self, wanted: StoredSettings) -> None:
+    def set_up(self, recipe_settings: StoredSettings) -> None:
         """Stores each setting of `recipe_settings` that differs, then reads all of them back.
 
         Raises:
@@ -101,17 +101,17 @@ class ControllerLink:
             ArmError: the controller refused a setting, or reads back another value.
         """
         self.check_errors()
-        wrong = controller_setup.differences(wanted, self.settings())
-        if wrong:
+        mismatches = controller_setup.differences(recipe_settings, self.settings())
+        if mismatches:
             try:
-                for what, call in self._setters(wanted):
-                    _check(call(), what)
+                for action, call in self._setters(recipe_settings):
+                    _check(call(), action)
             finally:
                 self.halt()  # setting the collision sensitivity makes the arm ready by itself
             self._wait_for_reports(2)  # the first report may have been sent before the settings
-            wrong = controller_setup.differences(wanted, self.settings())
-        if wrong:
-            raise ArmError(f"the controller did not keep its settings: {'; '.join(wrong)}; set them in its studio")
+            mismatches = controller_setup.differences(recipe_settings, self.settings())
+        if mismatches:
+            raise ArmError(f"the controller did not keep its settings: {'; '.join(mismatches)}; set them in its studio")
         self._check_speed_factor()
         if self._gripper is not None:
             self._set_up_gripper()
@@ -181,14 +181,14 @@ class ControllerLink:
         Raises:
             ArmError: neither connection answers, or the arm does not stop.
         """
-        until_s = time.monotonic() + _STOP_S
-        while self._stop.set_state(wire.STOPPED) == 0 and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + _STOP_S
+        while self._stop.set_state(wire.STOPPED) == 0 and time.monotonic() < deadline_s:
             code, state = self._stop.get_state()
             if code == 0 and state >= wire.STOPPED:
                 return
-        where = self.recipe.address, self.recipe.command_port
-        wire.stop(*where, _STOP_S)
-        if wire.ask(*where, wire.STATE, timeout_s=_STOP_S)[0] < wire.STOPPED:
+        address = self.recipe.address, self.recipe.command_port
+        wire.stop(*address, _STOP_S)
+        if wire.ask(*address, wire.STATE, timeout_s=_STOP_S)[0] < wire.STOPPED:
             raise ArmError("the controller does not stop the arm")
 
     # --- the gripper, on its own connection and from its own thread ---------------------------------------------------
@@ -207,9 +207,8 @@ class ControllerLink:
         """
         assert self._gripper is not None
         answer = self._gripper.get_gripper_position(check_baud=False)
-        code, pulses = (
-            answer if isinstance(answer, tuple) else (answer, None)
-        )  # after a failure the SDK returns a bare code
+        # After a failure the SDK returns a bare code.
+        code, pulses = answer if isinstance(answer, tuple) else (answer, None)
         self._check_gripper(code, "read the gripper")
         if pulses is None:
             raise ArmError("the gripper does not say where it is; check its cable")
@@ -226,13 +225,15 @@ class ControllerLink:
 
     def _identify(self) -> Identity:
         recipe = self.recipe
-        where = recipe.address, recipe.command_port
-        found = controller_setup.identify(wire.ask(*where, wire.VERSION, timeout_s=recipe.connect_timeout_s), recipe)
-        state = wire.ask(*where, wire.STATE, timeout_s=recipe.connect_timeout_s)
-        queued = wire.ask(*where, wire.QUEUED, timeout_s=recipe.connect_timeout_s)
+        address = recipe.address, recipe.command_port
+        identity = controller_setup.identify(
+            wire.ask(*address, wire.VERSION, timeout_s=recipe.connect_timeout_s), recipe
+        )
+        state = wire.ask(*address, wire.STATE, timeout_s=recipe.connect_timeout_s)
+        queued = wire.ask(*address, wire.QUEUED, timeout_s=recipe.connect_timeout_s)
         if state[:1] == bytes([wire.MOVING]) or any(queued[:2]):
             raise ArmError("another client moves the arm; end it (the vendor's studio, another program) and try again")
-        return found
+        return identity
 
     def _connect(self, **options: Any) -> Any:
         """Opens one connection with TCP_NODELAY, so that a set point never waits for another packet."""
@@ -257,9 +258,9 @@ class ControllerLink:
 
     def _wait_for_reports(self, count: int) -> None:
         """Waits for `count` more of the 5 Hz reports. Raises ArmError if they do not arrive."""
-        until_s, last_s = time.monotonic() + 3.0, self.status_s
+        deadline_s, last_s = time.monotonic() + 3.0, self.status_s
         while count:
-            if time.monotonic() > until_s:
+            if time.monotonic() > deadline_s:
                 raise ArmError("the controller's 5 Hz report does not come (port 30002); let the network pass it")
             time.sleep(0.005)
             if self.status_s != last_s:
@@ -274,34 +275,46 @@ class ControllerLink:
         if time.monotonic() - self.status_s > 1.0:
             raise ArmError("the controller's 5 Hz report is silent; check the network")
 
-    def _setters(self, wanted: StoredSettings) -> list[tuple[str, Callable[[], Any]]]:
+    def _setters(self, settings: StoredSettings) -> list[tuple[str, Callable[[], Any]]]:
         """Returns the calls that store the settings, in a working order: only a ready arm accepts the payload."""
-        api, s = self._commands, wanted
+        api = self._commands
         steps: list[tuple[str, Callable[[], Any]]] = [
             ("switch the motors on", lambda: api.motion_enable(True)),
             ("enter mode 0", lambda: api.set_mode(0)),
-            ("set the TCP offset", lambda: api.set_tcp_offset([*_millimetres(s.tcp_offset_m), 0, 0, 0], wait=False)),
+            (
+                "set the TCP offset",
+                lambda: api.set_tcp_offset([*_millimetres(settings.tcp_offset_m), 0, 0, 0], wait=False),
+            ),
             ("get ready", lambda: api.set_state(0)),
-            ("set the payload", lambda: api.set_tcp_load(s.payload_kg, _millimetres(s.payload_centre_m))),
-            ("set the collision sensitivity", lambda: api.set_collision_sensitivity(int(s.collision_sensitivity))),
-            ("set self-collision", lambda: api.set_self_collision_detection(bool(s.self_collision))),
-            ("set the tool's model", lambda: api.set_collision_tool_model(int(s.tool_model))),
+            ("set the payload", lambda: api.set_tcp_load(settings.payload_kg, _millimetres(settings.payload_centre_m))),
+            (
+                "set the collision sensitivity",
+                lambda: api.set_collision_sensitivity(int(settings.collision_sensitivity)),
+            ),
+            ("set self-collision", lambda: api.set_self_collision_detection(bool(settings.self_collision))),
+            ("set the tool's model", lambda: api.set_collision_tool_model(int(settings.tool_model))),
             ("switch the rebound off", lambda: api.set_collision_rebound(False)),
         ]
-        if s.reduced:
-            speed_mm_s = _MM * (s.reduced_tcp_speed_m_s or 0.0)
+        if settings.reduced:
+            speed_mm_s = _MM * (settings.reduced_tcp_speed_m_s or 0.0)
             steps += [
                 ("set the reduced TCP speed", lambda: api.set_reduced_max_tcp_speed(speed_mm_s)),
-                ("set the reduced joint speed", lambda: api.set_reduced_max_joint_speed(s.reduced_joint_speed_rad_s)),
-                ("set the reduced joint range", lambda: api.set_reduced_joint_range(list(s.reduced_range_rad or ()))),
+                (
+                    "set the reduced joint speed",
+                    lambda: api.set_reduced_max_joint_speed(settings.reduced_joint_speed_rad_s),
+                ),
+                (
+                    "set the reduced joint range",
+                    lambda: api.set_reduced_joint_range(list(settings.reduced_range_rad or ())),
+                ),
             ]
-        if s.fence_box_m is not None:
-            box_mm = [round(v) for v in _millimetres(s.fence_box_m)]
+        if settings.fence_box_m is not None:
+            box_mm = [round(v) for v in _millimetres(settings.fence_box_m)]
             steps.append(("set the safety boundary", lambda: api.set_reduced_tcp_boundary(box_mm)))
         return [
             *steps,
-            ("switch reduced mode", lambda: api.set_reduced_mode(bool(s.reduced))),
-            ("switch the fence", lambda: api.set_fence_mode(bool(s.fence))),
+            ("switch reduced mode", lambda: api.set_reduced_mode(bool(settings.reduced))),
+            ("switch the fence", lambda: api.set_fence_mode(bool(settings.fence))),
         ]
 
     def _check_speed_factor(self) -> None:
@@ -325,21 +338,21 @@ class ControllerLink:
         self._check_gripper(api.set_gripper_enable(True), "switch the gripper on")
         self._check_gripper(api.set_gripper_speed(self.recipe.gripper_rpm), "set the gripper's speed")
 
-    def _check_gripper(self, code: int, what: str) -> None:
+    def _check_gripper(self, code: int, action: str) -> None:
         if code == 0:
             return
         api: Any = self._gripper
-        answer, own = api.get_gripper_err_code(check_baud=False)
-        if answer == 0 and own:
-            raise ControllerFault(own, gripper=True)
+        answer, gripper_error = api.get_gripper_err_code(check_baud=False)
+        if answer == 0 and gripper_error:
+            raise ControllerFault(gripper_error, gripper=True)
         self.check_errors()
-        _check(code, what)
+        _check(code, action)
 
 
-def _check(code: Any, what: str) -> None:
+def _check(code: Any, action: str) -> None:
     code = code[0] if isinstance(code, list | tuple) else code  # a few calls return a list
     if code != 0:
-        raise ArmError(f"the controller did not {what}: {reply(code)}")
+        raise ArmError(f"the controller did not {action}: {reply(code)}")
 
 
 def _metres(values_mm: Any) -> tuple[float, ...]:

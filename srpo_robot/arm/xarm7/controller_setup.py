@@ -54,30 +54,32 @@ def identify(answer: bytes, recipe: ControllerRecipe) -> Identity:
             the mode.
     """
     text = answer.split(b"\0")[0].decode("ascii", errors="replace")
-    where = f"the controller at {recipe.address}"
+    controller = f"the controller at {recipe.address}"
     match = re.search(r"(\d+),(\d+),([^,]*),([^,]*),.*?(\d+)\.(\d+)\.(\d+)", text)
     if match is None:
-        raise ArmError(f"{where} says its version is {text!r}, which is no xArm's; check controller.address")
+        raise ArmError(f"{controller} says its version is {text!r}, which is no xArm's; check controller.address")
     axes, _, serial, box_serial, *firmware = match.groups()
-    found = Identity(
+    identity = Identity(
         int(axes), serial.strip(), box_serial.strip(), (int(firmware[0]), int(firmware[1]), int(firmware[2]))
     )
-    if found.axes != JOINTS:
-        raise ArmError(f"{where} drives an arm of {found.axes} axes ({found.serial}); this driver is for the xArm 7")
-    if not re.fullmatch(r"[A-Z]{2}\d{4}\w+", found.serial):
+    if identity.axes != JOINTS:
         raise ArmError(
-            f"{where} gives the serial number {found.serial!r}, which tells no generation (XI1304... expected) and so "
-            "no joint range; enter the arm's number in the vendor's studio"
+            f"{controller} drives an arm of {identity.axes} axes ({identity.serial}); this driver is for the xArm 7"
         )
-    if recipe.serial and recipe.serial != found.serial:
-        raise ArmError(f"wanted the arm {recipe.serial}, got {found.serial} at {recipe.address}; correct the recipe")
-    least = _FIRMWARE[recipe.stream]
-    if found.firmware < least:
+    if not re.fullmatch(r"[A-Z]{2}\d{4}\w+", identity.serial):
         raise ArmError(
-            f"firmware {_dotted(found.firmware)} is too old for controller.stream = {recipe.stream!r}: it needs "
-            f"{_dotted(least)} or newer; update it in the vendor's studio"
+            f"{controller} gives the serial number {identity.serial!r}, which tells no generation (XI1304... expected) "
+            "and so no joint range; enter the arm's number in the vendor's studio"
         )
-    return found
+    if recipe.serial and recipe.serial != identity.serial:
+        raise ArmError(f"wanted the arm {recipe.serial}, got {identity.serial} at {recipe.address}; correct the recipe")
+    minimum = _FIRMWARE[recipe.stream]
+    if identity.firmware < minimum:
+        raise ArmError(
+            f"firmware {_dotted(identity.firmware)} is too old for controller.stream = {recipe.stream!r}: it needs "
+            f"{_dotted(minimum)} or newer; update it in the vendor's studio"
+        )
+    return identity
 
 
 def refuse_socket_files(folders: Sequence[Path] = (Path(tempfile.gettempdir()), Path("/tmp"))) -> None:
@@ -124,7 +126,7 @@ def joint_range(recipe: HardwareRecipe, identity: Identity) -> np.ndarray:
     return np.stack([np.maximum(low, arm[:, 0] + _INSIDE_RAD), np.minimum(high, arm[:, 1] - _INSIDE_RAD)], axis=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredSettings:
     """Settings stored in the controller, from a recipe or as read back. None: the recipe leaves a setting as it is."""
 
@@ -143,7 +145,7 @@ class StoredSettings:
     reduced_range_rad: tuple[float, ...] | None  # (14,) lowest and highest angle of each joint
 
 
-def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> StoredSettings:
+def recipe_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> StoredSettings:
     """Returns the recipe's settings. Raises RecipeError if a value cannot be set."""
     if not 1 <= controller.collision_sensitivity <= 5:
         raise RecipeError(f"controller.collision_sensitivity is {controller.collision_sensitivity}; it is 1 to 5")
@@ -169,13 +171,13 @@ def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> Sto
     )
 
 
-def differences(wanted: StoredSettings, got: StoredSettings) -> tuple[str, ...]:
+def differences(expected: StoredSettings, stored: StoredSettings) -> tuple[str, ...]:
     """Returns one line for each setting that reads back differently, with both values."""
     lines = []
     for field in fields(StoredSettings):
-        want, have = getattr(wanted, field.name), getattr(got, field.name)
-        if want is not None and not np.allclose(want, have, atol=_CLOSE_RAD, rtol=0):
-            lines.append(f"{field.name}: wanted {_short(want)}, got {_short(have)}")
+        expected_value, stored_value = getattr(expected, field.name), getattr(stored, field.name)
+        if expected_value is not None and not np.allclose(expected_value, stored_value, atol=_CLOSE_RAD, rtol=0):
+            lines.append(f"{field.name}: wanted {_short(expected_value)}, got {_short(stored_value)}")
     return tuple(lines)
 
 

@@ -22,7 +22,7 @@ from srpo_robot.arm.arm import Arm
 from srpo_robot.arm.cameras import Cameras
 from srpo_robot.arm.limits import Limited
 from srpo_robot.arm.xarm7 import controller_setup, motion
-from srpo_robot.arm.xarm7.set_points import LOG, layers_of_bits
+from srpo_robot.arm.xarm7.set_points import LOG
 from srpo_robot.arm.xarm7.streamer_process import StreamerConfig, StreamerProcess
 from srpo_robot.errors import ArmError, CommandRefused, RecipeError
 from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
@@ -55,7 +55,7 @@ class XArm7(Arm):
             raise RecipeError(f"{recipe.name}: an xArm 7 needs kind = 'xarm7' and a [controller] with its address")
         self._controller: ControllerRecipe = recipe.controller
         _check_stream(self._controller)
-        controller_setup.wanted_settings(recipe, self._controller)
+        controller_setup.recipe_settings(recipe, self._controller)
         limits = controller_setup.motion_limits(recipe, self._controller)
         try:
             motion.at_rest(self.home_rad, limits.gripper_max_m, limits)
@@ -89,16 +89,16 @@ class XArm7(Arm):
 
     # --- the contract -------------------------------------------------------------------------------------------------
 
-    def send(self, asked: ArmCommand) -> Limited:
+    def send(self, command: ArmCommand) -> Limited:
         """Does the same as `Arm.send`. Returns at the end of the control period.
 
         If the set points were held back (TCP speed, box, table), the newest set point counts as the executed command.
         The
         result then also names the layers that held it back.
         """
-        limited = super().send(asked)
+        limited = super().send(command)
         process = self._process()
-        held = tuple(layer for layer in layers_of_bits(process.take_limited_by()) if layer not in limited.limited_by)
+        held = tuple(layer for layer in process.take_limited_by() if layer not in limited.limited_by)
         newest = process.newest
         if not held or newest is None or np.isnan(newest["sent_rad"]).any():
             return limited
@@ -130,7 +130,7 @@ class XArm7(Arm):
         if self._streamer is not None and not self._streamer.stop():
             raise ArmError("the controller did not confirm the stop: PRESS THE EMERGENCY STOP, then check the network")
 
-    # --- what a person must have confirmed ----------------------------------------------------------------------------
+    # --- moves that a person must have confirmed ----------------------------------------------------------------------
 
     def go_home(self) -> None:
         """Moves home slowly on a straight line in joint space, then gets ready. A person must have confirmed the way.
@@ -138,9 +138,9 @@ class XArm7(Arm):
         Raises:
             ArmError: the way leaves the limits, the arm has a fault, or it was stopped.
         """
-        way = float(np.abs(self.observe().state.joints_rad - self.home_rad).max())
+        distance_rad = float(np.abs(self.observe().state.joints_rad - self.home_rad).max())
         stops = self._process().stops
-        self._get_ready("home", stops, 10.0 + 2.0 * way / self._controller.home_speed_rad_s, self.home_rad)
+        self._get_ready("home", stops, 10.0 + 2.0 * distance_rad / self._controller.home_speed_rad_s, self.home_rad)
 
     def resume(self) -> None:
         """Gets ready at the current pose after a stop. A person must have confirmed it. Raises as `go_home`."""
@@ -205,24 +205,25 @@ class XArm7(Arm):
         process.take_limited_by()
         process.aim(self._number, command, self._due_s, self._pace)
         process.watch(self._due_s)
-        refused = process.take_refusal()
-        if refused is not None:
-            raise refused
+        refusal = process.take_refusal()
+        if refusal is not None:
+            raise refusal
 
     def _newest_tick(self) -> np.void:
         """Returns the newest tick. After a pause (a person at the keys) the log is behind and arrives in pieces."""
         process, now_s = self._process(), time.monotonic()
         give_up_s, oldest_s = now_s + _CATCH_UP_S, self._controller.command_timeout_s + _SILENCE_S
-        seen, seen_s = None, now_s
+        last_row, last_change_s = None, now_s
         while True:
             process.poll()
             row, now_s = process.newest, time.monotonic()
-            if row is not seen:
-                seen, seen_s = row, now_s
+            if row is not last_row:
+                last_row, last_change_s = row, now_s
             if row is not None:
                 age_s = now_s - row["time_s"]
-                nothing_comes = now_s - seen_s > _FRESH_S  # the streamer waits for a reply, so this is the newest tick
-                if age_s <= _FRESH_S or (nothing_comes and age_s <= oldest_s):
+                # An idle log means that the streamer waits for a reply: this is the newest tick.
+                log_is_idle = now_s - last_change_s > _FRESH_S
+                if age_s <= _FRESH_S or (log_is_idle and age_s <= oldest_s):
                     return row
             if now_s > give_up_s:
                 raise ArmError("the streamer is silent; the arm is being stopped: start again")
@@ -265,8 +266,8 @@ def load_sdk(command_port: int) -> Any:
         from xarm.core.utils import log
     for logger in (log.logger, log.origin_logger):
         logger.setLevel(logging.CRITICAL + 1)
-    vars_of: Any = XCONF.SocketConf  # the SDK takes another port in no other way
-    vars_of.TCP_CONTROL_PORT = command_port
+    socket_settings: Any = XCONF.SocketConf  # the SDK takes another port in no other way
+    socket_settings.TCP_CONTROL_PORT = command_port
     return sdk
 
 

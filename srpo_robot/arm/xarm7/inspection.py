@@ -38,22 +38,22 @@ class Inspection:
 
     def __enter__(self) -> Self:
         """Connects. Raises ArmError as `ControllerLink`, or if another srpo-robot on this machine holds the arm."""
-        self._way, theirs = Pipe()
-        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.inspection", str(theirs.fileno())]
-        nothing = subprocess.DEVNULL
+        self._channel, child_end = Pipe()
+        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.inspection", str(child_end.fileno())]
+        devnull = subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(
                 command,
-                stdin=nothing,
-                stdout=nothing,
-                stderr=nothing,
-                pass_fds=(theirs.fileno(),),
+                stdin=devnull,
+                stdout=devnull,
+                stderr=devnull,
+                pass_fds=(child_end.fileno(),),
                 start_new_session=True,
             )
         finally:
-            theirs.close()
+            child_end.close()
         try:
-            self._way.send(self._controller)
+            self._channel.send(self._controller)
             self.identity: Identity = self._answer()
         except BaseException:
             self.__exit__(None, None, None)
@@ -65,7 +65,7 @@ class Inspection:
     ) -> None:
         """Ends the process, and kills it if it hangs. The arm stays as it is."""
         process, self._process = self._process, None
-        self._way.close()
+        self._channel.close()
         if process is None:
             return
         try:
@@ -74,7 +74,7 @@ class Inspection:
             process.kill()
             process.wait()
 
-    # --- what is asked; each raises ArmError as the method of `ControllerLink` ----------------------------------------
+    # --- requests; each raises ArmError as the method of `ControllerLink` ---------------------------------------------
 
     def errors(self) -> tuple[int, int]:
         """Returns the current error and warning."""
@@ -84,9 +84,9 @@ class Inspection:
         """Returns the settings stored in the controller."""
         return self._ask("settings")
 
-    def set_up(self, wanted: StoredSettings) -> None:
+    def set_up(self, settings: StoredSettings) -> None:
         """Stores the settings and reads them back: motors on, the arm stopped. Needs a person's confirmation."""
-        self._ask("set_up", wanted)
+        self._ask("set_up", settings)
 
     def recover(self) -> None:
         """Cleans the controller's error; the arm stays stopped. Needs a person's confirmation."""
@@ -106,18 +106,18 @@ class Inspection:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, what: str, *values: Any) -> Any:
+    def _ask(self, method: str, *values: Any) -> Any:
         try:
-            self._way.send((what, *values))
+            self._channel.send((method, *values))
         except OSError:
             raise _gone() from None
         return self._answer()
 
     def _answer(self) -> Any:
         try:
-            if not self._way.poll(_ANSWER_S):
+            if not self._channel.poll(_ANSWER_S):
                 raise ArmError(f"the controller keeps the vendor's SDK waiting for {_ANSWER_S:g} s; restart its box")
-            kind, value = self._way.recv()
+            kind, value = self._channel.recv()
         except (EOFError, OSError):
             raise _gone() from None
         if kind == "failed":
@@ -137,18 +137,18 @@ def main(descriptor: int) -> None:
     from srpo_robot.arm.xarm7.driver import load_sdk
     from srpo_robot.arm.xarm7.streamer import only_one
 
-    way = Connection(descriptor)
-    controller: ControllerRecipe = way.recv()
+    channel = Connection(descriptor)
+    controller: ControllerRecipe = channel.recv()
     try:
         with only_one(controller):
             link = ControllerLink(controller, load_sdk)
-            way.send(("done", link.identity))
-            _serve(way, link)
+            channel.send(("done", link.identity))
+            _serve(channel, link)
     except SrpoRobotError as error:
-        way.send(("failed", error))
+        channel.send(("failed", error))
 
 
-def _serve(way: Connection, link: ControllerLink) -> None:
+def _serve(channel: Connection, link: ControllerLink) -> None:
     calls: dict[str, Callable[..., Any]] = {
         "errors": link.errors,
         "settings": link.settings,
@@ -159,11 +159,11 @@ def _serve(way: Connection, link: ControllerLink) -> None:
         "round_trips": lambda count: _round_trips(link, count),
     }
     while True:
-        what, *values = way.recv()
+        method, *values = channel.recv()
         try:
-            way.send(("done", calls[what](*values)))
+            channel.send(("done", calls[method](*values)))
         except SrpoRobotError as error:
-            way.send(("failed", error))
+            channel.send(("failed", error))
 
 
 def _round_trips(link: ControllerLink, count: int) -> np.ndarray:

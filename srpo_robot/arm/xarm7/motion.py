@@ -30,7 +30,7 @@ BODY: tuple[tuple[int, tuple[float, float, float], float], ...] = (
 _TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MotionLimits:
     """Limits that hold at every tick.
 
@@ -134,13 +134,14 @@ def advance(
         limited_by.append("joint_range")
     gripper, clipped = _gripper_step(motion.gripper_m, target.gripper_m, limits, tick_s)
     limited_by += ["gripper_range"] if clipped else []
-    wanted = _approach(motion, goal, limits, tick_s, pace)
-    slowest = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
-    broken = _broken_after(motion.joints_rad, wanted[None], limits, tick_s)[0]
+    speed = _approach(motion, goal, limits, tick_s, pace)
+    braking_speed = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
+    broken = _broken_after(motion.joints_rad, speed[None], limits, tick_s)[0]
     if broken.any():
         limited_by += [layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken]
-        wanted = slowest + _largest_share(motion.joints_rad, slowest, wanted, limits, tick_s) * (wanted - slowest)
-    return Motion(motion.joints_rad + wanted * tick_s, wanted, gripper), tuple(dict.fromkeys(limited_by))
+        share = _largest_share(motion.joints_rad, braking_speed, speed, limits, tick_s)
+        speed = braking_speed + share * (speed - braking_speed)
+    return Motion(motion.joints_rad + speed * tick_s, speed, gripper), tuple(dict.fromkeys(limited_by))
 
 
 def brake(motion: Motion, limits: MotionLimits, tick_s: float) -> Motion:
@@ -157,17 +158,17 @@ def brake(motion: Motion, limits: MotionLimits, tick_s: float) -> Motion:
 
 def _approach(motion: Motion, goal: np.ndarray, limits: MotionLimits, tick_s: float, pace: float) -> np.ndarray:
     """Returns joint speeds (7,) for one tick straight towards the goal that can still stop there, within both caps."""
-    left = goal - motion.joints_rad
-    longest = float(np.abs(left).max())
+    distance = goal - motion.joints_rad
+    longest = float(np.abs(distance).max())
     acceleration = limits.joint_acceleration_rad_s2
-    wanted = np.zeros(JOINTS)
+    speed = np.zeros(JOINTS)
     if longest > 0.0:
         # v * tick + v^2 / (2 a) = distance: the speed from which braking ends at the goal.
         stopping = acceleration * (np.sqrt(tick_s**2 + 2.0 * longest / acceleration) - tick_s)
-        wanted = left / longest * min(limits.joint_speed_rad_s * pace, stopping)
-    change = wanted - motion.speed_rad_s
-    largest, most = float(np.abs(change).max()), acceleration * tick_s
-    return motion.speed_rad_s + (change * (most / largest) if largest > most else change)
+        speed = distance / longest * min(limits.joint_speed_rad_s * pace, stopping)
+    change = speed - motion.speed_rad_s
+    largest, largest_change = float(np.abs(change).max()), acceleration * tick_s
+    return motion.speed_rad_s + (change * (largest_change / largest) if largest > largest_change else change)
 
 
 def _braked(speed_rad_s: np.ndarray, change: float) -> np.ndarray:
@@ -181,24 +182,22 @@ def _broken_after(joints_rad: np.ndarray, speeds_rad_s: np.ndarray, limits: Moti
     change = limits.joint_acceleration_rad_s2 * tick_s
     fastest = np.abs(speeds_rad_s).max(axis=1, keepdims=True)
     ticks = np.arange(int(np.ceil(fastest.max() / change)) + 1)
-    left = np.maximum(
-        1.0 - ticks * change / np.maximum(fastest, change * 1e-9), 0.0
-    )  # (m, ticks) fraction of the speed
-    travelled = np.cumsum(left, axis=1)[..., None] * speeds_rad_s[:, None] * tick_s
+    fraction = np.maximum(1.0 - ticks * change / np.maximum(fastest, change * 1e-9), 0.0)  # (m, ticks) of the speed
+    offsets = np.cumsum(fraction, axis=1)[..., None] * speeds_rad_s[:, None] * tick_s
     start = np.broadcast_to(joints_rad, (len(speeds_rad_s), 1, JOINTS))
-    return _broken(np.concatenate([start, joints_rad + travelled], axis=1), limits, tick_s)
+    return _broken(np.concatenate([start, joints_rad + offsets], axis=1), limits, tick_s)
 
 
 def _largest_share(
-    joints_rad: np.ndarray, slowest: np.ndarray, wanted: np.ndarray, limits: MotionLimits, tick_s: float
+    joints_rad: np.ndarray, braking_speed: np.ndarray, full_speed: np.ndarray, limits: MotionLimits, tick_s: float
 ) -> float:
     """Returns the largest safe step from braking (0) to full speed (1), in 64ths, tested 8 at a time."""
     share = 0.0
     for width in (1 / 8, 1 / 64):
-        tried = share + width * np.arange(1, 8)
-        speeds = slowest + tried[:, None] * (wanted - slowest)
+        candidates = share + width * np.arange(1, 8)
+        speeds = braking_speed + candidates[:, None] * (full_speed - braking_speed)
         fits = ~_broken_after(joints_rad, speeds, limits, tick_s).any(axis=1)
-        share = float(tried[fits].max(initial=share))
+        share = float(candidates[fits].max(initial=share))
     return share
 
 
@@ -233,7 +232,7 @@ def _heights(poses: np.ndarray) -> np.ndarray:
     )
 
 
-def _gripper_step(now_m: float, asked_m: float, limits: MotionLimits, tick_s: float) -> tuple[float, bool]:
-    goal = float(np.clip(asked_m, limits.gripper_min_m, limits.gripper_max_m))
+def _gripper_step(now_m: float, target_m: float, limits: MotionLimits, tick_s: float) -> tuple[float, bool]:
+    goal = float(np.clip(target_m, limits.gripper_min_m, limits.gripper_max_m))
     step = limits.gripper_speed_m_s * tick_s
-    return now_m + float(np.clip(goal - now_m, -step, step)), goal != asked_m
+    return now_m + float(np.clip(goal - now_m, -step, step)), goal != target_m

@@ -55,25 +55,25 @@ class Check:
     todo: str = ""
 
 
-def passed(name: str, found: str) -> Check:
+def passed(name: str, finding: str) -> Check:
     """Returns a line that passes."""
-    return Check(name, CheckResult.PASS, found)
+    return Check(name, CheckResult.PASS, finding)
 
 
-def failed(name: str, found: str, todo: str) -> Check:
+def failed(name: str, finding: str, todo: str) -> Check:
     """Returns a line that fails, with its remedy `todo`."""
-    return Check(name, CheckResult.FAIL, found, todo)
+    return Check(name, CheckResult.FAIL, finding, todo)
 
 
-def skipped(name: str, why: str) -> Check:
+def skipped(name: str, reason: str) -> Check:
     """Returns a line for a check that was not made."""
-    return Check(name, CheckResult.SKIP, why)
+    return Check(name, CheckResult.SKIP, reason)
 
 
 def refused(name: str, error: SrpoRobotError) -> Check:
     """Returns the failing line of an error. Its message gives the problem, then, after a semicolon, the remedy."""
-    found, _, todo = one_line(error).partition("; ")
-    return failed(name, found, todo)
+    finding, _, todo = one_line(error).partition("; ")
+    return failed(name, finding, todo)
 
 
 def attempt(name: str, look: Callable[[], Check]) -> Check:
@@ -93,7 +93,7 @@ def socket_files() -> Check:
     return passed("socket files", "none of a controller")
 
 
-def identity(found: Identity, sdk: str, serial: str) -> Check:
+def identity(answer: Identity, sdk: str, serial: str) -> Check:
     """Reports the arm that answers and its versions. `controller_setup.identify` has already refused wrong arms.
 
     Args:
@@ -101,27 +101,27 @@ def identity(found: Identity, sdk: str, serial: str) -> Check:
         sdk: version of the vendor's SDK on this machine.
         serial: the recipe's serial number, "" for any.
     """
-    firmware = ".".join(map(str, found.firmware))
-    known = "as in the recipe" if serial else "any would do: controller.serial is empty"
-    box = f"box {found.box_serial}, firmware {firmware}, SDK {sdk}"
-    return passed("arm", f"xArm {found.axes}, {found.serial} ({known}), {box}")
+    firmware = ".".join(map(str, answer.firmware))
+    match = "as in the recipe" if serial else "any would do: controller.serial is empty"
+    box = f"box {answer.box_serial}, firmware {firmware}, SDK {sdk}"
+    return passed("arm", f"xArm {answer.axes}, {answer.serial} ({match}), {box}")
 
 
-def joint_range(recipe: HardwareRecipe, found: Identity) -> Check:
+def joint_range(recipe: HardwareRecipe, answer: Identity) -> Check:
     """Checks the recipe's joint range against this generation of the arm. Raises RecipeError if it is wider."""
-    controller_setup.joint_range(recipe, found)
-    return passed("joint range", f"the recipe's is inside that of {found.serial[:6]}")
+    controller_setup.joint_range(recipe, answer)
+    return passed("joint range", f"the recipe's is inside that of {answer.serial[:6]}")
 
 
 def round_trips(seconds: np.ndarray, stream_hz: float) -> Check:
     """Checks that replies arrive well before the next set point is due. `seconds`: (n,) of a read-only command."""
     p50, p99, longest = 1000 * np.percentile(seconds, [50, 99, 100])
     most = 1000 * _RTT_SHARE / stream_hz
-    found = f"p50 {p50:.2f}, p99 {p99:.2f}, max {longest:.2f} ms of {len(seconds)}"
+    finding = f"p50 {p50:.2f}, p99 {p99:.2f}, max {longest:.2f} ms of {len(seconds)}"
     if p99 <= most:
-        return passed("round trips", found)
+        return passed("round trips", finding)
     todo = f"99 of 100 below {most:g} ms are needed at {stream_hz:g} Hz: a cable straight to the control box, no busy"
-    return failed("round trips", found, f'{todo} machine; or controller.stream = "online"')
+    return failed("round trips", finding, f'{todo} machine; or controller.stream = "online"')
 
 
 def errors(error: int, warning: int) -> Check:
@@ -149,29 +149,29 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
 SETTINGS = tuple(_SETTINGS)
 
 
-def settings(wanted: StoredSettings, got: StoredSettings) -> tuple[Check, ...]:
+def settings(expected: StoredSettings, stored: StoredSettings) -> tuple[Check, ...]:
     """Compares the stored settings with the recipe's. Returns one line for each of `SETTINGS`."""
-    wrong = {line.partition(":")[0]: line for line in controller_setup.differences(wanted, got)}
+    mismatches = {line.partition(":")[0]: line for line in controller_setup.differences(expected, stored)}
     lines = []
     for name, (keys, switch) in _SETTINGS.items():
-        theirs = "; ".join(wrong[key] if key in _TOLD else f"{key} differs" for key in keys if key in wrong)
-        if theirs:
-            lines.append(failed(name, theirs, "store the recipe's: add --set-up; a run does so at its start"))
-        elif switch and not getattr(wanted, switch):
+        problem = "; ".join(
+            mismatches[key] if key in _SHOWN_KEYS else f"{key} differs" for key in keys if key in mismatches
+        )
+        if problem:
+            lines.append(failed(name, problem, "store the recipe's: add --set-up; a run does so at its start"))
+        elif switch and not getattr(expected, switch):
             lines.append(skipped(name, f"controller.{switch} = false in the recipe"))
         else:
-            lines.append(passed(name, ", ".join(f"{key} {_shown(got, key)}" for key in keys if key in _TOLD)))
+            lines.append(passed(name, ", ".join(f"{key} {_format(stored, key)}" for key in keys if key in _SHOWN_KEYS)))
     return tuple(lines)
 
 
-_TOLD = {field.name for field in fields(StoredSettings)} - {
-    "tcp_turn_rad",
-    "reduced_range_rad",
-}  # the others are long, and always the same
+# The other two keys are long, and always the same.
+_SHOWN_KEYS = {field.name for field in fields(StoredSettings)} - {"tcp_turn_rad", "reduced_range_rad"}
 
 
-def _shown(got: StoredSettings, key: str) -> str:
-    value = getattr(got, key)
+def _format(stored: StoredSettings, key: str) -> str:
+    value = getattr(stored, key)
     if key in ("self_collision", "fence", "reduced"):
         return "on" if value else "off"
     return " ".join(f"{v:.3g}" for v in np.atleast_1d(np.round(np.asarray(value, dtype=np.float64), 6)))
@@ -188,20 +188,20 @@ def pose(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Chec
 
 def gripper_reading(opening_m: float, limits: MotionLimits) -> Check:
     """Checks that the gripper's reading is within the recipe's range."""
-    found = f"reads {1000 * opening_m:.1f} mm"
+    finding = f"reads {1000 * opening_m:.1f} mm"
     if limits.gripper_min_m - _GRIPPER_M <= opening_m <= limits.gripper_max_m + _GRIPPER_M:
-        return passed("gripper", found)
-    return failed("gripper", found, "set limits.gripper_min_m and gripper_max_m to this gripper's stroke")
+        return passed("gripper", finding)
+    return failed("gripper", finding, "set limits.gripper_min_m and gripper_max_m to this gripper's stroke")
 
 
 def gripper_travel(opened_m: float, closed_m: float, limits: MotionLimits) -> Check:
     """Checks the measured openings after the gripper was opened and closed."""
-    found = f"opened to {1000 * opened_m:.1f} mm, closed to {1000 * closed_m:.1f} mm"
+    finding = f"opened to {1000 * opened_m:.1f} mm, closed to {1000 * closed_m:.1f} mm"
     off = max(abs(opened_m - limits.gripper_max_m), abs(closed_m - limits.gripper_min_m))
     if off <= _GRIPPER_M:
-        return passed("gripper travel", found)
+        return passed("gripper travel", finding)
     todo = f"it should reach {1000 * limits.gripper_max_m:g} and {1000 * limits.gripper_min_m:g} mm: take out what is"
-    return failed("gripper travel", found, f"{todo} between the fingers, or correct the recipe's stroke")
+    return failed("gripper travel", finding, f"{todo} between the fingers, or correct the recipe's stroke")
 
 
 # --- cameras ------------------------------------------------------------------------------------------------------
@@ -216,36 +216,36 @@ class CameraReading:
     size_px: tuple[int, int]
 
 
-def camera(recipe: CameraRecipe, seen: CameraReading, fps: float) -> Check:
+def camera(recipe: CameraRecipe, reading: CameraReading, fps: float) -> Check:
     """Checks a camera's rate against the control rate, the age of its pictures, and that its exposure is fixed."""
     name = f"camera {recipe.name}"
     is_stream = recipe.source.startswith(_STREAM)
-    height, width = seen.size_px
-    found = f"{seen.rate_hz:.1f} Hz, {1000 * seen.age_s:.0f} ms old at most, {width} x {height}"
-    if seen.rate_hz < _RATE_SHARE * fps:
-        return failed(name, found, f"the arm is controlled at {fps:g} Hz: more light, another port, or a lower fps")
-    if seen.age_s > recipe.max_age_s:
+    height, width = reading.size_px
+    finding = f"{reading.rate_hz:.1f} Hz, {1000 * reading.age_s:.0f} ms old at most, {width} x {height}"
+    if reading.rate_hz < _RATE_SHARE * fps:
+        return failed(name, finding, f"the arm is controlled at {fps:g} Hz: more light, another port, or a lower fps")
+    if reading.age_s > recipe.max_age_s:
         return failed(
-            name, found, f"pictures must be {1000 * recipe.max_age_s:g} ms old at most: a faster port or mode"
+            name, finding, f"pictures must be {1000 * recipe.max_age_s:g} ms old at most: a faster port or mode"
         )
     if not is_stream and not {"auto_exposure", "exposure"} <= set(recipe.fixed):
         todo = "fix it in the recipe: fixed = {auto_exposure = 1, exposure = ...}, values as v4l2-ctl -L lists them"
-        return failed(name, f"{found}; its exposure is not fixed", todo)
+        return failed(name, f"{finding}; its exposure is not fixed", todo)
     exposure = "set where the stream comes from" if is_stream else f"{recipe.fixed['exposure']:g}, read back"
-    return passed(name, f"{found}; exposure {exposure}")
+    return passed(name, f"{finding}; exposure {exposure}")
 
 
-def camera_views(recipes: Sequence[CameraRecipe], wrong: Sequence[str]) -> Check:
+def camera_views(recipes: Sequence[CameraRecipe], problems: Sequence[str]) -> Check:
     """Checks the cameras against their reference pictures. `wrong`: the lines of `cameras.check_references`."""
-    named = [recipe.name for recipe in recipes if recipe.reference]
-    if wrong:
-        found, todo = zip(*(line.partition("; ")[::2] for line in wrong), strict=True)
-        return failed("camera views", "; ".join(found), "; ".join(dict.fromkeys(todo)))
-    if not named:
+    checked = [recipe.name for recipe in recipes if recipe.reference]
+    if problems:
+        finding, todo = zip(*(line.partition("; ")[::2] for line in problems), strict=True)
+        return failed("camera views", "; ".join(finding), "; ".join(dict.fromkeys(todo)))
+    if not checked:
         return skipped(
             "camera views", "no camera has a reference: take pictures with --pictures, name them in the recipe"
         )
-    return passed("camera views", f"{', '.join(named)} as in their references")
+    return passed("camera views", f"{', '.join(checked)} as in their references")
 
 
 # --- the policy ---------------------------------------------------------------------------------------------------
@@ -262,33 +262,33 @@ def first_chunk(
     previous, counts, changed = start, dict[str, int](), 0
     path = [start.joints_rad]
     for row in chunk.actions:
-        asked = space.command(row, previous)
-        done = limit(asked.command, previous, limits)
-        layers = {*asked.limited_by, *done.limited_by}
+        requested = space.command(row, previous)
+        limited = limit(requested.command, previous, limits)
+        layers = {*requested.limited_by, *limited.limited_by}
         changed += bool(layers)
         for layer in layers:
             counts[layer] = counts.get(layer, 0) + 1
-        previous = done.command
+        previous = limited.command
         path.append(previous.joints_rad)
     if "table" in motion.broken_layers(np.array(path), motion_limits):
         counts["table"] = sum("table" in motion.broken_layers(at[None], motion_limits) for at in path[1:])
     listed = ", ".join(f"{layer} {count}" for layer, count in sorted(counts.items())) or "none"
-    found = f"{changed} of {len(chunk.actions)} actions changed by a limit ({listed})"
+    finding = f"{changed} of {len(chunk.actions)} actions changed by a limit ({listed})"
     if "table" in counts or changed > _CHANGED_SHARE * len(chunk.actions):
         return failed(
-            "first chunk", found, "look at the policy's normalisation and cameras; go on with --first-pace 0.1"
+            "first chunk", finding, "look at the policy's normalisation and cameras; go on with --first-pace 0.1"
         )
-    return passed("first chunk", found)
+    return passed("first chunk", finding)
 
 
 def answer_time(seconds: float, actions: int, fps: float) -> Check:
     """Checks that the policy answers before the actions of its last answer run out. Otherwise the arm holds."""
     lasts_s = actions / fps
-    found = f"answers in {seconds:.2f} s, for {actions} actions that last {lasts_s:.2f} s"
+    finding = f"answers in {seconds:.2f} s, for {actions} actions that last {lasts_s:.2f} s"
     if seconds <= lasts_s:
-        return passed("policy", found)
+        return passed("policy", finding)
     return failed(
-        "policy", found, "the arm would stand most of the time: a faster machine, served with srpo-robot serve"
+        "policy", finding, "the arm would stand most of the time: a faster machine, served with srpo-robot serve"
     )
 
 
@@ -297,10 +297,10 @@ def answer_time(seconds: float, actions: int, fps: float) -> Check:
 
 def disk(free_bytes: int) -> Check:
     """Checks that there is room for the recordings."""
-    found = f"{free_bytes / 1e9:.1f} GB free"
+    finding = f"{free_bytes / 1e9:.1f} GB free"
     if free_bytes >= FREE_BYTES:
-        return passed("disk", found)
-    return failed("disk", found, f"make room: {FREE_BYTES / 1e9:g} GB for a day of trials")
+        return passed("disk", finding)
+    return failed("disk", finding, f"make room: {FREE_BYTES / 1e9:g} GB for a day of trials")
 
 
 def emergency_stop(pressed: int, released: bool) -> Check:

@@ -35,18 +35,18 @@ LOG = np.dtype(
         ("error", "u1"),
         ("warning", "u1"),
         ("limited_by", "u1"),  # bit i: `motion.LAYERS[i]` held the set point back
-        ("phase", "u1"),  # `stream_loop.StreamerState` of the streamer
+        ("phase", "u1"),  # `stream_loop.StreamerState` of the streamer (`state` is the controller's)
     ]
 )
 
 
-def layer_bits(layers: Iterable[str]) -> int:
+def bits_of_layers(layers: Iterable[str]) -> int:
     """Encodes layers of `motion.LAYERS` as the bits of `LOG`'s column `limited_by`."""
     return sum(1 << motion.LAYERS.index(layer) for layer in layers)
 
 
 def layers_of_bits(bits: int) -> tuple[str, ...]:
-    """Decodes the bits of `layer_bits`."""
+    """Decodes the bits of `bits_of_layers`."""
     return tuple(layer for i, layer in enumerate(motion.LAYERS) if bits >> i & 1)
 
 
@@ -77,7 +77,7 @@ class SetPoints:
         if not (np.isfinite(command.joints_rad).all() and np.isfinite(command.gripper_m)):
             self.brake()
             raise CommandRefused("a target with NaN or infinity was refused; the arm brakes. Check the policy's output")
-        here = self.asked(now_s)
+        here = self.target_at(now_s)
         self._from = (here.joints_rad, here.gripper_m)
         self._to = (command.joints_rad, command.gripper_m)
         self._from_s, self._to_s = now_s, due_s
@@ -87,7 +87,7 @@ class SetPoints:
         """Comes to rest as soon as the acceleration cap allows, and holds there until the next target."""
         self._braking = True
 
-    def asked(self, now_s: float) -> ArmCommand:
+    def target_at(self, now_s: float) -> ArmCommand:
         """Returns the interpolated target at `now_s`, or the current set point while braking."""
         if self._braking:
             return ArmCommand(self.motion.joints_rad, self.motion.gripper_m)
@@ -104,8 +104,8 @@ class SetPoints:
         if self._braking:
             self.motion = motion.brake(self.motion, self.limits, self.tick_s)
             return ()
-        asked = self.asked(now_s + self.tick_s)  # the set point is reached one tick later
-        self.motion, limited_by = motion.advance(self.motion, asked, self.limits, self.tick_s, self._pace)
+        target = self.target_at(now_s + self.tick_s)  # the set point is reached one tick later
+        self.motion, limited_by = motion.advance(self.motion, target, self.limits, self.tick_s, self._pace)
         return limited_by
 
     @property
@@ -115,8 +115,8 @@ class SetPoints:
         fastest = float(np.abs(self.motion.speed_rad_s).max())
         if fastest <= change:
             return self.motion.joints_rad
-        left = np.maximum(1.0 - change / fastest * np.arange(1, int(fastest / change) + 2), 0.0).sum()
-        return self.motion.joints_rad + self.motion.speed_rad_s * left * self.tick_s
+        fractions = np.maximum(1.0 - change / fastest * np.arange(1, int(fastest / change) + 2), 0.0).sum()
+        return self.motion.joints_rad + self.motion.speed_rad_s * fractions * self.tick_s
 
 
 class Deadlines:

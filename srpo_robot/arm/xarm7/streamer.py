@@ -60,13 +60,13 @@ def _locked(path: Path, address: str) -> IO[str]:
 def main(arguments: list[str]) -> int:
     """Runs the config that arrives as the first message. Returns 0 after a regular end."""
     messages = Connection(int(arguments[0]))
-    stop_way, log_way = socket.socket(fileno=int(arguments[1])), int(arguments[2])
+    stop_channel, log_pipe = socket.socket(fileno=int(arguments[1])), int(arguments[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.set_blocking(log_way, False)
+    os.set_blocking(log_pipe, False)
     config: StreamerConfig = messages.recv()
     controller = config.recipe.controller
     assert controller is not None
-    real_time = _be_quick()
+    real_time = _request_real_time()
     try:
         with only_one(controller):
             link = ControllerLink(controller, load_sdk)
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
                 messages.send(("recovered", None))
                 return 0
             info = set_up(config, controller, link)
-            streamer = Streamer(config, link, Channels(messages, stop_way, log_way))
+            streamer = Streamer(config, link, Channels(messages, stop_channel, log_pipe))
             signal.signal(signal.SIGTERM, streamer.give_up)
             streamer.run(info | {"real_time": real_time, "pid": os.getpid()})
     except SrpoRobotError as error:
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 
 def set_up(config: StreamerConfig, controller: ControllerRecipe, link: ControllerLink) -> dict[str, Any]:
     """Stores and checks the settings, and returns the controller's info. A dry run only compares them."""
-    wanted = controller_setup.wanted_settings(config.recipe, controller)
+    settings = controller_setup.recipe_settings(config.recipe, controller)
     info: dict[str, Any] = {
         "serial": link.identity.serial,
         "box_serial": link.identity.box_serial,
@@ -94,12 +94,12 @@ def set_up(config: StreamerConfig, controller: ControllerRecipe, link: Controlle
     }
     if config.dry_run:
         link.check_errors()
-        return info | {"differences": controller_setup.differences(wanted, link.settings())}
-    link.set_up(wanted)
+        return info | {"differences": controller_setup.differences(settings, link.settings())}
+    link.set_up(settings)
     return info | {"differences": ()}
 
 
-def _be_quick() -> bool:
+def _request_real_time() -> bool:
     """Requests real-time scheduling for all later threads and shortens thread turns. Returns whether it was granted."""
     gc.collect()
     gc.freeze()  # the garbage collector skips the imported modules from now on

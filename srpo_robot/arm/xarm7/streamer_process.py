@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from srpo_robot.arm.xarm7 import wire
-from srpo_robot.arm.xarm7.set_points import LOG
+from srpo_robot.arm.xarm7.set_points import LOG, layers_of_bits
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import ArmCommand
@@ -51,11 +51,10 @@ class StreamerProcess:
         self.fault: ArmError | None = None  # reason for stopping the arm
         self.stops = 0  # number of stops by this process
         self.newest: np.void | None = None  # newest tick
-        self.lost_ticks = 0
         self._config, self._controller = config, controller
         self._process: subprocess.Popen[bytes] | None = None
         self._rows: deque[np.ndarray] = deque()
-        self._kept = self._limited_by = 0
+        self._kept = self._limited_bits = 0
         self._partial = b""
         self._events: deque[tuple[str, Any]] = deque()
         self._stop_lock = threading.Lock()
@@ -73,12 +72,12 @@ class StreamerProcess:
         Raises:
             ArmError, RecipeError: as `controller_link.ControllerLink`. The process is gone.
         """
-        self._messages, theirs = Pipe()
-        log_out, log_in = os.pipe()
-        self._stop_way, stop_theirs = socket.socketpair()
-        stop_theirs.setblocking(True)  # the SDK sets a default timeout, which would make the socket non-blocking
+        self._messages, child_messages = Pipe()
+        log_pipe, child_log = os.pipe()
+        self._stop_channel, child_stop = socket.socketpair()
+        child_stop.setblocking(True)  # the SDK sets a default timeout, which would make the socket non-blocking
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process, closed in `close`)
-        fds = (theirs.fileno(), stop_theirs.fileno(), log_in)
+        fds = (child_messages.fileno(), child_stop.fileno(), child_log)
         command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.streamer", *map(str, fds)]
         try:
             self._process = subprocess.Popen(
@@ -90,11 +89,11 @@ class StreamerProcess:
                 start_new_session=True,  # Ctrl-C is for this process, which stops the arm
             )
         finally:
-            theirs.close()
-            stop_theirs.close()
-            os.close(log_in)
-        self._log_way = log_out
-        os.set_blocking(log_out, False)
+            child_messages.close()
+            child_stop.close()
+            os.close(child_log)
+        self._log_pipe = log_pipe
+        os.set_blocking(log_pipe, False)
         self._messages.send(self._config)
         try:
             return self.wait(until, self._controller.connect_timeout_s + _START_S)
@@ -121,11 +120,11 @@ class StreamerProcess:
             self._read_log()
         finally:
             self._messages.close()
-            self._stop_way.close()
+            self._stop_channel.close()
             self._stderr.close()
-            os.close(self._log_way)
+            os.close(self._log_pipe)
 
-    # --- what is asked of it ------------------------------------------------------------------------------------------
+    # --- orders -------------------------------------------------------------------------------------------------------
 
     def tell(self, kind: str, *values: Any) -> None:
         """Sends a message. An order to move is void if the arm was stopped after its `stops` was read.
@@ -149,17 +148,17 @@ class StreamerProcess:
             if self._process is None:
                 return True
             if self._process.poll() is not None:
-                return self._stop_without_it()
+                return self._stop_directly()
             self.stops += 1
             try:
-                self._stop_way.settimeout(_STOP_ANSWER_S)
-                self._stop_way.sendall(STOP)
-                answer = self._stop_way.recv(1)
+                self._stop_channel.settimeout(_STOP_ANSWER_S)
+                self._stop_channel.sendall(STOP)
+                answer = self._stop_channel.recv(1)
             except OSError:
                 answer = b""
-            return True if answer == STOPPED else self._stop_without_it()
+            return True if answer == STOPPED else self._stop_directly()
 
-    # --- what it says -------------------------------------------------------------------------------------------------
+    # --- messages from the streamer -----------------------------------------------------------------------------------
 
     def poll(self) -> None:
         """Reads the pending log and messages.
@@ -171,7 +170,7 @@ class StreamerProcess:
         if self.fault is not None:
             raise self.fault
         if not is_there:
-            self._stop_without_it()
+            self._stop_directly()
             raise self._ended()
 
     def wait(self, kind: str, timeout_s: float) -> Any:
@@ -210,10 +209,10 @@ class StreamerProcess:
         self._kept = 0
         return rows
 
-    def take_limited_by(self) -> int:
+    def take_limited_by(self) -> tuple[str, ...]:
         """Returns the layers of `motion.LAYERS` that held the set points back since the last call."""
-        bits, self._limited_by = self._limited_by, 0
-        return bits
+        bits, self._limited_bits = self._limited_bits, 0
+        return layers_of_bits(bits)
 
     def take_refusal(self) -> CommandRefused | None:
         """Returns the refusal of a target once, or None. After a refusal the arm brakes and holds."""
@@ -230,7 +229,7 @@ class StreamerProcess:
         self._read_log()
         try:
             while self._messages.poll():
-                self._hear(self._messages.recv())
+                self._handle(self._messages.recv())
         except (EOFError, OSError):
             return False
         return True
@@ -238,7 +237,7 @@ class StreamerProcess:
     def _read_log(self) -> None:
         while True:
             try:
-                data = os.read(self._log_way, 1 << 16)
+                data = os.read(self._log_pipe, 1 << 16)
             except BlockingIOError:
                 return
             if not data:
@@ -249,15 +248,13 @@ class StreamerProcess:
             if not len(rows):
                 continue
             self.newest = rows[-1]
-            self._limited_by |= int(np.bitwise_or.reduce(rows["limited_by"]))
+            self._limited_bits |= int(np.bitwise_or.reduce(rows["limited_by"]))
             self._rows.append(rows)
             self._kept += len(rows)
             while self._kept > KEPT_TICKS:
-                gone = len(self._rows.popleft())
-                self._kept -= gone
-                self.lost_ticks += gone
+                self._kept -= len(self._rows.popleft())
 
-    def _hear(self, message: tuple[str, Any]) -> None:
+    def _handle(self, message: tuple[str, Any]) -> None:
         kind, value = message
         if kind == "failed":
             raise value
@@ -266,7 +263,7 @@ class StreamerProcess:
         else:
             self._events.append(message)
 
-    def _stop_without_it(self) -> bool:
+    def _stop_directly(self) -> bool:
         """Stops the arm on a fresh connection, because the streamer is gone or silent."""
         if self._config.dry_run:
             return True
@@ -278,6 +275,8 @@ class StreamerProcess:
 
     def _ended(self) -> ArmError:
         self._stderr.seek(0)
-        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        last_line = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
         code = self._process.poll() if self._process is not None else None
-        return ArmError(f"the streamer ended ({last[0] if last else f'exit code {code}'}); the arm was told to stop")
+        return ArmError(
+            f"the streamer ended ({last_line[0] if last_line else f'exit code {code}'}); the arm was told to stop"
+        )

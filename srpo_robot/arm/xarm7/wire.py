@@ -18,7 +18,7 @@ import numpy as np
 from srpo_robot.errors import ArmError
 from srpo_robot.records import JOINTS
 
-VERSION, SET_STATE, STATE, QUEUED, ERRORS = 1, 12, 13, 14, 15  # function codes
+VERSION, SET_STATE, STATE, QUEUED = 1, 12, 13, 14  # function codes
 MOVING, READY, PAUSED, STOPPED = 1, 2, 3, 4  # run states
 REPORT_PORT = 30003  # joints, state and mode at 100 Hz, without an error byte
 _PROTOCOL = 2

@@ -18,7 +18,7 @@ class Rule:
 
     kind: Literal["drop", "delay", "dead", "cut"]
     client: int | None = None
-    left: int | None = None
+    remaining: int | None = None
     until_s: float | None = None
     delay_s: float = 0.0
 
@@ -49,15 +49,15 @@ class Network:
 
     def fate(self, client: int, now_s: float) -> Fate:
         """Returns the treatment of the request that `client` sends now, and counts it in the rules that count."""
-        self.rules = [r for r in self.rules if r.left != 0 and (r.until_s is None or now_s < r.until_s)]
-        mine = [r for r in self.rules if r.client in (None, client)]
-        if any(r.kind == "dead" for r in mine):
+        self.rules = [r for r in self.rules if r.remaining != 0 and (r.until_s is None or now_s < r.until_s)]
+        rules = [r for r in self.rules if r.client in (None, client)]
+        if any(r.kind == "dead" for r in rules):
             return Fate(dead=True)
-        for rule in mine:
-            if rule.left is not None:
-                rule.left -= 1
-        lost, cut = (any(r.kind == kind for r in mine) for kind in ("drop", "cut"))
-        return Fate(lost=lost, cut=cut, delay_s=max((r.delay_s for r in mine), default=0.0))
+        for rule in rules:
+            if rule.remaining is not None:
+                rule.remaining -= 1
+        lost, cut = (any(r.kind == kind for r in rules) for kind in ("drop", "cut"))
+        return Fate(lost=lost, cut=cut, delay_s=max((r.delay_s for r in rules), default=0.0))
 
     def heal(self) -> None:
         """Removes all faults."""
@@ -144,7 +144,7 @@ class Faults:
 
     def cut_reply(self, client: int | None = None) -> None:
         """Carries out the next request and sends RST instead of its reply."""
-        self._add(Rule("cut", client, left=1), None)
+        self._add(Rule("cut", client, remaining=1), None)
 
     def half_open(self, client: int | None = None) -> None:
         """Makes the link dead though it looks open: requests never arrive. If `client` is None, reports stop too."""

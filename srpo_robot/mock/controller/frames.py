@@ -55,9 +55,8 @@ class RequestReader:
     """Cuts a TCP byte stream into requests, however the stream is split."""
 
     def __init__(self) -> None:
-        self.broken = (
-            False  # an unknown protocol or a request of zero length came: the rest of the stream cannot be split
-        )
+        # True after an unknown protocol or a request of zero length: the rest of the stream cannot be split.
+        self.broken = False
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Request]:
@@ -111,14 +110,14 @@ class Params:
         self._at = 0
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Number of bytes that were not read yet."""
         return len(self._data) - self._at
 
     def take(self, count: int) -> bytes:
         """Returns the next `count` bytes. Raises Malformed if there are fewer."""
-        if self.left < count:
-            raise Malformed(f"{self.left} bytes of parameters left, {count} needed")
+        if self.remaining < count:
+            raise Malformed(f"{self.remaining} bytes of parameters left, {count} needed")
         self._at += count
         return self._data[self._at - count : self._at]
 
@@ -187,9 +186,9 @@ def decode_rtu(frame: bytes) -> RegisterRead | RegisterWrite:
     """Returns the command in an RTU frame. Raises Malformed if it is neither a read (0x03) nor a write (0x10)."""
     params = Params(frame)
     device, function, address, count = params.u8(), params.u8(), params.u16(), params.u16()
-    if function == _READ and 0 < count <= 125 and params.left == 0:
+    if function == _READ and 0 < count <= 125 and params.remaining == 0:
         return RegisterRead(device, address, count)
-    if function == _WRITE and 0 < count <= 123 and params.u8() == 2 * count == params.left:
+    if function == _WRITE and 0 < count <= 123 and params.u8() == 2 * count == params.remaining:
         return RegisterWrite(device, address, struct.unpack(f">{count}H", params.take(2 * count)))
     raise Malformed("no RTU read or write of registers")
 

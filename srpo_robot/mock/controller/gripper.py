@@ -78,10 +78,10 @@ class Gripper:
             raise Malformed(f"no Modbus device {command.device} on the tool's bus; the gripper is {DEVICE}")
         if isinstance(command, RegisterRead):
             values = self._registers()
-            wanted = range(command.address, command.address + command.count)
-            if not set(wanted) <= set(values):
+            addresses = range(command.address, command.address + command.count)
+            if not set(addresses) <= set(values):
                 raise Malformed(f"the gripper has no registers {command.address:#06x} + {command.count}")
-            return encode_rtu_reply(command, tuple(values[address] for address in wanted))
+            return encode_rtu_reply(command, tuple(values[address] for address in addresses))
         self._write(command)
         return encode_rtu_reply(command)
 

@@ -29,9 +29,9 @@ def approach(
     """
     error = target - position
     fastest = np.minimum(speed, stopping_speed(np.abs(error), acceleration, dt_s))
-    wanted = np.sign(error) * np.minimum(fastest, np.abs(error) / dt_s)
+    target_velocity = np.sign(error) * np.minimum(fastest, np.abs(error) / dt_s)
     change = np.asarray(acceleration) * dt_s
-    velocity = velocity + np.clip(wanted - velocity, -change, change)
+    velocity = velocity + np.clip(target_velocity - velocity, -change, change)
     return position + velocity * dt_s, velocity
 
 
@@ -42,17 +42,19 @@ def approach_pose(
     error = target[:3, 3] - pose[:3, 3]
     distance = float(np.linalg.norm(error))
     if distance > 0.0:
-        wanted = error * min(speed, float(stopping_speed(distance, acceleration, dt_s)), distance / dt_s) / distance
+        target_velocity = (
+            error * min(speed, float(stopping_speed(distance, acceleration, dt_s)), distance / dt_s) / distance
+        )
     else:
-        wanted = np.zeros(3)
-    change = wanted - velocity
+        target_velocity = np.zeros(3)
+    change = target_velocity - velocity
     size = float(np.linalg.norm(change))
     velocity = velocity + change * min(1.0, acceleration * dt_s / size if size > 0.0 else 1.0)
-    moved = pose.copy()
-    moved[:3, 3] += velocity * dt_s
+    next_pose = pose.copy()
+    next_pose[:3, 3] += velocity * dt_s
     turn = poses.rotation_vector(target[:3, :3] @ pose[:3, :3].T)
     angle = float(np.linalg.norm(turn))
     if angle > 0.0:
         share = float(np.linalg.norm(velocity)) * dt_s / distance if distance > 1e-6 else 1.0
-        moved[:3, :3] = poses.turned(pose[:3, :3], turn * min(share, 1.0, _TURN_SPEED_RAD_S * dt_s / angle))
-    return moved, velocity
+        next_pose[:3, :3] = poses.turned(pose[:3, :3], turn * min(share, 1.0, _TURN_SPEED_RAD_S * dt_s / angle))
+    return next_pose, velocity

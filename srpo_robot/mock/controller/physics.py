@@ -17,7 +17,7 @@ _CELL_LAG_S = 0.105
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class PlantState:
     """Readings of the encoders."""
 
     joints_rad: np.ndarray  # (7,)
@@ -30,7 +30,7 @@ class Plant(Protocol):
     lag_s: float  # a ramp of v rad/s is followed v * lag_s behind
     stroke_m: float  # of the gripper
 
-    def measured(self) -> Measured:
+    def measure(self) -> PlantState:
         """Returns the current joints and opening."""
         ...
 
@@ -48,16 +48,16 @@ class KinematicPlant:
         self.stroke_m = stroke_m
         self.blocked = False  # a wall: the joints do not move
         self.object_m = 0.0  # width of an object between the fingers
-        self._measured = Measured(frozen(joints_rad, (7,)), gripper_m)
+        self._state = PlantState(frozen(joints_rad, (7,)), gripper_m)
 
-    def measured(self) -> Measured:
+    def measure(self) -> PlantState:
         """Returns the current joints and opening."""
-        return self._measured
+        return self._state
 
     def drive(self, joints_rad: np.ndarray, gripper_m: float, dt_s: float) -> None:
         """Moves to the setpoints, as far as nothing is in the way."""
-        joints = self._measured.joints_rad if self.blocked else frozen(joints_rad)
-        self._measured = Measured(joints, max(gripper_m, self.object_m))
+        joints = self._state.joints_rad if self.blocked else frozen(joints_rad)
+        self._state = PlantState(joints, max(gripper_m, self.object_m))
 
 
 class CellPlant:
@@ -70,11 +70,11 @@ class CellPlant:
         self.lock = threading.RLock()
         self.stroke_m = sim.hardware.limits.gripper_max_m
 
-    def measured(self) -> Measured:
+    def measure(self) -> PlantState:
         """Returns the current joints and opening."""
         with self.lock:
             state = self.sim.state()
-        return Measured(state.joints_rad, state.gripper_m)
+        return PlantState(state.joints_rad, state.gripper_m)
 
     def drive(self, joints_rad: np.ndarray, gripper_m: float, dt_s: float) -> None:
         """Steps the physics. Raises ArmError if it diverged."""

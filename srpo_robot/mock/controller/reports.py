@@ -89,14 +89,14 @@ def _detail(c: Controller) -> dict[str, object]:
 
 
 def _cycle(c: Controller) -> dict[str, object]:
-    wanted = c.forward(c.setpoint)
+    target_pose = c.forward(c.setpoint)
     velocity = _tcp_velocity(c) * np.repeat([MM, 1.0], 3)
     return {
         "time_us": round(c.time_s * 1e6),
         "target_joints": c.setpoint,
         "target_speeds": c.velocity,
         "joint_speeds": c.velocity,
-        "target_pose": poses.to_axis_angle(wanted),
+        "target_pose": poses.to_axis_angle(target_pose),
         "target_velocity": velocity,
         "pose_aa": poses.to_axis_angle(c.tcp),
         "velocity": velocity,

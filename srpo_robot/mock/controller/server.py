@@ -37,7 +37,7 @@ from srpo_robot.records import ArmCommand
 
 TICK_S = 0.004  # period of the controller: 250 Hz
 _MAX_LATE_TICKS = 50  # a loop that hung longer drops the time instead of catching up
-_HEARD = 4096  # length of the request log
+_LOG_LENGTH = 4096  # length of the request log
 _FULL_BYTES = 1 << 18  # a client that does not read is cut off at this backlog
 _RST = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time
 _WAIT_S = 30.0
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Heard:
+class LoggedRequest:
     """A request that was carried out, and the status of its answer (bits as in `frames`)."""
 
     time_s: float
@@ -87,7 +87,7 @@ class ControllerServer:
         self._commands: dict[int, _CommandConnection] = {}
         self._accepted = 0
         self._channels = {port: _ReportChannel(port) for port in reports.PERIODS_S}
-        self._heard: deque[Heard] = deque(maxlen=_HEARD)
+        self._request_log: deque[LoggedRequest] = deque(maxlen=_LOG_LENGTH)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
@@ -122,9 +122,9 @@ class ControllerServer:
         """Returns the controller's current state."""
         return self._call(self._controller.snapshot)
 
-    def heard(self) -> tuple[Heard, ...]:
+    def request_log(self) -> tuple[LoggedRequest, ...]:
         """Returns the latest requests that were carried out, oldest first, a few thousand at most."""
-        return self._call(lambda: tuple(self._heard))
+        return self._call(lambda: tuple(self._request_log))
 
     def clients(self) -> tuple[int, ...]:
         """Returns the numbers of the open command connections. 1 was the first since the start."""
@@ -167,8 +167,8 @@ class ControllerServer:
                         "loopback address, for example host='127.0.0.2'"
                     ) from error
         except ArmError:
-            for opened in sockets.values():
-                opened.close()
+            for listener in sockets.values():
+                listener.close()
             raise
         self.command_port = sockets[0].getsockname()[1]
         return sockets
@@ -240,11 +240,11 @@ class ControllerServer:
         """Catches up with the clock. Deadlines are absolute, so delays do not add up."""
         loop = cast("asyncio.AbstractEventLoop", self._loop)
         try:
-            due = int((loop.time() - self._started_s) / TICK_S) - self._ticks
-            if due > _MAX_LATE_TICKS:
-                self._started_s += (due - _MAX_LATE_TICKS) * TICK_S
-                due = _MAX_LATE_TICKS
-            for _ in range(due):
+            due_ticks = int((loop.time() - self._started_s) / TICK_S) - self._ticks
+            if due_ticks > _MAX_LATE_TICKS:
+                self._started_s += (due_ticks - _MAX_LATE_TICKS) * TICK_S
+                due_ticks = _MAX_LATE_TICKS
+            for _ in range(due_ticks):
                 self._ticks += 1
                 self._advance()
         except Exception as error:
@@ -271,7 +271,9 @@ class ControllerServer:
 
     def _execute(self, client: int, request: Request) -> bytes:
         reply = commands.execute(self._controller, request)
-        self._heard.append(Heard(self._controller.time_s, client, request.function, request.params, reply.status))
+        self._request_log.append(
+            LoggedRequest(self._controller.time_s, client, request.function, request.params, reply.status)
+        )
         return encode_reply(request, reply)
 
     def _transports(self) -> list[asyncio.Transport]:

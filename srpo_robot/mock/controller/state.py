@@ -29,7 +29,7 @@ MAX_TCP_ACCELERATION_M_S2 = 50.0
 
 _ALL_MOTORS = (1 << JOINTS) - 1
 _FULL_TURN = 2 * np.pi
-_IK = {"iterations": 60, "tolerance_m": 2e-5, "tolerance_rad": 1e-4}
+_IK = kinematics.SolverOptions(iterations=60, tolerance_m=2e-5, tolerance_rad=1e-4)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Firmware:
         return np.array([turn, second, turn, fourth, turn, (-1.692969, np.pi), turn])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ControllerSettings:
     """Settings that clients write to the controller and can read back."""
 
@@ -94,7 +94,7 @@ class PoseGoal:
     acceleration: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Snapshot:
     """State of the controller at one instant."""
 
@@ -132,9 +132,9 @@ class Controller:
         self._run = STOPPED
         self._queue: deque[JointGoal | PoseGoal] = deque()
         self._servo_target: np.ndarray | None = None
-        measured = plant.measured()
-        self.gripper = Gripper(measured.gripper_m, plant.stroke_m)
-        self.joints = measured.joints_rad
+        plant_state = plant.measure()
+        self.gripper = Gripper(plant_state.gripper_m, plant.stroke_m)
+        self.joints = plant_state.joints_rad
         self.setpoint = np.array(self.joints)
         self.velocity = np.zeros(JOINTS)
         self._pose_velocity = np.zeros(3)
@@ -142,7 +142,7 @@ class Controller:
         self._tcp: np.ndarray | None = None
         self._outside_m = 0.0
 
-    # --- what can be read ---------------------------------------------------------------------------------------------
+    # --- readings -----------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> int:
@@ -199,8 +199,8 @@ class Controller:
         """Returns joints (7,) near `near_rad` for a TCP pose, or None. `limited`: keep them inside the joint range."""
         flange = tcp @ poses.inverse(self.settings.tool)
         low, high = self.range_rad.T if limited else (np.full(JOINTS, -_FULL_TURN), np.full(JOINTS, _FULL_TURN))
-        found = kinematics.inverse(flange[:3, 3], flange[:3, :3], near_rad, np.zeros(3), low, high, **_IK)
-        return found.joints_rad if found.reached else None
+        solution = kinematics.inverse(flange[:3, 3], flange[:3, :3], near_rad, np.zeros(3), low, high, options=_IK)
+        return solution.joints_rad if solution.reached else None
 
     def in_range(self, joints_rad: np.ndarray) -> bool:
         """Returns whether joints are inside the range, in reduced mode also inside the reduced one. NaN never is."""
@@ -218,18 +218,18 @@ class Controller:
 
     # --- run states, modes, errors ------------------------------------------------------------------------------------
 
-    def set_state(self, asked: int) -> bool:
+    def set_state(self, request: int) -> bool:
         """Requests GO, PAUSED, STOPPED or SLOWING. Returns False if there is no such request."""
-        if asked == GO:
+        if request == GO:
             if self.error == 0 and self.enabled:
                 self._run = GO
-        elif asked == PAUSED:
+        elif request == PAUSED:
             if self._run == GO:
                 self._freeze()
                 self._run = PAUSED
-        elif asked == STOPPED:
+        elif request == STOPPED:
             self._halt(STOPPED)
-        elif asked == SLOWING:
+        elif request == SLOWING:
             if self._run == GO:
                 self._queue.clear()
                 self._servo_target = None
@@ -366,17 +366,17 @@ class Controller:
         self.plant.drive(self.setpoint, self.gripper.setpoint_m, dt_s)
         self.time_s += dt_s
         before = self.joints
-        measured = self.plant.measured()
-        self.joints = measured.joints_rad
-        self.gripper.feel(measured.gripper_m, dt_s)
+        plant_state = self.plant.measure()
+        self.joints = plant_state.joints_rad
+        self.gripper.feel(plant_state.gripper_m, dt_s)
         self._tcp = None
         self._guard((self.joints - before) / dt_s)
 
     def resynchronise(self) -> None:
         """Sets the setpoints to the plant's joints, after the arm was moved by other means. Moves are forgotten."""
-        measured = self.plant.measured()
-        self.joints, self._tcp = measured.joints_rad, None
-        self.gripper.measured_m = measured.gripper_m
+        plant_state = self.plant.measure()
+        self.joints, self._tcp = plant_state.joints_rad, None
+        self.gripper.measured_m = plant_state.gripper_m
         self.gripper.hold()
         self._freeze()
         self._queue.clear()
@@ -401,10 +401,10 @@ class Controller:
         """Returns a goal with speeds that let all joints arrive together in mode 0, or independently in mode 6."""
         speed = float(np.clip(speed, 1e-4, self._joint_speed()))
         acceleration = float(np.clip(acceleration, 1e-2, MAX_JOINT_ACCELERATION_RAD_S2))
-        way = np.abs(target - start)
-        if self.mode != PLANNED or not way.any():
+        distance = np.abs(target - start)
+        if self.mode != PLANNED or not distance.any():
             return JointGoal(frozen(target), speed, acceleration)
-        share = np.maximum(way / way.max(), 1e-6)
+        share = np.maximum(distance / distance.max(), 1e-6)
         return JointGoal(frozen(target), speed * share, acceleration * share)
 
     def _joint_speed(self) -> float:
@@ -439,11 +439,11 @@ class Controller:
 
     def _reduced(self, joints: np.ndarray, velocity: np.ndarray, dt_s: float) -> tuple[np.ndarray, np.ndarray]:
         """Shortens a step whose TCP would be faster than reduced mode allows."""
-        way = float(np.linalg.norm((self.forward(joints) - self._tcp_of_setpoint())[:3, 3]))
-        allowed = self.settings.reduced_tcp_speed_m_s * dt_s
-        if way <= allowed:
+        distance = float(np.linalg.norm((self.forward(joints) - self._tcp_of_setpoint())[:3, 3]))
+        longest = self.settings.reduced_tcp_speed_m_s * dt_s
+        if distance <= longest:
             return joints, velocity
-        return self.setpoint + (joints - self.setpoint) * (allowed / way), velocity * (allowed / way)
+        return self.setpoint + (joints - self.setpoint) * (longest / distance), velocity * (longest / distance)
 
     def _step_pose(self, goal: PoseGoal, dt_s: float) -> bool:
         pose, self._pose_velocity = motion.approach_pose(
@@ -490,8 +490,8 @@ class Controller:
 
     def _guard(self, measured_speed: np.ndarray) -> None:
         """Raises C31, C35 and C60 if the arm, the TCP or the setpoint violate their limits."""
-        behind = np.abs(self.setpoint - self.joints - self.plant.lag_s * measured_speed).max()
-        if self._run in (GO, SLOWING) and behind > self.firmware.collision_rad[self.settings.collision_sensitivity]:
+        lag = np.abs(self.setpoint - self.joints - self.plant.lag_s * measured_speed).max()
+        if self._run in (GO, SLOWING) and lag > self.firmware.collision_rad[self.settings.collision_sensitivity]:
             self.fault(COLLISION)
         if self.settings.fence:
             self._guard_fence()

@@ -41,7 +41,7 @@ class XArm7Robot(Robot):
         super().__init__(config)
         self.config = config
 
-    # --- what it takes and gives; known before it is connected ------------------------------------------------------
+    # --- features, known before it is connected ---------------------------------------------------------------------
 
     @property
     def cameras(self) -> dict[str, CameraRecipe]:
@@ -103,8 +103,8 @@ class XArm7Robot(Robot):
     @check_if_not_connected
     def get_observation(self) -> dict[str, Any]:
         """Returns `observation_features`' values. Raises ArmError or CameraError if no valid ones are available."""
-        seen = self._arm.observe()
-        return {**_values(seen.state.joints_rad, seen.state.gripper_m), **seen.images}
+        observation = self._arm.observe()
+        return {**_values(observation.state.joints_rad, observation.state.gripper_m), **observation.images}
 
     @check_if_not_connected
     def send_action(self, action: dict[str, Any]) -> dict[str, float]:
@@ -118,8 +118,8 @@ class XArm7Robot(Robot):
         if set(action) != set(JOINT_NAMES):
             raise ValueError(f"an action has {', '.join(JOINT_NAMES)}; got {', '.join(sorted(action)) or 'nothing'}")
         values = np.array([float(action[name]) for name in JOINT_NAMES])
-        done = self._arm.send(ArmCommand(values[:JOINTS], float(values[JOINTS]))).command
-        return _values(done.joints_rad, done.gripper_m)
+        executed = self._arm.send(ArmCommand(values[:JOINTS], float(values[JOINTS]))).command
+        return _values(executed.joints_rad, executed.gripper_m)
 
 
 def _values(joints_rad: np.ndarray, gripper_m: float) -> dict[str, Any]:
