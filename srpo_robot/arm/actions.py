@@ -39,8 +39,7 @@ class ActionSpace:
         """Returns the joint command for `action` (A,), solved from `previous`, the command that was executed last.
 
         A TCP target outside the workspace box is first moved to the nearest wall ("workspace_box"), so the arm can
-        still
-        slide along the wall. An unreachable TCP target becomes a hold ("unreachable").
+        still slide along the wall. An unreachable TCP target becomes a hold ("unreachable").
 
         Raises:
             CommandRefused: the action has the wrong length or is not finite.

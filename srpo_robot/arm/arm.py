@@ -99,7 +99,7 @@ class Workcell(Protocol):
         ...
 
     def verdict(self, ended: bool) -> bool | None:
-        """Returns the verdict on the trial.
+        """Judges the trial.
 
         Returns:
             True for success. False for failure, only once `ended` (the time is up or the policy is done). None if

@@ -50,8 +50,7 @@ def identify(answer: bytes, recipe: ControllerRecipe) -> Identity:
 
     Raises:
         ArmError: the arm is no xArm 7, its serial number is malformed or not the recipe's, or its firmware is too old
-            for
-            the mode.
+            for the mode.
     """
     text = answer.split(b"\0")[0].decode("ascii", errors="replace")
     controller = f"the controller at {recipe.address}"

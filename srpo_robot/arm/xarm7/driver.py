@@ -93,8 +93,7 @@ class XArm7(Arm):
         """Does the same as `Arm.send`. Returns at the end of the control period.
 
         If the set points were held back (TCP speed, box, table), the newest set point counts as the executed command.
-        The
-        result then also names the layers that held it back.
+        The result then also names the layers that held it back.
         """
         limited = super().send(command)
         process = self._process()
@@ -230,7 +229,7 @@ class XArm7(Arm):
             time.sleep(0.002)
 
     def _get_ready(self, order: str, stops: int, timeout_s: float, *values: Any) -> None:
-        """Gives an order and waits for it. A stop after the first `stops` stops, also a later one, makes it void."""
+        """Gives an order and waits for it. It is void after more than `stops` stops, now or meanwhile."""
         process = self._process()
         self.commanded, self._due_s = None, 0.0
         process.tell(order, stops, *values)

@@ -2,8 +2,8 @@
 
 Every tick keeps one invariant: braking at the acceleration cap from the current set point stays inside joint range,
 workspace box, table and TCP speed. A step towards the target is taken as far as the invariant allows. If no step is
-allowed, the arm brakes, which the invariant of the previous tick has shown to be safe. By induction the limits hold
-for any sequence of targets, and the set points never jump. Pure functions of numpy arrays: no clock, no arm.
+allowed, the arm brakes, which the invariant of the previous tick has shown to be safe. By induction the limits hold for
+any sequence of targets, and the set points never jump. Pure functions of numpy arrays: no clock, no arm.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The loop sends set points and watches the reports. The stop has its own thread, its own connection and its own channel
 into the process. The gripper has its own thread and connection too, because its bus is slow. Every fault (a code, a
-state, an error, an old report, a target that is not finite, the death of the parent program) ends with the arm at
-rest: it brakes if it can and stops if it must. Nothing here restarts motion.
+state, an error, an old report, a target that is not finite, the death of the parent program) ends with the arm at rest:
+it brakes if it can and stops if it must. Nothing here restarts motion.
 """
 
 from __future__ import annotations

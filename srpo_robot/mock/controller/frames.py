@@ -1,8 +1,7 @@
 """The controller's wire format as pure functions: requests and replies, Modbus-RTU to the gripper, report frames.
 
 A request is `transaction u16 | protocol u16 | length u16 | function u8 | params`. Its reply has a status byte before
-the
-data. u16 and s16 are big-endian, f32 and s32 little-endian. Exceptions are noted in the code.
+the data. u16 and s16 are big-endian, f32 and s32 little-endian. Exceptions are noted in the code.
 """
 
 from __future__ import annotations

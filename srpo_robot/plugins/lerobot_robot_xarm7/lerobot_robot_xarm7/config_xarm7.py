@@ -13,8 +13,7 @@ class XArm7RobotConfig(RobotConfig):
     Attributes:
         recipe: hardware recipe of srpo-robot: a file, or a name in hardware/.
         fps: control rate [Hz]; 0 means the recipe's. It must equal lerobot's own rate (--dataset.fps, --fps), because
-            one
-            command is one control period.
+            one command is one control period.
         pace: fraction of the speed caps that is used, above 0 to 1.
     """
 

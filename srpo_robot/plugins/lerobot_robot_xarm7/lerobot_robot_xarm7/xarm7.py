@@ -1,10 +1,9 @@
 """An xArm 7 as a lerobot robot: takes joint targets and returns the executed command.
 
 Joint angles are in rad and the gripper's opening is in m, under the names that lerobot-rollout keeps ("joint1.pos",
-...,
-"gripper.pos"). The arm moves from the first action on and through every limit of the recipe. An error of the controller
-ends the program's loop by an exception. This class never cleans an error: use `srpo-robot check` and `srpo-robot run`.
-A person has to move the arm home before a recording.
+..., "gripper.pos"). The arm moves from the first action on and through every limit of the recipe. An error of the
+controller ends the program's loop by an exception. This class never cleans an error: use `srpo-robot check` and
+`srpo-robot run`. A person has to move the arm home before a recording.
 """
 
 from __future__ import annotations
