@@ -77,8 +77,8 @@ class SetPoints:
         if not (np.isfinite(command.joints_rad).all() and np.isfinite(command.gripper_m)):
             self.brake()
             raise CommandRefused("a target with NaN or infinity was refused; the arm brakes. Check the policy's output")
-        here = self.target_at(now_s)
-        self._from = (here.joints_rad, here.gripper_m)
+        start = self.target_at(now_s)
+        self._from = (start.joints_rad, start.gripper_m)
         self._to = (command.joints_rad, command.gripper_m)
         self._from_s, self._to_s = now_s, due_s
         self.number, self._pace, self._braking = number, pace, False

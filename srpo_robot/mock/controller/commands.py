@@ -151,32 +151,32 @@ def _servo_pose(c: Controller, p: Params) -> Reply:
 def _servo_axis_angle(c: Controller, p: Params) -> Reply:
     """6f, speed, acceleration, frame (s32: 0 base, 1 tool), relative (byte)."""
     wire, _, (frame,), relative = p.finite(6), p.finite(2), p.s32s(1), p.u8()
-    here = c.forward(c.setpoint)
+    current = c.forward(c.setpoint)
     if relative and not frame:
-        return _move_reply(c.servo_pose(_moved_by(here, wire, True)))
-    return _move_reply(c.servo_pose(_target(c, wire, bool(frame), True, here)))
+        return _move_reply(c.servo_pose(_moved_by(current, wire, True)))
+    return _move_reply(c.servo_pose(_target(c, wire, bool(frame), True, current)))
 
 
 def _target(
-    c: Controller, wire: np.ndarray, in_tool: bool, axis_angle: bool, here: np.ndarray | None = None
+    c: Controller, wire: np.ndarray, in_tool: bool, axis_angle: bool, current: np.ndarray | None = None
 ) -> np.ndarray:
     """Returns T_base_tcp of a target on the wire. An infinite number of an absolute target keeps the current value."""
-    here = c.end_tcp() if here is None else here
+    current = c.end_tcp() if current is None else current
     if not in_tool and not axis_angle:
-        wire = np.where(np.isinf(wire), poses.to_rpy(here), wire)
+        wire = np.where(np.isinf(wire), poses.to_rpy(current), wire)
     if not np.all(np.abs(wire) <= 1e4):
         raise Malformed("a pose that is not finite")
     pose = poses.from_axis_angle(wire) if axis_angle else poses.from_rpy(wire)
-    return here @ pose if in_tool else pose
+    return current @ pose if in_tool else pose
 
 
-def _moved_by(here: np.ndarray, by: np.ndarray, axis_angle: bool) -> np.ndarray:
+def _moved_by(current: np.ndarray, by: np.ndarray, axis_angle: bool) -> np.ndarray:
     """Returns T_base_tcp shifted along the base's axes, and turned about them by axis-angle or by roll, pitch, yaw."""
     if not axis_angle:
-        return poses.from_rpy(poses.to_rpy(here) + by)
-    pose = here.copy()
+        return poses.from_rpy(poses.to_rpy(current) + by)
+    pose = current.copy()
     pose[:3, 3] += by[:3] / MM
-    pose[:3, :3] = poses.turned(here[:3, :3], by[3:])
+    pose[:3, :3] = poses.turned(current[:3, :3], by[3:])
     return pose
 
 
