@@ -14,7 +14,7 @@ Reports = Literal["fresh", "stale", "silent"]
 
 @dataclass
 class Rule:
-    """One network fault. `client` None means every client. It ends after `left` requests or at `until_s`."""
+    """One network fault. `client` None means every client. It ends after `remaining` requests or at `until_s`."""
 
     kind: Literal["drop", "delay", "dead", "cut"]
     client: int | None = None
