@@ -54,8 +54,14 @@ def strip(task: str) -> tuple[str, np.ndarray]:
     arm, workcell, space = open_cell(hardware, work, 0.0, 0.0, 0.0)
     frames = Frames()
     setup = Setup(
-        arm, workcell, space, work.instruction, DEMONSTRATION_LIMIT_S, work.cameras, stop_on_success=False
-    )  # fmt: skip
+        arm=arm,
+        workcell=workcell,
+        space=space,
+        instruction=work.instruction,
+        time_limit_s=DEMONSTRATION_LIMIT_S,
+        cameras=work.cameras,
+        stop_on_success=False,
+    )
     with arm:
         run_episode(setup, Demonstrator(arm.sim, failure_rate=0.0), SEED, frames)
     picks = [frames.seen[round(share * (len(frames.seen) - 1))] for share in MOMENTS]

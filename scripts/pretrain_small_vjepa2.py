@@ -128,7 +128,15 @@ def demonstrations(
     hardware = replace(hardware, cameras=tuple(c for c in hardware.cameras if c.name == camera))
     arm, cell = make_mock(hardware, work, wide_starts=WIDE_STARTS, disturbance_m=DISTURBANCE_M, randomization=amount)
     space = make_action_space(work.action_space, arm.limits, arm.home_rad)
-    setup = Setup(arm, cell, space, work.instruction, LIMIT_S, (camera,), stop_on_success=False)
+    setup = Setup(
+        arm=arm,
+        workcell=cell,
+        space=space,
+        instruction=work.instruction,
+        time_limit_s=LIMIT_S,
+        cameras=(camera,),
+        stop_on_success=False,
+    )
     policy = _Watched(arm, camera, views, amount)
     with arm:
         for kind in kinds:

@@ -351,7 +351,14 @@ def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Pa
     hardware, work = load_recipes("mock", task)
     arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0, 0.0)
     acting = TrainedPolicy(str(checkpoint), space, work.instruction, work.cameras, "cpu")
-    setup = Setup(arm, workcell, space, work.instruction, work.time_limit_s, work.cameras)
+    setup = Setup(
+        arm=arm,
+        workcell=workcell,
+        space=space,
+        instruction=work.instruction,
+        time_limit_s=work.time_limit_s,
+        cameras=work.cameras,
+    )
     with arm, path.open("a", encoding="utf-8") as journal:
         for number in range(len(done), study.trials):
             layout = (TUNING_SEED if study.tuning else TRIAL_SEED) + number
