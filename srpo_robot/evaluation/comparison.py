@@ -211,7 +211,8 @@ def amount_effect(
 
     Args:
         a, b: trials of the two policies.
-        amount: returns the outcome of a trial, for example final progress. Trials without a finite one are skipped.
+        amount: returns the outcome of a trial, for example final progress. Trials with a non-finite outcome are
+            skipped.
         by_layout: whether to compute the paired effect.
         alpha: 1 - confidence.
 
