@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from srpo_robot.arm.actions import make_action_space
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.runtime import Setup, run_episode
+from srpo_robot.files import write_whole
 from srpo_robot.mock.arm import MockArm, make_mock
 from srpo_robot.mock.demonstrator import Demonstrator, Failure, choose_failure
 from srpo_robot.mock.randomization import draw_appearance
@@ -156,14 +157,7 @@ def record(folder: Path, camera: str, episodes: Iterator[tuple[int, Failure, boo
             listed.append(asdict(Video(seed, camera, str(kind), success, len(views[0]), starts)))
             if len(listed) % 50 == 0:
                 print(f"{folder}: {len(listed)} episodes", flush=True)
-    _replace(path, lambda partial: partial.write_text(json.dumps(listed)))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is there whole or as it was."""
-    partial = path.with_suffix(".partial")
-    write(partial)
-    os.replace(partial, path)
+    write_whole(path, json.dumps(listed))
 
 
 class Videos:
@@ -302,7 +296,7 @@ def train(
             _log(out, {"step": run.done, "cpu_s": round(time.process_time() - started)} | means)
             recent = []
         if last or time.monotonic() - saved_s > SAVE_S:
-            _replace(saved, lambda partial: torch.save(run.state(), partial))
+            write_whole(saved, partial(torch.save, run.state()))
             saved_s = time.monotonic()
         if last or time.process_time() - evaluated_s > evaluate_s:
             found = evaluate(run.exported(), judged)

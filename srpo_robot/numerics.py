@@ -28,6 +28,11 @@ def standardise_by(values: np.ndarray, pool: np.ndarray) -> np.ndarray:
     return (values - finite.mean()) / sigma
 
 
+def cell(value: float | None, digits: int = 3, dash: str = "-") -> str:
+    """Formats a number for a table, or returns `dash` if it is None or NaN."""
+    return dash if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
 def without_nan(content: Any) -> Any:
     """JSON-able `content` with null for every NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srpo_robot.errors import StaleTable
+from srpo_robot.files import write_whole
 
 _KEY = b"srpo"
 
@@ -43,12 +44,7 @@ def write_table(
     own = {_KEY: json.dumps(stamped, sort_keys=True).encode()}
     table = table.replace_schema_metadata({**(foreign or {}), **own})
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, partial(pq.write_table, table))
     return Table(dict(columns), stamped)
 
 

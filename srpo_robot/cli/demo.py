@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from srpo_robot.cli.console import console, number, say, warn
+from srpo_robot.cli.console import console, say, warn
 from srpo_robot.errors import UsageError
+from srpo_robot.numerics import cell
 from srpo_robot.records import Trial
 
 if TYPE_CHECKING:
@@ -139,9 +140,7 @@ def _report(
     score_rows = [["task", "episodes", "successes", "final progress, success", "failure", "reward, failure"]]
     for task, row in summary["tasks"].items():
         finals = [row[key] for key in ("final_progress_success", "final_progress_failure", "reward_failure")]
-        score_rows.append(
-            [task, str(row["episodes"]), str(row["successes"]), *("-" if v is None else number(v) for v in finals)]
-        )
+        score_rows.append([task, str(row["episodes"]), str(row["successes"]), *map(cell, finals)])
     run_rows = [["policy", "successes", "trials", "rate", "95 % interval (Wilson)"]]
     for name, trials in runs.items():
         rate = success_rate(trials)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from srpo_robot.errors import DatasetError, RecipeError, UsageError
 from srpo_robot.evaluation.comparison import check_trials
 from srpo_robot.evaluation.trials import JOURNAL, append_trial, read_trials
+from srpo_robot.files import write_whole
 from srpo_robot.recipes import build, digest
 from srpo_robot.records import Trial
 from srpo_robot.renames import SHEET_KEYS, current_keys
@@ -158,13 +158,13 @@ def write_protocol(path: Path, protocol: Protocol) -> None:
 
 
 def _write_sheet(path: Path, protocol: Protocol) -> None:
-    _write(key_path(path), json.dumps(protocol.policies, indent=1))
+    write_whole(key_path(path), json.dumps(protocol.policies, indent=1) + "\n", sync=True)
     content = asdict(protocol.sheet)
     lists = {name: content.pop(name) for name in ("layouts", "rows")}
     parts = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     for name, items in lists.items():  # one line an item: a person reads, prints and compares it
         parts.append(f" {json.dumps(name)}: [\n" + ",\n".join("  " + json.dumps(item) for item in items) + "\n ]")
-    _write(path, "{\n" + ",\n".join(parts) + "\n}")
+    write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n", sync=True)
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -311,7 +311,7 @@ def open_study(folder: Path) -> Study | None:
 def begin_trial(study: Study, row: PlannedTrial) -> None:
     """Note that this trial begins, before anything moves. Its row in the journal follows by `end_trial`."""
     attempt = sum(trial.trial == row.trial for trial in study.trials())
-    _write(study.folder / BEGUN, json.dumps({"trial": row.trial, "attempt": attempt}))
+    write_whole(study.folder / BEGUN, json.dumps({"trial": row.trial, "attempt": attempt}) + "\n", sync=True)
 
 
 def end_trial(study: Study, trial: Trial) -> None:
@@ -343,20 +343,6 @@ def _account_for_interrupted(study: Study) -> None:
 def _claim(folder: Path, protocol: Protocol, blind: bool) -> Study:
     _write_sheet(folder / SHEET, protocol)
     settings = {"arm": protocol.sheet.arm, "protocol": protocol.digest, "blind": blind}
-    _write(folder / RUN, json.dumps(settings, indent=2))  # last: a folder without it is not begun
+    # Last: a folder without this file is not begun.
+    write_whole(folder / RUN, json.dumps(settings, indent=2) + "\n", sync=True)
     return Study(folder, protocol, blind)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk before this returns."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,11 +7,11 @@ fragments, steps are lines of JSON, ticks numpy arrays one after another. When i
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ import numpy as np
 
 from srpo_robot.errors import DatasetError
 from srpo_robot.evaluation.runtime import Step
+from srpo_robot.files import write_whole
 
 STEPS, TICKS = "steps", "ticks"
 _RUNNING = {STEPS: ".jsonl", TICKS: ".npys"}  # the suffix while a trial runs
@@ -112,11 +113,7 @@ def finish(folder: Path) -> None:
             continue
         if rows:
             table = pyarrow.table({name: values.tolist() for name, values in rows.items()})
-            part = path.with_suffix(".part")
-            pyarrow.parquet.write_table(table, part)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
+            write_whole(path, partial(pyarrow.parquet.write_table, table), sync=True)
         _running(folder, what).unlink()
 
 

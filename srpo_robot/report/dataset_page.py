@@ -19,6 +19,7 @@ from srpo_robot.awr.tables import mean_weight_by_label
 from srpo_robot.awr.weights import Weights, effective_sample_size
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UndecodableFrame
+from srpo_robot.numerics import cell
 from srpo_robot.progress.encoder import CAUTIONS
 from srpo_robot.progress.evidence.audit import FILE as AUDIT
 from srpo_robot.progress.pipeline import TABLE as PROGRESS
@@ -201,7 +202,7 @@ def _task_rows(scored: ScoredDataset) -> tuple[list[tuple[str, ...]], list[str]]
 def _mean_final(scored: ScoredDataset, column: str, episodes: list[Episode]) -> str:
     finals = np.array([scored.of(column, e)[-1] for e in episodes])
     finals = finals[np.isfinite(finals)]
-    return f"{finals.mean():.3f}" if len(finals) else "-"
+    return cell(finals.mean() if len(finals) else None)
 
 
 def _curves(scored: ScoredDataset, pictures: Pictures) -> Section:
