@@ -20,7 +20,7 @@ FOLDERS = ("datasets", "policies", "hardware")
 # --- what a recipe holds ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CameraRecipe:
     """One camera. The dataset's feature key is "observation.images." + name.
 
@@ -41,7 +41,7 @@ class CameraRecipe:
     min_similarity: float = 0.5  # to the reference, correlation -1 to 1, that it must reach
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LimitsRecipe:
     """Bounds that no command passes. Angles [rad], lengths [m], speeds [rad/s] or [m/s]; box in the base frame."""
 
@@ -55,7 +55,7 @@ class LimitsRecipe:
     max_gripper_speed_m_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ControllerRecipe:
     """The xArm 7's controller: where it is, what is set there at every start and read back, how it is streamed to."""
 
@@ -85,7 +85,7 @@ class ControllerRecipe:
     command_timeout_s: float = 0.4  # a reply that takes longer is a fault; stalls of 0.19 s are seen on real arms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HardwareRecipe:
     """An arm as it stands in the lab (hardware/*.toml)."""
 
@@ -100,7 +100,7 @@ class HardwareRecipe:
     judge_url: str = ""  # the mock lab's: lays out and judges in place of a person; no real arm has one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskRecipe:
     """One task of a lab (datasets/*.toml)."""
 

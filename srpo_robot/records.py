@@ -25,7 +25,7 @@ def frozen(array: np.ndarray, shape: tuple[int | None, ...] | None = None) -> np
     return copy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Episode:
     """One recorded episode of a LeRobot dataset, without its frames.
 
@@ -134,7 +134,7 @@ class ActionChunk:
         object.__setattr__(self, "actions", frozen(self.actions, (None, len(self.names))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One evaluation run, a row of trials.jsonl.
 

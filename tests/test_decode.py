@@ -65,7 +65,7 @@ def by_pyav(monkeypatch):
 
 def span(path: Path, first: int = 0, end: int = LENGTH) -> Video:
     """Frames first .. end - 1 of a file, as an episode."""
-    return Video("episode 7, front", path, first / FPS, end / FPS, end - first, FPS)
+    return Video(name="episode 7, front", path=path, start_s=first / FPS, end_s=end / FPS, length=end - first, fps=FPS)
 
 
 def frames(video: Video) -> np.ndarray:

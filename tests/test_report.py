@@ -264,7 +264,13 @@ def test_a_histogram_needs_a_weight():
 
 def test_a_page_escapes_its_text_and_lets_only_its_own_script_run(tmp_path):
     path = tmp_path / "page.html"
-    write_page(path, EVIL, EVIL, [Section(EVIL, [EVIL], [[(EVIL,), (EVIL,)]], (), [EVIL])], script="let a = 1 < 2;")
+    write_page(
+        path,
+        EVIL,
+        EVIL,
+        [Section(title=EVIL, notes=[EVIL], tables=[[(EVIL,), (EVIL,)]], pictures=(), warnings=[EVIL])],
+        script="let a = 1 < 2;",
+    )
     page = path.read_text()
     assert page.count("<script") == 1
     assert "<img" not in page

@@ -39,7 +39,7 @@ _BT601 = (2, 5, 6)  # libav's colour spaces that PyAV reads right: unspecified, 
 _FULL_RANGE = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Video:
     """Where one episode's frames are; many episodes share a file.
 

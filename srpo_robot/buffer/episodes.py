@@ -163,7 +163,7 @@ class Buffer:
             raise broken(name, 0, f"meta/episodes does not say where it is: {one_line(error)}") from None
         if not all(map(math.isfinite, span)):
             raise broken(name, 0, f"meta/episodes says it is at {span[0]:g} to {span[1]:g} s of {path.name}")
-        return Video(name, path, *span, episode.length, self.fps)
+        return Video(name=name, path=path, start_s=span[0], end_s=span[1], length=episode.length, fps=self.fps)
 
 
 def _named(episode: Episode, camera: str) -> str:

@@ -148,7 +148,7 @@ def _report(
         run_rows.append([name, str(rate.successes), str(rate.trials), shown, f"{rate.low:.0%} to {rate.high:.0%}"])
     sections = [
         Section(
-            "Scores",
+            title="Scores",
             notes=(
                 "Progress of every episode, by label. In the paper's profile a success is measured against its own "
                 "end, so it ends at 1 by construction: that successes end higher than failures says nothing here.",
@@ -158,19 +158,19 @@ def _report(
             pictures=((dataset / "srpo" / "curves.png", "progress curves of successes and failures"),),
         ),
         Section(
-            "Audit",
+            title="Audit",
             notes=verdict.lines,
             warnings=() if verdict.passed else ("The audit failed: these scores have not earned a training run.",),
         ),
         Section(
-            "Training",
+            title="Training",
             notes=(
                 "The AWR loss is weighted by advantage, the SFT loss is not: the lines do not say who fits better.",
             ),
             pictures=((root / "losses.png", "training losses of AWR and SFT"),),
         ),
         Section(
-            "Trials on the mock arm",
+            title="Trials on the mock arm",
             notes=("With so few trials the intervals overlap: no difference between the rows is shown here.",)
             if _overlap(run_rows)
             else (),

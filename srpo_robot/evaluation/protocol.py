@@ -326,7 +326,17 @@ def void_trial(study: Study, row: PlannedTrial, note: str) -> Trial:
     layout = study.protocol.sheet.layout(row)
     scene = {"task": layout.task, **layout.scene}
     instruction = str(scene.get("instruction", layout.task))
-    return Trial(row.trial, instruction, row.policy, layout.seed, None, 0, 0.0, layout=scene, note=note)
+    return Trial(
+        trial=row.trial,
+        task=instruction,
+        policy=row.policy,
+        seed=layout.seed,
+        success=None,
+        steps=0,
+        seconds=0.0,
+        layout=scene,
+        note=note,
+    )
 
 
 def _account_for_interrupted(study: Study) -> None:

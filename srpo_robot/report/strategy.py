@@ -46,7 +46,7 @@ class Strip:
     medoid: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StrategyMap:
     """One task, ready to draw. n episodes, k references.
 
@@ -134,9 +134,16 @@ def strategy_map(
     shown = np.zeros((0, references.centres.shape[1])) if each and len(reference_rows) else references.centres
     notes = _notes(references, len(reference_rows), each)
     return StrategyMap(
-        task, episodes, success, plane.project(embeddings), plane.project(shown), plane.shares, cluster, tuple(strips),
-        notes,
-    )  # fmt: skip
+        task=task,
+        episodes=episodes,
+        success=success,
+        points=plane.project(embeddings),
+        centres=plane.project(shown),
+        shares=plane.shares,
+        cluster=cluster,
+        strips=tuple(strips),
+        notes=notes,
+    )
 
 
 def _notes(references: References, successes: int, each: bool) -> tuple[str, ...]:
