@@ -160,7 +160,9 @@ from pathlib import Path
 import numpy as np
 from srpo_robot.buffer.decode import UndecodableFrame, Video, joined, video_chunks
 path, fps, length = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-read = lambda path: joined(video_chunks(Video("episode 0, front", path, 0.0, length / fps, length, fps)), length)
+name, end_s = "episode 0, front", length / fps
+video = lambda path: Video(name=name, path=path, start_s=0.0, end_s=end_s, length=length, fps=fps)
+read = lambda path: joined(video_chunks(video(path)), length)
 good, content, rng = read(path), path.read_bytes(), np.random.default_rng(0)
 start = content.find(b"mdat") + 4
 end = start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
