@@ -3,9 +3,9 @@
 Embeddings must not depend on the installed packages. So torchcodec decodes a video only if its frames are bit-equal to
 PyAV's, and PyAV decodes all others. Bit-equal (FFmpeg 5.1 and 7.1) are 8-bit AV1 videos (lerobot's default) of limited
 range in BT.601 or unspecified colours. PyAV ignores any other colour space and torchcodec does not: up to 50 of 255
-levels apart. H.264 needs PyAV: the decoder conceals damage and only marks the frame, and torchcodec drops the mark. With
-64 bytes overwritten, torchcodec showed 55 of 60 files without an error, this module 13. The formats have no checksum, so
-both miss some damage (AV1 17 of 60 files, HEVC 49).
+levels apart. H.264 needs PyAV: the decoder conceals damage and only marks the frame, and torchcodec drops the mark.
+With 64 bytes overwritten, torchcodec showed 55 of 60 files without an error, this module 13. No format has a checksum,
+so both miss some damage (AV1 17 of 60 files, HEVC 49).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from PIL import Image
 
 from srpo_robot.errors import UndecodableFrame, one_line
 
-# Silence libav's log: its errors become exceptions, which say more. The level is None, because PyAV's log callback needs
-# the GIL. The thread that closes a damaged file holds the GIL while it waits for libav's threads, so they would hang.
-# The second line is for libav's default callback, which lerobot's writer restores.
+# Silence libav's log: its errors become exceptions, which say more. The level is None, because PyAV's log callback
+# needs the GIL. The thread that closes a damaged file holds the GIL while it waits for libav's threads: a deadlock. The
+# second line is for libav's default callback, which lerobot's writer restores.
 av.logging.set_level(None)
 av.logging.set_libav_level(av.logging.FATAL)
 

@@ -138,7 +138,7 @@ class Recorder:
         self._dataset.add_frame({**frame, "task": task})
 
     def end(self, success: bool | None) -> int:
-        """Finishes the episode and returns its index. If `success` is None (a void trial), discards it and returns -1."""
+        """Finishes the episode and returns its index. If `success` is None (void trial), discards it and returns -1."""
         import datasets
 
         if not self._dataset.has_pending_frames():

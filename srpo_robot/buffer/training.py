@@ -20,7 +20,7 @@ class FrameSource(Protocol):
     """Source of decoded frames."""
 
     def __call__(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
-        """Returns frames (B,), given by global index, of every camera: feature key -> float32 (B, 3, H, W) in [0, 1]."""
+        """Returns frames (B,) by global index for each camera: feature key -> float32 RGB (B, 3, H, W) in [0, 1]."""
         ...
 
 
@@ -46,8 +46,8 @@ class DiskFrames:
     """Decodes frames on demand through lerobot's reader, which seeks to the keyframe before each frame.
 
     Keeps nothing. Training draws frames at random, so every epoch decodes every frame again. That takes a few
-    milliseconds per frame and camera: slower than a step of a tiny policy, while loader workers hide it behind a step of
-    a large one.
+    milliseconds per frame and camera. It is slower than a step of a tiny policy, but loader workers hide it behind a
+    step of a large one.
     """
 
     def __init__(self, buffer: Buffer) -> None:

@@ -366,10 +366,10 @@ def _weights(scored: ScoredDataset) -> Section:
     by_label = mean_weight_by_label(scored.buffer, Weights(weights, float("nan"), effective, int((weights == 0).sum())))
     rows += [(f"mean weight, {name}", f"{mean:.3f}") for name, mean in by_label.items()]
     kind = np.repeat(["success" if e.success else "failure" for e in episodes], [e.length for e in episodes])
-    drawn = draw_weights({name: weights[kind == name] for name in ("success", "failure") if (kind == name).any()})
+    histogram = draw_weights({name: weights[kind == name] for name in ("success", "failure") if (kind == name).any()})
     note = "min(exp(A / beta), w_max), scaled to mean 1; the last command that weighed the dataset wrote them."
     return Section(
-        title=title, notes=[note], tables=[rows], pictures=[(drawn, "histogram of the frames' weights by label")]
+        title=title, notes=[note], tables=[rows], pictures=[(histogram, "histogram of the frames' weights by label")]
     )
 
 
