@@ -45,7 +45,7 @@ class Timer:
 def measure(task: str, size_px: int, episodes: int) -> dict[str, Any]:
     """Runs `episodes` demonstrations of one task. Returns the median rates of physics and pictures."""
     hardware = load(HardwareRecipe, "hardware", "mock")
-    cameras = tuple(CameraRecipe(name, size_px, size_px) for name in CAMERAS)
+    cameras = tuple(CameraRecipe(name=name, height_px=size_px, width_px=size_px) for name in CAMERAS)
     recipe = load(TaskRecipe, "datasets", task)
     arm, cell = make_mock(dataclasses.replace(hardware, cameras=cameras), recipe)
     space, expert = make_action_space(recipe.action_space, arm.limits, arm.home_rad), Demonstrator(arm.sim)

@@ -58,7 +58,15 @@ def load_trials(folder: Path) -> Trials:
     """Loads the episodes that `pretrain_small_vjepa2.py record` wrote."""
     videos = Videos([folder])
     episodes = tuple(
-        Episode(i, "put the apple on the plate", video.length, 10.0, 0, (video.camera,), video.success)
+        Episode(
+            index=i,
+            task="put the apple on the plate",
+            length=video.length,
+            fps=10.0,
+            first_frame=0,
+            cameras=(video.camera,),
+            success=video.success,
+        )
         for i, video in enumerate(videos.videos)
     )
     frames = tuple(videos.frames(i, 0, np.arange(video.length)) for i, video in enumerate(videos.videos))

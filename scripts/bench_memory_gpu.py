@@ -27,6 +27,7 @@ from srpo_robot.awr.plan import memory_of, outline
 from srpo_robot.awr.train import train
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import RecipeError, UsageError, one_line
+from srpo_robot.numerics import cell
 from srpo_robot.recipes import PolicyRecipe, load
 
 VOCABULARY = 4096  # of the fitted tokenizers; lerobot's tokenizer of the policy has 257,152 words
@@ -107,7 +108,7 @@ def table(rows: Sequence[MemoryRow]) -> str:
     ]
     for row in rows:
         peak = "out of memory" if row.peak is None else f"{row.peak / 1e9:.1f} GB"
-        rate = "-" if row.steps_per_s is None else f"{row.steps_per_s:.2f}"
+        rate = cell(row.steps_per_s, 2)
         lines.append(f"| {row.policy} | {row.way} | {row.batch} | {row.held / 1e9:.1f} GB | {peak} | {rate} |")
     return "\n".join(lines)
 

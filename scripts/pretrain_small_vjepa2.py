@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from srpo_robot.arm.actions import make_action_space
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.runtime import Setup, run_episode
+from srpo_robot.files import write_whole
 from srpo_robot.mock.arm import MockArm, make_mock
 from srpo_robot.mock.demonstrator import Demonstrator, Failure, choose_failure
 from srpo_robot.mock.randomization import draw_appearance
@@ -168,14 +169,7 @@ def record(folder: Path, camera: str, episodes: Iterator[tuple[int, Failure, boo
             manifest.append(asdict(video))
             if len(manifest) % 50 == 0:
                 print(f"{folder}: {len(manifest)} episodes", flush=True)
-    _replace(path, lambda partial: partial.write_text(json.dumps(manifest)))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file atomically."""
-    partial = path.with_suffix(".partial")
-    write(partial)
-    os.replace(partial, path)
+    write_whole(path, json.dumps(manifest))
 
 
 class Videos:
@@ -319,7 +313,7 @@ def train(
             _log(out, {"step": run.done, "cpu_s": round(time.process_time() - started)} | means)
             recent = []
         if last or time.monotonic() - saved_s > SAVE_S:
-            _replace(state, lambda partial: torch.save(run.state(), partial))
+            write_whole(state, partial(torch.save, run.state()))
             saved_s = time.monotonic()
         if last or time.process_time() - evaluated_s > evaluate_s:
             scores = evaluate(run.exported(), validation)

@@ -64,6 +64,7 @@ from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_recipes, open_cell, r
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.policy import TrainedPolicy
 from srpo_robot.evaluation.runtime import Setup, run_episode
+from srpo_robot.files import write_whole
 from srpo_robot.mock.truth import read_truth, true_windows
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.evidence.baselines import PixelMean
@@ -236,9 +237,8 @@ def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
     path = study.root / "weights" / task / f"{name}-{inputs}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, weigh(buffer, method, policy).values)
-        part.replace(path)  # another process may be reading it
+        weights = weigh(buffer, method, policy).values
+        write_whole(path, lambda file: np.save(file, weights))  # another process may be reading the file
     return np.load(path)
 
 

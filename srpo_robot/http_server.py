@@ -1,4 +1,7 @@
-"""A small HTTP server whose threads end with its `with` block: a served policy, the mock lab's cameras and judge."""
+"""A small HTTP server for served policies and for the mock lab's cameras and judge.
+
+Its threads end with its `with` block.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +16,33 @@ from typing import Any, Self
 
 from srpo_robot.errors import ArmError
 
-_POLL_S = 0.05  # how soon `serve_forever` sees that it should end
-_PATIENCE_S = 5.0  # with a client that neither speaks nor reads
+_POLL_S = 0.05  # interval at which `serve_forever` checks for shutdown
+_PATIENCE_S = 5.0  # timeout for a client that neither sends nor reads
 
 Answer = Callable[[BaseHTTPRequestHandler], None]  # reads the request, writes the whole response
 
 
 class HttpServer:
-    """Answers each request in a thread of its own by calling `answer`."""
+    """Answers each request by calling `answer` in a separate thread."""
 
     def __init__(self, answer: Answer, host: str = "127.0.0.1", port: int = 0) -> None:
-        """`host`: loopback unless said otherwise. `port` 0: a free one, known once the server runs."""
+        """Stores the address. With `port` 0 the system picks a free port, which `url` shows once the server runs."""
         self._answer = answer
-        self._place = (host, port)
+        self._address = (host, port)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
-        """Its root, without a slash at the end. Raises ArmError where it is not running."""
+        """Root URL without a trailing slash. Raises ArmError if the server is not running."""
         if self._server is None:
             raise ArmError("this server is not running; use it as a context manager: with server: ...")
         host, port = self._server.server_address[:2]
         return f"http://{host!s}:{port}"
 
     def __enter__(self) -> Self:
-        """Raises ArmError where the port is taken."""
-        host, port = self._place
+        """Starts the server. Raises ArmError if the port is taken."""
+        host, port = self._address
         try:
             self._server = _Server((host, port), _handler(self._answer))
         except OSError as error:
@@ -53,7 +56,7 @@ class HttpServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End, and wait for the answers under way: they must end by themselves."""
+        """Stops the server and waits for running answers, which must end by themselves."""
         if self._server is None or self._thread is None:
             return
         self._server.shutdown()
@@ -67,7 +70,7 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     request_queue_size = 16
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is none."""
+        """Ignores disconnected clients."""
 
 
 def _handler(answer: Answer) -> type[BaseHTTPRequestHandler]:
@@ -86,7 +89,7 @@ def _handler(answer: Answer) -> type[BaseHTTPRequestHandler]:
 
 
 def respond(handler: BaseHTTPRequestHandler, status: int, kind: str, content: bytes) -> None:
-    """A whole response."""
+    """Sends a complete response of content type `kind`."""
     handler.send_response(status)
     handler.send_header("Content-Type", kind)
     handler.send_header("Content-Length", str(len(content)))
@@ -95,15 +98,15 @@ def respond(handler: BaseHTTPRequestHandler, status: int, kind: str, content: by
 
 
 def respond_json(handler: BaseHTTPRequestHandler, content: object, status: int = 200) -> None:
-    """A whole response in JSON."""
+    """Sends a complete JSON response."""
     respond(handler, status, "application/json", json.dumps(content).encode() + b"\n")
 
 
 def refuse(handler: BaseHTTPRequestHandler, status: int, why: str) -> None:
-    """An error as one line of text."""
+    """Sends an error as one line of text."""
     respond(handler, status, "text/plain; charset=utf-8", why.encode() + b"\n")
 
 
 def body(handler: BaseHTTPRequestHandler) -> bytes:
-    """What a client sent."""
+    """Returns the body of the request."""
     return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))

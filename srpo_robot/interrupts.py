@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of our choosing: a step, a save or an episode is never cut in half."""
+"""Delays Ctrl-C to a safe moment, so that it never cuts a step, a save or an episode in half."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 @contextmanager
 def deferred() -> Iterator[threading.Event]:
-    """While open, the first Ctrl-C sets the event that is yielded; a second one interrupts at once.
+    """Yields an event that the first Ctrl-C sets. A second Ctrl-C interrupts at once.
 
-    Whoever opens it looks at the event when it suits, and raises KeyboardInterrupt. In another thread than the main one
-    nothing is deferred: Python delivers Ctrl-C to the main thread only.
+    The caller checks the event at a safe moment and raises KeyboardInterrupt. Outside the main thread nothing is
+    deferred, because Python delivers Ctrl-C to the main thread only.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -36,7 +36,7 @@ def deferred() -> Iterator[threading.Event]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """While open, a Ctrl-C waits; it is raised as KeyboardInterrupt when the block is done."""
+    """Delays Ctrl-C until the end of the block, then raises it as KeyboardInterrupt."""
     with deferred() as interrupted:
         yield
     if interrupted.is_set():
@@ -45,7 +45,7 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def ending() -> Iterator[threading.Event]:
-    """While open, Ctrl-C and SIGTERM set the event that is yielded: the way to end what waits for nothing else."""
+    """Yields an event that Ctrl-C and SIGTERM set, for programs that wait for nothing but their end."""
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,4 @@
-"""Arithmetic that more than one room needs."""
+"""Arithmetic that several subpackages share."""
 
 from __future__ import annotations
 
@@ -9,27 +9,32 @@ import numpy as np
 
 
 def standardise(values: np.ndarray) -> np.ndarray:
-    """(x - mu)/sigma with mu and sigma (population) over the finite entries; 0 where sigma is 0; NaN stays NaN."""
+    """Standardises `values` by the mean and deviation of their own finite entries. See `standardise_by`."""
     return standardise_by(values, values)
 
 
 def standardise_by(values: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """(x - mu)/sigma with mu and sigma (population) over the finite entries of `pool`; 0 where sigma is 0.
+    """Computes (x - mu) / sigma with mu and population sigma of the finite entries of `pool`.
 
-    NaN stays NaN, and everything is NaN where `pool` has no finite entry.
+    If sigma is 0, finite values become 0. NaN stays NaN. If `pool` has no finite entry, everything is NaN.
     """
     finite = pool[np.isfinite(pool)]
     if len(finite) == 0:
         return np.full(len(values), np.nan)
     sigma = finite.std()
-    # A constant's computed sigma is a rounding residue, not 0: compare it with the values' own magnitude.
+    # The computed sigma of a constant is a rounding residue, not 0, so it is compared with the values' magnitude.
     if sigma <= 1e-12 * float(np.abs(finite).max()):
         return np.where(np.isfinite(values), 0.0, np.nan)
     return (values - finite.mean()) / sigma
 
 
+def cell(value: float | None, digits: int = 3, dash: str = "-") -> str:
+    """Formats a number for a table, or returns `dash` if it is None or NaN."""
+    return dash if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
 def without_nan(content: Any) -> Any:
-    """JSON-able `content` with null for every NaN and infinity, which JSON does not have."""
+    """Returns JSON-able `content` with None for every NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

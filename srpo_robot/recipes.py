@@ -1,4 +1,4 @@
-"""TOML recipe -> frozen dataclass, once, at the edge; an unknown key is an error that names the closest known one."""
+"""Loads TOML recipes into frozen dataclasses. An unknown key is an error that names the closest known key."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from srpo_robot.renames import RECIPE_KEYS, STEP_VALUES, current
 FOLDERS = ("datasets", "policies", "hardware")
 
 
-# --- what a recipe holds ------------------------------------------------------------------------------------------
+# --- recipe types -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CameraRecipe:
     """One camera. The dataset's feature key is "observation.images." + name.
 
-    What it captures is cropped to `crop`, or to the largest centred part of the right shape, and resized to
-    `height_px` x `width_px`. The mock arm draws its own pictures and reads name and size only.
+    A captured picture is cropped to `crop`, or to the largest centred part of the right shape, and resized to
+    `height_px` x `width_px`. The mock arm renders its own pictures and uses only name and size.
     """
 
     name: str
     height_px: int
     width_px: int
-    source: str = ""  # a real arm's: an index ("0"), a device ("/dev/video2") or the URL of an MJPEG stream
-    capture_px: tuple[int, ...] = ()  # (height, width) asked of a device; (): as it comes
-    capture_fps: float = 0.0  # asked of a device [Hz]; 0: as it comes
-    crop: tuple[int, ...] = ()  # (top, left, height, width) of the captured picture [px]
-    fixed: dict[str, Any] = field(default_factory=dict)  # exposure, gain, ...: set on a device and read back
-    max_age_s: float = 0.5  # an older picture, or one that stood still for so long, is an error
-    reference: str = ""  # a picture of what it should see, compared before a run
-    min_similarity: float = 0.5  # to the reference, correlation -1 to 1, that it must reach
+    source: str = ""  # real arm only: an index ("0"), a device ("/dev/video2") or the URL of an MJPEG stream
+    capture_px: tuple[int, ...] = ()  # (height, width) to request from a device; (): its default
+    capture_fps: float = 0.0  # rate to request from a device [Hz]; 0: its default
+    crop: tuple[int, ...] = ()  # (top, left, height, width) in the captured picture [px]
+    fixed: dict[str, Any] = field(default_factory=dict)  # exposure, gain, ...: set on the device and read back
+    max_age_s: float = 0.5  # an older picture, or one unchanged for this long, is an error
+    reference: str = ""  # picture of the expected view, compared before a run
+    min_similarity: float = 0.5  # least correlation with the reference, -1 to 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LimitsRecipe:
-    """Bounds that no command passes. Angles [rad], lengths [m], speeds [rad/s] or [m/s]; box in the base frame."""
+    """Bounds that no command may exceed. Angles [rad], lengths [m], speeds [rad/s] or [m/s]. Box in the base frame."""
 
     joint_min_rad: tuple[float, ...]
     joint_max_rad: tuple[float, ...]
@@ -55,39 +55,39 @@ class LimitsRecipe:
     max_gripper_speed_m_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ControllerRecipe:
-    """The xArm 7's controller: where it is, what is set there at every start and read back, how it is streamed to."""
+    """Controller of an xArm 7: its address, the settings written at every start and read back, and the streaming."""
 
     address: str  # IPv4 of the control box
-    command_port: int = 502  # the vendor's; another one only for an emulator
-    serial: str = ""  # of the arm, as on its base; "" takes any xArm 7
+    command_port: int = 502  # the vendor's port; change it only for an emulator
+    serial: str = ""  # serial number, as printed on the arm's base; "": any xArm 7
     connect_timeout_s: float = 3.0
-    stream: Literal["servo", "online"] = "servo"  # mode 1; or mode 6, which forgives an irregular network
-    stream_hz: float = 100.0  # set points a second; online: 20 to 50
+    stream: Literal["servo", "online"] = "servo"  # servo: mode 1; online: mode 6, which tolerates network jitter
+    stream_hz: float = 100.0  # set points per second; online: 20 to 50
     max_joint_acceleration_rad_s2: float = 8.0
     max_tcp_speed_m_s: float = 0.25
-    table_m: float = 0.0  # height that no part of the arm goes below, base frame
+    table_m: float = 0.0  # lowest height of any part of the arm, base frame
     home_speed_rad_s: float = 0.35  # 20 deg/s
-    payload_kg: float = 0.82  # the xArm gripper's
+    payload_kg: float = 0.82  # mass of the xArm gripper
     payload_centre_m: tuple[float, ...] = (0.0, 0.0, 0.048)  # flange frame
     collision_sensitivity: int = 3  # 1 to 5
     self_collision: bool = True
-    tool_model: int = 1  # what self-collision knows of the tool; 1: the xArm gripper, 0: nothing
-    fence: bool = True  # the controller guards limits.box_* too, `fence_margin_m` further out
+    tool_model: int = 1  # tool for the self-collision check; 1: xArm gripper, 0: none
+    fence: bool = True  # the controller enforces limits.box_* too, `fence_margin_m` wider
     fence_margin_m: float = 0.02
     reduced: bool = True  # the controller caps speeds and joint range too
     reduced_joint_speed_rad_s: float = 1.5
     reduced_tcp_speed_m_s: float = 0.3
     gripper: Literal["xarm", "none"] = "xarm"
-    gripper_rpm: int = 3000  # of its motor, 50 to 5000
-    max_report_age_s: float = 0.05  # of the 100 Hz report; beyond it the arm is stopped
-    command_timeout_s: float = 0.4  # a reply that takes longer is a fault; stalls of 0.19 s are seen on real arms
+    gripper_rpm: int = 3000  # speed of the motor, 50 to 5000
+    max_report_age_s: float = 0.05  # age of the 100 Hz report at which the arm is stopped
+    command_timeout_s: float = 0.4  # a slower reply is a fault; real arms stall for up to 0.19 s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HardwareRecipe:
-    """An arm as it stands in the lab (hardware/*.toml)."""
+    """One arm in the lab (hardware/*.toml)."""
 
     name: str
     kind: Literal["mock", "xarm7"]
@@ -96,30 +96,30 @@ class HardwareRecipe:
     tcp_offset_m: tuple[float, ...]  # flange -> TCP, tool frame
     cameras: tuple[CameraRecipe, ...]
     limits: LimitsRecipe
-    controller: ControllerRecipe | None = None  # of a real arm
-    judge_url: str = ""  # the mock lab's: lays out and judges in place of a person; no real arm has one
+    controller: ControllerRecipe | None = None  # real arm only
+    judge_url: str = ""  # mock lab only: server that lays out and judges in place of a person
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskRecipe:
     """One task of a lab (datasets/*.toml)."""
 
-    name: str  # what --task takes, for example "put-apple"
-    instruction: str  # what the policy reads; "{target}" in it is the layout's target
+    name: str  # value of --task, for example "put-apple"
+    instruction: str  # language instruction; "{target}" is replaced by the layout's target
     cameras: tuple[str, ...]
     action_space: Literal["tcp", "joints"]
     time_limit_s: float
-    success: str  # the rule in words, printed with every result
+    success: str  # success rule in words, printed with every result
     target: str  # the object that the instruction names
     distractors: tuple[str, ...] = ()
-    draw_target: bool = False  # every layout draws its target from `target` and `distractors`
-    swap_probability: float = 0.0  # chance that the target and a distractor change places in a layout
-    swap_during_probability: float = 0.0  # chance that they change places while the trial is under way
-    strategies: tuple[str, ...] = ()  # of the scripted expert, drawn alike; (): all it has
-    material: Literal["", "hinge", "cloth"] = ""  # what a towel is made of; "": nothing that is made of several
+    draw_target: bool = False  # each layout draws its target from `target` and `distractors`
+    swap_probability: float = 0.0  # probability that target and a distractor swap places in a layout
+    swap_during_probability: float = 0.0  # probability that they swap places during a trial
+    strategies: tuple[str, ...] = ()  # strategies of the scripted expert, equally likely; (): all
+    material: Literal["", "hinge", "cloth"] = ""  # material of the towel; "": no towel
 
     def instruction_for(self, target: str) -> str:
-        """What the policy reads where the target is `target`."""
+        """Returns the instruction for a layout with this target."""
         return self.instruction.replace("{target}", target)
 
 
@@ -172,38 +172,39 @@ class PolicyRecipe:
 
 
 def packaged_folder(folder: str) -> Path:
-    """Where the recipes that ship with the package are: beside it in a checkout, inside it in a wheel."""
+    """Returns the folder of the packaged recipes: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent
     inside = package / "_recipes" / folder
     return inside if inside.is_dir() else package.parent / folder
 
 
 def find(folder: str, name: str) -> Path:
-    """The recipe `name`: a path, else ./FOLDER/name.toml (the lab's), else the packaged one.
+    """Returns the path of a recipe. `name` is a path, or is looked up in ./FOLDER and then in the packaged recipes.
 
     Raises:
-        RecipeError: none; the message lists those there are.
+        RecipeError: there is no such recipe. The message lists the existing ones.
     """
     stem = name.removesuffix(".toml").replace("-", "_")
-    places = [Path.cwd() / folder, packaged_folder(folder)]
+    folders = [Path.cwd() / folder, packaged_folder(folder)]
     if name.endswith(".toml") or "/" in name:
-        places_tried = [Path(name)]
+        candidates = [Path(name)]
     else:
-        places_tried = [place / f"{stem}.toml" for place in places]
-    for path in places_tried:
+        candidates = [place / f"{stem}.toml" for place in folders]
+    for path in candidates:
         if path.is_file():
             return path
-    known = sorted({path.stem.replace("_", "-") for place in places for path in place.glob("*.toml")})
+    known = sorted({path.stem.replace("_", "-") for place in folders for path in place.glob("*.toml")})
     close = difflib.get_close_matches(stem.replace("_", "-"), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     raise RecipeError(f"no recipe {name!r} in {folder}/{hint} There are: {', '.join(known) or 'none'}")
 
 
 def load[T](cls: type[T], folder: str, name: str) -> T:
-    """Read the recipe `name` of `folder` into the frozen dataclass `cls`.
+    """Reads the recipe `name` of `folder` into the frozen dataclass `cls`.
 
     Raises:
-        RecipeError: not found, not TOML, an unknown or missing key, a value of the wrong type.
+        RecipeError: the recipe does not exist, is not TOML, has an unknown key or lacks one, or a value has the wrong
+            type.
     """
     path = find(folder, name)
     try:
@@ -214,10 +215,13 @@ def load[T](cls: type[T], folder: str, name: str) -> T:
 
 
 def build[T](cls: type[T], table: dict[str, Any], where: str) -> T:
-    """A dataclass from a TOML table; nested tables become nested dataclasses, arrays tuples.
+    """Builds the dataclass `cls` from a TOML table. Nested tables become dataclasses, arrays become tuples.
+
+    Args:
+        where: name of the table for error messages.
 
     Raises:
-        RecipeError: see `load`.
+        RecipeError: as `load`.
     """
     table = {current(key, RECIPE_KEYS): value for key, value in table.items()}
     hints = get_type_hints(cls)
@@ -247,7 +251,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise RecipeError(f"{where} is {value!r}; choices: {', '.join(map(repr, args))}")
         return value
-    if origin in (Union, types.UnionType):  # something or None: TOML has no None
+    if origin in (Union, types.UnionType):  # `X | None`: TOML has no None
         return _convert(next(arg for arg in args if arg is not type(None)), value, where)
     if origin is dict and isinstance(value, dict):
         return value
@@ -259,7 +263,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def dump(recipe: Any) -> str:
-    """A recipe as TOML that `load` reads back as the same; keys at their default of nothing are left out."""
+    """Returns a recipe as TOML that `load` reads back unchanged. Keys whose value is None are left out."""
     tables = asdict(recipe)
     plain = {key: value for key, value in tables.items() if not _is_table(value)}
     lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if value is not None]
@@ -281,10 +285,10 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value)  # strings, numbers, true and false read the same in TOML
+    return json.dumps(value)  # strings, numbers, true and false are the same in JSON and TOML
 
 
 def digest(recipe: Any) -> str:
-    """A short hash of a recipe's content (dataclass or JSON-able), for table metadata and file names."""
+    """Returns a short hash of a recipe (dataclass or JSON-able), for table metadata and file names."""
     content = asdict(recipe) if is_dataclass(recipe) and not isinstance(recipe, type) else recipe
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The records that rooms hand to each other: frozen dataclasses with units and shapes; numpy only."""
+"""Records that the subpackages exchange: frozen dataclasses with units and shapes. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ JOINTS = 7
 
 
 def frozen(array: np.ndarray, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
-    """A read-only copy of `array` as float64; `shape` (None: any length) is checked.
+    """Returns a read-only float64 copy of `array`.
 
     Raises:
-        ValueError: the shape differs.
+        ValueError: the shape differs from `shape`. A None in `shape` matches any length.
     """
     copy = np.array(array, dtype=np.float64)
     if shape is not None and (
         copy.ndim != len(shape)
-        or any(want is not None and have != want for have, want in zip(copy.shape, shape, strict=True))
+        or any(expected is not None and size != expected for size, expected in zip(copy.shape, shape, strict=True))
     ):
         raise ValueError(f"shape {copy.shape}, expected {shape}")
     copy.setflags(write=False)
     return copy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Episode:
     """One recorded episode of a LeRobot dataset, without its frames.
 
@@ -35,9 +35,9 @@ class Episode:
         length: number of frames T.
         fps: frames per second.
         first_frame: global `index` of the episode's frame 0.
-        cameras: feature keys of its cameras, for example "observation.images.front".
-        success: True, False, or None for unlabelled (never read as failure).
-        group: episodes cut from one take share a group; leave-one-out leaves the whole group out.
+        cameras: feature keys of the cameras, for example "observation.images.front".
+        success: True, False, or None if unlabelled (never counted as a failure).
+        group: name shared by episodes cut from one take. Leave-one-out leaves the whole group out.
     """
 
     index: int
@@ -56,10 +56,10 @@ class Curve:
 
     Attributes:
         episode_index: episode_index in the dataset.
-        distance: (T,) L2 distance to the references; NaN before the first window.
-        progress: (T,) progress in [0, 1], before the first window held at its value; NaN throughout where undefined.
-        scored: (T,) True where a window was embedded, False where the distance was interpolated or there is none.
-        reason: why progress is NaN throughout ("" where it is not).
+        distance: (T,) L2 distance to the references. NaN before the first window.
+        progress: (T,) progress in [0, 1]. Frames before the first window hold its value. All NaN if undefined.
+        scored: (T,) True for frames with an embedded window, False if the distance is interpolated or absent.
+        reason: why progress is undefined, "" if it is defined.
     """
 
     episode_index: int
@@ -71,10 +71,10 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class ArmState:
-    """What the arm measured.
+    """Measured state of the arm.
 
     Attributes:
-        time_s: clock of the arm [s].
+        time_s: time on the arm's clock [s].
         joints_rad: (7,) measured joint angles [rad], J1..J7.
         gripper_m: measured opening between the fingers [m].
     """
@@ -105,11 +105,11 @@ class ArmCommand:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What a policy sees at one control step.
+    """Input of a policy at one control step.
 
     Attributes:
         state: measured arm state.
-        commanded: the last executed command (after limits).
+        commanded: the last executed command, after limits.
         images: camera name ("front", "wrist") -> uint8 (H, W, 3) RGB.
     """
 
@@ -123,8 +123,8 @@ class ActionChunk:
     """Actions for the next control steps, in the units of an action space of `arm.actions`.
 
     Attributes:
-        actions: (H, A) physical units (m, rad), one row a control period.
-        names: A names, for example ("tcp.x", "tcp.y", "tcp.z", "gripper").
+        actions: (H, A) actions in physical units [m, rad], one row per control period.
+        names: names of the A components, for example ("tcp.x", "tcp.y", "tcp.z", "gripper").
     """
 
     actions: np.ndarray
@@ -134,24 +134,24 @@ class ActionChunk:
         object.__setattr__(self, "actions", frozen(self.actions, (None, len(self.names))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One evaluation run, a row of trials.jsonl.
 
     Attributes:
         trial: 0-based number within the run.
         task: language instruction.
-        policy: what moved the arm.
+        policy: name of the policy that moved the arm.
         seed: seed of the layout.
-        success: verdict; None where the trial is void.
+        success: verdict, None if the trial is void.
         steps: control steps executed.
         seconds: duration on the arm's clock [s].
-        limited_by: commands changed by each limit layer, by layer name.
-        layout: what the scene was, JSON-able.
-        note: why a trial is void or was cut, "" otherwise.
-        late: control steps at which the arm held because the policy had not answered yet.
-        episode_index: of its recording; -1 where there is none.
-        score: how well the task was done at the end, 0 to 1; None where nobody measured it.
+        limited_by: number of commands that each limit layer changed, by layer name.
+        layout: the scene, JSON-able.
+        note: why the trial is void or was cut short, else "".
+        late: number of control steps at which the arm held because the policy had not answered yet.
+        episode_index: index of the recorded episode, -1 if the trial was not recorded.
+        score: degree of completion at the end, 0 to 1. None if it was not measured.
     """
 
     trial: int

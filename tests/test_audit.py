@@ -29,7 +29,10 @@ QUICK = Resampling(300, 300)
 
 
 def episodes(success: list[bool | None], task: str = "go") -> list[Episode]:
-    return [Episode(i, task, 20, 10.0, 20 * i, ("front",), label) for i, label in enumerate(success)]
+    return [
+        Episode(index=i, task=task, length=20, fps=10.0, first_frame=20 * i, cameras=("front",), success=label)
+        for i, label in enumerate(success)
+    ]
 
 
 def task(p: float = 0.01, low: float = 0.1, auc: float = 0.9, name: str = "go") -> TaskEvidence:
@@ -118,7 +121,10 @@ def test_a_single_class_fails_with_what_is_missing():
 
 
 def test_a_task_that_was_left_out_is_not_judged():
-    mixed = [*episodes([True, False, True, False]), Episode(4, "out", 9, 10.0, 80, ("front",), True)]
+    mixed = [
+        *episodes([True, False, True, False]),
+        Episode(index=4, task="out", length=9, fps=10.0, first_frame=80, cameras=("front",), success=True),
+    ]
     found = gather(mixed, np.array([0.9, 0.1, 0.8, 0.2, math.nan]), {}, resampling=QUICK)
     assert [row.task for row in found.tasks] == ["go"]
 

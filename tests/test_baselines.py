@@ -61,7 +61,7 @@ def noise_video(length: int = 30, seed: int = 0) -> np.ndarray:
 
 
 def episode(index: int, length: int, success: bool | None, task: str = "go") -> Episode:
-    return Episode(index, task, length, 10.0, 0, (FRONT,), success)
+    return Episode(index=index, task=task, length=length, fps=10.0, first_frame=0, cameras=(FRONT,), success=success)
 
 
 class LastFrames:

@@ -24,7 +24,15 @@ def line(index: int, reach: float, success: bool, length: int = 20) -> tuple[Epi
     ends = np.arange(10, length)
     along = reach * ends / (length - 1) + 0.01 * index
     return (
-        Episode(index, "go", length, 10.0, length * index, ("front",), success),
+        Episode(
+            index=index,
+            task="go",
+            length=length,
+            fps=10.0,
+            first_frame=length * index,
+            cameras=("front",),
+            success=success,
+        ),
         WindowEmbeddings(ends, np.stack([np.ones(len(ends)), along], axis=1)),
     )
 

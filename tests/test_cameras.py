@@ -21,7 +21,7 @@ from srpo_robot.recipes import CameraRecipe, HardwareRecipe, build
 
 pytestmark = pytest.mark.real_time
 
-FRONT = CameraRecipe("front", 12, 16, source="0")
+FRONT = CameraRecipe(name="front", height_px=12, width_px=16, source="0")
 SMOOTH = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8), (31, 31), 0)
 
 
@@ -324,7 +324,7 @@ def referenced(tmp_path: Path) -> tuple[list[CameraRecipe], dict[str, Frame]]:
     for place, (name, picture) in enumerate(pictures.items()):
         path = tmp_path / f"{name}.png"
         cv2.imwrite(str(path), picture[..., ::-1])
-        recipes.append(CameraRecipe(name, 96, 96, source=str(place), reference=str(path)))
+        recipes.append(CameraRecipe(name=name, height_px=96, width_px=96, source=str(place), reference=str(path)))
     return recipes, {name: Frame(picture, 0.0) for name, picture in pictures.items()}
 
 

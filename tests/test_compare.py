@@ -36,7 +36,18 @@ from srpo_robot.records import Trial
 
 def trial(number: int, success: bool | None, seed: int | None = None, task: str = "apple", note: str = "") -> Trial:
     own = number if seed is None else seed
-    return Trial(number, "go", "p", own, success, 9, 1.0, layout={"task": task}, note=note, episode_index=number)
+    return Trial(
+        trial=number,
+        task="go",
+        policy="p",
+        seed=own,
+        success=success,
+        steps=9,
+        seconds=1.0,
+        layout={"task": task},
+        note=note,
+        episode_index=number,
+    )
 
 
 def side(name: str, successes: Sequence[bool | None], first_seed: int = 0, task: str = "apple") -> Contender:

@@ -230,7 +230,10 @@ def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
     encoder, spec = PixelMean(16), WindowSpec("dense", shape="recent", min_window=4, frames_per_clip=2)
     reaches = [1.0, 0.97, 0.94, 0.91, 0.4]
     videos = [moving_square(30 + i, reach) for i, reach in enumerate(reaches)]
-    episodes = [Episode(i, "go", len(v), 10.0, 0, ("c",), i < 4) for i, v in enumerate(videos)]
+    episodes = [
+        Episode(index=i, task="go", length=len(v), fps=10.0, first_frame=0, cameras=("c",), success=i < 4)
+        for i, v in enumerate(videos)
+    ]
     made = variants(videos[0], 0, failure=videos[4])
     extra = [variant_episode(episodes[0], variant, 100 + i) for i, variant in enumerate(made)]
 
@@ -250,8 +253,10 @@ def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
 
 def test_a_variant_is_not_measured_against_the_episode_it_was_made_of():
     """A variant that is its source to the bit is at distance 0 from it, unless the group is left out."""
-    source = Episode(3, "go", 5, 10.0, 0, ("c",), True)
-    others = [Episode(i, "go", 5, 10.0, 0, ("c",), True) for i in (4, 5)]
+    source = Episode(index=3, task="go", length=5, fps=10.0, first_frame=0, cameras=("c",), success=True)
+    others = [
+        Episode(index=i, task="go", length=5, fps=10.0, first_frame=0, cameras=("c",), success=True) for i in (4, 5)
+    ]
     copy = variant_episode(source, from_simulator("copy", video(5)), 9)
     assert (copy.success, copy.group, copy.length) == (False, "episode 3", 5)
     points = [np.array([[0.5], [1.0]]), np.array([[0.5], [3.0]]), np.array([[0.5], [4.0]])]
@@ -259,6 +264,10 @@ def test_a_variant_is_not_measured_against_the_episode_it_was_made_of():
     scored = score([source, *others, copy], windows, Rules("loo", "nearest")).curves
     assert scored[3].distance[-1] == 2.0
     assert (
-        variant_episode(Episode(1, "go", 5, 10.0, 0, (), True, "take 7"), from_simulator("x", video(4)), 2).group
+        variant_episode(
+            Episode(index=1, task="go", length=5, fps=10.0, first_frame=0, cameras=(), success=True, group="take 7"),
+            from_simulator("x", video(4)),
+            2,
+        ).group
         == "take 7"
     )

@@ -65,7 +65,7 @@ def by_pyav(monkeypatch):
 
 def span(path: Path, first: int = 0, end: int = LENGTH) -> Video:
     """Frames first .. end - 1 of a file, as an episode."""
-    return Video("episode 7, front", path, first / FPS, end / FPS, end - first, FPS)
+    return Video(name="episode 7, front", path=path, start_s=first / FPS, end_s=end / FPS, length=end - first, fps=FPS)
 
 
 def frames(video: Video) -> np.ndarray:
@@ -160,7 +160,9 @@ from pathlib import Path
 import numpy as np
 from srpo_robot.buffer.decode import UndecodableFrame, Video, joined, video_chunks
 path, fps, length = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-read = lambda path: joined(video_chunks(Video("episode 0, front", path, 0.0, length / fps, length, fps)), length)
+name, end_s = "episode 0, front", length / fps
+video = lambda path: Video(name=name, path=path, start_s=0.0, end_s=end_s, length=length, fps=fps)
+read = lambda path: joined(video_chunks(video(path)), length)
 good, content, rng = read(path), path.read_bytes(), np.random.default_rng(0)
 start = content.find(b"mdat") + 4
 end = start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")

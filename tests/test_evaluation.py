@@ -44,7 +44,17 @@ def test_without_trials_the_rate_is_undefined():
 
 
 def trial(number: int, success: bool | None) -> Trial:
-    return Trial(number, "go", "policy", number, success, 10, 1.0, {"joint_step": 2}, {"apple": [0.4, 0.0]})
+    return Trial(
+        trial=number,
+        task="go",
+        policy="policy",
+        seed=number,
+        success=success,
+        steps=10,
+        seconds=1.0,
+        limited_by={"joint_step": 2},
+        layout={"apple": [0.4, 0.0]},
+    )
 
 
 def test_void_trials_do_not_count():

@@ -182,7 +182,10 @@ def test_a_command_that_is_not_finite_moves_nothing() -> None:
 
 def test_images_are_drawn_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRPO_RENDERER", "ray")
-    cameras = (CameraRecipe("front", 40, 60), CameraRecipe("wrist", 24, 24))
+    cameras = (
+        CameraRecipe(name="front", height_px=40, width_px=60),
+        CameraRecipe(name="wrist", height_px=24, width_px=24),
+    )
     arm, cell = make_mock(dataclasses.replace(RECIPE, cameras=cameras), TASK)
     with arm:
         cell.reset(0)

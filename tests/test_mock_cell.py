@@ -130,7 +130,7 @@ def test_a_layout_of_another_task_is_refused(sim: CellSim) -> None:
 
 
 def test_an_unknown_camera_is_refused() -> None:
-    hardware = dataclasses.replace(HARDWARE, cameras=(CameraRecipe("side", 8, 8),))
+    hardware = dataclasses.replace(HARDWARE, cameras=(CameraRecipe(name="side", height_px=8, width_px=8),))
     with pytest.raises(RecipeError, match="no camera 'side'; it has: front, wrist"):
         CellSim(hardware, TASK)
 

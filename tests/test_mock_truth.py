@@ -71,7 +71,7 @@ class Planned:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
     """50 mock episodes with one camera of 32 px, in two recordings: the second appends to the first."""
     root = tmp_path_factory.mktemp("truth") / "data"
-    camera = CameraRecipe("front", 32, 32)
+    camera = CameraRecipe(name="front", height_px=32, width_px=32)
     arm, cell = make_mock(
         dataclasses.replace(HARDWARE, cameras=(camera,)), TASK, wide_starts=0.6, disturbance_m=0.006, randomization=1.0
     )
@@ -256,7 +256,10 @@ def toy(lengths: tuple[int, ...] = (12, 20)) -> tuple[Truth, list[Episode]]:
     rng = np.random.default_rng(0)
     states = tuple(rng.normal(size=(n, len(STATE_NAMES))) for n in lengths)
     stages = tuple(np.zeros(n) for n in lengths)
-    episodes = [Episode(i, "go", n, 10.0, 0, (), True) for i, n in enumerate(lengths)]
+    episodes = [
+        Episode(index=i, task="go", length=n, fps=10.0, first_frame=0, cameras=(), success=True)
+        for i, n in enumerate(lengths)
+    ]
     kinds, strategies = ("none",) * len(lengths), ("direct",) * len(lengths)
     drops = (None,) * len(lengths)
     truth = Truth(stage=stages, state=states, score=stages, kind=kinds, strategy=strategies, drop=drops)

@@ -132,14 +132,16 @@ def test_the_gripper_by_hand():
     ],
 )
 def test_a_camera_by_hand(reading, changes, verdict, says):
-    recipe = CameraRecipe("front", 224, 224, source="0", fixed={"auto_exposure": 1, "exposure": 120})
+    recipe = CameraRecipe(
+        name="front", height_px=224, width_px=224, source="0", fixed={"auto_exposure": 1, "exposure": 120}
+    )
     line = preflight.camera(replace(recipe, **changes), reading, 10.0)
     assert line.verdict is verdict
     assert says in line.found + line.todo
 
 
 def test_views_join_what_is_wrong():
-    recipe = CameraRecipe("front", 8, 8, source="0", reference="front.png")
+    recipe = CameraRecipe(name="front", height_px=8, width_px=8, source="0", reference="front.png")
     assert preflight.camera_views([recipe], ()).verdict is PASS
     assert preflight.camera_views([replace(recipe, reference="")], ()).verdict is SKIP
     line = preflight.camera_views([recipe], ("front sees wrist; swap them", "wrist sees front; swap them"))

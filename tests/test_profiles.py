@@ -30,7 +30,16 @@ PROFILES = get_args(Profile)
 
 
 def episode(index: int, success: bool, task: str = "task", group: str = "", length: int = 13) -> Episode:
-    return Episode(index, task, length, 10.0, 0, ("observation.images.front",), success, group)
+    return Episode(
+        index=index,
+        task=task,
+        length=length,
+        fps=10.0,
+        first_frame=0,
+        cameras=("observation.images.front",),
+        success=success,
+        group=group,
+    )
 
 
 def line(*values: float, ends: tuple[int, ...] = (10, 11, 12)) -> WindowEmbeddings:
@@ -213,7 +222,7 @@ def test_rules_refuse_what_there_is_not(wrong, message):
 
 
 def test_unlabelled_episodes_are_listed():
-    unlabelled = [Episode(i, "task", 13, 10.0, 0, ()) for i in (4, 7)]
+    unlabelled = [Episode(index=i, task="task", length=13, fps=10.0, first_frame=0, cameras=()) for i in (4, 7)]
     with pytest.raises(ScoringError, match=r"2 episodes \(4, 7\) are unlabelled; .*--csv FILE.*--all-success"):
         score([*EPISODES, *unlabelled], [*WINDOWS, None, None])
 

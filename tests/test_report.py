@@ -36,7 +36,7 @@ from srpo_robot.report.dataset import Embeddings, matched, read_scored, worst_fa
 from srpo_robot.report.dataset_page import make_report, with_strips
 from srpo_robot.report.figures import draw_weights
 from srpo_robot.report.frames import film_strip, spread, tiled
-from srpo_robot.report.page import Section, data_block, write_page
+from srpo_robot.report.page import Section, data_block, part, write_page
 from srpo_robot.report.regress import Match, Regress, nearest_windows, window_at, worst_regress
 from srpo_robot.report.strategy import OUTSIDE, medoid, most_central, principal_plane, strategy_map
 from srpo_robot.report.strategy_figure import draw_strategy_maps, file_names
@@ -264,13 +264,33 @@ def test_a_histogram_needs_a_weight():
 
 def test_a_page_escapes_its_text_and_lets_only_its_own_script_run(tmp_path):
     path = tmp_path / "page.html"
-    write_page(path, EVIL, EVIL, [Section(EVIL, [EVIL], [[(EVIL,), (EVIL,)]], (), [EVIL])], script="let a = 1 < 2;")
+    write_page(
+        path,
+        EVIL,
+        EVIL,
+        [Section(title=EVIL, notes=[EVIL], tables=[[(EVIL,), (EVIL,)]], pictures=(), warnings=[EVIL])],
+        script="let a = 1 < 2;",
+    )
     page = path.read_text()
     assert page.count("<script") == 1
     assert "<img" not in page
     digest = base64.b64encode(hashlib.sha256(b"let a = 1 < 2;").digest()).decode()
     assert f"script-src 'sha256-{digest}'" in page
     assert "default-src 'none'" in page
+
+
+def test_cells_attributes_and_captions_are_escaped_once(tmp_path):
+    name = "a & b < c > \"d\" 'e'"
+    path = tmp_path / "page.html"
+    button = part("button", 3, name, 7)
+    pictures = [(b"\xff\xd8", name)]
+    write_page(path, name, name, [Section(title=name, tables=[[("task",), (name,), (button,)]], pictures=pictures)])
+    page = path.read_text()
+    escaped = "a &amp; b &lt; c &gt; &#34;d&#34; &#39;e&#39;"
+    assert f"<td>{escaped}</td>" in page
+    assert f'<img alt="{escaped}" src="data:image/jpeg;base64,' in page
+    assert f'<button type="button" data-episode="3" data-frame="7">{escaped}</button>' in page
+    assert page.count(escaped) == 7 and name not in page
 
 
 def test_a_page_without_a_script_lets_none_run(tmp_path):

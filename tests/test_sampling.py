@@ -23,7 +23,18 @@ def episodes(*lengths: int, tasks: str = "", groups: list[str] | None = None) ->
     made, first = [], 0
     for number, length in enumerate(lengths):
         group = groups[number] if groups else ""
-        made.append(Episode(number, tasks[number] if tasks else "t", length, 10.0, first, (), True, group))
+        made.append(
+            Episode(
+                index=number,
+                task=tasks[number] if tasks else "t",
+                length=length,
+                fps=10.0,
+                first_frame=first,
+                cameras=(),
+                success=True,
+                group=group,
+            )
+        )
         first += length
     return made
 

@@ -25,7 +25,16 @@ from srpo_robot.records import Episode
 
 
 def episode(index: int, success: bool, length: int = 13, task: str = "task") -> Episode:
-    return Episode(index, task, length, 10.0, 0, ("observation.images.front",), success, f"episode {index}")
+    return Episode(
+        index=index,
+        task=task,
+        length=length,
+        fps=10.0,
+        first_frame=0,
+        cameras=("observation.images.front",),
+        success=success,
+        group=f"episode {index}",
+    )
 
 
 def line(*values: float, ends: tuple[int, ...] = (10, 11, 12)) -> WindowEmbeddings:
@@ -132,7 +141,7 @@ def test_a_task_without_success_is_an_error_or_left_out():
 
 
 def test_an_unlabelled_episode_is_never_a_failure():
-    unlabelled = Episode(4, "task", 13, 10.0, 0, (), None, "")
+    unlabelled = Episode(index=4, task="task", length=13, fps=10.0, first_frame=0, cameras=(), success=None, group="")
     with pytest.raises(ScoringError, match="episode 4 is unlabelled"):
         score([episode(0, True), unlabelled], [line(0.0, 1.0, 2.0)] * 2)
 

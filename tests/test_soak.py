@@ -74,7 +74,10 @@ def checks(soak, tmp_path) -> Any:
     made._task = load(TaskRecipe, "datasets", "put-apple")
     made._read_dataset = lambda: (2, 10, "")
     for number in range(2):
-        append_trial(tmp_path, Trial(number, "t", "p", 0, True, 3, 0.3, episode_index=number))
+        append_trial(
+            tmp_path,
+            Trial(trial=number, task="t", policy="p", seed=0, success=True, steps=3, seconds=0.3, episode_index=number),
+        )
     folder = tmp_path / "trials" / "002"
     folder.mkdir(parents=True)
     (folder / "steps.jsonl").write_text("".join(f'{{"step": {k}}}\n' for k in range(3)))

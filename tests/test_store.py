@@ -265,7 +265,10 @@ def test_a_store_whose_format_cannot_be_read_is_refused(store, content):
 
 def test_a_plan_counts_what_is_left_for_every_camera():
     geometry = Geometry(24, 1024, 4, 256)
-    episodes = [Episode(i, "t", length, 10.0, 0, ("a", "b")) for i, length in enumerate([100, 20, 5])]
+    episodes = [
+        Episode(index=i, task="t", length=length, fps=10.0, first_frame=0, cameras=("a", "b"))
+        for i, length in enumerate([100, 20, 5])
+    ]
     spec = WindowSpec("stride", 4, frames_per_clip=64)
     keys = {0: ("a0", "b0"), 1: ("a1", "b1"), 2: ("a2", "b2")}
     made = plan(episodes, spec, geometry, keys, {"a0", "b2"}, tflops=100.0)
@@ -279,7 +282,7 @@ def test_a_plan_counts_what_is_left_for_every_camera():
 
 def test_a_plan_of_nested_windows_costs_each_at_its_own_length():
     geometry = Geometry(24, 1024, 4, 256)
-    episode = Episode(3, "t", 300, 10.0, 0, ("a",))
+    episode = Episode(index=3, task="t", length=300, fps=10.0, first_frame=0, cameras=("a",))
     made = plan([episode], WindowSpec("nested", min_window=0, frames_per_clip=64), geometry, {3: ("k",)}, ())
     assert made.windows == 32
     assert made.seconds is None
@@ -288,6 +291,6 @@ def test_a_plan_of_nested_windows_costs_each_at_its_own_length():
 
 
 def test_a_plan_where_all_is_stored_or_left_out_costs_nothing():
-    episodes = [Episode(i, "t", 30, 10.0, 0, ("a",)) for i in range(2)]
+    episodes = [Episode(index=i, task="t", length=30, fps=10.0, first_frame=0, cameras=("a",)) for i in range(2)]
     made = plan(episodes, WindowSpec("dense", frames_per_clip=4), Geometry(2, 32, 2, 32), {0: ("k",)}, {"k"}, 1.0)
     assert (made.windows, made.windows_stored, made.tflop, made.seconds, made.bytes) == (20, 20, 0, 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -122,12 +123,12 @@ def test_a_line_or_tick_that_was_cut_is_left_out(tmp_path):
 def test_a_full_disk_does_not_hide_what_came_first(tmp_path):
     with pytest.raises(RuntimeError, match="the first"), TrialLog(tmp_path / "x", {}, 10.0, Ticks()) as log:
         log.add(step(0))
-        (tmp_path / "x" / "ticks.part").mkdir()  # the parquet cannot be written
-        (tmp_path / "x" / "steps.part").mkdir()
+        (tmp_path / "x" / "ticks.parquet").mkdir()  # the parquet cannot be written
+        (tmp_path / "x" / "steps.parquet").mkdir()
         raise RuntimeError("the first")
     check(tmp_path / "x", 1)
     with pytest.raises(OSError), TrialLog(tmp_path / "y", {}, 10.0) as log:
-        (tmp_path / "y" / "steps.part").mkdir()
+        (tmp_path / "y" / "steps.parquet").mkdir()
         log.add(step(0))
 
 
@@ -158,9 +159,14 @@ def test_a_note_that_cannot_be_read_is_still_a_fault(tmp_path):
     assert read_fault(tmp_path) == CUT_OFF
 
 
-def test_a_note_that_cannot_be_written_leaves_the_one_before(tmp_path):
+def test_a_note_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     note_fault(tmp_path)
-    (tmp_path / f"{FAULT}.part").mkdir()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("srpo_robot.files.os.fsync", full)
     with pytest.raises(OSError):
         note_fault(tmp_path, "the disk is full")
     assert read_fault(tmp_path).startswith(CUT_OFF)
+    assert [path.name for path in tmp_path.iterdir()] == [FAULT]

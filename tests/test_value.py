@@ -24,7 +24,16 @@ from srpo_robot.records import Episode
 
 
 def episode(index: int, success: bool, length: int = 13, group: str = "") -> Episode:
-    return Episode(index, "task", length, 10.0, 0, ("observation.images.front",), success, group)
+    return Episode(
+        index=index,
+        task="task",
+        length=length,
+        fps=10.0,
+        first_frame=0,
+        cameras=("observation.images.front",),
+        success=success,
+        group=group,
+    )
 
 
 def line(*values: float, ends: tuple[int, ...] = (10, 11, 12)) -> WindowEmbeddings:

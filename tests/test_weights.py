@@ -199,7 +199,10 @@ def episodes(lengths, successes, tasks=None):
     tasks = tasks or ["go"] * len(lengths)
     starts = np.cumsum([0, *lengths])
     rows = enumerate(zip(lengths, successes, tasks, strict=True))
-    return [Episode(i, task, n, 10.0, int(starts[i]), ("c",), ok) for i, (n, ok, task) in rows]
+    return [
+        Episode(index=i, task=task, length=n, fps=10.0, first_frame=int(starts[i]), cameras=("c",), success=ok)
+        for i, (n, ok, task) in rows
+    ]
 
 
 def test_frames_have_label_task_and_tenth():

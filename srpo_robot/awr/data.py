@@ -91,7 +91,7 @@ class HeldOut:
         size = run.recipe.batch_size
         self._batches = [self._frames[first : first + size] for first in range(0, len(self._frames), size)]
         self._loader = data.loader(self._batches, min(1, decoding_workers())) if self._batches else None
-        self._noise = FlowNoise(run.trainee)
+        self._noise = FlowNoise(run.loss_module)
 
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ class HeldOut:
             return {}
         run, sums, done = self._run, torch.zeros(2, dtype=torch.float64), 0
         # Outside FSDP the wrapper is not needed, and DDP's would wait for the other processes.
-        trainee: Any = run.trainee if run.sharded else run.accelerator.unwrap_model(run.trainee)
+        trainee: Any = run.loss_module if run.sharded else run.accelerator.unwrap_model(run.trainee)
         with averaged(run):
             trainee.eval()
             for batch in self._loader:

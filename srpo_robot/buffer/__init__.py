@@ -1,1 +1,1 @@
-"""The LeRobot-format buffer: the only room that opens a LeRobotDataset."""
+"""The LeRobot-format buffer: the only subpackage that opens a LeRobotDataset."""

@@ -1,8 +1,7 @@
-"""A run's recorded trials go back into the buffer: the next round scores them and trains on them.
+"""Appends recorded trials to the buffer, so that the next round can score them and train on them.
 
-lerobot's own aggregation copies the frames unchanged, video packets included, so that what was embedded stays embedded:
-the store is keyed by what the packets hold. The new dataset is built beside the old one and takes its place in one
-step; until then the old one is untouched.
+lerobot's aggregation copies frames and video packets unchanged. Embeddings stay valid, because the store is keyed by
+the packets' content. The new dataset is built beside the old one and replaces it in one step.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from srpo_robot.errors import DatasetError, one_line
 
 
 def append(root: Path, sources: Sequence[Path]) -> tuple[int, int]:
-    """Append the episodes of `sources` to the dataset in `root`, or make it from them where there is none.
+    """Appends the episodes of `sources` to the dataset in `root`, which is created if it does not exist.
 
-    Columns, labels and groups come along, and so does all that DATASET/srpo holds of `root`; of the sources' sidecars
-    the labels alone. Needs as much free disk as the whole takes.
+    Columns, labels and groups are kept. The sidecar DATASET/srpo of `root` is kept whole. Of the sources' sidecars only
+    the labels are kept. Needs as much free disk space as the whole result takes.
 
     Returns:
-        episodes added, episodes in all.
+        number of added episodes, number of episodes in total.
 
     Raises:
-        DatasetError: no source; one that is no dataset or has other columns, rate or robot than `root`; an episode that
-            is there already.
+        DatasetError: there is no source, a source is no dataset or differs from `root` in columns, rate or robot, or an
+            episode is in `root` already.
     """
     if not sources:
         raise DatasetError("nothing to append; give the folders of runs or datasets")
@@ -67,7 +66,10 @@ def append(root: Path, sources: Sequence[Path]) -> tuple[int, int]:
 
 
 def _link(source: str, target: str) -> None:
-    """Sidecar files are replaced whole and never written to, so two folders may share one; a copy where they cannot."""
+    """Links a sidecar file, or copies it if the file system has no links.
+
+    Two folders may share a sidecar file, because such files are replaced whole and never written in place.
+    """
     try:
         os.link(source, target)
     except OSError:
@@ -98,21 +100,24 @@ def _columns(buffer: Buffer) -> dict[str, tuple[object, ...]]:
 
 
 def _check_new(buffers: Sequence[Buffer]) -> None:
-    """The same recording twice would count twice, and be its own reference. Only equal lengths are looked at."""
-    seen: dict[tuple[str, int], dict[str, str]] = {}
+    """Raises DatasetError if two datasets hold the same recording, which would count twice and be its own reference.
+
+    Only episodes of equal task and length are compared.
+    """
+    identities: dict[tuple[str, int], dict[str, str]] = {}
     lengths = [{(e.task, e.length) for e in buffer.episodes} for buffer in buffers]
     for place, buffer in enumerate(buffers):
-        shared = set().union(*(own for at, own in enumerate(lengths) if at != place))
+        shared = set().union(*(others for at, others in enumerate(lengths) if at != place))
         for episode in buffer.episodes:
             key = episode.task, episode.length
             if key not in shared or not buffer.cameras:
                 continue
             identity = buffer.video_identity(episode, buffer.cameras[0])
-            own = f"{buffer.root}, episode {episode.index}"
-            known = seen.setdefault(key, {})
+            name = f"{buffer.root}, episode {episode.index}"
+            known = identities.setdefault(key, {})
             if identity in known and not known[identity].startswith(f"{buffer.root}, "):
-                raise DatasetError(f"{own} is the same recording as {known[identity]}; append it once")
-            known.setdefault(identity, own)
+                raise DatasetError(f"{name} is the same recording as {known[identity]}; append it once")
+            known.setdefault(identity, name)
 
 
 def _aggregate(buffers: Sequence[Buffer], target: Path) -> None:
@@ -128,7 +133,7 @@ def _aggregate(buffers: Sequence[Buffer], target: Path) -> None:
                 f"local/{target.name}",
                 roots=[buffer.root for buffer in buffers],
                 aggr_root=target,
-                concatenate_videos=False,  # a file is copied as it is: its packets, and so its identity, stay
+                concatenate_videos=False,  # files are copied unchanged, so packets and identities stay the same
             )
     except (ValueError, KeyError) as error:
         raise DatasetError(f"lerobot cannot put these datasets together: {one_line(error)[:200]}") from None
@@ -136,10 +141,10 @@ def _aggregate(buffers: Sequence[Buffer], target: Path) -> None:
 
 
 def _number_tables(target: Path) -> None:
-    """Let every row of meta/episodes say which file it is in.
+    """Corrects the file numbers in the rows of meta/episodes.
 
-    lerobot packs the sources' tables into one and leaves their old numbers in the rows; the next aggregation would look
-    for files of those numbers.
+    lerobot packs the sources' tables into one but keeps their old numbers in the rows. The next aggregation would look
+    for files with those numbers.
     """
     for path in sorted((target / "meta" / "episodes").rglob("*.parquet")):
         table = pq.read_table(path)
@@ -152,13 +157,13 @@ def _number_tables(target: Path) -> None:
 
 
 def _labels(buffers: Sequence[Buffer]) -> dict[int, Label]:
-    """Labels and groups under the new episode numbers; a group is one take of its own dataset only."""
+    """Returns labels and groups by new episode number. A group never spans two datasets, so its name gets a mark."""
     labels, first = {}, 0
     for place, buffer in enumerate(buffers):
         for episode in buffer.episodes:
             index = first + episode.index
-            own = f"episode {episode.index}"
-            group = f"episode {index}" if episode.group == own else f"{episode.group}{_mark(place)}"
+            default = f"episode {episode.index}"
+            group = f"episode {index}" if episode.group == default else f"{episode.group}{_mark(place)}"
             labels[index] = Label(episode.success, group)
         first += len(buffer.episodes)
     return labels

@@ -1,11 +1,11 @@
-"""Recorded frames, decoded once, in order and in chunks; what cannot be decoded is an error, never a frame.
+"""Decodes recorded frames in order and in chunks. A frame that cannot be decoded raises an error.
 
-Videos go through torchcodec where it loads and gives what PyAV gives, otherwise through PyAV, and nobody hears of it:
-embeddings must not depend on what is installed. Bit-equal (FFmpeg 5.1 and 7.1) is 8-bit AV1, lerobot's default, of
-limited range in BT.601 or unspecified colours; PyAV ignores any other colour space, torchcodec does not (up to 50 of
-255 levels apart). H.264 stays with PyAV: its decoder paints over damage and only marks the frame, which torchcodec does
-not pass on. Of 60 files with 64 bytes overwritten it showed 55 as if nothing were wrong, against 13 here; no format has
-a checksum, so some damage nobody sees (AV1 17 of 60, HEVC 49, with either).
+Embeddings must not depend on the installed packages. So torchcodec decodes a video only if its frames are bit-equal to
+PyAV's, and PyAV decodes all others. Bit-equal (FFmpeg 5.1 and 7.1) are 8-bit AV1 videos (lerobot's default) of limited
+range in BT.601 or unspecified colours. PyAV ignores any other colour space and torchcodec does not: up to 50 of 255
+levels apart. H.264 needs PyAV: the decoder conceals damage and only marks the frame, and torchcodec drops the mark.
+With 64 bytes overwritten, torchcodec showed 55 of 60 files without an error, this module 13. No format has a checksum,
+so both miss some damage (AV1 17 of 60 files, HEVC 49).
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from PIL import Image
 
 from srpo_robot.errors import UndecodableFrame, one_line
 
-# What libav cannot read becomes an exception; its own lines say less. None, not a level: PyAV's callback for a level
-# needs the GIL, which the thread that closes a damaged file holds while it waits for libav's threads: they hang. The
-# second line is for libav's own callback, which lerobot's writer leaves behind.
+# Silence libav's log: its errors become exceptions, which say more. The level is None, because PyAV's log callback
+# needs the GIL. The thread that closes a damaged file holds the GIL while it waits for libav's threads: a deadlock. The
+# second line is for libav's default callback, which lerobot's writer restores.
 av.logging.set_level(None)
 av.logging.set_libav_level(av.logging.FATAL)
 
 CHUNK = 32  # frames; 88 MB of 720x1280
-REORDER_S = 1.0  # packets are stored in decoding order; one that is shown earlier may come this much later
-STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}  # damage is an error, not a guess at the picture
-_BT601 = (2, 5, 6)  # libav's colour spaces that PyAV reads right: unspecified, BT.470BG, SMPTE 170M
+REORDER_S = 1.0  # packets are in decoding order: a packet may follow another that is shown this much later
+STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}  # damage is an error; libav does not conceal it
+_BT601 = (2, 5, 6)  # colour spaces that PyAV converts correctly: unspecified, BT.470BG, SMPTE 170M
 _FULL_RANGE = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Video:
-    """Where one episode's frames are; many episodes share a file.
+    """Location of one episode's frames. Many episodes may share a file.
 
     Attributes:
-        name: of episode and camera, for messages.
+        name: episode and camera, for messages.
         path: the file.
-        start_s, end_s: when its first frame is shown, and when its last one is gone [s].
+        start_s, end_s: time at which the first frame appears and the last one disappears [s].
         length: number of frames.
-        fps: frames a second.
+        fps: frames per second.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Video:
 
 
 def broken(name: str, frame: int, why: object) -> UndecodableFrame:
-    """The error for frame `frame` of `name`, an episode and camera."""
+    """Returns the error for frame `frame` of `name`, an episode and camera."""
     return UndecodableFrame(
         f"{name}, frame {frame} cannot be decoded ({why}); "
         "record the episode again, or go on without it: --skip-bad-episodes"
@@ -68,10 +68,10 @@ def broken(name: str, frame: int, why: object) -> UndecodableFrame:
 
 
 def joined(chunks: Iterable[np.ndarray], length: int) -> np.ndarray:
-    """(length, ...) of chunks (n, ...) that follow one another, of which one at a time is in memory.
+    """Concatenates chunks (n, ...) into one array (length, ...), with one chunk at a time in memory.
 
     Raises:
-        ValueError: they are not `length` together.
+        ValueError: the chunks have another total length.
     """
     whole, at = np.empty(0), 0
     for chunk in chunks:
@@ -79,25 +79,25 @@ def joined(chunks: Iterable[np.ndarray], length: int) -> np.ndarray:
             whole = np.empty((length, *chunk.shape[1:]), chunk.dtype)
         whole[at : at + len(chunk)] = chunk
         at += len(chunk)
-        del chunk  # the next one is made now
+        del chunk  # free it before the next one is decoded
     if at != length:
         raise ValueError(f"{at} of {length} frames")
     return whole
 
 
 def video_chunks(video: Video, chunk: int = CHUNK) -> Iterator[np.ndarray]:
-    """All frames of `video`: uint8 (at most `chunk`, H, W, 3) RGB. None of them is kept here.
+    """Yields all frames of `video` in chunks: uint8 (at most `chunk`, H, W, 3) RGB.
 
     Raises:
-        UndecodableFrame: names the first frame that is damaged or missing.
+        UndecodableFrame: a frame is damaged or missing. The message names the first such frame.
     """
-    # torchcodec stops where anything is odd; what is wrong there, PyAV says.
+    # torchcodec stops at the first irregularity. PyAV continues there and reports the reason.
     done = yield from _by_torchcodec(video, chunk)
     yield from _gathered(_by_pyav(video, done), video.length - done, chunk, video.name, done)
 
 
 def image_chunks(name: str, cells: Iterable[Any], root: Path, length: int, chunk: int = CHUNK) -> Generator[np.ndarray]:
-    """As `video_chunks`, of `cells` {"bytes", "path"} of compressed images, in order. Raises as `video_chunks`."""
+    """Yields frames as `video_chunks` does, from compressed images in `cells` {"bytes", "path"}. Raises the same."""
 
     def frames() -> Iterator[np.ndarray]:
         for number, cell in enumerate(cells):
@@ -105,7 +105,7 @@ def image_chunks(name: str, cells: Iterable[Any], root: Path, length: int, chunk
                 frame = _image(cell, root)
             except MemoryError:
                 raise
-            except Exception as error:  # PIL's readers raise dozens of kinds
+            except Exception as error:  # PIL's readers raise dozens of exception types
                 raise broken(name, number, one_line(error)) from None
             yield frame
 
@@ -113,12 +113,12 @@ def image_chunks(name: str, cells: Iterable[Any], root: Path, length: int, chunk
 
 
 def image_content(cell: Any) -> bytes:
-    """What identifies one of `image_chunks`' cells."""
+    """Returns bytes that identify a cell of `image_chunks`."""
     return (cell["bytes"] or str(cell["path"]).encode()) if isinstance(cell, dict) else repr(cell).encode()
 
 
 def video_packets(video: Video) -> Iterator[bytes]:
-    """The compressed frames of `video`, in the order of the file.
+    """Yields the compressed frames of `video` in file order.
 
     Raises:
         UndecodableFrame: the file cannot be read.
@@ -140,16 +140,16 @@ def video_packets(video: Video) -> Iterator[bytes]:
 
 @cache
 def torchcodec_decoder() -> Any:
-    """torchcodec's VideoDecoder; None where it is absent or finds no FFmpeg to load, which takes more than a wheel."""
+    """Returns torchcodec's VideoDecoder, None if torchcodec is not installed or finds no FFmpeg libraries."""
     try:
         from torchcodec.decoders import VideoDecoder
-    except Exception:  # a RuntimeError of a hundred lines, an ImportError, an OSError
+    except Exception:  # RuntimeError, ImportError or OSError
         return None
     return VideoDecoder
 
 
 def _by_torchcodec(video: Video, chunk: int) -> Generator[np.ndarray, None, int]:
-    """Frames from the first one on, until something is not as it should be; returns how many that were."""
+    """Yields frames until the first irregularity. Returns their number."""
     decoder = _decoder_for(video)
     if decoder is None:
         return 0
@@ -158,12 +158,12 @@ def _by_torchcodec(video: Video, chunk: int) -> Generator[np.ndarray, None, int]
         if frames is None:
             return done
         yield frames
-        del frames  # the next ones are made now
+        del frames  # free them before the next ones are decoded
     return video.length
 
 
 def _decoder_for(video: Video) -> Any:
-    """A torchcodec decoder, None where PyAV's frames would be others or PyAV sees more damage."""
+    """Returns a torchcodec decoder, None if PyAV's frames would differ or PyAV detects more damage."""
     make = torchcodec_decoder()
     if make is None:
         return None
@@ -174,14 +174,14 @@ def _decoder_for(video: Video) -> Any:
         if context.colorspace not in _BT601 or context.color_range == _FULL_RANGE:
             return None
     try:
-        # Approximate: no scan of the whole file for each of its episodes. Times are checked frame by frame.
+        # "approximate" avoids a scan of the whole file for each episode. `_range` checks the time of each frame.
         return make(str(video.path), dimension_order="NHWC", num_ffmpeg_threads=0, seek_mode="approximate")
     except (RuntimeError, ValueError, AssertionError):
         return None
 
 
 def _range(decoder: Any, video: Video, done: int, count: int) -> np.ndarray | None:
-    """Frames done, done + 1, ... of the episode; None unless all are there and shown when they should be."""
+    """Returns frames done, done + 1, ... of the episode, None if one is missing or has the wrong time."""
     start = round(video.start_s * video.fps) + done
     try:
         batch = decoder.get_frames_in_range(start, start + count)
@@ -194,10 +194,10 @@ def _range(decoder: Any, video: Video, done: int, count: int) -> np.ndarray | No
 
 
 def _by_pyav(video: Video, first: int) -> Generator[np.ndarray]:
-    """Frames from number `first` on, one by one: uint8 (H, W, 3). Raises as `video_chunks`.
+    """Yields frames from number `first` on: uint8 (H, W, 3). Raises as `video_chunks`.
 
-    libav's threads report damage late and beside other frames. From where they report any, one thread goes on: it knows
-    which frame it is, or that it is another episode's.
+    libav's threads report damage late and at the wrong frame. From the first report on, a single thread decodes, which
+    attributes damage to the right frame or to another episode.
     """
     done = yield from _undamaged(video, first)
     number, bad = done, dict[int, str]()
@@ -218,7 +218,7 @@ def _by_pyav(video: Video, first: int) -> Generator[np.ndarray]:
 
 
 def _undamaged(video: Video, first: int) -> Generator[np.ndarray, None, int]:
-    """Frames from `first` on until something is not as it should be; returns the number of the frame to go on with."""
+    """Yields frames from `first` on until the first irregularity. Returns the number of the next frame."""
     number = first
     if first == video.length:
         return number
@@ -236,7 +236,7 @@ def _undamaged(video: Video, first: int) -> Generator[np.ndarray, None, int]:
 
 
 def _shown(packets: Iterator[Any], video: Video, stream: Any) -> Iterator[tuple[int | None, Any, str]]:
-    """(number in the episode, frame, ""), or (number, None, why) of a packet that fails and a frame that is damaged."""
+    """Yields (number in the episode, frame, ""). For a failed packet or a damaged frame the last item is the reason."""
     while True:
         packet = None
         try:
@@ -252,8 +252,10 @@ def _shown(packets: Iterator[Any], video: Video, stream: Any) -> Iterator[tuple[
 
 
 def _own_packets(video: Video, container: Any, stream: Any) -> Iterator[Any]:
-    """Packets up to the episode's end, then the empty one that asks for what is held back: the next episode's damage
-    would make a decoder forget the last frames of this one."""
+    """Yields packets up to the episode's end, then an empty one that flushes the decoder.
+
+    Without the flush, damage in the next episode would make the decoder drop the last frames of this one.
+    """
     for packet in container.demux(stream):
         at = _number(packet, video, stream)
         if at is not None and at >= video.length + REORDER_S * video.fps:
@@ -264,7 +266,7 @@ def _own_packets(video: Video, container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _number(timed: Any, video: Video, stream: Any) -> int | None:
-    """The frame of the episode that a packet or decoded frame is, by its time."""
+    """Returns the frame number of a packet or decoded frame in its episode, by its time."""
     if timed is None or timed.pts is None:
         return None
     return round((float(timed.pts * stream.time_base) - video.start_s) * video.fps)
@@ -272,10 +274,13 @@ def _number(timed: Any, video: Video, stream: Any) -> int | None:
 
 @contextmanager
 def _opened(video: Video, frame: int = 0, threads: int = 0) -> Iterator[tuple[Any, Any]]:
-    """The file and its stream, strict, at a keyframe not after `frame`; 0 threads: libav's choice.
+    """Opens the file in strict mode at a keyframe not after `frame`. Yields the container and its video stream.
+
+    Args:
+        threads: number of decoder threads; 0: libav's choice.
 
     Raises:
-        UndecodableFrame: no such file, not a video, or nothing can be read there.
+        UndecodableFrame: the file does not exist, holds no video, or cannot be read there.
     """
     try:
         container = av.open(str(video.path))
@@ -296,7 +301,11 @@ def _opened(video: Video, frame: int = 0, threads: int = 0) -> Iterator[tuple[An
 
 
 def _seek(container: Any, stream: Any, at_s: float, fps: float) -> None:
-    """libav jumps by decoding time: where frames are not stored in the order shown, it may land too late."""
+    """Seeks to a keyframe not after `at_s`.
+
+    libav seeks by decoding time. If frames are not stored in presentation order, it may land too late, so this retries
+    with an earlier target.
+    """
     if at_s <= 0:
         return
     for back_s in (1 / fps, REORDER_S, at_s):
@@ -311,9 +320,11 @@ def _seek(container: Any, stream: Any, at_s: float, fps: float) -> None:
 def _gathered(
     frames: Iterator[np.ndarray], length: int, chunk: int, name: str, first: int = 0
 ) -> Generator[np.ndarray]:
-    """Chunks of `length` frames, the first of which is number `first`. Raises UndecodableFrame."""
+    """Yields `length` frames in chunks. The first frame has number `first`. Raises UndecodableFrame."""
     for done in range(0, length, chunk):
-        yield _gather(frames, min(chunk, length - done), name, first + done)  # held by the consumer only
+        yield _gather(
+            frames, min(chunk, length - done), name, first + done
+        )  # no local reference: only the consumer holds the chunk
 
 
 def _gather(frames: Iterator[np.ndarray], count: int, name: str, first: int) -> np.ndarray:
@@ -335,11 +346,11 @@ def _size(frame: np.ndarray) -> str:
 
 
 def _image(cell: Any, root: Path) -> np.ndarray:
-    """uint8 (H, W, 3). Raises what PIL raises, and ValueError for what are no 8-bit colours."""
+    """Decodes a cell to uint8 (H, W, 3). Raises PIL's exceptions, and ValueError if the colours are not 8-bit."""
     if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
         raise ValueError("the frame is missing" if not cell or isinstance(cell, dict) else "it is not a stored image")
     with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else root / cell["path"]) as image:
-        # PIL would clip them to 0..255, and make NaN black.
+        # PIL would clip such pixels to 0..255 and turn NaN black.
         if image.mode.startswith(("F", "I")):
             kind = "floating-point numbers, which may be NaN" if image.mode == "F" else "integers of more than 8 bits"
             raise ValueError(f"its pixels are {kind}; give a camera of 8-bit colours")

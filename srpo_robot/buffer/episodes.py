@@ -1,4 +1,4 @@
-"""Opening a LeRobot v3.0 dataset: episodes, frames, columns, and what identifies them."""
+"""An open LeRobot v3.0 dataset: its episodes, frames, columns and fingerprints."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Buffer:
     """A LeRobot v3.0 dataset on disk.
 
     Attributes:
-        root: its folder.
+        root: folder of the dataset.
         meta: lerobot's LeRobotDatasetMetadata.
-        episodes: every episode with its label, in order.
+        episodes: all episodes with their labels, in order.
     """
 
     root: Path
@@ -56,7 +56,7 @@ class Buffer:
 
     @property
     def sidecar(self) -> Path:
-        """DATASET/srpo, where everything that this package adds lives; the recorded files are never written."""
+        """DATASET/srpo, the folder of all files that this package adds. Recorded files are never changed."""
         return self.root / SIDECAR
 
     @property
@@ -65,21 +65,21 @@ class Buffer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies what was recorded: frames, lengths and tasks of all episodes. Labels are not part of it."""
+        """Hash of the recording: frames, lengths and tasks of all episodes, without labels."""
         content = [(e.index, e.task, e.length, e.first_frame) for e in self.episodes]
         return hashlib.sha256(json.dumps([self.fps, content]).encode()).hexdigest()[:16]
 
     @cached_property
     def labels_fingerprint(self) -> str:
-        """Identifies the labels and groups that a score was computed with."""
+        """Hash of all labels and groups. A score stores it to detect changed labels."""
         content = [(e.index, e.success, e.group) for e in self.episodes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def camera(self, name: str | None) -> str:
-        """The feature key of camera `name` ("front" or "observation.images.front"); None: the first one.
+        """Returns the feature key of camera `name` ("front" or "observation.images.front"), None: the first camera.
 
         Raises:
-            DatasetError: unknown; the message lists those there are.
+            DatasetError: there is no such camera. The message lists the existing ones.
         """
         if not self.cameras:
             raise DatasetError(f"{self.root} has no camera; scoring needs a dataset with observation.images.*")
@@ -92,10 +92,11 @@ class Buffer:
         raise DatasetError(f"no camera {name!r} in {self.root}; there are: {names}")
 
     def frame_chunks(self, episode: Episode, camera: str, chunk: int = CHUNK) -> Iterator[np.ndarray]:
-        """All frames of one camera, decoded once and in order, `chunk` at a time: uint8 (n, H, W, 3) RGB.
+        """Yields all frames of one camera in order, `chunk` at a time: uint8 (n, H, W, 3) RGB.
 
         Raises:
-            UndecodableFrame: names episode, camera and frame; chunks before it have been given.
+            UndecodableFrame: a frame cannot be decoded. Earlier chunks were already yielded. The message names episode,
+                camera and frame.
         """
         if camera in self.meta.image_keys:
             cells = self._image_cells(episode, camera)
@@ -103,11 +104,11 @@ class Buffer:
         return video_chunks(self._video(episode, camera), chunk)
 
     def frames(self, episode: Episode, camera: str) -> np.ndarray:
-        """`frame_chunks` as one array: uint8 (T, H, W, 3) RGB; 830 MB for 300 frames of 720x1280. Raises as that."""
+        """Returns `frame_chunks` as one array: uint8 (T, H, W, 3) RGB. 300 frames of 720x1280 take 830 MB."""
         return joined(self.frame_chunks(episode, camera), episode.length)
 
     def video_identity(self, episode: Episode, camera: str) -> str:
-        """A hash of the recorded (compressed) frames: the same after episodes are appended or files are moved.
+        """Returns a hash of the compressed frames. It stays the same if episodes are appended or files are moved.
 
         Raises:
             UndecodableFrame: the file cannot be read.
@@ -122,10 +123,10 @@ class Buffer:
         return digest.hexdigest()[:32]
 
     def column(self, name: str) -> np.ndarray:
-        """One recorded column over all frames, in the order of the global `index`: (N,) or (N, width).
+        """Returns one recorded column over all frames, in the order of the global `index`: (N,) or (N, width).
 
         Raises:
-            DatasetError: no such column; the message lists those there are.
+            DatasetError: there is no such column. The message lists the existing ones.
         """
         if name not in self.meta.features:
             raise DatasetError(f"{self.root} has no {name!r}; its columns are: {', '.join(self.meta.features)}")
@@ -163,7 +164,7 @@ class Buffer:
             raise broken(name, 0, f"meta/episodes does not say where it is: {one_line(error)}") from None
         if not all(map(math.isfinite, span)):
             raise broken(name, 0, f"meta/episodes says it is at {span[0]:g} to {span[1]:g} s of {path.name}")
-        return Video(name, path, *span, episode.length, self.fps)
+        return Video(name=name, path=path, start_s=span[0], end_s=span[1], length=episode.length, fps=self.fps)
 
 
 def _named(episode: Episode, camera: str) -> str:

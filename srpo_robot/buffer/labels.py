@@ -1,7 +1,7 @@
-"""Success labels of episodes: where they are read from, in which order, and how they are set.
+"""Reads and writes success labels of episodes.
 
-Order: DATASET/srpo/labels.parquet, then `success` in the episodes' metadata, then any `next.success` of the episode's
-frames, else unlabelled. Unlabelled is never read as failure.
+A label comes from DATASET/srpo/labels.parquet, else from `success` in the episodes' metadata, else from any
+`next.success` of the episode's frames. Otherwise the episode is unlabelled, which never counts as a failure.
 """
 
 from __future__ import annotations
@@ -23,26 +23,31 @@ _FAILURE = {"0": False, "false": False, "failure": False, "f": False, "no": Fals
 
 @dataclass(frozen=True)
 class Label:
-    """success: True, False or None (unlabelled); group: episodes of one take share it."""
+    """One episode's label.
+
+    Attributes:
+        success: True, False, or None if unlabelled.
+        group: name shared by the episodes of one take.
+    """
 
     success: bool | None
     group: str
 
 
 def read_labels(buffer: Buffer) -> dict[int, Label]:
-    """The label of every episode of `buffer`, by episode_index."""
+    """Returns the label of every episode, by episode_index."""
     recorded = _recorded(buffer)
     stored = _stored(buffer)
     labels = {}
     for episode in buffer.episodes:
-        own = stored.get(episode.index, Label(None, ""))
-        success = own.success if own.success is not None else recorded[episode.index]
-        labels[episode.index] = Label(success, own.group or f"episode {episode.index}")
+        label = stored.get(episode.index, Label(None, ""))
+        success = label.success if label.success is not None else recorded[episode.index]
+        labels[episode.index] = Label(success, label.group or f"episode {episode.index}")
     return labels
 
 
 def _stored(buffer: Buffer) -> dict[int, Label]:
-    """Labels of the sidecar table; {} where there is none."""
+    """Returns the labels of the sidecar table, {} if there is no table."""
     path = buffer.sidecar / TABLE
     if not path.is_file():
         return {}
@@ -52,7 +57,7 @@ def _stored(buffer: Buffer) -> dict[int, Label]:
 
 
 def _recorded(buffer: Buffer) -> dict[int, bool | None]:
-    """Labels that the recording itself carries."""
+    """Returns the labels in the recording itself."""
     success: dict[int, bool | None] = {episode.index: None for episode in buffer.episodes}
     if "next.success" in buffer.meta.features:
         flags = buffer.column("next.success").reshape(-1).astype(bool)
@@ -66,7 +71,7 @@ def _recorded(buffer: Buffer) -> dict[int, bool | None]:
 
 
 def write_labels(buffer: Buffer, labels: dict[int, Label]) -> None:
-    """Store `labels` (any subset of the episodes) in DATASET/srpo/labels.parquet, over those already stored there."""
+    """Merges `labels` (of any subset of the episodes) into DATASET/srpo/labels.parquet."""
     merged = _stored(buffer)
     for index, label in labels.items():
         old = merged.get(index, Label(None, ""))
@@ -84,7 +89,7 @@ def write_labels(buffer: Buffer, labels: dict[int, Label]) -> None:
 
 
 def require_labels(buffer: Buffer) -> None:
-    """Raise UnlabelledError where an episode has no label; it lists them and names the ways to label."""
+    """Raises UnlabelledError if an episode has no label. The message lists the episodes and the ways to label them."""
     missing = [episode.index for episode in buffer.episodes if episode.success is None]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
@@ -95,10 +100,12 @@ def require_labels(buffer: Buffer) -> None:
 
 
 def parse_csv(path: Path, episodes: int) -> dict[int, Label]:
-    """Read "episode_index,success[,group]" with a header; success is one of 1/0, true/false, success/failure, or empty.
+    """Reads a CSV file with the header "episode_index,success[,group]".
+
+    `success` is 1 or 0, true or false, success or failure, or empty.
 
     Raises:
-        DatasetError: no such file, a column or value that is not understood; names the line.
+        DatasetError: the file does not exist, or a column or value is invalid. The message names the line.
     """
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))

@@ -1,4 +1,4 @@
-"""Opening a LeRobot v3.0 dataset: the folder or the Hub id, the format's version, the labels."""
+"""Opens a LeRobot v3.0 dataset by folder or Hub id, checks its format version and reads its labels."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ INFO = Path("meta") / "info.json"
 
 
 def quiet_lerobot() -> None:
-    """Keep what lerobot's parts print off the terminal; call it before importing lerobot.
+    """Silences lerobot's output. Call it before importing lerobot.
 
-    Without system ffmpeg it logs a 100-line torchcodec traceback and falls back to PyAV by itself; the AV1 encoder
+    Without system ffmpeg lerobot logs a 100-line torchcodec traceback before it falls back to PyAV. The AV1 encoder
     prints its settings for every file.
     """
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
-    os.environ.setdefault("SVT_LOG", "1")  # errors only; read when an encoder opens
+    os.environ.setdefault("SVT_LOG", "1")  # errors only; the variable is read when an encoder opens
 
 
 def open_buffer(dataset: str | Path) -> Buffer:
-    """Open a LeRobot v3.0 dataset by folder, or download it by Hub id ("user/name").
+    """Opens a LeRobot v3.0 dataset by folder, or downloads it by Hub id ("user/name").
 
     Raises:
-        DatasetError: no such folder, no dataset in it, another format version, or the Hub does not answer.
+        DatasetError: the folder does not exist, holds no dataset or another format version, or the Hub does not answer.
     """
     root = Path(dataset)
     hub_id = None

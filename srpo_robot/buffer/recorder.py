@@ -1,4 +1,4 @@
-"""Appending episodes to a LeRobot v3.0 dataset, each one whole on disk before the next begins."""
+"""Appends episodes to a LeRobot v3.0 dataset. Each episode is complete on disk before the next one begins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEROBOTS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 def dataset_features(
     cameras: dict[str, tuple[int, int]], state_names: tuple[str, ...], action_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """LeRobot's feature table: a video per camera (name -> height, width [px]), state, action, success."""
+    """Returns LeRobot's feature table: a video per camera (name -> height, width [px]), state, action, success."""
     features: dict[str, Any] = {
         f"observation.images.{name}": {
             "dtype": "video",
@@ -37,15 +37,15 @@ def dataset_features(
 
 
 class Recorder:
-    """Writes episodes into a new dataset, or onto the end of one with the same features. Use it as a context manager.
+    """Writes episodes into a new dataset, or appends to one with the same features. Use it as a context manager.
 
-    lerobot makes an episode readable only when it finalises the dataset, and to go on it must open it anew, which takes
-    longer the more episodes there are. So the dataset is finalised every `commit_every` episodes, and on the way out,
-    also by an exception or Ctrl-C. What a kill -9 cuts off is moved aside when the next recorder opens the dataset.
+    lerobot makes episodes readable only when it finalises the dataset. To continue, it must reopen the dataset, which
+    takes longer with every episode. So the dataset is finalised every `commit_every` episodes and on exit, also after
+    an exception or Ctrl-C. Files that a kill -9 cut off are moved aside when the next recorder opens the dataset.
     """
 
     def __init__(self, root: Path, fps: float, features: dict[str, Any], robot: str, commit_every: int = 1) -> None:
-        """`commit_every` 1: every finished episode survives whatever comes after it.
+        """Checks the target folder and writes nothing. With `commit_every` 1 every finished episode survives a crash.
 
         Raises:
             DatasetError: `root` holds something else, or a dataset with other features or another rate.
@@ -66,19 +66,19 @@ class Recorder:
             raise DatasetError(
                 f"{self.root} is recorded at {info['fps']} fps, this run at {self.fps}; use another --root"
             )
-        have = {name: feature for name, feature in info["features"].items() if name not in _LEROBOTS}
-        for name in have.keys() & self.features.keys():
-            there, here = have[name], self.features[name]
+        stored = {name: feature for name, feature in info["features"].items() if name not in _LEROBOTS}
+        for name in stored.keys() & self.features.keys():
+            there, here = stored[name], self.features[name]
             if list(there["shape"]) != list(here["shape"]) or there["names"] != here["names"]:
                 raise DatasetError(
                     f"{self.root} has another {name!r} than this run would append; use another --root "
                     f"(there: {there['shape']}, here: {list(here['shape'])})"
                 )
-        lacking, extra = sorted(self.features.keys() - have.keys()), sorted(have.keys() - self.features.keys())
+        lacking, extra = sorted(self.features.keys() - stored.keys()), sorted(stored.keys() - self.features.keys())
         if lacking or extra:
-            what = f"has no column {lacking[0]!r}" if lacking else f"has a column {extra[0]!r} of its own"
+            difference = f"has no column {lacking[0]!r}" if lacking else f"has a column {extra[0]!r} of its own"
             raise DatasetError(
-                f"{self.root} {what}, unlike this run: it is another arm's or version's; use another --root"
+                f"{self.root} {difference}, unlike this run: it is another arm's or version's; use another --root"
             )
 
     def __enter__(self) -> Self:
@@ -92,18 +92,18 @@ class Recorder:
 
     @property
     def episodes(self) -> int:
-        """Finished episodes."""
+        """Number of finished episodes."""
         return recorded_episodes(self.root)
 
     def begin(self) -> None:
-        """Open the dataset for one episode, where it is not open."""
+        """Opens the dataset for the next episode, unless it is open."""
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
         if self._dataset is not None:
             return
         name = f"local/{self.root.name}"
-        # A queue without a bound: lerobot's own holds 30 frames, and drops the next one when the encoder is slower than
-        # the camera, so that from there on images belong to other states. A slow encoder costs memory instead.
+        # The queue is unbounded. lerobot's default holds 30 frames and drops further ones if the encoder is slower than
+        # the camera, which shifts all later images against their states. Here a slow encoder costs memory instead.
         options: dict[str, Any] = {"streaming_encoding": True, "encoder_threads": 2, "encoder_queue_maxsize": 0}
         with interrupts.held_back():
             if self.episodes:
@@ -121,9 +121,14 @@ class Recorder:
         task: str,
         truth: Mapping[str, np.ndarray | str] | None = None,
     ) -> None:
-        """Add one frame: images by camera name uint8 (H, W, 3), the state before and the action executed from it.
+        """Adds one frame.
 
-        `truth`: what a simulator knows, by column name; of it the columns are recorded that the features declare.
+        Args:
+            images: uint8 (H, W, 3) by camera name.
+            state: state before the action.
+            action: action executed from that state.
+            task: language instruction.
+            truth: values from a simulator by column name. Columns that the features do not declare are ignored.
         """
         frame: dict[str, Any] = {f"observation.images.{name}": image for name, image in images.items()}
         frame["observation.state"] = np.asarray(state, dtype=np.float32)
@@ -133,7 +138,7 @@ class Recorder:
         self._dataset.add_frame({**frame, "task": task})
 
     def end(self, success: bool | None) -> int:
-        """Finish the episode and return its index. `success` None discards it (a void trial) and returns -1."""
+        """Finishes the episode and returns its index. If `success` is None (void trial), discards it and returns -1."""
         import datasets
 
         if not self._dataset.has_pending_frames():
@@ -143,7 +148,7 @@ class Recorder:
             return -1
         with interrupts.held_back():
             self._dataset.writer.episode_buffer["next.success"][-1] = np.array([success])
-            datasets.disable_progress_bars()  # one an episode; lerobot switches them on whenever it loads a dataset
+            datasets.disable_progress_bars()  # one per episode; lerobot enables them whenever it loads a dataset
             self._dataset.save_episode()
             self._uncommitted += 1
             index = self.episodes - 1
@@ -152,22 +157,22 @@ class Recorder:
         return index
 
     def _commit(self) -> None:
-        """Make what was recorded readable."""
+        """Finalises the dataset, so that its episodes become readable."""
         dataset, self._dataset, self._uncommitted = self._dataset, None, 0
         if dataset is not None:
-            if dataset.has_pending_frames():  # an exception on the way: this episode has no verdict
+            if dataset.has_pending_frames():  # after an exception: this episode has no verdict
                 dataset.clear_episode_buffer()
             dataset.finalize()
 
 
 def recorded_episodes(root: Path) -> int:
-    """Finished episodes of the dataset in `root`; 0 where there is none."""
+    """Returns the number of finished episodes in `root`, 0 if there is no dataset."""
     info = root / INFO
     return int(json.loads(info.read_text())["total_episodes"]) if info.is_file() else 0
 
 
 def _make_room(root: Path) -> None:
-    """lerobot creates a dataset only where there is no folder; an earlier start that recorded nothing left one.
+    """Removes the folder of an earlier start that recorded nothing, because lerobot creates only new folders.
 
     Raises:
         DatasetError: the folder holds more than an empty dataset's metadata.

@@ -1,8 +1,8 @@
-"""A dataset whose recording was cut off (kill -9, power): keep every finished episode, move the rest aside.
+"""Repairs a dataset whose recording was cut off (kill -9, power loss): keeps finished episodes, moves the rest aside.
 
-lerobot writes the footers of its parquet files, and so makes them readable, only when it finalises. What has none is
-moved to DATASET/srpo/cut_off/, or, where not one episode was finished, the whole folder to DATASET.cut_off_1. Nothing
-is deleted: the video in it may still be worth a look.
+lerobot writes the footers of its parquet files only when it finalises a dataset, and files without a footer cannot be
+read. They are moved to DATASET/srpo/cut_off/. If no episode was finished, the whole folder is moved to
+DATASET.cut_off_1. Nothing is deleted, because the video may still be useful.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ CUT_OFF = Path("srpo") / "cut_off"
 
 
 def repair(root: Path) -> int:
-    """Bring the dataset in `root` back to its finished episodes; returns how many files were moved aside.
+    """Restores the dataset in `root` to its finished episodes. Returns the number of files moved aside.
 
-    Nothing is touched where the dataset is whole, or where there is none. Call it only where nobody else is recording.
+    Changes nothing if the dataset is whole or does not exist. Do not call it while another process records there.
 
     Raises:
-        DatasetError: a finished episode refers to a file that is unreadable or gone: more is wrong than a cut.
+        DatasetError: a file of a finished episode is unreadable or gone, so the damage is more than a cut.
     """
     info_path = root / "meta" / "info.json"
     if not info_path.is_file():
         return 0
     info, rows, broken = _state(root)
-    unfinished = [path for path in root.glob("tmp*") if path.is_dir()]  # lerobot's, of an episode under way
+    unfinished = [path for path in root.glob("tmp*") if path.is_dir()]  # lerobot's folders of an unfinished episode
     if not rows and (info["total_episodes"] or unfinished):
         _move_whole(root)
         return 1
@@ -55,13 +55,13 @@ def repair(root: Path) -> int:
 
 
 def is_cut_off(root: Path) -> bool:
-    """Whether the dataset in `root` has unfinished files: its recording was cut off, or is still going on."""
+    """Returns whether the dataset in `root` has unfinished files: its recording was cut off or is still running."""
     info, rows, broken = _state(root)
     return bool(broken) or len(rows) != info["total_episodes"]
 
 
 def _state(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[Path]]:
-    """info.json, the rows of all readable episode tables in order, and the tables that have no footer."""
+    """Returns info.json, the rows of all readable episode tables in order, and the tables without a footer."""
     info = json.loads((root / "meta" / "info.json").read_text())
     rows, broken = [], []
     for path in sorted((root / "meta" / "episodes").rglob("*.parquet")):
@@ -73,7 +73,7 @@ def _state(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[Path]
 
 
 def _files(root: Path, info: dict[str, Any], row: dict[str, Any]) -> list[Path]:
-    """The files that hold an episode's frames."""
+    """Returns the files that hold an episode's frames."""
     data = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
     videos = [
         info["video_path"].format(
@@ -96,7 +96,7 @@ def _move_aside(root: Path, path: Path) -> None:
 
 
 def _move_whole(root: Path) -> None:
-    """Not one episode was finished: the folder as it is gets another name."""
+    """Renames the whole folder, for a dataset without a finished episode."""
     number = 1
     while (place := root.with_name(f"{root.name}.cut_off_{number}")).exists():
         number += 1
@@ -104,7 +104,7 @@ def _move_whole(root: Path) -> None:
 
 
 def _write_stats(root: Path, rows: list[dict[str, Any]]) -> None:
-    """The dataset's statistics, from those of the finished episodes."""
+    """Recomputes the dataset's statistics from the statistics of the finished episodes."""
     from lerobot.datasets.compute_stats import aggregate_stats
     from lerobot.datasets.io_utils import write_stats
     from lerobot.utils.utils import unflatten_dict

@@ -1,12 +1,12 @@
-"""Sidecar tables under DATASET/srpo: parquet, written whole or not at all, each naming its recipe and its parent."""
+"""Sidecar tables under DATASET/srpo: parquet files, written atomically, whose metadata names recipe and parent."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srpo_robot.errors import StaleTable
+from srpo_robot.files import write_whole
 
 _KEY = b"srpo"
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns by name, each (n,), and what the table was made from."""
+    """A table.
+
+    Attributes:
+        columns: arrays (n,) by column name.
+        metadata: inputs of the computation, and a hash of the content.
+    """
 
     columns: dict[str, np.ndarray]
     metadata: dict[str, Any]
@@ -33,22 +39,19 @@ class Table:
 def write_table(
     path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any], foreign: Mapping[str, str] | None = None
 ) -> Table:
-    """Write `columns` (equal lengths) atomically: a reader sees the old table or the new one, never half.
+    """Writes `columns` (equal lengths) atomically: a reader sees the old table or the new one, never half of one.
 
-    The metadata gets a `content` hash of the columns, by which a child table names its parent. `foreign`: further keys
-    of the file's schema, for another program that reads it.
+    Adds a `content` hash of the columns to the metadata. A child table names its parent by this hash.
+
+    Args:
+        foreign: further keys of the file's schema, for other programs that read the file.
     """
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
     stamped = {**metadata, "content": _content_hash(columns)}
-    own = {_KEY: json.dumps(stamped, sort_keys=True).encode()}
-    table = table.replace_schema_metadata({**(foreign or {}), **own})
+    schema = {**(foreign or {}), _KEY: json.dumps(stamped, sort_keys=True).encode()}
+    table = table.replace_schema_metadata(schema)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, partial(pq.write_table, table))
     return Table(dict(columns), stamped)
 
 
@@ -62,15 +65,15 @@ def _content_hash(columns: Mapping[str, np.ndarray]) -> str:
 
 
 def read_table(path: Path, *, refresh: str, **expected: Any) -> Table:
-    """Read a table and check that its metadata agrees with `expected`.
+    """Reads a table and checks that its metadata equals `expected`.
 
     Args:
         path: the parquet file.
-        refresh: the command that makes the table anew, for the error message.
-        expected: metadata values that must be equal, for example `dataset="1f..."`.
+        refresh: command that recomputes the table, for the error message.
+        expected: required metadata values, for example `dataset="1f..."`.
 
     Raises:
-        StaleTable: absent, unreadable, or made from something else.
+        StaleTable: the table is absent or unreadable, or was computed from other inputs.
     """
     if not path.is_file():
         raise StaleTable(f"{path} does not exist; run: {refresh}")

@@ -1,4 +1,4 @@
-"""Frames of a buffer as training samples, in the format that lerobot's policy preprocessors take."""
+"""Training samples from a buffer, in the format of lerobot's policy preprocessors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ACTION = "action"
 
 
 class FrameSource(Protocol):
-    """Where decoded frames come from."""
+    """Source of decoded frames."""
 
     def __call__(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
-        """The frames (B,) of every camera, by global index: feature key -> float32 (B, 3, H, W) RGB in [0, 1]."""
+        """Returns frames (B,) by global index for each camera: feature key -> float32 RGB (B, 3, H, W) in [0, 1]."""
         ...
 
 
 class MemoryFrames:
-    """Every frame decoded once, episode by episode, and kept as uint8 (N, 3, H, W) a camera."""
+    """Decodes every frame once and keeps it in memory as uint8 (N, 3, H, W) per camera."""
 
     def __init__(self, buffer: Buffer) -> None:
         self._frames: dict[str, torch.Tensor] = {}
@@ -43,10 +43,11 @@ class MemoryFrames:
 
 
 class DiskFrames:
-    """Frames decoded when asked for, through lerobot's reader: a seek to the keyframe before each one.
+    """Decodes frames on demand through lerobot's reader, which seeks to the keyframe before each frame.
 
-    Nothing is kept. Training draws frames at random, so every epoch decodes every frame again: a few milliseconds a
-    frame and camera, slower than the step of a tiny policy; loader workers hide it behind the step of a large one.
+    Keeps nothing. Training draws frames at random, so every epoch decodes every frame again. That takes a few
+    milliseconds per frame and camera. It is slower than a step of a tiny policy, but loader workers hide it behind a
+    step of a large one.
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -62,23 +63,23 @@ class DiskFrames:
 
     def _item(self, frame: int) -> dict[str, Any]:
         try:
-            return self._dataset[frame]  # type: ignore[return-value]  # a list only for a slice
+            return self._dataset[frame]  # type: ignore[return-value]  # it is a list only for a slice
         except Exception as error:  # PyAV, torchcodec and PIL raise dozens of kinds
             raise UndecodableFrame(f"frame {frame} (global index) cannot be decoded: {one_line(error)[:200]}") from None
 
 
 class TrainingSet(Dataset):
-    """Samples of a buffer by global frame index; the source of the frames is the only thing that differs between sizes.
+    """Samples of a buffer by global frame index.
 
-    Frames are decoded once into memory where they fit `cache_gb`, else read from disk one by one (`DiskFrames`).
+    Frames are decoded into memory once if they fit into `cache_gb` (`MemoryFrames`), else on demand (`DiskFrames`).
 
     Attributes:
-        chunk: number H of actions in a sample.
+        chunk: number of actions per sample.
         in_memory: whether the frames are held in memory.
     """
 
     def __init__(self, buffer: Buffer, chunk: int, cache_gb: float = 4.0) -> None:
-        """Raises DatasetError without an action, UndecodableFrame where a frame cannot be decoded into memory."""
+        """Raises DatasetError if there is no action, UndecodableFrame if a frame cannot be decoded into memory."""
         if ACTION not in buffer.meta.features:
             raise DatasetError(f"{buffer.root.name} has no action; record with 'srpo-robot record' to train a policy")
         self.chunk = chunk
@@ -101,16 +102,16 @@ class TrainingSet(Dataset):
         return len(self._end)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample.
+        """Returns one sample.
 
-        observation.images.*: float32 (3, H, W) RGB in [0, 1]. Other observation.*: (S,). action: (chunk, A), the
-        actions of this and the following frames, the episode's last one repeated past its end, where action_is_pad
-        (chunk,) is True. task: the instruction. index, episode_index: scalars.
+        observation.images.*: float32 (3, H, W) RGB in [0, 1]. Other observation.*: (S,). action: (chunk, A), actions of
+        this and the following frames. Past the episode's end its last action is repeated and action_is_pad (chunk,) is
+        True. task: the instruction. index, episode_index: scalars.
         """
         return {key: values[0] for key, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A batch of samples, gathered at once: as `__getitem__` with a leading batch dimension; tasks are a list."""
+        """Returns a batch of samples: as `__getitem__` with a leading batch dimension. Tasks are a list."""
         rows = np.asarray(indices, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"frames are 0 to {len(self) - 1}")
@@ -129,12 +130,12 @@ class TrainingSet(Dataset):
 
 
 def collate(batch: dict[str, Any]) -> dict[str, Any]:
-    """For DataLoader: `TrainingSet.__getitems__` has made the batch already."""
+    """Returns `batch` for DataLoader, because `TrainingSet.__getitems__` already collates."""
     return batch
 
 
 def image_size(buffer: Buffer, camera: str) -> tuple[int, int]:
-    """Height and width of a camera's frames [px]."""
+    """Returns height and width of a camera's frames [px]."""
     feature = buffer.meta.features[camera]
     names = feature.get("names") or ["height", "width", "channels"]
     sides = dict(zip(names, feature["shape"], strict=True))
@@ -142,5 +143,5 @@ def image_size(buffer: Buffer, camera: str) -> tuple[int, int]:
 
 
 def cached_bytes(buffer: Buffer) -> int:
-    """Bytes that all decoded frames take in memory."""
+    """Returns the size of all decoded frames in memory [bytes]."""
     return sum(3 * buffer.total_frames * int(np.prod(image_size(buffer, camera))) for camera in buffer.cameras)

@@ -17,6 +17,7 @@ from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import resolve
 from srpo_robot.errors import StaleTable, UsageError
+from srpo_robot.numerics import cell
 from srpo_robot.progress.pipeline import STORE, ScoreSettings, check_scorable, read_settings
 from srpo_robot.progress.score import Rules
 from srpo_robot.progress.windows import WindowSpec, parse_windows
@@ -304,10 +305,10 @@ def print_table(title: str, rows: list[ScorerRow], tables: list[dict[str, Estima
             result.add_section()
             section = True
         values = [estimates[name].value for name in SHOWN if estimates]
-        cells = ["-" if math.isnan(value) else number(value, 2) for value in values]
+        cells = [cell(value, 2) for value in values]
         auc = estimates.get("auc")
         span = "-" if auc is None or math.isnan(auc.low) else f"{auc.low:.2f}-{auc.high:.2f}"
-        p = "-" if auc is None or math.isnan(auc.p) else number(auc.p)
+        p = cell(None if auc is None else auc.p)
         result.add_row(row.name, *cells, span, p, style="dim" if row.control else None)
     console.print(result)
     reasons: dict[str, list[str]] = {}
@@ -386,7 +387,7 @@ def _print_counterfactuals(
         "variant", "made", "final p", "of its success", "excess", "share above 0",
     )  # fmt: skip
     for row in rows:
-        cells = ("-" if math.isnan(v) else number(v, 2) for v in (row.final, row.source, row.excess, row.share))
+        cells = (cell(value, 2) for value in (row.final, row.source, row.excess, row.share))
         result.add_row(row.variant, str(row.count), *cells)
     console.print(result)
     return [asdict(row) for row in rows]
@@ -436,7 +437,7 @@ def _print_oracle(
 
 def _oracle_cells(row: OracleRow) -> list[str]:
     estimates = (row.chunks.success, row.chunks.failure, row.chunks.pooled, row.drop)
-    return ["-" if math.isnan(e.value) else number(e.value, 2) for e in estimates]
+    return [cell(estimate.value, 2) for estimate in estimates]
 
 
 def _write_files(candidate: Candidate, rows: list[ScorerRow], options: BenchmarkOptions) -> None:
@@ -475,7 +476,7 @@ def latex(rows: list[ScorerRow]) -> str:
     lines = [r"\begin{tabular}{lrrrrrl}", r"\toprule"]
     lines += [" & ".join(["scorer", *(TITLES[name] for name in SHOWN)]) + r" \\", r"\midrule"]
     for row in rows:
-        cells = ["--" if math.isnan(row.macro[name].value) else f"{row.macro[name].value:.3f}" for name in SHOWN]
+        cells = [cell(row.macro[name].value, dash="--") for name in SHOWN]
         auc = row.macro["auc"]
         if not math.isnan(auc.low):
             cells[-1] += f" [{auc.low:.3f}, {auc.high:.3f}]"
@@ -550,12 +551,7 @@ def print_verdict(verdict: AuditResult, evidence: Evidence) -> None:
         result = table("worst chunk of an episode: failure against success", "value", "AUC", "95 %", "p")
         for row in evidence.values:
             span = "-" if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
-            cells = (
-                "-" if math.isnan(row.auc) else number(row.auc, 2),
-                span,
-                "-" if math.isnan(row.p) else number(row.p),
-            )
-            result.add_row(row.name, *cells)
+            result.add_row(row.name, cell(row.auc, 2), span, cell(row.p))
         console.print(result)
         say(f"Step value that the labels support: {verdict.value or 'none of them'}.")
     for line in verdict.advice:

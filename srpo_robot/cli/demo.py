@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from srpo_robot.cli.console import console, number, say, warn
+from srpo_robot.cli.console import console, say, warn
 from srpo_robot.errors import UsageError
+from srpo_robot.numerics import cell
 from srpo_robot.records import Trial
 
 if TYPE_CHECKING:
@@ -139,9 +140,7 @@ def _report(
     score_rows = [["task", "episodes", "successes", "final progress, success", "failure", "reward, failure"]]
     for task, row in summary["tasks"].items():
         finals = [row[key] for key in ("final_progress_success", "final_progress_failure", "reward_failure")]
-        score_rows.append(
-            [task, str(row["episodes"]), str(row["successes"]), *("-" if v is None else number(v) for v in finals)]
-        )
+        score_rows.append([task, str(row["episodes"]), str(row["successes"]), *map(cell, finals)])
     run_rows = [["policy", "successes", "trials", "rate", "95 % interval (Wilson)"]]
     for name, trials in runs.items():
         rate = success_rate(trials)
@@ -149,7 +148,7 @@ def _report(
         run_rows.append([name, str(rate.successes), str(rate.trials), shown, f"{rate.low:.0%} to {rate.high:.0%}"])
     sections = [
         Section(
-            "Scores",
+            title="Scores",
             notes=(
                 "Progress of every episode, by label. In the paper's profile a success is measured against its own "
                 "end, so it ends at 1 by construction: that successes end higher than failures says nothing here.",
@@ -159,19 +158,19 @@ def _report(
             pictures=((dataset / "srpo" / "curves.png", "progress curves of successes and failures"),),
         ),
         Section(
-            "Audit",
+            title="Audit",
             notes=verdict.lines,
             warnings=() if verdict.passed else ("The audit failed: these scores have not earned a training run.",),
         ),
         Section(
-            "Training",
+            title="Training",
             notes=(
                 "The AWR loss is weighted by advantage, the SFT loss is not: the lines do not say who fits better.",
             ),
             pictures=((root / "losses.png", "training losses of AWR and SFT"),),
         ),
         Section(
-            "Trials on the mock arm",
+            title="Trials on the mock arm",
             notes=("With so few trials the intervals overlap: no difference between the rows is shown here.",)
             if _overlap(run_rows)
             else (),

@@ -17,6 +17,7 @@ from srpo_robot.cli.console import say
 from srpo_robot.cli.running import load_recipes
 from srpo_robot.errors import ArmError, UsageError
 from srpo_robot.evaluation.served_policy import PolicyServer, describe
+from srpo_robot.files import write_whole
 from srpo_robot.interrupts import ending
 from srpo_robot.recipes import HardwareRecipe, dump, load
 from srpo_robot.records import ActionChunk, Observation
@@ -101,9 +102,7 @@ def _check_place(recipe: Path) -> None:
 
 def _write(recipe: Path, content: str) -> None:
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    part = recipe.with_suffix(".part")
-    part.write_text(_MARK + content, encoding="utf-8")
-    part.replace(recipe)  # whole from the first moment on: somebody may be waiting for it
+    write_whole(recipe, _MARK + content)  # another process may be waiting for the file
 
 
 def _privileges(port: int, error: ArmError) -> Exception:

@@ -14,6 +14,7 @@ from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import resolve
 from srpo_robot.errors import DatasetError
+from srpo_robot.numerics import cell
 from srpo_robot.progress.embed import Embedded, gather, store_keys
 from srpo_robot.progress.pipeline import (
     STORE,
@@ -321,10 +322,7 @@ def print_summary(scored: Scored, summary: dict[str, Any]) -> None:
             task,
             str(row["episodes"]),
             f"{row['successes'] / row['episodes']:.0%}",
-            *(
-                "-" if row[key] is None else number(row[key])
-                for key in ("final_progress_success", "final_progress_failure", "reward_failure")
-            ),
+            *(cell(row[key]) for key in ("final_progress_success", "final_progress_failure", "reward_failure")),
             "left out" if row["left_out"] else _clusters(row["clusters"]),
         )
     console.print(made)

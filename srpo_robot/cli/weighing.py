@@ -15,6 +15,7 @@ from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.console import console, number, say, table, waiting, warn, write_json
 from srpo_robot.errors import UsageError
+from srpo_robot.numerics import cell
 from srpo_robot.recipes import PolicyRecipe, load
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def print_view(buffer: Buffer, seen: WeightSummary) -> None:
         return
     tasks = table("mean weight of a frame by task", "task", "all", *labels)
     for task, means in list(view.by_task.items())[:TASKS_SHOWN]:
-        tasks.add_row(task, *("-" if name not in means else number(means[name], 2) for name in ("all", *labels)))
+        tasks.add_row(task, *(cell(means.get(name), 2) for name in ("all", *labels)))
     console.print(tasks)
     if len(view.by_task) > TASKS_SHOWN:
         say(f"... and {len(view.by_task) - TASKS_SHOWN} more tasks; all of them: --json FILE")
@@ -183,8 +184,8 @@ def print_grid(seen: WeightSummary) -> None:
             f"{one.effective:.0%}",
             f"{one.clipped:.1%}",
             f"{one.top:.0%}",
-            *("-" if math.isnan(mean) else number(mean, 2) for mean in means),
-            "-" if math.isnan(one.ratio) else number(one.ratio, 1),
+            *(cell(mean, 2) for mean in means),
+            cell(one.ratio, 1),
         )
     console.print(made)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from srpo_robot.errors import DatasetError, RecipeError, UsageError
 from srpo_robot.evaluation.comparison import check_trials
 from srpo_robot.evaluation.trials import JOURNAL, append_trial, read_trials
+from srpo_robot.files import write_whole
 from srpo_robot.recipes import build, digest
 from srpo_robot.records import Trial
 from srpo_robot.renames import SHEET_KEYS, current_keys
@@ -175,13 +175,13 @@ def write_protocol(path: Path, protocol: Protocol) -> None:
 
 
 def _write_sheet(path: Path, protocol: Protocol) -> None:
-    _write(key_path(path), json.dumps(protocol.policies, indent=1))
+    write_whole(key_path(path), json.dumps(protocol.policies, indent=1) + "\n", sync=True)
     content = asdict(protocol.sheet)
     lists = {name: content.pop(name) for name in ("layouts", "rows")}
     parts = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     for name, items in lists.items():  # one line per item, for reading, printing and diffs
         parts.append(f" {json.dumps(name)}: [\n" + ",\n".join("  " + json.dumps(item) for item in items) + "\n ]")
-    _write(path, "{\n" + ",\n".join(parts) + "\n}")
+    write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n", sync=True)
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -328,7 +328,7 @@ def open_study(folder: Path) -> Study | None:
 def begin_trial(study: Study, row: PlannedTrial) -> None:
     """Records on disk that a trial begins. Call it before the arm moves. `end_trial` adds the journal's row."""
     attempt = sum(trial.trial == row.trial for trial in study.trials())
-    _write(study.folder / BEGUN, json.dumps({"trial": row.trial, "attempt": attempt}))
+    write_whole(study.folder / BEGUN, json.dumps({"trial": row.trial, "attempt": attempt}) + "\n", sync=True)
 
 
 def end_trial(study: Study, trial: Trial) -> None:
@@ -343,7 +343,17 @@ def void_trial(study: Study, row: PlannedTrial, note: str) -> Trial:
     layout = study.protocol.sheet.layout(row)
     scene = {"task": layout.task, **layout.scene}
     instruction = str(scene.get("instruction", layout.task))
-    return Trial(row.trial, instruction, row.policy, layout.seed, None, 0, 0.0, layout=scene, note=note)
+    return Trial(
+        trial=row.trial,
+        task=instruction,
+        policy=row.policy,
+        seed=layout.seed,
+        success=None,
+        steps=0,
+        seconds=0.0,
+        layout=scene,
+        note=note,
+    )
 
 
 def _account_for_interrupted(study: Study) -> None:
@@ -360,20 +370,6 @@ def _account_for_interrupted(study: Study) -> None:
 def _claim(folder: Path, protocol: Protocol, blind: bool) -> Study:
     _write_sheet(folder / SHEET, protocol)
     settings = {"arm": protocol.sheet.arm, "protocol": protocol.digest, "blind": blind}
-    _write(folder / RUN, json.dumps(settings, indent=2))  # last, because its presence marks a study
+    # Written last, because its presence marks a study.
+    write_whole(folder / RUN, json.dumps(settings, indent=2) + "\n", sync=True)
     return Study(folder, protocol, blind)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file atomically and syncs it to disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

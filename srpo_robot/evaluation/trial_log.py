@@ -8,11 +8,11 @@ are converted to parquet.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +21,7 @@ import numpy as np
 
 from srpo_robot.errors import DatasetError
 from srpo_robot.evaluation.runtime import Step
+from srpo_robot.files import write_whole
 
 STEPS, TICKS = "steps", "ticks"
 _RUNNING = {STEPS: ".jsonl", TICKS: ".npys"}  # file suffixes while a trial runs
@@ -113,11 +114,7 @@ def finish(folder: Path) -> None:
             continue
         if rows:
             table = pyarrow.table({name: values.tolist() for name, values in rows.items()})
-            part = path.with_suffix(".part")
-            pyarrow.parquet.write_table(table, part)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
+            write_whole(path, partial(pyarrow.parquet.write_table, table), sync=True)
         _running(folder, kind).unlink()
 
 

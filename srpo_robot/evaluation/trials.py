@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from srpo_robot.errors import DatasetError
+from srpo_robot.files import write_whole
 from srpo_robot.records import Trial
 from srpo_robot.renames import TRIAL_KEYS, current_keys
 
@@ -72,12 +73,8 @@ def _mend(file: BinaryIO) -> None:
 
 def note_fault(folder: Path, message: str = CUT_OFF, trial: int | None = None) -> None:
     """Writes fault.json and syncs it to disk. Raises OSError if it cannot, and keeps an earlier file."""
-    part = folder / f"{FAULT}.part"
-    with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"what": message, "trial": trial, "at": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / FAULT)
+    content = {"what": message, "trial": trial, "at": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_whole(folder / FAULT, json.dumps(content) + "\n", sync=True)
 
 
 def read_fault(folder: Path) -> str:

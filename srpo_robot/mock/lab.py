@@ -118,4 +118,10 @@ class MockLab:
 
     def _camera(self, camera: CameraRecipe) -> CameraRecipe:
         source = self.streams.url(camera.name)
-        return CameraRecipe(camera.name, camera.height_px, camera.width_px, source, max_age_s=_PICTURE_AGE_S)
+        return CameraRecipe(
+            name=camera.name,
+            height_px=camera.height_px,
+            width_px=camera.width_px,
+            source=source,
+            max_age_s=_PICTURE_AGE_S,
+        )

@@ -19,6 +19,7 @@ import zarr
 from zarr.errors import ContainsGroupError
 
 from srpo_robot.errors import SrpoRobotError, StaleTable
+from srpo_robot.files import write_whole
 from srpo_robot.progress.score import WindowEmbeddings
 
 FORMAT = 1
@@ -77,10 +78,7 @@ class EmbeddingStore:
                 path.mkdir(parents=True, exist_ok=True)
                 with suppress(ContainsGroupError):  # another process made it between zarr's look and its write
                     zarr.open_group(path, mode="a", zarr_format=3)
-                # Replaced in one step: another process may be opening the store at this moment.
-                part = path / f".{INFO}.{uuid.uuid4().hex}"
-                part.write_text(json.dumps({"format": FORMAT}))
-                os.replace(part, info)
+                write_whole(info, json.dumps({"format": FORMAT}))  # another process may be opening the store
         try:
             version = int(json.loads(info.read_text())["format"])
         except (ValueError, KeyError, TypeError):

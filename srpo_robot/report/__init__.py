@@ -1,1 +1,1 @@
-"""Figures and the one-file HTML page."""
+"""Figures and the self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""One episode under several scorers, with its film strip below: the paper's figure 3."""
+"""Draws one episode under several scorers with its film strip below, as figure 3 of the paper."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ COLOURS = (SUCCESS, FAILURE, MUTED)
 
 
 def example_episode(episodes: Sequence[Episode], index: int | None = None) -> Episode:
-    """The episode of that index; None: the success whose length is the median of all successes.
+    """Returns the episode with this index, None: the success whose length is the median of all successes.
 
     Raises:
-        UsageError: no such episode, or no success to choose from.
+        UsageError: there is no such episode, or no success to choose from.
     """
     if index is not None:
-        found = [episode for episode in episodes if episode.index == index]
-        if not found:
+        matches = [episode for episode in episodes if episode.index == index]
+        if not matches:
             raise UsageError(f"no episode {index}; there are 0 to {len(episodes) - 1}")
-        return found[0]
+        return matches[0]
     wins = sorted((e for e in episodes if e.success), key=lambda e: (e.length, e.index))
     if not wins:
         raise UsageError("no success to show; name an episode: --episode N")
@@ -35,11 +35,11 @@ def example_episode(episodes: Sequence[Episode], index: int | None = None) -> Ep
 
 
 def draw_example(episode: Episode, curves: Mapping[str, Curve], frames: np.ndarray, path: Path) -> None:
-    """Write the figure as PNG.
+    """Writes the figure as PNG.
 
     Args:
-        curves: at most three scorers, by name.
-        frames: all of the episode, uint8 (T, H, W, 3).
+        curves: curves by scorer name, at most three.
+        frames: all frames of the episode, uint8 (T, H, W, 3).
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     grid = figure.add_gridspec(2, STRIP, height_ratios=(2.6, 1.0))

@@ -1,9 +1,9 @@
-// The curves of a report: hover shows an episode's film strip, a click, Enter or #episode=N pins it.
+// Curves of a report. Hovering shows an episode's film strip. A click, Enter or #episode=N pins it.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("curve-data").textContent);
-  const WIDTH = 560, HEIGHT = 290, LEFT = 40, RIGHT = 10, TOP = 28, BOTTOM = 34; // [units of the drawing]
-  const REACH = 28; // how near a curve the pointer must be [units of the drawing]
+  const WIDTH = 560, HEIGHT = 290, LEFT = 40, RIGHT = 10, TOP = 28, BOTTOM = 34; // [SVG units]
+  const REACH = 28; // largest distance from pointer to curve [SVG units]
   const byIndex = new Map(data.episodes.map((episode) => [episode.index, episode]));
   const find = (id) => document.getElementById(id);
   const state = { episode: null, frame: 0, pinned: false, task: "", measure: "progress" };
@@ -15,13 +15,13 @@
 
   function element(name, attributes, ...children) {
     const svg = ["svg", "g", "path", "line", "text", "circle", "rect"].includes(name);
-    const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    made.append(...children);
-    return made;
+    const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.append(...children);
+    return node;
   }
 
-  // The value at a frame, linear between the scored windows; before the first one it is held.
+  // Returns the value at a frame: linear between scored windows, constant before the first one.
   function valueAt(episode, frame) {
     const xs = episode.frames, ys = values(episode);
     let low = 0, high = xs.length - 1;
@@ -44,7 +44,7 @@
       "aria-label": `${data.measures[state.measure]} of ${members.length} ${plural} over time; ` +
         "arrow keys up and down choose an episode, left and right a frame, Escape lets go",
     });
-    svg.style.setProperty("--ink", Math.min(0.55, 3.5 / Math.sqrt(shown.length))); // many curves, each fainter
+    svg.style.setProperty("--ink", Math.min(0.55, 3.5 / Math.sqrt(shown.length))); // with many curves, each is fainter
     for (const value of [0, 0.25, 0.5, 0.75, 1]) {
       svg.append(element("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
       svg.append(element("text", { class: "tick", x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, String(value)));
@@ -78,8 +78,8 @@
     const seconds = Math.max(...members.map((e) => (e.length - 1) / data.fps), 1 / data.fps);
     panels = [true, false]
       .map((success) => [success, members.filter((e) => e.success === success)])
-      .filter(([, own]) => own.length)
-      .map(([success, own]) => drawPanel(success, own, seconds));
+      .filter(([, episodes]) => episodes.length)
+      .map(([success, episodes]) => drawPanel(success, episodes, seconds));
     find("panels").replaceChildren(...panels.map((panel) => panel.svg));
     panels.forEach(listen);
     mark();
@@ -111,11 +111,11 @@
       if (best) pin(best.episode, best.frame); else release();
     });
     panel.svg.addEventListener("keydown", (event) => {
-      const own = panel.shown, at = own.indexOf(state.episode);
+      const shown = panel.shown, at = shown.indexOf(state.episode);
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key], move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (event.key === "Escape") release();
-      else if (step && own.length) {
-        const next = own[at < 0 ? 0 : (at + step + own.length) % own.length];
+      else if (step && shown.length) {
+        const next = shown[at < 0 ? 0 : (at + step + shown.length) % shown.length];
         pin(next, next.frames[0]);
       } else if (move && state.episode) show(state.episode, state.frame + move * Math.ceil(state.episode.length / 24));
       else if (event.key === "Enter" && state.episode) pin(state.episode, state.frame);
@@ -150,23 +150,23 @@
     describe();
   }
 
-  // The film strip: one picture of all frames side by side, each cell showing its part.
-  function cellStyle(own, place) {
-    const across = own.frames.length > 1 ? (place / (own.frames.length - 1)) * 100 : 0;
-    return `background-size:${own.frames.length * 100}% 100%;background-position:${across}% 0;` +
-      `aspect-ratio:${own.width}/${own.height}`;
+  // A film strip is one picture of all frames side by side. Each cell shows its part of it.
+  function cellStyle(film, place) {
+    const across = film.frames.length > 1 ? (place / (film.frames.length - 1)) * 100 : 0;
+    return `background-size:${film.frames.length * 100}% 100%;background-position:${across}% 0;` +
+      `aspect-ratio:${film.width}/${film.height}`;
   }
 
   function strip() {
-    const own = state.episode.strip;
-    find("film").style.setProperty("--film", own ? `url(${own.uri})` : "none");
-    find("strip").replaceChildren(...(own ? own.frames : []).map((frame, place) => {
-      const cell = element("div", { class: "cell", style: cellStyle(own, place), "data-frame": frame });
+    const film = state.episode.strip;
+    find("film").style.setProperty("--film", film ? `url(${film.uri})` : "none");
+    find("strip").replaceChildren(...(film ? film.frames : []).map((frame, place) => {
+      const cell = element("div", { class: "cell", style: cellStyle(film, place), "data-frame": frame });
       cell.addEventListener("click", () => pin(state.episode, frame));
       return cell;
     }));
-    find("large").setAttribute("style", own ? cellStyle(own, 0) : "");
-    find("no-strip").textContent = own ? "" : state.episode.why;
+    find("large").setAttribute("style", film ? cellStyle(film, 0) : "");
+    find("no-strip").textContent = film ? "" : state.episode.why;
   }
 
   function mark() {
@@ -206,9 +206,9 @@
   }
 
   function follow() {
-    const asked = new URLSearchParams(location.hash.slice(1));
-    const episode = byIndex.get(Number(asked.get("episode")));
-    if (asked.has("episode") && episode) pin(episode, asked.has("frame") ? Number(asked.get("frame")) || 0 : episode.frames[0]);
+    const request = new URLSearchParams(location.hash.slice(1));
+    const episode = byIndex.get(Number(request.get("episode")));
+    if (request.has("episode") && episode) pin(episode, request.has("frame") ? Number(request.get("frame")) || 0 : episode.frames[0]);
   }
 
   find("task").addEventListener("change", (event) => {

@@ -1,4 +1,4 @@
-"""What a report reads: the tables that scoring left on disk, and where each failure fell back most."""
+"""Reads the tables of a scored dataset, and finds the largest fall of each failure with a matching success."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from srpo_robot.records import Episode
 from srpo_robot.report.frames import spread
 from srpo_robot.report.regress import Match, Regress, nearest_windows, window_at, worst_regress
 
-MAX_COMPARED = 400  # successes of a task that a failure is compared with, evenly over the dataset
+MAX_COMPARED = 400  # most successes of a task to compare with a failure, spread evenly over the dataset
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredDataset:
-    """A scored buffer as its tables have it.
+    """A scored buffer with its tables.
 
     Attributes:
         buffer: the dataset.
         progress: progress.parquet.
-        settings: what it was scored with.
-        weights: (N,) weight of each frame; None where there is none.
-        no_weights: why.
+        settings: settings of the scoring run.
+        weights: (N,) weight of each frame, None if there is no current table of weights.
+        no_weights: why there are no weights.
     """
 
     buffer: Buffer
@@ -47,30 +47,32 @@ class ScoredDataset:
 
     @property
     def camera(self) -> str:
-        """The camera whose frames are shown: the first one that was scored."""
+        """Camera whose frames the report shows: the first scored one."""
         return self.settings.cameras[0]
 
     def of(self, column: str, episode: Episode) -> np.ndarray:
-        """(T,) one column of progress.parquet in one episode."""
+        """Returns one column of progress.parquet for one episode: (T,)."""
         return self.progress[column][episode.first_frame : episode.first_frame + episode.length]
 
     def weights_of(self, episode: Episode) -> np.ndarray | None:
-        """(T,) weights of one episode."""
+        """Returns the weights of one episode: (T,)."""
         return None if self.weights is None else self.weights[episode.first_frame :][: episode.length]
 
     @cached_property
     def regresses(self) -> dict[int, Regress | None]:
-        """By episode_index, where its step value falls most (None: nowhere); without those whose value is undefined."""
+        """Largest fall of each episode by episode_index, None if the value never falls.
+
+        Episodes with an undefined step value are left out.
+        """
         values = {e.index: self.of("value", e) for e in self.buffer.episodes}
         return {index: worst_regress(value) for index, value in values.items() if np.isfinite(value).all()}
 
 
 def read_scored(buffer: Buffer) -> ScoredDataset:
-    """Read what scoring left in DATASET/srpo.
+    """Reads the score of a buffer from DATASET/srpo. Missing weights are not an error, see `no_weights`.
 
     Raises:
-        StaleTable: never scored, or the data or its labels changed since; names the command. Missing weights are not
-            an error: `no_weights` says why.
+        StaleTable: the dataset was never scored, or its data or labels changed since. The message names the command.
     """
     progress, settings = read_progress(buffer), read_settings(buffer)
     try:
@@ -86,14 +88,14 @@ def read_scored(buffer: Buffer) -> ScoredDataset:
 
 
 class Embeddings:
-    """The window embeddings that a score was made from, one episode at a time, without loading an encoder."""
+    """The window embeddings behind a score, read one episode at a time without loading an encoder."""
 
     def __init__(self, scored: ScoredDataset) -> None:
-        """Raises StaleTable where they are gone, or cannot be told from those of other clips."""
+        """Raises StaleTable if the embeddings are gone, or if the store holds several clip lengths of the encoder."""
         self._buffer = scored.buffer
         path = scored.buffer.sidecar / STORE
         refresh = f"run: srpo-robot score-dataset {scored.buffer.root}"
-        if not path.is_dir():  # looked at first: opening the store would make it
+        if not path.is_dir():  # checked first, because opening the store would create it
             raise StaleTable(f"there are no embeddings at {path}; {refresh}")
         self._store = EmbeddingStore(path)
         self._cameras = scored.settings.cameras
@@ -102,19 +104,19 @@ class Embeddings:
         if spec.frames_per_clip is None:
             clips = self._clip_lengths(identity)
             if len(clips) != 1:
-                found = ", ".join(map(str, sorted(clips))) or "none"
-                raise StaleTable(f"{path} does not say which embeddings are the score's (frames a clip: {found})")
+                lengths = ", ".join(map(str, sorted(clips))) or "none"
+                raise StaleTable(f"{path} does not say which embeddings are the score's (frames a clip: {lengths})")
             spec = spec.resolved(clips.pop())
         self._spec: WindowSpec = spec
         self._encoder: Any = SimpleNamespace(identity=identity, frames_per_clip=spec.frames_per_clip)
 
     def _clip_lengths(self, identity: str) -> set[int]:
-        """Frames a clip of what this encoder embedded: the score's settings leave it to the encoder."""
+        """Returns the clip lengths of this encoder's embeddings, for scores whose settings leave it to the encoder."""
         texts = (e.metadata.get("windows", "") for e in self._store.entries() if e.metadata.get("encoder") == identity)
-        return {int(found[1]) for text in texts if (found := re.search(r"(\d+) frames$", str(text)))}
+        return {int(match[1]) for text in texts if (match := re.search(r"(\d+) frames$", str(text)))}
 
     def of(self, episode: Episode) -> WindowEmbeddings | None:
-        """Its windows; None where they are not in the store."""
+        """Returns the windows of an episode, None if they are not in the store."""
         try:
             keys = {
                 camera: store_key(self._encoder, self._buffer.video_identity(episode, camera), self._spec)
@@ -130,7 +132,14 @@ class Embeddings:
 
 @dataclass(frozen=True, eq=False)
 class Fall:
-    """The worst regress of a failure, and the success that was in the same place: `match`, or why there is none."""
+    """The largest fall of a failure, and the most similar success window.
+
+    Attributes:
+        episode: the failure.
+        regress: the fall.
+        match: nearest window of a success, None if there is none.
+        why: why there is no match.
+    """
 
     episode: Episode
     regress: Regress
@@ -139,7 +148,7 @@ class Fall:
 
 
 def worst_falls(scored: ScoredDataset, count: int) -> list[Fall]:
-    """The failures that fall back most, at most `count`, the largest fall first."""
+    """Returns the `count` failures with the largest falls, largest first."""
     regresses = scored.regresses
     falls = [
         Fall(e, regress)
@@ -150,38 +159,36 @@ def worst_falls(scored: ScoredDataset, count: int) -> list[Fall]:
 
 
 def matched(scored: ScoredDataset, falls: Sequence[Fall]) -> list[Fall]:
-    """`falls` with, for each, the success window nearest to its window at the regress's start.
+    """Returns `falls`, each with the success window nearest to its window at the fall's start.
 
-    Of the same task and outside the episode's own group; at most `MAX_COMPARED` successes a task are looked at.
+    The success has the same task and another group. At most `MAX_COMPARED` successes per task are compared.
     """
     try:
         embeddings = Embeddings(scored)
     except StaleTable as error:
         return [Fall(fall.episode, fall.regress, None, str(error)) for fall in falls]
-    found: dict[int, Fall] = {}
+    by_episode: dict[int, Fall] = {}
     for task in dict.fromkeys(fall.episode.task for fall in falls):
         members = [fall for fall in falls if fall.episode.task == task]
-        found |= {fall.episode.index: fall for fall in _matched_task(scored, embeddings, members)}
-    return [found[fall.episode.index] for fall in falls]
+        by_episode |= {fall.episode.index: fall for fall in _matched_task(scored, embeddings, members)}
+    return [by_episode[fall.episode.index] for fall in falls]
 
 
 def _matched_task(scored: ScoredDataset, embeddings: Embeddings, falls: list[Fall]) -> list[Fall]:
-    own = {fall.episode.index: embeddings.of(fall.episode) for fall in falls}
-    known = [(fall, windows) for fall in falls if (windows := own[fall.episode.index]) is not None]
+    known = [(fall, windows) for fall in falls if (windows := embeddings.of(fall.episode)) is not None]
     successes = [e for e in scored.buffer.episodes if e.task == falls[0].episode.task and e.success]
-    picked = [successes[i] for i in spread(len(successes), MAX_COMPARED)] if successes else []
+    compared = [successes[i] for i in spread(len(successes), MAX_COMPARED)] if successes else []
     matches: dict[int, Match | None] = {}
     if known:
-        found = nearest_windows(
+        nearest = nearest_windows(
             np.stack([window_at(windows, fall.regress.start) for fall, windows in known]),
             [fall.episode.group for fall, _ in known],
-            ((e.index, e.group, windows) for e in picked if (windows := embeddings.of(e)) is not None),
+            ((e.index, e.group, windows) for e in compared if (windows := embeddings.of(e)) is not None),
         )
-        matches = {fall.episode.index: match for (fall, _), match in zip(known, found, strict=True)}
+        matches = {fall.episode.index: match for (fall, _), match in zip(known, nearest, strict=True)}
     missing = "its embeddings are not in the store any more; score again to compare it with a success"
     alone = "no success of the task outside its own group to compare it with"
+    reasons = {fall.episode.index: alone if fall.episode.index in matches else missing for fall in falls}
     return [
-        Fall(fall.episode, fall.regress, matches.get(fall.episode.index),
-             alone if fall.episode.index in matches else missing)
-        for fall in falls
-    ]  # fmt: skip
+        Fall(fall.episode, fall.regress, matches.get(fall.episode.index), reasons[fall.episode.index]) for fall in falls
+    ]

@@ -1,6 +1,6 @@
-"""The page of a scored dataset: what was scored, every curve with its frames, where failures fall back, the weights.
+"""The report page of a scored dataset: summary, curves with their frames, falls of failures, weights, audit.
 
-Everything comes from tables on disk and from the recorded videos; nothing is scored or embedded here.
+It reads the tables on disk and the recorded videos. It scores and embeds nothing.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from srpo_robot.awr.tables import mean_weight_by_label
 from srpo_robot.awr.weights import Weights, effective_sample_size
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UndecodableFrame
+from srpo_robot.numerics import cell
 from srpo_robot.progress.encoder import CAUTIONS
 from srpo_robot.progress.evidence.audit import FILE as AUDIT
 from srpo_robot.progress.pipeline import TABLE as PROGRESS
 from srpo_robot.records import Episode
 from srpo_robot.report.dataset import Fall, ScoredDataset, matched, read_scored, worst_falls
 from srpo_robot.report.figures import draw_weights
-from srpo_robot.report.frames import jpeg, resized, shrunk, spread, tiled
-from srpo_robot.report.page import Html, Section, data_block, data_uri, picture, table, text, write_page
+from srpo_robot.report.frames import data_uri, jpeg, resized, shrunk, spread, tiled
+from srpo_robot.report.page import Section, data_block, part, render, write_page
 from srpo_robot.report.strategy_figure import FOLDER, file_names
 
-STRIP_FRAMES, STRIP_HEIGHT = 24, 96  # frames of a film strip, [pixels]
-FALL_HEIGHT = 150  # [pixels]
+STRIP_FRAMES, STRIP_HEIGHT = 24, 96  # frames of a film strip, and their height [px]
+FALL_HEIGHT = 150  # [px]
 MAX_STRIPS = 200  # episodes with a film strip
-MAX_STRIP_BYTES = 14_000_000  # of all strips; a third more once written as text
+MAX_STRIP_BYTES = 14_000_000  # of all strips together; base64 adds a third
 MAX_FALLS = 48
 MAX_TASKS = 50  # rows of the table of tasks
-CURVE_POINTS, ALL_POINTS = 160, 200_000  # of one curve, of all of them (but a curve has 20)
+CURVE_POINTS, ALL_POINTS = 160, 200_000  # most points of one curve and of all curves; a curve has at least 20
 
 
 def make_report(buffer: Buffer, out: Path, on_episode: Callable[[int, int], None] | None = None) -> Path:
-    """Write the page of a scored buffer to `out`: one file that needs no network; returns its path.
+    """Writes the page of a scored buffer to `out`, one file that needs no network. Returns its path.
 
     Args:
-        on_episode: called after each decoded episode with how many are done, and of how many.
+        on_episode: called after each decoded episode with the number of finished episodes and the total.
 
     Raises:
-        StaleTable: the dataset was not scored, or has changed since; names the command.
+        StaleTable: the dataset was not scored, or it has changed since. The message names the command.
     """
     scored = read_scored(buffer)
     falls = matched(scored, worst_falls(scored, MAX_FALLS))
@@ -68,12 +69,18 @@ def _asset(name: str) -> str:
     return resources.files("srpo_robot.report").joinpath(name).read_text(encoding="utf-8")
 
 
-# --- pictures: every episode that is shown is decoded once
+# --- pictures: each episode is decoded once
 
 
 @dataclass(frozen=True, eq=False)
 class FilmStrip:
-    """Frames of one episode side by side: their numbers, one JPEG, and the size of one of them [pixels]."""
+    """Frames of one episode side by side in one JPEG.
+
+    Attributes:
+        frames: frame numbers.
+        jpeg: the picture.
+        width, height: size of one frame [px].
+    """
 
     frames: list[int]
     jpeg: bytes
@@ -83,7 +90,13 @@ class FilmStrip:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What was decoded: strips by episode_index, frames (JPEG) by (episode_index, frame), why an episode has none."""
+    """Decoded pictures.
+
+    Attributes:
+        strips: film strips by episode_index.
+        frames: JPEG frames by (episode_index, frame).
+        missing: reason for a missing strip, by episode_index.
+    """
 
     strips: dict[int, FilmStrip]
     frames: dict[tuple[int, int], bytes]
@@ -91,34 +104,37 @@ class Pictures:
 
 
 def decode(scored: ScoredDataset, falls: list[Fall], on_episode: Callable[[int, int], None] | None = None) -> Pictures:
-    """The film strips of at most `MAX_STRIPS` episodes, and the frames that `falls` show. A broken video is said."""
-    wanted: dict[int, set[int]] = {}
+    """Decodes the film strips of at most `MAX_STRIPS` episodes and the frames that `falls` show.
+
+    A video that cannot be decoded goes into `Pictures.missing`.
+    """
+    needed: dict[int, set[int]] = {}
     for fall in falls:
         for index, frame in _shown(scored, fall):
-            wanted.setdefault(index, set()).add(frame)
+            needed.setdefault(index, set()).add(frame)
     chosen = with_strips([e.index for e in scored.buffer.episodes], [fall.episode.index for fall in falls], MAX_STRIPS)
-    todo = [e for e in scored.buffer.episodes if e.index in chosen or e.index in wanted]
-    found = Pictures({}, {}, {})
+    todo = [e for e in scored.buffer.episodes if e.index in chosen or e.index in needed]
+    pictures = Pictures({}, {}, {})
     size = 0
     for done, episode in enumerate(todo, start=1):
         try:
             frames = scored.buffer.frames(episode, scored.camera)
         except UndecodableFrame as error:
-            found.missing[episode.index] = str(error).split(";")[0]
+            pictures.missing[episode.index] = str(error).split(";")[0]
         else:
-            found.frames.update(
-                {(episode.index, t): jpeg(resized(frames[t], FALL_HEIGHT)) for t in wanted.get(episode.index, ())}
+            pictures.frames.update(
+                {(episode.index, t): jpeg(resized(frames[t], FALL_HEIGHT)) for t in needed.get(episode.index, ())}
             )
             if episode.index in chosen and size < MAX_STRIP_BYTES:
-                found.strips[episode.index] = _strip(frames)
-                size += len(found.strips[episode.index].jpeg)
+                pictures.strips[episode.index] = _strip(frames)
+                size += len(pictures.strips[episode.index].jpeg)
         if on_episode is not None:
             on_episode(done, len(todo))
-    return found
+    return pictures
 
 
 def with_strips(episodes: list[int], first: list[int], count: int) -> set[int]:
-    """Which episodes get a film strip: all if `count` allows, otherwise `first`, then the others evenly."""
+    """Returns the episodes that get a film strip: all if `count` allows, else `first`, then the others evenly."""
     chosen = first[:count]
     others = [index for index in episodes if index not in set(chosen)]
     room = count - len(chosen)
@@ -132,14 +148,17 @@ def _strip(frames: np.ndarray) -> FilmStrip:
 
 
 def _shown(scored: ScoredDataset, fall: Fall) -> list[tuple[int, int]]:
-    """(episode_index, frame) of a fall's pictures: its start and end; the success there, and as long after."""
+    """Returns (episode_index, frame) of a fall's pictures.
+
+    These are the fall's start and end, then the matched success at its match and after the same number of frames.
+    """
     regress, match = fall.regress, fall.match
-    own = [(fall.episode.index, regress.start), (fall.episode.index, regress.end)]
+    failure = [(fall.episode.index, regress.start), (fall.episode.index, regress.end)]
     if match is None:
-        return own
+        return failure
     last = scored.buffer.episodes[match.episode_index].length - 1
     later = min(match.frame + regress.end - regress.start, last)
-    return [*own, (match.episode_index, match.frame), (match.episode_index, later)]
+    return [*failure, (match.episode_index, match.frame), (match.episode_index, later)]
 
 
 # --- sections
@@ -171,13 +190,10 @@ def _summary(scored: ScoredDataset) -> Section:
             "construction: that successes end higher than failures says nothing here."
         )
     rows, note = _task_rows(scored)
-    listed = "".join(f"<dt>{text(what)}</dt><dd>{text(value)}</dd>" for what, value in facts)
     warnings = [CAUTIONS[settings.encoder]] if settings.encoder in CAUTIONS else []
-    tasks = table(rows)
-    if len(rows) > 13:
-        tasks = Html(f"<details><summary>Tasks</summary>{tasks}</details>")
-    blocks = (Html(f'<dl class="facts">{listed}</dl>'), tasks)
-    return Section("Summary", [*notes, *note], warnings=warnings, blocks=blocks)
+    tasks = part("table", rows) if len(rows) <= 13 else part("folded_table", "Tasks", rows)
+    blocks = (part("facts", facts), tasks)
+    return Section(title="Summary", notes=[*notes, *note], warnings=warnings, blocks=blocks)
 
 
 def _task_rows(scored: ScoredDataset) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -201,7 +217,7 @@ def _task_rows(scored: ScoredDataset) -> tuple[list[tuple[str, ...]], list[str]]
 def _mean_final(scored: ScoredDataset, column: str, episodes: list[Episode]) -> str:
     finals = np.array([scored.of(column, e)[-1] for e in episodes])
     finals = finals[np.isfinite(finals)]
-    return f"{finals.mean():.3f}" if len(finals) else "-"
+    return cell(finals.mean() if len(finals) else None)
 
 
 def _curves(scored: ScoredDataset, pictures: Pictures) -> Section:
@@ -219,18 +235,18 @@ def _curves(scored: ScoredDataset, pictures: Pictures) -> Section:
     notes = [
         "Point at a curve to see its episode; click to keep it, Escape to let go. #episode=3 in the address shows it."
     ]
-    left = len(scored.buffer.episodes) - len(pictures.strips)
-    if left:
+    if len(pictures.strips) < len(scored.buffer.episodes):
         notes.append(
             f"{len(pictures.strips)} of {len(scored.buffer.episodes)} episodes have a film strip on this page."
         )
-    return Section("Curves", notes, blocks=(_controls(list(tasks), measures), data_block("curve-data", content)))
+    controls = render("curves.html", tasks=list(tasks), measures=measures)
+    return Section(title="Curves", notes=notes, blocks=(controls, data_block("curve-data", content)))
 
 
 def _curve(
     scored: ScoredDataset, episode: Episode, task: int, measures: list[str], pictures: Pictures
 ) -> dict[str, Any]:
-    """One episode for the page's script; None stands for undefined."""
+    """Returns one episode as data for the page's script. Undefined values are None."""
     ends = np.flatnonzero(scored.of("scored", episode))
     points = max(20, min(CURVE_POINTS, ALL_POINTS // len(scored.buffer.episodes)))
     ends = ends[spread(len(ends), points)] if len(ends) else np.array([episode.length - 1])
@@ -272,35 +288,11 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else "undefined"
 
 
-def _controls(tasks: list[str], measures: dict[str, str]) -> Html:
-    options = "".join(
-        f'<option value="{i}">{text(task or "(no instruction)")}</option>' for i, task in enumerate(tasks)
-    )
-    kinds = "".join(f'<option value="{name}">{text(label)}</option>' for name, label in measures.items())
-    return Html(
-        '<noscript><p class="warning">The curves need JavaScript; curves.png beside the tables shows them too.</p>'
-        '</noscript>\n<div id="curves"></div>\n'
-        f'<div class="controls"><label{_hidden(len(tasks) < 2)}>Task '
-        f'<select id="task"><option value="">all tasks</option>{options}</select></label>'
-        f'<label{_hidden(len(measures) < 2)}>Curve <select id="measure">{kinds}</select></label></div>\n'
-        '<div id="panels" class="panels"></div>\n'
-        '<div id="details" class="details" aria-live="polite"><h3 id="details-title">No episode chosen</h3>'
-        '<p id="details-task" class="note"></p><p id="details-frame"></p><p id="details-facts"></p>'
-        '<p id="no-strip" class="note"></p>'
-        '<div id="film" class="film"><div id="large" class="large" role="img"></div><div id="strip" class="strip">'
-        "</div></div></div>"
-    )
-
-
-def _hidden(yes: bool) -> str:
-    return " hidden" if yes else ""
-
-
 def _falls(scored: ScoredDataset, falls: list[Fall], pictures: Pictures) -> Section:
     title = "Where failures fall back"
     failures = [e for e in scored.buffer.episodes if e.success is False]
     if not failures:
-        return Section(title, ["There is no failure."])
+        return Section(title=title, notes=["There is no failure."])
     undefined = sum(e.index not in scored.regresses for e in failures)
     falling = sum(scored.regresses.get(e.index) is not None for e in failures)
     notes = [
@@ -310,11 +302,12 @@ def _falls(scored: ScoredDataset, falls: list[Fall], pictures: Pictures) -> Sect
         + (f"; {undefined} have no step value" if undefined else "")
         + (f"; the {len(falls)} largest falls are shown." if len(falls) < falling else "."),
     ]
-    cards = "\n".join(_card(scored, fall, pictures) for fall in falls)
-    return Section(title, notes, blocks=(Html(f'<div class="falls">{cards}</div>'),) if falls else ())
+    cards = [_card(scored, fall, pictures) for fall in falls]
+    return Section(title=title, notes=notes, blocks=(part("fall_cards", cards),) if falls else ())
 
 
-def _card(scored: ScoredDataset, fall: Fall, pictures: Pictures) -> str:
+def _card(scored: ScoredDataset, fall: Fall, pictures: Pictures) -> dict[str, Any]:
+    """Returns one fall as `fall_cards` of parts.html takes it."""
     episode, regress, match = fall.episode, fall.regress, fall.match
     shown = _shown(scored, fall)
     captions = [f"at {regress.start / episode.fps:.1f} s, before", f"at {regress.end / episode.fps:.1f} s, after"]
@@ -323,27 +316,22 @@ def _card(scored: ScoredDataset, fall: Fall, pictures: Pictures) -> str:
             f"success {match.episode_index} at {shown[2][1] / episode.fps:.1f} s, distance {match.distance:.3g}"
         )
         captions.append(f"the same success at {shown[3][1] / episode.fps:.1f} s")
-    figures = "".join(_framed(place, words, pictures) for place, words in zip(shown, captions, strict=True))
-    button = _button(episode, f"Episode {episode.index}", regress.start)
-    why = f'<p class="note">{text(fall.why)}</p>' if match is None else ""
-    title = f"<h3>{button} falls by {regress.drop:.3f}</h3>"
-    return f'<div class="fall-card">{title}<div class="frames">{figures}</div>{why}</div>'
-
-
-def _button(episode: Episode, words: str, frame: int | None = None) -> Html:
-    """Pins `episode` in the curves, at `frame` or at its first window."""
-    at = "" if frame is None else f' data-frame="{frame}"'
-    return Html(f'<button type="button" data-episode="{episode.index}"{at}>{text(words)}</button>')
-
-
-def _framed(place: tuple[int, int], words: str, pictures: Pictures) -> str:
-    content = pictures.frames.get(place)
-    image = (
-        text(pictures.missing.get(place[0], ""))
-        if content is None
-        else picture(content, f"episode {place[0]}, {words}")
-    )
-    return f"<figure>{image}<figcaption>{text(words)}</figcaption></figure>"
+    frames = [
+        {
+            "content": pictures.frames.get(place),
+            "missing": pictures.missing.get(place[0], ""),
+            "alt": f"episode {place[0]}, {caption}",
+            "caption": caption,
+        }
+        for place, caption in zip(shown, captions, strict=True)
+    ]
+    return {
+        "episode": episode.index,
+        "frame": regress.start,
+        "drop": f"{regress.drop:.3f}",
+        "frames": frames,
+        "why": fall.why if match is None else "",
+    }
 
 
 def _strategies(scored: ScoredDataset) -> Section:
@@ -352,18 +340,20 @@ def _strategies(scored: ScoredDataset) -> Section:
     files = [(folder / name, task) for task, name in file_names(tasks).items() if (folder / name).is_file()]
     title = "Strategy maps"
     if not files:
-        return Section(title, [f"There are none in {FOLDER}/; srpo-robot score-dataset draws them."])
+        return Section(title=title, notes=[f"There are none in {FOLDER}/; srpo-robot score-dataset draws them."])
     notes = ["Whole-episode embeddings of a task on their two principal axes, and the success nearest to each centre."]
     if len(files) < len(tasks):
         notes.append(f"{len(files)} of {len(tasks)} tasks have a map.")
-    return Section(title, notes, pictures=[(shrunk(path), f"strategy map of the task {task}") for path, task in files])
+    return Section(
+        title=title, notes=notes, pictures=[(shrunk(path), f"strategy map of the task {task}") for path, task in files]
+    )
 
 
 def _weights(scored: ScoredDataset) -> Section:
     title = "Weights of the frames"
     weights = scored.weights
     if weights is None:
-        return Section(title, [f"There are no weights: {scored.no_weights}"])
+        return Section(title=title, notes=[f"There are no weights: {scored.no_weights}"])
     episodes = scored.buffer.episodes
     effective = effective_sample_size(weights)
     highest = int(np.isclose(weights, weights.max()).sum())
@@ -376,9 +366,11 @@ def _weights(scored: ScoredDataset) -> Section:
     by_label = mean_weight_by_label(scored.buffer, Weights(weights, float("nan"), effective, int((weights == 0).sum())))
     rows += [(f"mean weight, {name}", f"{mean:.3f}") for name, mean in by_label.items()]
     kind = np.repeat(["success" if e.success else "failure" for e in episodes], [e.length for e in episodes])
-    drawn = draw_weights({name: weights[kind == name] for name in ("success", "failure") if (kind == name).any()})
+    histogram = draw_weights({name: weights[kind == name] for name in ("success", "failure") if (kind == name).any()})
     note = "min(exp(A / beta), w_max), scaled to mean 1; the last command that weighed the dataset wrote them."
-    return Section(title, [note], [rows], [(drawn, "histogram of the frames' weights by label")])
+    return Section(
+        title=title, notes=[note], tables=[rows], pictures=[(histogram, "histogram of the frames' weights by label")]
+    )
 
 
 def _audit(scored: ScoredDataset) -> list[Section]:
@@ -386,30 +378,34 @@ def _audit(scored: ScoredDataset) -> list[Section]:
     if not path.is_file():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        verdict = "passed" if found["passed"] else "failed"
-        lines, advice = [str(line) for line in found["lines"]], [str(line) for line in found["advice"]]
-        changed = _changed(scored, found.get("origin", {}))
+        audit = json.loads(path.read_text(encoding="utf-8"))
+        verdict = "passed" if audit["passed"] else "failed"
+        lines, advice = [str(line) for line in audit["lines"]], [str(line) for line in audit["advice"]]
+        changed = _changed(scored, audit.get("origin", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [Section("Audit", warnings=(f"{AUDIT} cannot be read ({type(error).__name__}: {error})",))]
+        return [Section(title="Audit", warnings=(f"{AUDIT} cannot be read ({type(error).__name__}: {error})",))]
     warnings = advice if verdict == "failed" else []
     if changed:
         refresh = f"run: srpo-robot audit {scored.buffer.root}"
         warnings = [f"This audit is of another {' and '.join(changed)} than the score; {refresh}", *warnings]
-    block = Html(f"<pre>{text(chr(10).join(lines))}</pre>")
-    return [Section(f"Audit: {verdict}", advice if verdict == "passed" else (), warnings=warnings, blocks=(block,))]
+    block = part("lines", lines)
+    return [
+        Section(
+            title=f"Audit: {verdict}", notes=advice if verdict == "passed" else (), warnings=warnings, blocks=(block,)
+        )
+    ]
 
 
 def _changed(scored: ScoredDataset, origin: dict[str, Any]) -> list[str]:
-    """What an audit says it is of and is not that of the score."""
-    own = {
+    """Returns the names of the inputs that differ between the audit and the score."""
+    current = {
         "dataset": scored.buffer.fingerprint,
         "labels": scored.buffer.labels_fingerprint,
         "encoder": scored.settings.encoder,
         "cameras": list(scored.settings.cameras),
         "windows": asdict(scored.settings.windows),
     }
-    return [name for name, value in own.items() if name in origin and origin[name] != value]
+    return [name for name, value in current.items() if name in origin and origin[name] != value]
 
 
 def _episodes(scored: ScoredDataset) -> Section:
@@ -421,7 +417,7 @@ def _episodes(scored: ScoredDataset) -> Section:
         fall = "undefined" if e.index not in scored.regresses else "-" if regress is None else f"{regress.drop:.3f}"
         rows.append(
             (
-                _button(e, str(e.index)),
+                part("button", e.index, str(e.index)),
                 "success" if e.success else "failure",
                 e.task,
                 f"{e.length / e.fps:.1f}",
@@ -430,9 +426,7 @@ def _episodes(scored: ScoredDataset) -> Section:
                 fall,
             )
         )
-    return Section(
-        "Episodes", blocks=(Html(f"<details><summary>All {len(rows) - 1}</summary>{table(rows)}</details>"),)
-    )
+    return Section(title="Episodes", blocks=(part("folded_table", f"All {len(rows) - 1}", rows),))
 
 
 def _listed(numbers: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Figures as PNG files, drawn off-screen."""
+"""Draws figures off-screen and saves them as PNG."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ SUCCESS, FAILURE, MUTED = "#1b7f5c", "#c2452d", "#6b7280"
 
 
 def png(figure: Figure) -> bytes:
-    """`figure` as PNG. No pyplot, so no display and no global state."""
+    """Returns `figure` as PNG. Does not use pyplot, which would need global state."""
     FigureCanvasAgg(figure)
     packed = io.BytesIO()
-    with warnings.catch_warnings():  # a task's name may be in a script that the font has not: boxes are drawn
+    with warnings.catch_warnings():  # a task's name may have characters that the font lacks; they are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(packed, dpi=110, facecolor="white")
     return packed.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as a PNG file."""
+    """Writes `figure` as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(figure))
 
 
 def draw_curves(episodes: Sequence[Episode], curves: Sequence[Curve], path: Path, note: str) -> None:
-    """Progress over time, one panel for successes and one for failures, with the median over normalised time.
+    """Draws progress over time for successes and failures, with the median over normalised time.
 
-    `note` stands under the figure: what the curves come from.
+    Args:
+        note: text under the figure, the source of the curves.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -63,13 +64,13 @@ def draw_curves(episodes: Sequence[Episode], curves: Sequence[Curve], path: Path
 def _curve(axes: matplotlib.axes.Axes, episode: Episode, curve: Curve, colour: str) -> None:
     scored = np.flatnonzero(curve.scored)
     seconds = np.arange(episode.length) / episode.fps
-    start = scored[0] if len(scored) else 0  # the held part before the first window is not drawn
+    start = scored[0] if len(scored) else 0  # skip the held part before the first window
     axes.plot(seconds[start:], curve.progress[start:], color=colour, linewidth=1.0, alpha=0.55)
     axes.plot(seconds[-1], curve.progress[-1], "o", color=colour, markersize=3)
 
 
 def _median(axes: matplotlib.axes.Axes, shown: Sequence[tuple[Episode, Curve]]) -> None:
-    start = max(np.flatnonzero(c.scored)[0] / (e.length - 1) for e, c in shown)  # not the part that is held
+    start = max(np.flatnonzero(c.scored)[0] / (e.length - 1) for e, c in shown)  # skip the held part
     grid = np.linspace(start, 1, 100)
     resampled = np.stack([np.interp(grid, np.linspace(0, 1, len(c.progress)), c.progress) for _, c in shown])
     span_s = float(np.median([(e.length - 1) / e.fps for e, _ in shown]))
@@ -78,7 +79,7 @@ def _median(axes: matplotlib.axes.Axes, shown: Sequence[tuple[Episode, Curve]]) 
 
 
 def draw_losses(losses: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """Training losses: name -> (steps, losses), smoothed over 20 steps for the eye."""
+    """Draws training losses, name -> (steps, losses), smoothed over 20 steps."""
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axes = figure.subplots()
     for (name, (steps, values)), colour in zip(losses.items(), (SUCCESS, MUTED, FAILURE), strict=False):
@@ -97,7 +98,7 @@ def draw_losses(losses: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
 
 
 def draw_weights(weights: Mapping[str, np.ndarray]) -> bytes:
-    """Histograms of the positive weights of frames, by label ("success", "failure"), on a logarithmic axis: PNG.
+    """Returns histograms of the positive frame weights by label ("success", "failure") on a logarithmic axis, as PNG.
 
     Raises:
         ValueError: no weight is positive.
@@ -108,7 +109,7 @@ def draw_weights(weights: Mapping[str, np.ndarray]) -> bytes:
 
 
 def weight_histogram(axes: matplotlib.axes.Axes, weights: Mapping[str, np.ndarray]) -> None:
-    """`draw_weights` into `axes`. Raises as that."""
+    """Draws the histogram of `draw_weights` into `axes`. Raises the same."""
     positive = {name: values[values > 0] for name, values in weights.items()}
     everything = np.concatenate(list(positive.values()))
     if len(everything) == 0:

@@ -1,4 +1,4 @@
-"""Frames as pictures: which ones stand for an episode, tiled into a film strip, packed as JPEG."""
+"""Selects frames of an episode, tiles them into a film strip and packs them as JPEG."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-GAP = 4  # [pixels] white between the frames of a strip
+GAP = 4  # white space between the frames of a strip [px]
 
 
 def spread(length: int, count: int) -> np.ndarray:
-    """At most `count` frame numbers evenly over 0..length-1, the first and the last among them: (m,) increasing."""
+    """Returns at most `count` frame numbers evenly over 0..length-1, including both ends: (m,) increasing."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
 
 
 def resized(frame: np.ndarray, height: int) -> np.ndarray:
-    """A frame uint8 (H, W, 3) at `height` pixels, its shape kept: uint8 (height, w, 3)."""
+    """Resizes a frame uint8 (H, W, 3) to `height` pixels and keeps its aspect ratio: uint8 (height, w, 3)."""
     width = max(1, round(frame.shape[1] * height / frame.shape[0]))
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def tiled(frames: list[np.ndarray], columns: int, gap: int = GAP) -> np.ndarray:
-    """Frames of one shape, row by row on white: uint8 (H', W', 3)."""
+    """Tiles frames of one shape row by row on white: uint8 (H', W', 3)."""
     height, width = frames[0].shape[:2]
     columns = min(columns, len(frames))
     rows = -(-len(frames) // columns)
@@ -36,25 +36,25 @@ def tiled(frames: list[np.ndarray], columns: int, gap: int = GAP) -> np.ndarray:
 
 
 def film_strip(frames: np.ndarray, count: int, columns: int, height: int) -> np.ndarray:
-    """`count` frames over an episode (T, H, W, 3), each `height` pixels high, `columns` in a row."""
+    """Tiles `count` frames of an episode (T, H, W, 3), each `height` pixels high, `columns` per row."""
     return tiled([resized(frames[t], height) for t in spread(len(frames), count)], columns)
 
 
 def jpeg(image: np.ndarray | Image.Image, quality: int = 72) -> bytes:
-    """uint8 (H, W, 3) as JPEG."""
+    """Encodes uint8 (H, W, 3) as JPEG."""
     packed = io.BytesIO()
-    made = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    made.save(packed, "JPEG", quality=quality, optimize=True)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture.save(packed, "JPEG", quality=quality, optimize=True)
     return packed.getvalue()
 
 
 def shrunk(path: Path) -> bytes:
-    """A figure's PNG file as JPEG: photographs in it take a third of the bytes, and its text stays sharp."""
+    """Converts a figure's PNG file to JPEG: a third of the bytes for photographs, and text stays sharp."""
     with Image.open(path) as figure:
         return jpeg(figure.convert("RGB"), quality=88)
 
 
 def data_uri(picture: bytes) -> str:
-    """A JPEG or PNG as the address of itself, for a page that needs no other file."""
+    """Returns a JPEG or PNG as a data URI, for a page that needs no other file."""
     kind = "jpeg" if picture.startswith(b"\xff\xd8") else "png"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

@@ -1,4 +1,4 @@
-"""Where an episode fell back most: the largest drop of its step value, and the success that was in the same place."""
+"""Finds the largest drop of an episode's step value, and the most similar window of a success."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from srpo_robot.progress.score import WindowEmbeddings
 
 @dataclass(frozen=True)
 class Regress:
-    """From frame `start` to frame `end` the value falls by `drop` > 0."""
+    """The value falls by `drop` > 0 from frame `start` to frame `end`."""
 
     start: int
     end: int
@@ -21,7 +21,13 @@ class Regress:
 
 @dataclass(frozen=True)
 class Match:
-    """The window of a success that is nearest: its episode_index, last frame, and L2 distance [embedding units]."""
+    """The nearest window of a success.
+
+    Attributes:
+        episode_index: index of the success.
+        frame: last frame of the window.
+        distance: L2 distance [embedding units].
+    """
 
     episode_index: int
     frame: int
@@ -29,16 +35,16 @@ class Match:
 
 
 def worst_regress(value: np.ndarray) -> Regress | None:
-    """The largest value[s] - value[e] over frames s < e; None where the value never falls.
+    """Returns the largest value[s] - value[e] over frames s < e, None if the value never falls.
 
-    It is the run of increments D_t = R_t - R_{t-1} (eq. 15) with the most negative sum. Of equal drops the one that
-    ends first, and of those the shortest.
+    This is the run of increments D_t = R_t - R_{t-1} (eq. 15) with the most negative sum. Among equal drops the one
+    that ends first wins, then the shortest.
 
     Args:
         value: (T,) finite step value of one episode.
 
     Raises:
-        ValueError: it is empty or not finite.
+        ValueError: `value` is empty or not finite.
     """
     if len(value) == 0 or not np.isfinite(value).all():
         raise ValueError("a regress needs a finite value at every frame")
@@ -50,31 +56,33 @@ def worst_regress(value: np.ndarray) -> Regress | None:
     return Regress(int(np.flatnonzero(value[:end] == highest[end])[-1]), end, drop)
 
 
-def window_at(own: WindowEmbeddings, frame: int) -> np.ndarray:
-    """(D,) embedding of the last window that ends at or before `frame`; the first one where there is none."""
-    return own.embeddings[max(int(np.searchsorted(own.ends, frame, side="right")) - 1, 0)]
+def window_at(windows: WindowEmbeddings, frame: int) -> np.ndarray:
+    """Returns the embedding (D,) of the last window that ends at or before `frame`, else of the first window."""
+    return windows.embeddings[max(int(np.searchsorted(windows.ends, frame, side="right")) - 1, 0)]
 
 
 def nearest_windows(
     queries: np.ndarray, groups: list[str], successes: Iterable[tuple[int, str, WindowEmbeddings]]
 ) -> list[Match | None]:
-    """For each query (n, D) the nearest window of a success outside the query's own group; None where there is none.
+    """Returns for each query the nearest window of a success outside the query's group, None if there is none.
 
-    An episode cut from the same take would show the very same frames. Of equally near windows the first one given.
+    The query's group is left out, because an episode cut from the same take would show the same frames. Among equally
+    near windows the first one wins.
 
     Args:
         queries: (n, D) embeddings of windows.
-        groups: n, the groups of the episodes that they are of.
-        successes: episode_index, group and windows of each; read one after another, so they need not fit in memory.
+        groups: n groups, one for each query's episode.
+        successes: episode_index, group and windows of each success. They are read one by one, so they need not fit in
+            memory together.
     """
-    found: list[Match | None] = [None] * len(queries)
-    for index, group, own in successes:
+    nearest: list[Match | None] = [None] * len(queries)
+    for index, group, windows in successes:
         for place, query in enumerate(queries):
             if group == groups[place]:
                 continue
-            distances = np.linalg.norm(own.embeddings - query, axis=1)
+            distances = np.linalg.norm(windows.embeddings - query, axis=1)
             row = int(np.argmin(distances))
-            best = found[place]
+            best = nearest[place]
             if best is None or distances[row] < best.distance:
-                found[place] = Match(index, int(own.ends[row]), float(distances[row]))
-    return found
+                nearest[place] = Match(index, int(windows.ends[row]), float(distances[row]))
+    return nearest

@@ -1,7 +1,7 @@
-"""The strategy map of a task without its picture: where its episodes lie, and which one stands for each cluster.
+"""Computes the strategy map of a task: positions of its episodes, clusters, and a representative of each cluster.
 
-Whole-episode embeddings h_i are projected to their two principal axes; a cluster of successes (eq. 3) is one way to do
-the task, and its medoid, the real success nearest to its centre, is the one to look at.
+Whole-episode embeddings h_i are projected to their two principal axes. A cluster of successes (eq. 3) is one strategy
+for the task. Its medoid, the success nearest to the cluster's centre, represents it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sklearn.decomposition import PCA
 
 from srpo_robot.progress.references import MIN_CLUSTERED, References
 
-EACH = ("nearest", "knn3")  # strategies without clusters: every success is its own centre
-OUTSIDE = -1  # the cluster of a failure, a noise point or a singleton
-EXACT = 500  # [points or dimensions] up to here the decomposition is exact; above it is randomised, with a fixed seed
+EACH = ("nearest", "knn3")  # reference strategies without clusters: each success is its own centre
+OUTSIDE = -1  # cluster of failures, noise points and singletons
+EXACT = 500  # largest size of an exact decomposition [points or dimensions]; above, it is randomised with a fixed seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Plane:
     """The two principal axes of some points.
 
     Attributes:
-        origin: (D,) their mean.
-        axes: (2, D) unit vectors; zero where the points span less.
-        shares: (2,) of the variance along each axis, in [0, 1]; NaN where all points are equal.
+        origin: (D,) mean of the points.
+        axes: (2, D) unit vectors, zero if the points span fewer dimensions.
+        shares: (2,) share of the variance along each axis, in [0, 1]. NaN if all points are equal.
     """
 
     origin: np.ndarray
@@ -34,19 +34,24 @@ class Plane:
     shares: np.ndarray
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Coordinates (n, 2) of points (n, D) [embedding units]."""
+        """Returns the coordinates (n, 2) of points (n, D) [embedding units]."""
         return (np.asarray(points, dtype=np.float64) - self.origin) @ self.axes.T
 
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """A cluster to look at: `size` successes, and the row (of the map's episodes) of the one that stands for it."""
+    """A cluster with a film strip.
+
+    Attributes:
+        size: number of successes in the cluster.
+        medoid: row of the representative success among the map's episodes.
+    """
 
     size: int
     medoid: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StrategyMap:
     """One task, ready to draw. n episodes, k references.
 
@@ -55,11 +60,11 @@ class StrategyMap:
         episodes: (n,) episode_index.
         success: (n,) bool.
         points: (n, 2) projected h_i.
-        centres: (k, 2) projected references; (0, 2) where every success is its own.
-        shares: (2,) of the variance that the axes explain; NaN where there is none.
-        cluster: (n,) 0 for the largest cluster, 1 for the next ...; `OUTSIDE` for everything else.
-        strips: the clusters, then the singletons, largest first; one where there are no clusters.
-        notes: what a reader should know, in whole sentences.
+        centres: (k, 2) projected references, (0, 2) if each success is its own reference.
+        shares: (2,) share of the variance along each axis, NaN if there is no variance.
+        cluster: (n,) 0 for the largest cluster, 1 for the next one, and so on. `OUTSIDE` for all other episodes.
+        strips: clusters, then singletons, largest first. A single strip if there are no clusters.
+        notes: remarks for the reader, in whole sentences.
     """
 
     task: str
@@ -74,31 +79,31 @@ class StrategyMap:
 
     @property
     def clustered(self) -> bool:
-        """Whether some reference stands for two successes or more."""
+        """Whether a cluster with two or more successes exists."""
         return bool((self.cluster != OUTSIDE).any())
 
 
 def principal_plane(points: np.ndarray) -> Plane:
-    """The plane through the mean of points (n, D), n >= 1, along their first two principal axes."""
+    """Returns the plane through the mean of points (n, D), n >= 1, along their first two principal axes."""
     points = np.asarray(points, dtype=np.float64)
     if (points == points[0]).all():
         return Plane(points[0], np.zeros((2, points.shape[1])), np.full(2, np.nan))
     solver = "full" if min(points.shape) <= EXACT else "randomized"
-    found = PCA(min(2, *points.shape), svd_solver=solver, random_state=0).fit(points)
+    pca = PCA(min(2, *points.shape), svd_solver=solver, random_state=0).fit(points)
     axes, shares = np.zeros((2, points.shape[1])), np.zeros(2)
-    rank = found.n_components_
-    axes[:rank], shares[:rank] = found.components_, found.explained_variance_ratio_
-    return Plane(found.mean_, axes, shares)
+    rank = pca.n_components_
+    axes[:rank], shares[:rank] = pca.components_, pca.explained_variance_ratio_
+    return Plane(pca.mean_, axes, shares)
 
 
 def medoid(points: np.ndarray, centre: np.ndarray) -> int:
-    """Row of the point (n, D) nearest to `centre` (D,); of equally near ones (two around their mean) the first."""
+    """Returns the row of the point (n, D) nearest to `centre` (D,). Among equally near points the first one wins."""
     distances = np.linalg.norm(np.asarray(points, dtype=np.float64) - centre, axis=1)
     return int(np.flatnonzero(distances <= distances.min() * (1 + 1e-9))[0])
 
 
 def most_central(points: np.ndarray) -> int:
-    """Row of the point (n, D) with the least mean distance to the others; of equal ones the first."""
+    """Returns the row of the point (n, D) with the least mean distance to the others. The first of equals wins."""
     mean = cdist(points, points).mean(axis=1)
     return int(np.flatnonzero(mean <= mean.min() * (1 + 1e-9))[0])
 
@@ -111,10 +116,12 @@ def strategy_map(
     references: References,
     reference_episodes: np.ndarray,
 ) -> StrategyMap:
-    """The map of one task.
+    """Computes the map of one task.
 
     Args:
-        episodes, success, embeddings: (n,), (n,), (n, D) of the task's scored episodes; h_i, one row an episode.
+        episodes: (n,) episode_index of the task's scored episodes.
+        success: (n,) bool.
+        embeddings: (n, D) whole-episode embeddings h_i.
         references, reference_episodes: as `Scores.references[task]` and `Scores.reference_episodes[task]`.
     """
     plane = principal_plane(embeddings)
@@ -134,9 +141,16 @@ def strategy_map(
     shown = np.zeros((0, references.centres.shape[1])) if each and len(reference_rows) else references.centres
     notes = _notes(references, len(reference_rows), each)
     return StrategyMap(
-        task, episodes, success, plane.project(embeddings), plane.project(shown), plane.shares, cluster, tuple(strips),
-        notes,
-    )  # fmt: skip
+        task=task,
+        episodes=episodes,
+        success=success,
+        points=plane.project(embeddings),
+        centres=plane.project(shown),
+        shares=plane.shares,
+        cluster=cluster,
+        strips=tuple(strips),
+        notes=notes,
+    )
 
 
 def _notes(references: References, successes: int, each: bool) -> tuple[str, ...]:
@@ -154,8 +168,8 @@ def _notes(references: References, successes: int, each: bool) -> tuple[str, ...
     text = f"{name}: {_count(clusters, 'cluster')}"
     if singletons:
         text += f" and {_count(singletons, 'success', 'es')} alone, each its own reference"
-    left = successes - int(references.sizes.sum())
-    return (text + ("." if not left else f"; {_count(left, 'success', 'es')} called noise, no reference."),)
+    noise = successes - int(references.sizes.sum())
+    return (text + ("." if not noise else f"; {_count(noise, 'success', 'es')} called noise, no reference."),)
 
 
 def _one_centre(references: References, successes: int) -> str:
@@ -173,7 +187,7 @@ def _one_centre(references: References, successes: int) -> str:
 
 
 def _strategy(references: References) -> str:
-    """Its name; a radius that was asked for is said to be one."""
+    """Returns the strategy's name. A number is a DBSCAN radius."""
     name = references.strategy
     return f"radius {name}" if name[:1].isdigit() or name[:1] == "." else name
 

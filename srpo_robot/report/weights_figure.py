@@ -1,4 +1,4 @@
-"""The picture of `srpo-robot weights`: who weighs what, how the grid looks, and when in an episode weights are high."""
+"""The figure of `srpo-robot weights`: weights by label, the grid of betas and caps, weights along the episode."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ COLOURS = {"success": SUCCESS, "failure": FAILURE, "unlabelled": MUTED}
 
 
 def draw_weighting(
-    weights: Mapping[str, np.ndarray], seen: GridCell, grid: Sequence[GridCell], path: Path, note: str
+    weights: Mapping[str, np.ndarray], cell: GridCell, grid: Sequence[GridCell], path: Path, note: str
 ) -> None:
-    """Write the figure as PNG: histogram by label, effective sample size over the grid, mean weight along the episode.
+    """Writes the figure as PNG: histogram by label, effective sample size over the grid, mean weight along the episode.
 
     Args:
-        weights: by label, the weights of its frames as `seen` has them.
-        grid: views of every pair of a beta and a cap.
-        note: stands under the figure; what the weights come from.
+        weights: weights of the frames by label, at the beta and cap of `cell`.
+        cell: entry of the grid to highlight.
+        grid: entries for all pairs of beta and cap.
+        note: text under the figure, the source of the weights.
     """
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1.0, 1.1))
     weight_histogram(left, weights)
-    left.set_title(f"weights at beta {seen.beta:g}, w_max {seen.w_max:g}", loc="left", fontsize=10)
-    _grid(middle, seen, grid)
-    _along_the_episode(right, seen)
+    left.set_title(f"weights at beta {cell.beta:g}, w_max {cell.w_max:g}", loc="left", fontsize=10)
+    _grid(middle, cell, grid)
+    _along_the_episode(right, cell)
     figure.supxlabel(note, fontsize=8, color=MUTED, x=0.01, ha="left", parse_math=False)
     save(figure, path)
 
 
-def _grid(axes: matplotlib.axes.Axes, seen: GridCell, grid: Sequence[GridCell]) -> None:
-    betas, caps = sorted({one.beta for one in grid}), sorted({one.w_max for one in grid})
+def _grid(axes: matplotlib.axes.Axes, cell: GridCell, grid: Sequence[GridCell]) -> None:
+    betas, caps = sorted({entry.beta for entry in grid}), sorted({entry.w_max for entry in grid})
     share = np.full((len(betas), len(caps)), np.nan)
-    for one in grid:
-        row, column = betas.index(one.beta), caps.index(one.w_max)
-        share[row, column] = one.effective
-        ratio = "" if np.isnan(one.ratio) else f"\nS/F {one.ratio:.1f}"
-        text = f"{one.effective:.0%}\n{one.clipped:.0%} at cap{ratio}"
-        chosen = (one.beta, one.w_max) == (seen.beta, seen.w_max)
-        colour = "white" if one.effective > 0.55 else "black"
+    for entry in grid:
+        row, column = betas.index(entry.beta), caps.index(entry.w_max)
+        share[row, column] = entry.effective
+        ratio = "" if np.isnan(entry.ratio) else f"\nS/F {entry.ratio:.1f}"
+        text = f"{entry.effective:.0%}\n{entry.clipped:.0%} at cap{ratio}"
+        chosen = (entry.beta, entry.w_max) == (cell.beta, cell.w_max)
+        colour = "white" if entry.effective > 0.55 else "black"
         weight = "bold" if chosen else "normal"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
         if chosen:
@@ -58,9 +59,9 @@ def _grid(axes: matplotlib.axes.Axes, seen: GridCell, grid: Sequence[GridCell]) 
     axes.set_title("effective sample size (S/F: success to failure)", loc="left", fontsize=10)
 
 
-def _along_the_episode(axes: matplotlib.axes.Axes, seen: GridCell) -> None:
+def _along_the_episode(axes: matplotlib.axes.Axes, cell: GridCell) -> None:
     middles = (np.arange(PHASES) + 0.5) / PHASES
-    for label, means in seen.by_phase.items():
+    for label, means in cell.by_phase.items():
         axes.plot(middles, means, marker="o", markersize=3, color=COLOURS[label], label=label)
     axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_xlim(0, 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from srpo_robot.errors import ScoringError, StaleTable, UsageError
+from srpo_robot.files import write_whole
 from srpo_robot.numerics import without_nan
 from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_difference, separation
 from srpo_robot.records import Episode
@@ -301,9 +301,7 @@ def write_audit(path: Path, evidence: Evidence, level: float, origin: Mapping[st
         "evidence": asdict(evidence),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
-    os.replace(part, path)
+    write_whole(path, json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
     return verdict
 
 
