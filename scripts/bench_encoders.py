@@ -27,17 +27,18 @@ from rich.progress import track
 from rich.table import Table
 
 from srpo_robot.mock.demonstrator import Failure
+from srpo_robot.progress.config import ScoringConfig, WindowShape
 from srpo_robot.progress.embed import embed_frames
-from srpo_robot.progress.encoder import EMBEDDED, RANDOM, Encoder, load_encoder
+from srpo_robot.progress.encoder import Encoder, load_encoder
+from srpo_robot.progress.encoder_names import EMBEDDED, RANDOM
 from srpo_robot.progress.evidence.baselines import NEGATIVE_CONTROLS, Scorer, Transformed
 from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_difference, final_progress, separation
-from srpo_robot.progress.score import Rules, score
-from srpo_robot.progress.windows import Shape, WindowSpec
+from srpo_robot.progress.score import score
 from srpo_robot.records import Episode
 
 SEED = 900_000  # training video has 100000 and up, validation 800000
 ENDS_ONLY = 1_000_000  # stride that leaves the first and the last window, all that a final progress needs
-RULES = Rules("loo")
+RULES = ScoringConfig(profile="loo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,22 +74,20 @@ def recorded(folder: Path, camera: str, seed: int, successes: int, failures: int
     return load_trials(folder)
 
 
-def finals(
-    trials: Trials, encoder: Encoder, spec: WindowSpec, rules: Rules, scorer: Scorer | None = None
-) -> np.ndarray:
+def finals(trials: Trials, encoder: Encoder, config: ScoringConfig, scorer: Scorer | None = None) -> np.ndarray:
     """Final progress (E,) of the score under test, or of a null beside it."""
     if scorer is not None:
-        spec, rules = scorer.windows(spec.resolved(encoder.frames_per_clip)), scorer.rules(rules)
+        config = scorer.config(config.resolved(encoder.frames_per_clip))
         encoder = scorer.encoder() if scorer.encoder else encoder
         encoder = Transformed(encoder, scorer.transform) if scorer.transform else encoder
         if not scorer.video:
             assert scorer.curves is not None
             return final_progress(scorer.curves(trials.episodes, ()))
     windows = [
-        embed_frames(encoder.prepare(frames), encoder, spec, episode.index)
+        embed_frames(encoder.prepare(frames), encoder, config, episode.index)
         for episode, frames in zip(trials.episodes, trials.frames, strict=True)
     ]
-    return final_progress(score(trials.episodes, windows, rules).curves)
+    return final_progress(score(trials.episodes, windows, config).curves)
 
 
 def measured(
@@ -97,17 +96,17 @@ def measured(
     """By scorer its row; and by scorer what the first encoder's best shape has over it (paired)."""
     work: dict[str, Callable[[], np.ndarray]] = {}
     for name, encoder in encoders.items():
-        for shape in get_args(Shape):
-            spec = WindowSpec("stride", ENDS_ONLY, shape)
-            work[f"{name}, {shape}"] = lambda e=encoder, s=spec: finals(trials, e, s, RULES)
+        for shape in get_args(WindowShape):
+            spec = ScoringConfig(windows=f"stride:{ENDS_ONLY}", window_shape=shape)
+            work[f"{name}, {shape}"] = lambda e=encoder, s=spec: finals(trials, e, s)
     first = next(iter(encoders.values()))
     for null in NEGATIVE_CONTROLS.values():
         if null.name != "time":  # ends at 1 whatever happened
-            spec = WindowSpec("stride", ENDS_ONLY, "prefix")
-            work[null.name] = lambda n=null, s=spec: finals(trials, first, s, RULES, n)
+            spec = ScoringConfig(windows=f"stride:{ENDS_ONLY}", window_shape="prefix")
+            work[null.name] = lambda n=null, s=spec: finals(trials, first, s, n)
     found = {name: make() for name, make in track(work.items(), "scoring")}
     rows = {name: row(final, trials, amount) for name, final in found.items()}
-    best = max(list(found)[: len(get_args(Shape))], key=lambda name: rows[name]["auc"])
+    best = max(list(found)[: len(get_args(WindowShape))], key=lambda name: rows[name]["auc"])
     over = {
         name: _shown(auc_difference(found[best], final, trials.success.tolist(), amount), "difference")
         for name, final in found.items()

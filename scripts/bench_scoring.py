@@ -26,10 +26,11 @@ from rich.table import Table
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import EMBEDDED_CONFIG, VJEPA2Encoder
 from srpo_robot.progress.score import dense_distance, success_progress
-from srpo_robot.progress.windows import WindowSpec, clips, ends, parse_windows
+from srpo_robot.progress.windows import clips, ends
 
 SIZES = {  # beside the embedded encoder's other sizes
     "embedded": {},
@@ -88,7 +89,7 @@ def decoded(video: bytes) -> np.ndarray:
     return np.stack(frames)
 
 
-def ours(encoder: VJEPA2Encoder, frames: np.ndarray, spec: WindowSpec) -> Run:
+def ours(encoder: VJEPA2Encoder, frames: np.ndarray, spec: ScoringConfig) -> Run:
     """As `score-dataset` embeds an episode."""
     start = time.perf_counter()
     found = embed_frames(encoder.prepare(frames), encoder, spec)
@@ -96,7 +97,7 @@ def ours(encoder: VJEPA2Encoder, frames: np.ndarray, spec: WindowSpec) -> Run:
 
 
 @torch.inference_mode()
-def straightforward(model: VJEPA2Model, frames: np.ndarray, spec: WindowSpec) -> Run:
+def straightforward(model: VJEPA2Model, frames: np.ndarray, spec: ScoringConfig) -> Run:
     """One window at a time: its frames through the processor, the encoder at batch 1, float32."""
     crop = model.config.crop_size
     processor = VJEPA2VideoProcessor(size={"shortest_edge": int(crop * 256 / 224)}, crop_size=crop)
@@ -128,7 +129,7 @@ def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, objec
     encoder = VJEPA2Encoder(model, dtype=dtype)
     video = encoded(synthetic_video(length))
     frames = decoded(video)
-    parsed = {text: parse_windows(text, frames_per_clip=encoder.frames_per_clip) for text in WINDOWS}
+    parsed = {text: ScoringConfig(windows=text, frames_per_clip=encoder.frames_per_clip) for text in WINDOWS}
     dense = parsed["dense"]
     runs: dict[str, Callable[[], Run]] = {"straightforward dense": lambda: straightforward(reference, frames, dense)}
     for name, spec in parsed.items():

@@ -35,9 +35,10 @@ from srpo_robot.evaluation.runtime import Setup, run_episode
 from srpo_robot.mock.arm import MockArm, make_mock
 from srpo_robot.mock.demonstrator import Demonstrator, Failure, choose_failure
 from srpo_robot.mock.randomization import draw_appearance
+from srpo_robot.progress.config import ScoringConfig, WindowShape
 from srpo_robot.progress.encoder import VJEPA2Encoder
 from srpo_robot.progress.pretrain import Batch, Losses, PretrainConfig, Pretrainer, colour_change
-from srpo_robot.progress.windows import Shape, WindowSpec, clip_indices
+from srpo_robot.progress.windows import clip_indices
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ActionChunk, Observation
 
@@ -210,10 +211,10 @@ def draw(videos: Videos, sampling: Sampling, frames: int, settings: PretrainConf
     clips: list[tuple[np.ndarray, np.ndarray, float]] = []
     for index in rng.choice(len(videos.videos), sampling.episodes, replace=False).tolist():
         video = videos.videos[index]
-        shape: Shape = "prefix" if rng.random() < sampling.prefix else "recent"
+        shape: WindowShape = "prefix" if rng.random() < sampling.prefix else "recent"
         views = rng.permutation(len(video.starts))[:2].tolist()
         for end in _instants(video.length, sampling.instants, rng):
-            numbers = clip_indices(end, frames, WindowSpec("dense", shape=shape))
+            numbers = clip_indices(end, frames, ScoringConfig(windows="dense", window_shape=shape))
             one, other = (videos.frames(index, view, numbers) for view in (views[0], views[-1]))
             clips.append((one, other, end / (video.length - 1)))
     order = rng.permutation(len(clips))
@@ -271,7 +272,9 @@ def evaluate(model: VJEPA2Model, videos: Videos) -> dict[str, float]:
     for shape in ("prefix", "recent"):
         rows = []
         for i, video in enumerate(videos.videos):
-            numbers = clip_indices(video.length - 1, encoder.frames_per_clip, WindowSpec("dense", shape=shape))
+            numbers = clip_indices(
+                video.length - 1, encoder.frames_per_clip, ScoringConfig(windows="dense", window_shape=shape)
+            )
             rows.append(encoder.encode(encoder.prepare(videos.frames(i, 0, numbers))[None])[0])
         apart = cdist(np.stack(rows), np.stack(rows))
         np.fill_diagonal(apart, np.inf)

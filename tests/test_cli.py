@@ -160,7 +160,7 @@ def test_a_second_profile_or_value_embeds_nothing_and_shows_where_it_disagrees(c
     assert "0 episodes embedded now" in out
     assert "ranks apart" in out
     table = read_progress(open_buffer(squares_copy))
-    assert table.metadata["settings"]["rules"]["profile"] == "loo"
+    assert table.metadata["config"]["profile"] == "loo"
     assert not np.array_equal(table["value"], table["progress"])
     refused(cli(*score, "--value", "gut-feeling"), "no value 'gut-feeling'", "knn-time")
     refused(cli(*score, "--references", "best"), "dbscan-auto", "knn3")

@@ -19,16 +19,14 @@ from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProces
 
 from srpo_robot.errors import CheckpointError, UsageError
 from srpo_robot.progress.encoder import (
-    EMBEDDED,
     EMBEDDED_CONFIG,
-    PUBLISHED,
-    RANDOM,
     Geometry,
     VJEPA2Encoder,
     load_encoder,
     measured_tflops,
     tflop_per_clip,
 )
+from srpo_robot.progress.encoder_names import EMBEDDED, PUBLISHED, RANDOM
 from srpo_robot.progress.vjepa2 import BLOCKS, BytePatches, RopeTable, attend_in_blocks, blocks_are_faster
 
 
@@ -253,7 +251,9 @@ def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
     ],
 )
 def test_the_cost_of_a_clip(layers, hidden, mlp_ratio, crop, frames, tflop):
-    assert tflop_per_clip(Geometry(layers, hidden, mlp_ratio, crop), frames) == pytest.approx(tflop, rel=0.01)
+    assert tflop_per_clip(
+        Geometry(layers=layers, hidden=hidden, mlp_ratio=mlp_ratio, crop_px=crop), frames
+    ) == pytest.approx(tflop, rel=0.01)
 
 
 def test_the_cost_of_a_clip_is_what_pytorch_counts(tiny_encoder_folder):

@@ -21,8 +21,8 @@ from srpo_robot.mock.tasks import SceneFacts, Task
 from srpo_robot.records import Episode
 
 if TYPE_CHECKING:
+    from srpo_robot.progress.config import ScoringConfig
     from srpo_robot.progress.score import WindowEmbeddings
-    from srpo_robot.progress.windows import WindowSpec
 
 STAGE, STATE, KIND = "truth.stage", "truth.state", "truth.kind"
 SCORE, STRATEGY = "truth.score", "truth.strategy"
@@ -152,7 +152,7 @@ def drop_frame(state: np.ndarray) -> int | None:
 def true_windows(
     truth: Truth,
     episodes: Sequence[Episode],
-    spec: WindowSpec,
+    config: ScoringConfig,
     view: StateView = "relative",
     pool: Pool = "last",
 ) -> list[WindowEmbeddings]:
@@ -161,7 +161,7 @@ def true_windows(
     Args:
         truth: of the buffer that holds `episodes`.
         episodes: all of the buffer's, in order.
-        spec: which windows; its clip length must be known where `pool` is "mean".
+        config: selects the windows; its clip length must be known if `pool` is "mean".
         view: "absolute" positions in the base frame, or positions "relative" to gripper and plate.
         pool: the state at the window's "last" frame, or the "mean" over the frames of its clip.
 
@@ -183,9 +183,9 @@ def true_windows(
     states = _standardised([rows[:, kept].astype(np.float64) for rows in truth.state])
     windows = []
     for rows in states:
-        last = ends(len(rows), spec)
-        seen = rows[last] if pool == "last" else np.stack([rows[clip].mean(axis=0) for clip in clips(len(rows), spec)])
-        windows.append(WindowEmbeddings(last, seen))
+        last = ends(len(rows), config)
+        pooled = rows[last] if pool == "last" else np.stack([rows[c].mean(axis=0) for c in clips(len(rows), config)])
+        windows.append(WindowEmbeddings(last, pooled))
     return windows
 
 
