@@ -345,7 +345,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "train":
-        settings, sampling = PretrainConfig(options.steps, options.seed), Sampling()
+        settings, sampling = PretrainConfig(steps=options.steps, seed=options.seed), Sampling()
         videos, judged = Videos(options.data), Videos([options.validation])
         won = sum(video.success for video in judged.videos)
         if len(videos.videos) < sampling.episodes or won <= NEAREST or won == len(judged.videos):

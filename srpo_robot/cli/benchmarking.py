@@ -123,9 +123,9 @@ def score_others(candidate: Candidate, scorers: Sequence[Scorer], config: Scorin
 
 def benchmark_command(options: BenchmarkOptions) -> None:
     """Prints the table of appendix A and writes the files DATASET/srpo/benchmark.*."""
+    check(options)
     from srpo_robot.progress.evidence.metrics import Resampling
 
-    check(options)
     chosen = chosen_scorers(options)
     resampling = Resampling(options.resamples, options.resamples, seed=options.seed)
     candidate = prepare(options)
@@ -435,11 +435,11 @@ def latex(rows: list[ScorerRow]) -> str:
 
 def audit_command(options: AuditOptions) -> AuditResult:
     """Runs the audit, writes DATASET/srpo/audit.json, prints the verdict and returns it."""
+    check(options)
     from srpo_robot.progress.evidence.audit import FILE, write_audit
     from srpo_robot.progress.evidence.metrics import Resampling
     from srpo_robot.progress.pipeline import audit_origin
 
-    check(options)
     judge_level(options.level)
     candidate = prepare(options)
     evidence = audit_evidence(candidate, options.horizon, Resampling(options.resamples, options.resamples))
