@@ -1,4 +1,4 @@
-"""`score-dataset` without the terminal: takes a buffer, writes progress.parquet, returns what the summary needs."""
+"""`score-dataset` without the terminal: embeds and scores a buffer, writes and reads progress.parquet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 3  # of the table and its metadata; 3: the config and the encoder's own
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What an encoder says about itself.
+    """Name, precision and identity that an encoder reports about itself.
 
     Attributes:
         name: name, folder or Hub id that it was loaded by.
@@ -42,7 +42,7 @@ class EncoderInfo:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the scores of a table depend on besides the data.
+    """The config and the encoder of a score.
 
     Attributes:
         config: with feature keys as cameras and with the clip length filled in.
@@ -120,7 +120,7 @@ def score_buffer(
     skip_bad: bool = False,
     on_episode: Callable[[Episode, int], None] | None = None,
 ) -> Scored:
-    """Embeds what is not embedded yet, scores all episodes, and writes DATASET/srpo/progress.parquet.
+    """Embeds the episodes that are not embedded yet, scores all episodes, and writes DATASET/srpo/progress.parquet.
 
     Raises:
         UnlabelledError: an episode has no label.
@@ -211,7 +211,7 @@ def read_provenance(buffer: Buffer) -> Provenance:
 
 
 def audit_origin(buffer: Buffer, provenance: Provenance) -> dict[str, Any]:
-    """Returns what an audit of a score depends on, ready for JSON: data, labels, encoder, cameras and windows.
+    """Returns the inputs of an audit, ready for JSON: data, labels, encoder, cameras and windows.
 
     The profile is not part of it: an audit always uses `loo`.
     """

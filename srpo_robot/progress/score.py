@@ -1,6 +1,6 @@
 """Embeddings of windows -> distance, progress, step value and trajectory reward, by profile. numpy in, numpy out.
 
-Source: arXiv 2511.15605, eq. 3-6 and appendix B; profile `siirl`: the authors' released code; `loo`: ours. Where the
+Source: arXiv 2511.15605, eq. 3-6 and appendix B; profile `siirl`: the authors' released code; `loo`: ours. If the
 paper is silent, the docstrings name our choice.
 """
 
