@@ -1,13 +1,13 @@
-# make demo | test | check | format | build: each creates .venv by itself where it is missing.
+# make demo | test | check | format | build: each target creates .venv if it is missing.
 .DEFAULT_GOAL := help
 VENV := .venv
-# Processes that run the tests, each a file of tests at a time (auto: one a core). Those marked real_time come after
-# them and by themselves: their controller answers in real time, and two busy cores may starve it.
+# Number of processes that run the tests, one test file at a time each (auto: one per core). Tests marked real_time run
+# after them, alone: their controller answers in real time, and busy cores may delay it.
 WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-# Threads: small models and two cores; the math libraries' own pools only get in each other's way.
+# Models are small, so larger thread pools of the math libraries only slow each other down.
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
