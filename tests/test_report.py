@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,7 +295,7 @@ def score_squares(
     folder: Path,
     frames_per_clip: int | None = None,
     cameras: tuple[str, ...] = (FRONT,),
-    **scoring: str,
+    **scoring: Any,
 ):
     config = ScoringConfig(
         cameras=cameras, windows="stride:4", min_window=6, frames_per_clip=frames_per_clip, **scoring

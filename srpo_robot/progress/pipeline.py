@@ -200,9 +200,10 @@ def read_progress(buffer: Buffer) -> Table:
 
 def provenance_of(table: Table) -> Provenance:
     """Returns the provenance that a progress table stores."""
-    stored = dict(table.metadata["config"])
-    lists = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
-    return Provenance(ScoringConfig(**stored | lists), EncoderInfo(**table.metadata["encoder"]))
+    stored: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in table.metadata["config"].items()
+    }
+    return Provenance(ScoringConfig(**stored), EncoderInfo(**table.metadata["encoder"]))
 
 
 def read_provenance(buffer: Buffer) -> Provenance:
