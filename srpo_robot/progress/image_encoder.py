@@ -36,7 +36,7 @@ class ImageEncoder:
     def __init__(self, model: Any, processor: Any, device: str = "cpu", dtype: str = "float32") -> None:
         """`model` and its image `processor`; errors as `load_image_encoder`."""
         check_dtype(dtype)
-        self.name, self.dtype = str(model.config.name_or_path), dtype
+        self.name, self.dtype = str(getattr(model, "name_or_path", "")), dtype
         self._device, self._dtype = torch.device(device), TORCH_DTYPES[dtype]
         self._model, self._processor = model.to(self._device, self._dtype).eval(), processor
         self.batch_clips = BATCH_IMAGES.get(self._device.type, 256)
