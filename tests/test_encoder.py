@@ -76,6 +76,7 @@ def test_the_embedded_encoder_is_the_same_every_time_and_leaves_the_seed_alone()
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     first, second = load_encoder(RANDOM), load_encoder(RANDOM)
+    assert (first.name, first.dtype) == (RANDOM, "float32")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.identity == second.identity
     assert first.identity != load_encoder(RANDOM, dtype="bfloat16").identity
