@@ -15,7 +15,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,17 +27,18 @@ from rich.progress import track
 from rich.table import Table
 
 from srpo_robot.mock.demonstrator import Failure
+from srpo_robot.progress.config import ScoringConfig, WindowShape
 from srpo_robot.progress.embed import embed_frames
-from srpo_robot.progress.encoder import EMBEDDED, RANDOM, Encoder, load_encoder
+from srpo_robot.progress.encoder import Encoder, load_encoder
+from srpo_robot.progress.encoder_names import EMBEDDED, RANDOM
 from srpo_robot.progress.evidence.baselines import NEGATIVE_CONTROLS, Scorer, Transformed
 from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_difference, final_progress, separation
-from srpo_robot.progress.score import Rules, score
-from srpo_robot.progress.windows import Shape, WindowSpec
+from srpo_robot.progress.score import score
 from srpo_robot.records import Episode
 
 SEED = 900_000  # training video uses seeds from 100000, validation from 800000
 ENDS_ONLY = 1_000_000  # stride that leaves only the first and the last window, enough for a final progress
-RULES = Rules("loo")
+CONFIG = ScoringConfig(profile="loo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,22 +82,20 @@ def recorded(folder: Path, camera: str, seed: int, successes: int, failures: int
     return load_trials(folder)
 
 
-def finals(
-    trials: Trials, encoder: Encoder, spec: WindowSpec, rules: Rules, scorer: Scorer | None = None
-) -> np.ndarray:
+def finals(trials: Trials, encoder: Encoder, config: ScoringConfig, scorer: Scorer | None = None) -> np.ndarray:
     """Computes the final progress (E,) of the score under test, or of `scorer` if it is given."""
     if scorer is not None:
-        spec, rules = scorer.windows(spec.resolved(encoder.frames_per_clip)), scorer.rules(rules)
+        config = scorer.config(config.resolved(encoder.frames_per_clip))
         encoder = scorer.encoder() if scorer.encoder else encoder
         encoder = Transformed(encoder, scorer.transform) if scorer.transform else encoder
         if not scorer.video:
             assert scorer.curves is not None
             return final_progress(scorer.curves(trials.episodes, ()))
     windows = [
-        embed_frames(encoder.prepare(frames), encoder, spec, episode.index)
+        embed_frames(encoder.prepare(frames), encoder, config, episode.index)
         for episode, frames in zip(trials.episodes, trials.frames, strict=True)
     ]
-    return final_progress(score(trials.episodes, windows, rules).curves)
+    return final_progress(score(trials.episodes, windows, config).curves)
 
 
 def measured(
@@ -110,17 +109,17 @@ def measured(
     """
     scorings: dict[str, Callable[[], np.ndarray]] = {}
     for name, encoder in encoders.items():
-        for shape in get_args(Shape):
-            spec = WindowSpec("stride", ENDS_ONLY, shape)
-            scorings[f"{name}, {shape}"] = lambda e=encoder, s=spec: finals(trials, e, s, RULES)
+        for shape in get_args(WindowShape):
+            config = replace(CONFIG, windows=f"stride:{ENDS_ONLY}", window_shape=shape)
+            scorings[f"{name}, {shape}"] = lambda e=encoder, c=config: finals(trials, e, c)
     first = next(iter(encoders.values()))
     for control in NEGATIVE_CONTROLS.values():
         if control.name != "time":  # it always ends at 1
-            spec = WindowSpec("stride", ENDS_ONLY, "prefix")
-            scorings[control.name] = lambda c=control, s=spec: finals(trials, first, s, RULES, c)
+            config = replace(CONFIG, windows=f"stride:{ENDS_ONLY}", window_shape="prefix")
+            scorings[control.name] = lambda n=control, c=config: finals(trials, first, c, n)
     final_by_scorer = {name: scoring() for name, scoring in track(scorings.items(), "scoring")}
     rows = {name: row(final, trials, amount) for name, final in final_by_scorer.items()}
-    best = max(list(rows)[: len(get_args(Shape))], key=lambda name: rows[name]["auc"])
+    best = max(list(rows)[: len(get_args(WindowShape))], key=lambda name: rows[name]["auc"])
     differences = {
         name: _interval_row(auc_difference(final_by_scorer[best], final, trials.success.tolist(), amount), "difference")
         for name, final in final_by_scorer.items()
@@ -198,7 +197,7 @@ def main() -> None:
             "best_less_scorer": differences,
             "successes": int(success.sum()),
             "failures": int((~success).sum()),
-            "rules": asdict(RULES),
+            "config": asdict(CONFIG),
             "options": {key: value for key, value in vars(options).items() if key not in ("json", "data")},
         }
         options.json.write_text(json.dumps(result, indent=2) + "\n")

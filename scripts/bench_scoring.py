@@ -27,10 +27,11 @@ from rich.table import Table
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import EMBEDDED_CONFIG, VJEPA2Encoder
 from srpo_robot.progress.score import dense_distance, success_progress
-from srpo_robot.progress.windows import WindowSpec, clips, ends, parse_windows
+from srpo_robot.progress.windows import clips, ends
 
 SIZES = {  # changes of the embedded encoder's configuration
     "embedded": {},
@@ -89,7 +90,7 @@ def decoded(video: bytes) -> np.ndarray:
     return np.stack(frames)
 
 
-def ours(encoder: VJEPA2Encoder, frames: np.ndarray, spec: WindowSpec) -> Run:
+def ours(encoder: VJEPA2Encoder, frames: np.ndarray, spec: ScoringConfig) -> Run:
     """Embeds an episode in the same way as `score-dataset`."""
     start = time.perf_counter()
     windows = embed_frames(encoder.prepare(frames), encoder, spec)
@@ -97,7 +98,7 @@ def ours(encoder: VJEPA2Encoder, frames: np.ndarray, spec: WindowSpec) -> Run:
 
 
 @torch.inference_mode()
-def straightforward(model: VJEPA2Model, frames: np.ndarray, spec: WindowSpec) -> Run:
+def straightforward(model: VJEPA2Model, frames: np.ndarray, spec: ScoringConfig) -> Run:
     """Embeds one window at a time: transformers' processor, then the encoder at batch 1 in float32."""
     crop = model.config.crop_size
     processor = VJEPA2VideoProcessor(size={"shortest_edge": int(crop * 256 / 224)}, crop_size=crop)
@@ -129,7 +130,7 @@ def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, objec
     encoder = VJEPA2Encoder(model, dtype=dtype)
     video = encoded(synthetic_video(length))
     frames = decoded(video)
-    parsed = {text: parse_windows(text, frames_per_clip=encoder.frames_per_clip) for text in WINDOWS}
+    parsed = {text: ScoringConfig(windows=text, frames_per_clip=encoder.frames_per_clip) for text in WINDOWS}
     dense = parsed["dense"]
     runs: dict[str, Callable[[], Run]] = {"straightforward dense": lambda: straightforward(reference, frames, dense)}
     for name, spec in parsed.items():

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import VJEPA2Config, VJEPA2Model
 
-from srpo_robot.progress.encoder import ATTENTIONS, VJEPA2Encoder, tflop_per_clip
+from srpo_robot.progress.encoder import VJEPA2Encoder, tflop_per_clip
+from srpo_robot.progress.encoder_names import ATTENTIONS
 
 # facebook/vjepa2-vit{l,h,g}-fpc64-256, -vitg-fpc64-384: width, layers, heads, mlp ratio, crop [px]
 CONFIGS = {

@@ -20,17 +20,18 @@ from rich.progress import track
 from rich.table import Table
 
 from srpo_robot.buffer.opening import open_buffer
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import VJEPA2Encoder, load_encoder, tflop_per_clip
 from srpo_robot.progress.score import dense_distance, success_progress
-from srpo_robot.progress.windows import WindowSpec, clip_lengths, parse_windows
+from srpo_robot.progress.windows import clip_lengths
 
 KINDS = (("dense", "prefix"), ("stride:2", "prefix"), ("stride:4", "prefix"), ("stride:8", "prefix"),
          ("stride:16", "prefix"), ("nested", "prefix"),
          ("dense", "recent"), ("stride:2", "recent"), ("stride:4", "recent"), ("stride:8", "recent"))  # fmt: skip
 
 
-def progress(frames: np.ndarray, encoder: VJEPA2Encoder, spec: WindowSpec) -> tuple[np.ndarray, int]:
+def progress(frames: np.ndarray, encoder: VJEPA2Encoder, spec: ScoringConfig) -> tuple[np.ndarray, int]:
     """Computes the progress of a success from the first window's end on, (n,). Returns it with its first frame."""
     windows = embed_frames(frames, encoder, spec)
     distance = np.linalg.norm(windows.embeddings - windows.embeddings[-1], axis=1)
@@ -46,7 +47,7 @@ def compared(curve: tuple[np.ndarray, int], dense: tuple[np.ndarray, int]) -> di
     return {"rms": float(np.sqrt((difference**2).mean())), "max": float(difference.max()), "step_r": float(steps)}
 
 
-def cost_tflop(length: int, encoder: VJEPA2Encoder, spec: WindowSpec) -> float:
+def cost_tflop(length: int, encoder: VJEPA2Encoder, spec: ScoringConfig) -> float:
     """Computes the forward cost of one episode [TFLOP]."""
     lengths = clip_lengths(length, spec.resolved(encoder.frames_per_clip))
     return float(sum(tflop_per_clip(encoder.geometry, int(n)) for n in lengths))
@@ -57,7 +58,7 @@ def measure(dataset: str, camera: str | None, encoder: VJEPA2Encoder, count: int
     buffer = open_buffer(dataset)
     key = buffer.camera(camera)
     episodes = sorted(buffer.episodes, key=lambda e: -e.length)[:count]
-    specs = {(kind, shape): parse_windows(kind, shape) for kind, shape in KINDS}
+    specs = {(kind, shape): ScoringConfig(windows=kind, window_shape=shape) for kind, shape in KINDS}
     rows: dict[tuple[str, str], list[dict[str, float]]] = {name: [] for name in specs}
     for episode in track(episodes, "episodes"):
         frames = encoder.prepare(buffer.frames(episode, key))

@@ -36,9 +36,10 @@ from srpo_robot.files import write_whole
 from srpo_robot.mock.arm import MockArm, make_mock
 from srpo_robot.mock.demonstrator import Demonstrator, Failure, choose_failure
 from srpo_robot.mock.randomization import draw_appearance
+from srpo_robot.progress.config import ScoringConfig, WindowShape
 from srpo_robot.progress.encoder import VJEPA2Encoder
 from srpo_robot.progress.pretrain import Batch, Losses, PretrainConfig, Pretrainer, colour_change
-from srpo_robot.progress.windows import Shape, WindowSpec, clip_indices
+from srpo_robot.progress.windows import clip_indices
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ActionChunk, Observation
 
@@ -218,10 +219,10 @@ def draw(videos: Videos, sampling: Sampling, frames: int, settings: PretrainConf
     clips: list[tuple[np.ndarray, np.ndarray, float]] = []
     for index in rng.choice(len(videos.videos), sampling.episodes, replace=False).tolist():
         video = videos.videos[index]
-        shape: Shape = "prefix" if rng.random() < sampling.prefix else "recent"
+        shape: WindowShape = "prefix" if rng.random() < sampling.prefix else "recent"
         views = rng.permutation(len(video.starts))[:2].tolist()
         for end in _instants(video.length, sampling.instants, rng):
-            numbers = clip_indices(end, frames, WindowSpec("dense", shape=shape))
+            numbers = clip_indices(end, frames, ScoringConfig(windows="dense", window_shape=shape))
             one, other = (videos.frames(index, view, numbers) for view in (views[0], views[-1]))
             clips.append((one, other, end / (video.length - 1)))
     order = rng.permutation(len(clips))
@@ -282,7 +283,9 @@ def evaluate(model: VJEPA2Model, videos: Videos) -> dict[str, float]:
     for shape in ("prefix", "recent"):
         rows = []
         for i, video in enumerate(videos.videos):
-            numbers = clip_indices(video.length - 1, encoder.frames_per_clip, WindowSpec("dense", shape=shape))
+            numbers = clip_indices(
+                video.length - 1, encoder.frames_per_clip, ScoringConfig(windows="dense", window_shape=shape)
+            )
             rows.append(encoder.encode(encoder.prepare(videos.frames(i, 0, numbers))[None])[0])
         distance = cdist(np.stack(rows), np.stack(rows))
         np.fill_diagonal(distance, np.inf)
@@ -353,7 +356,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "train":
-        settings, sampling = PretrainConfig(options.steps, options.seed), Sampling()
+        settings, sampling = PretrainConfig(steps=options.steps, seed=options.seed), Sampling()
         videos, validation = Videos(options.data), Videos([options.validation])
         successes = sum(video.success for video in validation.videos)
         if len(videos.videos) < sampling.episodes or successes <= NEAREST or successes == len(validation.videos):

@@ -66,11 +66,11 @@ from srpo_robot.evaluation.policy import TrainedPolicy
 from srpo_robot.evaluation.runtime import Setup, run_episode
 from srpo_robot.files import write_whole
 from srpo_robot.mock.truth import read_truth, true_windows
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.evidence.baselines import PixelMean
-from srpo_robot.progress.pipeline import ScoreSettings, combined, embed, progress_columns
-from srpo_robot.progress.score import Rules, WindowEmbeddings, score
-from srpo_robot.progress.windows import parse_windows
+from srpo_robot.progress.pipeline import combined, embed, progress_columns
+from srpo_robot.progress.score import WindowEmbeddings, score
 from srpo_robot.recipes import PolicyRecipe, digest, load
 from srpo_robot.report.figures import MUTED, save
 
@@ -200,23 +200,21 @@ def alone(path: Path) -> Iterator[None]:
 
 def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]:
     """Returns embedded windows of every episode, camera `front`. Uses the store if they are in it."""
-    spec = parse_windows("stride:4", "prefix", 10, None)
+    config = ScoringConfig(cameras=("front",), windows="stride:4", min_window=10, window_shape="prefix")
     if scorer == "true":
-        return true_windows(read_truth(buffer), buffer.episodes, spec)
+        return true_windows(read_truth(buffer), buffer.episodes, config)
     encoder: Any = load_encoder("embedded") if scorer == "embedded" else PixelMean()
-    spec = spec.resolved(encoder.frames_per_clip)
     if scorer == "pixel":
-        spec = replace(spec, shape="recent")  # the mean of the last 10 frames: the negative control to beat
-    settings = ScoreSettings(scorer, (buffer.camera("front"),), spec)
-    return combined(embed(buffer, encoder, settings))
+        config = replace(config, window_shape="recent")  # the mean of the last 10 frames: the negative control to beat
+    return combined(embed(buffer, encoder, config))
 
 
 def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
     """Computes the weight of every frame for training `policy` with the method."""
     if method.scheme in ("uniform", "success"):
         return baseline_weights(buffer, method.scheme)  # type: ignore[arg-type]
-    rules = Rules("loo", method.references, method.value)
-    scores = score(buffer.episodes, windows_of(buffer, method.scorer), rules)
+    config = ScoringConfig(profile="loo", references=method.references, value=method.value)
+    scores = score(buffer.episodes, windows_of(buffer, method.scorer), config)
     table = Table(progress_columns(buffer.episodes, scores), {"dataset": buffer.fingerprint})
     if method.scheme == "rabc":
         return rabc_buffer_weights(buffer, table, chunk_of(policy))

@@ -22,9 +22,10 @@ from PIL import Image
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
 from srpo_robot.buffer.opening import open_buffer
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pipeline import read_progress
-from srpo_robot.progress.windows import WindowSpec, ends
+from srpo_robot.progress.windows import ends
 
 FRONT = "observation.images.front"
 
@@ -253,7 +254,7 @@ def test_a_stride_that_does_not_divide_still_ends_at_the_last_frame(cli, shared,
     table = read_progress(open_buffer(shared))
     for index, (_, length, _, _) in enumerate(SQUARES):
         scored = np.flatnonzero(table["scored"][table["episode_index"] == index])
-        assert scored.tolist() == ends(length, WindowSpec("stride", stride, min_window=6)).tolist()
+        assert scored.tolist() == ends(length, ScoringConfig(windows=f"stride:{stride}", min_window=6)).tolist()
         assert scored[-1] == length - 1
 
 
@@ -334,7 +335,7 @@ def test_a_dataset_on_a_read_only_disk(cli, shared, options):
     # All is embedded: the tables are what cannot be written.
     again = on(READ_ONLY, shared, "score-dataset", shared, *options, "--profile", "loo")
     failed(again, "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset")
-    assert read_progress(open_buffer(shared)).metadata["settings"]["rules"]["profile"] == "paper"
+    assert read_progress(open_buffer(shared)).metadata["config"]["profile"] == "paper"
 
 
 FULL = (

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import UsageError
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import embed_frames, store_key
 from srpo_robot.progress.encoder import Encoder, HoldsFrames, load_encoder
 from srpo_robot.progress.evidence import baselines
@@ -43,17 +44,16 @@ from srpo_robot.progress.score import (
     ONE_WINDOW,
     SKIPPED_EPISODE,
     SKIPPED_TASK,
-    Rules,
     Scores,
     WindowEmbeddings,
 )
 from srpo_robot.progress.store import EmbeddingStore
-from srpo_robot.progress.windows import PREFIX, WindowSpec
+from srpo_robot.progress.windows import PREFIX
 from srpo_robot.records import Episode
 
 FRONT = "observation.images.front"
-SPEC = WindowSpec("stride", 2, min_window=4)
-LOO = Rules("loo")
+SPEC = ScoringConfig(windows="stride:2", min_window=4)
+LOO = replace(SPEC, cameras=(FRONT,), profile="loo")
 
 
 def noise_video(length: int = 30, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def episode(index: int, length: int, success: bool | None, task: str = "go") -> 
 class LastFrames:
     """Embeds a clip as the corner pixel of each of its frames, in order: whoever changes a clip is seen."""
 
-    identity, frames_per_clip, batch_clips = "last-frames", 4, 3
+    name, dtype, identity, frames_per_clip, batch_clips = "last-frames", "float32", "last-frames", 4, 3
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
         return frames
@@ -107,8 +107,8 @@ def test_prepared_frames_are_small_squares_with_the_same_mean(height, width):
 def test_recent_windows_of_10_frames_are_the_mean_of_the_last_10():
     """From frame 10 on there are always ten, so no frame is repeated."""
     video, encoder = noise_video(40), PixelMean(8)
-    spec = SCORERS[CONTROL_TO_BEAT].windows(WindowSpec("stride", 3))
-    assert (spec.shape, spec.frames_per_clip, spec.stride, spec.min_window) == ("recent", 10, 3, 10)
+    spec = SCORERS[CONTROL_TO_BEAT].config(ScoringConfig(windows="stride:3"))
+    assert (spec.window_shape, spec.frames_per_clip, spec.stride, spec.min_window) == ("recent", 10, 3, 10)
     own = embed_frames(encoder.prepare(video), encoder, spec)
     for end, row in zip(own.ends, own.embeddings, strict=True):
         expected = encoder.prepare(video)[end - 9 : end + 1].mean(axis=0).ravel()
@@ -117,7 +117,7 @@ def test_recent_windows_of_10_frames_are_the_mean_of_the_last_10():
 
 def test_a_prefix_of_at_most_its_clip_is_the_cumulative_mean_of_all_its_frames():
     video, encoder = noise_video(16), PixelMean(8, frames=16)
-    own = embed_frames(encoder.prepare(video), encoder, WindowSpec("dense"))
+    own = embed_frames(encoder.prepare(video), encoder, ScoringConfig(windows="dense"))
     assert own.embeddings[-1] * 256 - 1 == pytest.approx(video.mean(axis=0).ravel(), abs=1e-3)
 
 
@@ -190,17 +190,19 @@ def test_the_time_index_has_a_perfect_shape_and_no_worth():
 # --- transforms
 
 
-def clips_seen(name: str, length: int = 12, spec: WindowSpec = SPEC, seed: int = 0) -> np.ndarray:
+def clips_seen(name: str, length: int = 12, spec: ScoringConfig = SPEC, seed: int = 0) -> np.ndarray:
     """Frame numbers that the encoder saw, (n, F)."""
     encoder = Transformed(LastFrames(), name, seed)
     return embed_frames(encoder.prepare(numbered(length)), encoder, spec).embeddings.astype(int) - 1
 
 
-def plain_clips(length: int = 12, spec: WindowSpec = SPEC) -> np.ndarray:
+def plain_clips(length: int = 12, spec: ScoringConfig = SPEC) -> np.ndarray:
     return embed_frames(numbered(length), LastFrames(), spec).embeddings.astype(int) - 1
 
 
-@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, shape="recent"), WindowSpec("dense", frames_per_clip=8)], ids=str)
+@pytest.mark.parametrize(
+    "spec", [SPEC, replace(SPEC, window_shape="recent"), ScoringConfig(windows="dense", frames_per_clip=8)], ids=str
+)
 def test_shuffled_windows_have_the_same_frames_in_another_order(spec):
     seen, plain = clips_seen("shuffled", 30, spec), plain_clips(30, spec)
     assert np.array_equal(np.sort(seen, axis=1), np.sort(plain, axis=1))
@@ -270,8 +272,10 @@ def test_an_encoder_that_holds_frames_sees_the_same_as_one_that_does_not(name):
 def test_shuffling_changes_nothing_of_a_mean_image():
     """Shuffled frames of the pixel mean are the pixel mean: the control is identical by definition."""
     encoder, video = PixelMean(8, frames=16), noise_video(30)
-    plain = embed_frames(video, encoder, WindowSpec("dense")).embeddings
-    assert embed_frames(video, Transformed(encoder, "shuffled"), WindowSpec("dense")).embeddings == pytest.approx(plain)
+    plain = embed_frames(video, encoder, ScoringConfig(windows="dense")).embeddings
+    assert embed_frames(
+        video, Transformed(encoder, "shuffled"), ScoringConfig(windows="dense")
+    ).embeddings == pytest.approx(plain)
 
 
 def test_a_real_encoder_notices_every_transform(tiny_encoder_folder):
@@ -306,9 +310,9 @@ def scored(buffer, tmp_path_factory, tiny_encoder_folder) -> dict[str, Scores]:
     """Every scorer's scores of `buffer`, with a random network under test."""
     store = EmbeddingStore(tmp_path_factory.mktemp("store") / "s.zarr")
     encoder = load_encoder(str(tiny_encoder_folder))
-    found = {name: score_with(s, buffer, store, FRONT, encoder, SPEC, LOO) for name, s in SCORERS.items()}
+    found = {name: score_with(s, buffer, store, encoder, LOO) for name, s in SCORERS.items()}
     scorer = image_scorer(PixelFrame(8), "a small frame")
-    return found | {scorer.name: score_with(scorer, buffer, store, FRONT, encoder, SPEC, LOO)}
+    return found | {scorer.name: score_with(scorer, buffer, store, encoder, LOO)}
 
 
 def far_auc(scores: Scores) -> float:
@@ -355,7 +359,9 @@ def test_a_frozen_tail_does_not_move_pixels(scored, buffer):
     encoder = Transformed(PixelFrame(8), "frozen-tail")
     video = moving_square(30, 1.0)
     own = embed_frames(
-        encoder.prepare(video), encoder, WindowSpec("dense", shape="recent", min_window=4, frames_per_clip=2)
+        encoder.prepare(video),
+        encoder,
+        ScoringConfig(windows="dense", min_window=4, frames_per_clip=2, window_shape="recent"),
     )
     frozen = own.embeddings[own.ends >= frozen_from(30)]
     assert (frozen == frozen[0]).all()
@@ -366,35 +372,35 @@ def test_what_is_scored_again_is_not_embedded_again(buffer, tmp_path, tiny_encod
     store, encoder = EmbeddingStore(tmp_path / "s.zarr"), load_encoder(str(tiny_encoder_folder))
     counts: list[int] = []
     for _ in range(2):
-        score_with(
-            SCORERS["shuffled"], buffer, store, FRONT, encoder, SPEC, LOO, on_episode=lambda e, n: counts.append(n)
-        )
+        score_with(SCORERS["shuffled"], buffer, store, encoder, LOO, on_episode=lambda e, n: counts.append(n))
     assert min(counts[:13]) > 0
     assert counts[13:] == [0] * 13
 
 
 def test_a_skipped_task_has_no_curve(buffer, tmp_path, tiny_encoder_folder):
     store, encoder = EmbeddingStore(tmp_path / "s.zarr"), load_encoder(str(tiny_encoder_folder))
-    rules = replace(LOO, skip_tasks=("go right",))
+    config = replace(LOO, skip_tasks=("go right",))
     for name in ("length", "pixel", CONTROL_TO_BEAT):
-        scores = score_with(SCORERS[name], buffer, store, FRONT, encoder, SPEC, rules)
+        scores = score_with(SCORERS[name], buffer, store, encoder, config)
         assert [c.reason for c in scores.curves[9:]] == [SKIPPED_TASK] * 4
         assert np.isnan(final_progress(scores.curves[9:])).all()
         assert np.isfinite(final_progress(scores.curves[:9])).all()
 
 
-@pytest.mark.parametrize("spec", [WindowSpec("nested", frames_per_clip=8), PREFIX, WindowSpec("stride", 4)], ids=str)
+@pytest.mark.parametrize(
+    "spec", [ScoringConfig(windows="nested", frames_per_clip=8), PREFIX, ScoringConfig(windows="stride:4")], ids=str
+)
 def test_windows_under_test_become_each_scorers_own(spec):
     for scorer in SCORERS.values():
-        own = scorer.windows(spec)
+        own = scorer.config(spec)
         assert own.min_window == spec.min_window
-        assert own.stride == spec.stride or spec.kind == "nested"
+        assert own.stride == spec.stride or spec.window_kind == "nested"
 
 
 def test_references_of_another_dataset_are_refused(buffer, tmp_path):
-    rules, encoder = Rules("loo", "external"), LastFrames()
+    config, encoder = replace(LOO, references="external"), LastFrames()
     with pytest.raises(UsageError, match="need the dataset's own successes"):
-        score_with(SCORERS["time"], buffer, EmbeddingStore(tmp_path / "s"), FRONT, encoder, SPEC, rules)
+        score_with(SCORERS["time"], buffer, EmbeddingStore(tmp_path / "s"), encoder, config)
 
 
 def test_encoders_keep_the_protocol():

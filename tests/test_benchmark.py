@@ -10,13 +10,14 @@ import pytest
 from conftest import record_squares, refused
 
 from srpo_robot.errors import UsageError
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.evidence.benchmark import alpha_sweep, beside_oracle, own_rows, step_values, worst_gains
 from srpo_robot.progress.evidence.metrics import Resampling
-from srpo_robot.progress.score import Rules, WindowEmbeddings
+from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.records import Episode
 
 NONE = Resampling(0, 0)
-RULES = Rules("loo")
+RULES = ScoringConfig(profile="loo")
 
 
 def line(index: int, reach: float, success: bool, length: int = 20) -> tuple[Episode, WindowEmbeddings]:
@@ -106,7 +107,7 @@ def test_benchmark_and_audit_of_a_scored_dataset(labelled, tmp_path, cli, tiny_e
     )
     assert code == 0, err
     content = json.loads(out_json.read_text())
-    assert content["settings"]["encoder"] == str(tiny_encoder_folder)  # as it was scored
+    assert content["encoder"]["name"] == str(tiny_encoder_folder)  # as it was scored
     names = [row["scorer"] for row in content["rows"]]
     assert names == ["paper", "loo", "paper, nearest", "pixel-last10", "frozen-tail", "pixel"]
     assert len(content["alpha"]) == 5

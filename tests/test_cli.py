@@ -160,7 +160,7 @@ def test_a_second_profile_or_value_embeds_nothing_and_shows_where_it_disagrees(c
     assert "0 episodes embedded now" in out
     assert "ranks apart" in out
     table = read_progress(open_buffer(squares_copy))
-    assert table.metadata["settings"]["rules"]["profile"] == "loo"
+    assert table.metadata["config"]["profile"] == "loo"
     assert not np.array_equal(table["value"], table["progress"])
     refused(cli(*score, "--value", "gut-feeling"), "no value 'gut-feeling'", "knn-time")
     refused(cli(*score, "--references", "best"), "dbscan-auto", "knn3")
@@ -319,3 +319,32 @@ def test_pictures_in_the_terminal_carry_their_colours():
     assert "#ff0000" in str(first)
     assert "#000000" in str(first)
     assert shrink(image, 2, 6).shape == (2, 6, 3)
+
+
+def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "encoder").mkdir()
+    options = (
+        *("--encoder vjepa3", f"--encoder {tmp_path / 'encoder'}", "--profile srpo", "--windows stride"),
+        *("--window-shape suffix", "--frames-per-clip 7", "--references knn4", "--value q", "--device gpu"),
+        *("--dtype int4", "--attention flex", "--compare paper,srpo", "--windows nested --profile siirl"),
+    )
+    commands = [["score-dataset", "nowhere"], *(["score-dataset", str(tmp_path), *o.split()] for o in options)]
+    for name in ("audit", "benchmark-progress"):
+        others = ("--windows stride", "--encoder vjepa3", "--device gpu", "--dtype int4")
+        commands += [[name, str(tmp_path), *o.split()] for o in others]
+    script = (
+        "import json, sys\n"
+        "from srpo_robot.cli import main\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['srpo-robot', *command]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as stop:\n"
+        "        assert stop.code == 2, command\n"
+        "    heavy = {'torch', 'lerobot', 'zarr', 'scipy', 'transformers'} & set(sys.modules)\n"
+        "    assert not heavy, (command, heavy)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(commands)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

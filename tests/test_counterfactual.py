@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo_robot.errors import UsageError
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.evidence.baselines import PixelMean, time_curves
 from srpo_robot.progress.evidence.counterfactual import (
@@ -28,8 +29,7 @@ from srpo_robot.progress.evidence.counterfactual import (
     variants,
     wrong_ending,
 )
-from srpo_robot.progress.score import Rules, WindowEmbeddings, score
-from srpo_robot.progress.windows import WindowSpec
+from srpo_robot.progress.score import WindowEmbeddings, score
 from srpo_robot.records import Episode
 
 lengths = st.integers(2, 40)
@@ -227,7 +227,10 @@ def test_a_score_that_is_missing_stays_missing():
 
 def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
     """Through the real pipeline: the last pixels against the successes, and the clock."""
-    encoder, spec = PixelMean(16), WindowSpec("dense", shape="recent", min_window=4, frames_per_clip=2)
+    encoder, spec = (
+        PixelMean(16),
+        ScoringConfig(windows="dense", min_window=4, frames_per_clip=2, window_shape="recent"),
+    )
     reaches = [1.0, 0.97, 0.94, 0.91, 0.4]
     videos = [moving_square(30 + i, reach) for i, reach in enumerate(reaches)]
     episodes = [
@@ -241,7 +244,7 @@ def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
         return embed_frames(encoder.prepare(frames), encoder, spec)
 
     embedded = [windows(v) for v in [*videos, *(variant.frames for variant in made)]]
-    curves = score([*episodes, *extra], embedded, Rules("loo", "nearest")).curves
+    curves = score([*episodes, *extra], embedded, ScoringConfig(profile="loo", references="nearest")).curves
     source, failure = curves[0].progress, curves[4].progress
     for variant, own in zip(made, curves[5:], strict=True):
         honest = over_reward(float(own.progress[-1]), variant, source, failure)
@@ -261,7 +264,7 @@ def test_a_variant_is_not_measured_against_the_episode_it_was_made_of():
     assert (copy.success, copy.group, copy.length) == (False, "episode 3", 5)
     points = [np.array([[0.5], [1.0]]), np.array([[0.5], [3.0]]), np.array([[0.5], [4.0]])]
     windows = [WindowEmbeddings(np.array([2, 4]), p) for p in [*points, points[0]]]
-    scored = score([source, *others, copy], windows, Rules("loo", "nearest")).curves
+    scored = score([source, *others, copy], windows, ScoringConfig(profile="loo", references="nearest")).curves
     assert scored[3].distance[-1] == 2.0
     assert (
         variant_episode(

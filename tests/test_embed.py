@@ -7,6 +7,7 @@ import threading
 import weakref
 from dataclasses import replace
 from functools import partialmethod
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import ScoringError, SrpoRobotError, UndecodableFrame
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import (
+    Shard,
     batches,
     embed_buffer,
     embed_frames,
@@ -30,17 +33,19 @@ from srpo_robot.progress.embed import (
 )
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.store import EmbeddingStore
-from srpo_robot.progress.windows import WindowSpec, clip_indices, clips, ends
+from srpo_robot.progress.windows import clip_indices, clips, ends
 
 FRONT, SIDE = "observation.images.front", "observation.images.side"
-SPEC = WindowSpec("stride", 4, min_window=6)
-SPECS = [SPEC, replace(SPEC, shape="recent"), WindowSpec("nested", min_window=2, frames_per_clip=8)]
+SPEC = ScoringConfig(windows="stride:4", min_window=6)
+FRONT_ONLY, SIDE_ONLY = replace(SPEC, cameras=(FRONT,)), replace(SPEC, cameras=(SIDE,))
+BOTH = replace(SPEC, cameras=(FRONT, SIDE))
+SPECS = [SPEC, replace(SPEC, window_shape="recent"), ScoringConfig(windows="nested", min_window=2, frames_per_clip=8)]
 
 
 class CountingEncoder:
     """Embeds a clip as its mean colour and last red, and remembers what it was given."""
 
-    identity, frames_per_clip, batch_clips = "counting", 4, 3
+    name, dtype, identity, frames_per_clip, batch_clips = "counting", "float32", "counting", 4, 3
 
     def __init__(self) -> None:
         self.prepared = 0
@@ -91,7 +96,7 @@ def test_batches_change_no_embedding_and_no_order(tiny_encoder_folder, spec):
 def test_the_last_nested_window_is_the_whole_episode_bit_for_bit(tiny_encoder_folder):
     encoder = load_encoder(str(tiny_encoder_folder))
     frames = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
-    own = embed_frames(frames, encoder, WindowSpec("nested", frames_per_clip=8))
+    own = embed_frames(frames, encoder, ScoringConfig(windows="nested", frames_per_clip=8))
     whole = encoder.encode(frames[clip_indices(29, 8)][None])[0]
     assert np.array_equal(own.embeddings[-1], whole)
 
@@ -111,7 +116,7 @@ def test_a_nan_embedding_names_its_episode_and_window(buffer, store):
             return super().encode(clips) * np.nan
 
     with pytest.raises(ScoringError, match="episode 0, window up to frame 6: the encoder gave NaN or zero"):
-        embed_buffer(buffer, Broken(), store, FRONT, SPEC)
+        embed_buffer(buffer, Broken(), store, FRONT_ONLY)
     assert len(store) == 0
 
 
@@ -152,7 +157,7 @@ def test_each_frame_is_prepared_once_by_another_thread_and_few_are_in_memory(tmp
 
     monkeypatch.setattr("srpo_robot.progress.embed.prepared", watched)
     monkeypatch.setattr(Buffer, "frame_chunks", partialmethod(Buffer.frame_chunks, chunk=4))
-    embedded = embed_buffer(many, encoder, store, FRONT, SPEC, on_episode=lambda e, n: heard.append((e.index, n)))
+    embedded = embed_buffer(many, encoder, store, FRONT_ONLY, on_episode=lambda e, n: heard.append((e.index, n)))
     assert encoder.prepared == sum(range(10, 18))
     assert all(name.startswith("decode") for name in encoder.threads)
     assert (len(encoder.raw), encoder.most_raw) == (sum(-(-length // 4) for length in range(10, 18)), 1)
@@ -175,10 +180,10 @@ def test_preparing_in_chunks_changes_no_bit(buffer, tiny_encoder_folder, monkeyp
 
 
 def test_what_is_stored_is_neither_decoded_nor_embedded(buffer, store, monkeypatch):
-    first = embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
+    first = embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY)
     monkeypatch.setattr(Buffer, "frame_chunks", None)
     encoder, heard = CountingEncoder(), []
-    again = embed_buffer(buffer, encoder, store, FRONT, SPEC, on_episode=lambda e, n: heard.append(n))
+    again = embed_buffer(buffer, encoder, store, FRONT_ONLY, on_episode=lambda e, n: heard.append(n))
     assert (encoder.calls, again.computed, heard) == ([], 0, [0] * 4)
     for old, new in zip(first.windows, again.windows, strict=True):
         assert old is not None
@@ -187,7 +192,7 @@ def test_what_is_stored_is_neither_decoded_nor_embedded(buffer, store, monkeypat
 
 
 def test_the_store_tells_what_each_entry_is_of(buffer, store):
-    embed_buffer(buffer, CountingEncoder(), store, SIDE, SPEC)
+    embed_buffer(buffer, CountingEncoder(), store, SIDE_ONLY)
     found = {entry.metadata["episode"]: entry for entry in store.entries()}
     assert sorted(found) == [0, 1, 2, 3]
     assert found[2].metadata["camera"] == SIDE
@@ -199,11 +204,11 @@ def test_the_store_tells_what_each_entry_is_of(buffer, store):
 
 def test_several_cameras_are_embedded_each_by_itself(buffer, store):
     heard = []
-    both = embed_buffer(buffer, CountingEncoder(), store, (FRONT, SIDE), SPEC, on_episode=lambda e, n: heard.append(n))
+    both = embed_buffer(buffer, CountingEncoder(), store, BOTH, on_episode=lambda e, n: heard.append(n))
     assert list(both.cameras) == [FRONT, SIDE]
     assert (both.computed, len(store)) == (4, 8)
     assert heard == [2 * len(ends(e.length, SPEC)) for e in buffer.episodes]
-    side = embed_buffer(buffer, CountingEncoder(), store, SIDE, SPEC)
+    side = embed_buffer(buffer, CountingEncoder(), store, SIDE_ONLY)
     assert side.computed == 0
     one, other = side.windows[1], both.cameras[SIDE][1]
     assert one is not None
@@ -212,9 +217,9 @@ def test_several_cameras_are_embedded_each_by_itself(buffer, store):
 
 
 def test_a_camera_added_later_embeds_that_camera_only(buffer, store):
-    embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
+    embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY)
     encoder = CountingEncoder()
-    assert embed_buffer(buffer, encoder, store, (FRONT, SIDE), SPEC).computed == 4
+    assert embed_buffer(buffer, encoder, store, BOTH).computed == 4
     assert encoder.prepared == sum(length for _, length, _, _ in SQUARES)
 
 
@@ -226,10 +231,10 @@ def test_a_bad_camera_leaves_its_episode_out_for_all(squares_copy, store):
     path.write_bytes(path.read_bytes()[:700])
     damaged = open_buffer(squares_copy)
     with pytest.raises(UndecodableFrame, match="episode 1"):
-        embed_buffer(damaged, CountingEncoder(), store, (FRONT, SIDE), SPEC)
+        embed_buffer(damaged, CountingEncoder(), store, BOTH)
     assert len(store) == 3  # both of episode 0, the good camera of episode 1
     assert decoding_threads() == []
-    made = embed_buffer(damaged, CountingEncoder(), store, (FRONT, SIDE), SPEC, skip_bad=True)
+    made = embed_buffer(damaged, CountingEncoder(), store, BOTH, skip_bad=True)
     assert list(made.left_out) == [1]
     assert SIDE in made.left_out[1]
     assert made.cameras[FRONT][1] is None
@@ -246,10 +251,10 @@ def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_what_is_done(buf
             return super().encode(clips)
 
     with pytest.raises(error):
-        embed_buffer(buffer, Interrupted(), store, FRONT, SPEC)
+        embed_buffer(buffer, Interrupted(), store, FRONT_ONLY)
     assert decoding_threads() == []
     assert len(store) == 2
-    assert embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC).computed == 2
+    assert embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY).computed == 2
 
 
 def test_an_error_in_the_thread_arrives_as_it_was(buffer, store):
@@ -260,7 +265,7 @@ def test_an_error_in_the_thread_arrives_as_it_was(buffer, store):
             return super().prepare(frames)
 
     with pytest.raises(MemoryError, match="no room for the frames"):
-        embed_buffer(buffer, OutOfMemory(), store, FRONT, SPEC, skip_bad=True)
+        embed_buffer(buffer, OutOfMemory(), store, FRONT_ONLY, skip_bad=True)
     assert len(store) == 1
     assert decoding_threads() == []
 
@@ -276,8 +281,8 @@ def test_a_full_disk_keeps_earlier_episodes_and_goes_on_from_there(buffer, store
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddingStore, "put", until_full)
         with pytest.raises(SrpoRobotError, match="no space left"):
-            embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC)
-    assert embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC).computed == 2
+            embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY)
+    assert embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY).computed == 2
 
 
 # --- several processes
@@ -301,15 +306,15 @@ def test_shards_by_hand():
         shards([1], 0)
 
 
-def test_shares_of_three_ranks_are_the_whole(buffer, store, tmp_path):
-    alone = embed_buffer(buffer, CountingEncoder(), EmbeddingStore(tmp_path / "alone.zarr"), (FRONT, SIDE), SPEC)
+def test_shards_of_three_ranks_are_the_whole(buffer, store, tmp_path):
+    alone = embed_buffer(buffer, CountingEncoder(), EmbeddingStore(tmp_path / "alone.zarr"), BOTH)
     made = []
     for rank in (2, 0, 1):
-        made.append(embed_buffer(buffer, CountingEncoder(), store, (FRONT, SIDE), SPEC, rank=rank, world=3))
-        with pytest.raises(ScoringError, match="a share of the episodes; gather"):
+        made.append(embed_buffer(buffer, CountingEncoder(), store, BOTH, shard=Shard(rank, 3)))
+        with pytest.raises(ScoringError, match="a shard of the episodes; gather"):
             _ = made[-1].windows
-    assert sum(share.computed for share in made) == 4
-    whole = gather(buffer, CountingEncoder(), store, (FRONT, SIDE), SPEC)
+    assert sum(shard.computed for shard in made) == 4
+    whole = gather(buffer, CountingEncoder(), store, BOTH)
     for camera in (FRONT, SIDE):
         for one, other in zip(alone.cameras[camera], whole.cameras[camera], strict=True):
             assert one is not None
@@ -318,13 +323,13 @@ def test_shares_of_three_ranks_are_the_whole(buffer, store, tmp_path):
 
 
 def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
-    embed_buffer(buffer, CountingEncoder(), store, FRONT, SPEC, rank=0, world=2)
+    embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY, shard=Shard(0, 2))
     shard_of = shards([len(ends(e.length, SPEC)) for e in buffer.episodes], 2)
     absent = ", ".join(str(i) for i, rank in enumerate(shard_of) if rank == 1)
     with pytest.raises(ScoringError, match=rf"2 of 4 episodes are not embedded: {absent}; .*same command again"):
-        gather(buffer, CountingEncoder(), store, FRONT, SPEC)
+        gather(buffer, CountingEncoder(), store, FRONT_ONLY)
     left_out = {i: "why" for i, rank in enumerate(shard_of) if rank == 1}
-    whole = gather(buffer, CountingEncoder(), store, FRONT, SPEC, left_out)
+    whole = gather(buffer, CountingEncoder(), store, FRONT_ONLY, left_out)
     assert [own is None for own in whole.windows] == [rank == 1 for rank in shard_of]
     assert whole.left_out == left_out
 
@@ -335,18 +340,52 @@ def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
 def test_a_key_follows_everything_an_embedding_depends_on(buffer):
     encoder = CountingEncoder()
     others = [
-        replace(SPEC, stride=5),
+        replace(SPEC, windows="stride:5"),
         replace(SPEC, min_window=7),
-        replace(SPEC, shape="recent"),
-        replace(SPEC, repeat="cyclic"),
+        replace(SPEC, window_shape="recent"),
+        replace(SPEC, profile="siirl"),
         replace(SPEC, frames_per_clip=8),
-        WindowSpec("nested", min_window=6),
-        WindowSpec("dense", min_window=6),
+        ScoringConfig(windows="nested", min_window=6),
+        ScoringConfig(windows="dense", min_window=6),
     ]
     keys = [store_key(encoder, "video", spec) for spec in (SPEC, *others)]
     assert len({*keys, store_key(encoder, "other video", SPEC)}) == len(keys) + 1
     assert store_key(encoder, "video", replace(SPEC, frames_per_clip=4)) == keys[0]  # the encoder's own F
-    assert store_key(encoder, "video", WindowSpec("stride", 1, min_window=6)) == keys[-1]
-    by_episode = store_keys(buffer, encoder, (FRONT, SIDE), SPEC, {1: "left out"})
+    assert store_key(encoder, "video", ScoringConfig(windows="stride:1", min_window=6)) == keys[-1]
+    by_episode = store_keys(buffer, encoder, BOTH, {1: "left out"})
     assert sorted(by_episode) == [0, 2, 3]
     assert len({key for own in by_episode.values() for key in own}) == 6
+
+
+@pytest.mark.parametrize(
+    ("identity", "frames", "video", "config", "key"),
+    [
+        ("an-encoder", 16, "video", {"windows": "dense"}, "1a423f71e20f0061e4eb703fd2edc41d"),
+        ("an-encoder", 16, "video", {"windows": "stride:1"}, "1a423f71e20f0061e4eb703fd2edc41d"),
+        ("an-encoder", 16, "video", {}, "d821c8735d1953bd70771dcf37fe1e36"),
+        ("another", 64, "video", {}, "41db880a82adeba771eb5024e950f2ab"),
+        ("an-encoder", 16, "other video", {}, "880c739eac72ff8f2abac1bab488cd1e"),
+        ("an-encoder", 16, "video", {"window_shape": "recent"}, "a3402ee13778baa950decd9b1597b14b"),
+        (
+            *("an-encoder", 16, "video"),
+            {"windows": "dense", "window_shape": "recent", "min_window": 0, "frames_per_clip": 32},
+            "8a5d7e01033b916e9b3bb4c8592bcbf0",
+        ),
+        (
+            *("an-encoder", 16, "video"),
+            {"windows": "stride:3", "min_window": 6, "profile": "siirl"},
+            "34f5cc2c2c1ae7be4a5fe49850ae8692",
+        ),
+        ("an-encoder", 16, "video", {"windows": "nested", "min_window": 6}, "853cf13a16dc7c2c317a0000c24e0590"),
+        (
+            *("an-encoder", 16, "video"),
+            {"windows": "nested", "frames_per_clip": 64},
+            "8a1a9f88416821a009a17d4c27212725",
+        ),
+    ],
+)
+def test_keys_never_change_so_that_stored_embeddings_stay_valid(identity, frames, video, config, key):
+    encoder: Any = SimpleNamespace(identity=identity, frames_per_clip=frames)
+    assert store_key(encoder, video, ScoringConfig(**config)) == key
+    scored_otherwise = ScoringConfig(**config | {"alpha": 0.3, "value": "knn-time", "cameras": ("side",)})
+    assert store_key(encoder, video, scored_otherwise) == key  # only the windows are part of the key

@@ -19,16 +19,14 @@ from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProces
 
 from srpo_robot.errors import CheckpointError, UsageError
 from srpo_robot.progress.encoder import (
-    EMBEDDED,
     EMBEDDED_CONFIG,
-    PUBLISHED,
-    RANDOM,
     Geometry,
     VJEPA2Encoder,
     load_encoder,
     measured_tflops,
     tflop_per_clip,
 )
+from srpo_robot.progress.encoder_names import EMBEDDED, PUBLISHED, RANDOM
 from srpo_robot.progress.vjepa2 import BLOCKS, BytePatches, RopeTable, attend_in_blocks, blocks_are_faster
 
 
@@ -78,6 +76,7 @@ def test_the_embedded_encoder_is_the_same_every_time_and_leaves_the_seed_alone()
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     first, second = load_encoder(RANDOM), load_encoder(RANDOM)
+    assert (first.name, first.dtype) == (RANDOM, "float32")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.identity == second.identity
     assert first.identity != load_encoder(RANDOM, dtype="bfloat16").identity
@@ -253,7 +252,9 @@ def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
     ],
 )
 def test_the_cost_of_a_clip(layers, hidden, mlp_ratio, crop, frames, tflop):
-    assert tflop_per_clip(Geometry(layers, hidden, mlp_ratio, crop), frames) == pytest.approx(tflop, rel=0.01)
+    assert tflop_per_clip(
+        Geometry(layers=layers, hidden=hidden, mlp_ratio=mlp_ratio, crop_px=crop), frames
+    ) == pytest.approx(tflop, rel=0.01)
 
 
 def test_the_cost_of_a_clip_is_what_pytorch_counts(tiny_encoder_folder):

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from srpo_robot.errors import CheckpointError, UsageError
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import embed_frames, store_key
 from srpo_robot.progress.image_encoder import ImageEncoder, load_image_encoder
-from srpo_robot.progress.windows import WindowSpec
 
 hf: Any = transformers  # its generated configs have no signatures that a type checker could follow
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
@@ -124,7 +124,13 @@ def test_only_the_last_frame_of_a_clip_counts(folders):
 
 
 @pytest.mark.parametrize(
-    "spec", [WindowSpec("dense"), WindowSpec("stride", 3, "recent"), WindowSpec("nested")], ids=str
+    "spec",
+    [
+        ScoringConfig(windows="dense"),
+        ScoringConfig(windows="stride:3", window_shape="recent"),
+        ScoringConfig(windows="nested"),
+    ],
+    ids=str,
 )
 def test_every_window_is_embedded_by_its_last_frame(folders, spec):
     encoder = load_image_encoder(str(folders / "vit"))
@@ -137,7 +143,9 @@ def test_every_window_is_embedded_by_its_last_frame(folders, spec):
 def test_identity_follows_weights_precision_and_preparation(folders, tmp_path):
     first, again = (load_image_encoder(str(folders / "vit")) for _ in range(2))
     assert first.identity == again.identity
-    assert store_key(first, "v", WindowSpec("dense")) == store_key(again, "v", WindowSpec("dense"))
+    assert store_key(first, "v", ScoringConfig(windows="dense")) == store_key(
+        again, "v", ScoringConfig(windows="dense")
+    )
     others = [load_image_encoder(str(folders / "vit"), dtype="bfloat16").identity]
     weights = load_file(folders / "vit" / "model.safetensors")
     changed = shutil.copytree(folders / "vit", tmp_path / "weights")

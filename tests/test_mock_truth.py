@@ -38,9 +38,9 @@ from srpo_robot.mock.truth import (
     snapshot,
     true_windows,
 )
+from srpo_robot.progress.config import ScoringConfig, WindowShape
 from srpo_robot.progress.evidence.metrics import Resampling, auc, chunk_correlation, drop_auc
-from srpo_robot.progress.score import Rules, Scores, score
-from srpo_robot.progress.windows import Shape, WindowSpec
+from srpo_robot.progress.score import Scores, score
 from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ActionChunk, ArmCommand, Episode, Observation
 
@@ -48,7 +48,7 @@ HARDWARE = load(HardwareRecipe, "hardware", "mock")
 TASK = load(TaskRecipe, "datasets", "put-apple")
 HOME = ArmCommand(np.array(HARDWARE.home_rad), 0.085)
 PLAN = (*[Failure.NONE] * 3, Failure.DROP, *[Failure.NONE] * 3, Failure.MISS, Failure.WRONG, Failure.STOP) * 5
-EVERY_3RD = WindowSpec("stride", 3, frames_per_clip=16)
+EVERY_3RD = ScoringConfig(windows="stride:3", frames_per_clip=16)
 HORIZON = 9
 
 
@@ -268,7 +268,7 @@ def toy(lengths: tuple[int, ...] = (12, 20)) -> tuple[Truth, list[Episode]]:
 
 def test_true_windows_are_the_standardised_state() -> None:
     truth, episodes = toy()
-    spec = WindowSpec("dense", min_window=0)
+    spec = ScoringConfig(windows="dense", min_window=0)
     windows = true_windows(truth, episodes, spec, "absolute")
     frames = np.concatenate([w.embeddings for w in windows])
     assert frames.mean(axis=0) == pytest.approx(0.0, abs=1e-12)
@@ -282,8 +282,10 @@ def test_true_windows_are_the_standardised_state() -> None:
 
 def test_true_windows_may_be_means_over_the_clip() -> None:
     truth, episodes = toy((40,))
-    frames = true_windows(truth, episodes, WindowSpec("dense", min_window=0))[0].embeddings
-    prefix, recent = (WindowSpec("dense", shape=shape, frames_per_clip=4) for shape in get_args(Shape))
+    frames = true_windows(truth, episodes, ScoringConfig(windows="dense", min_window=0))[0].embeddings
+    prefix, recent = (
+        ScoringConfig(windows="dense", frames_per_clip=4, window_shape=shape) for shape in get_args(WindowShape)
+    )
     for spec, seen in ((prefix, [0, 13, 26, 39]), (recent, [36, 37, 38, 39])):
         mean = true_windows(truth, episodes, spec, pool="mean")[0].embeddings[-1]
         assert mean == pytest.approx(frames[seen].mean(axis=0))
@@ -316,7 +318,7 @@ def test_what_never_changes_is_0_and_what_is_unknown_is_refused() -> None:
 
 def judged(buffer: Buffer, truth: Truth, value: str, **view: Any) -> Scores:
     windows = true_windows(truth, buffer.episodes, EVERY_3RD, **view)
-    return score(buffer.episodes, windows, Rules(profile="loo", value=value))
+    return score(buffer.episodes, windows, ScoringConfig(profile="loo", value=value))
 
 
 def success(buffer: Buffer) -> list[bool | None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import record_squares
 from test_buffer import checksums
@@ -15,14 +17,22 @@ from srpo_robot.awr.tables import Weighting, baseline_weights, mean_weight_by_la
 from srpo_robot.buffer.labels import Label, write_labels
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import ScoringError, StaleTable, UndecodableFrame
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import load_encoder
-from srpo_robot.progress.pipeline import ScoreSettings, read_curves, read_progress, score_buffer
-from srpo_robot.progress.score import Rules, WindowEmbeddings
+from srpo_robot.progress.pipeline import (
+    TABLE,
+    EncoderInfo,
+    audit_origin,
+    read_curves,
+    read_progress,
+    read_provenance,
+    score_buffer,
+)
+from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.progress.store import EmbeddingStore
-from srpo_robot.progress.windows import WindowSpec, clip_indices, window_ends
+from srpo_robot.progress.windows import clip_indices, window_ends
 
-SPEC = WindowSpec("stride", 4, min_window=6)
-SETTINGS = ScoreSettings("tiny", ("observation.images.front",), SPEC)
+CONFIG = ScoringConfig(cameras=("observation.images.front",), windows="stride:4", min_window=6)
 
 
 @pytest.fixture
@@ -32,9 +42,9 @@ def encoder(tiny_encoder_folder):
 
 def test_scores_are_those_of_embeddings_computed_one_window_at_a_time(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
-    scored = score_buffer(buffer, encoder, SETTINGS)
+    scored = score_buffer(buffer, encoder, CONFIG)
     episode = buffer.episodes[2]
-    frames = encoder.prepare(buffer.frames(episode, SETTINGS.cameras[0]))
+    frames = encoder.prepare(buffer.frames(episode, CONFIG.cameras[0]))
     ends = window_ends(episode.length, 4, 6)
     one_by_one = np.concatenate([encoder.encode(frames[clip_indices(end, 4)][None]) for end in ends])
     stored = scored.embedded.windows[2]
@@ -46,7 +56,7 @@ def test_scores_are_those_of_embeddings_computed_one_window_at_a_time(squares_co
 def test_the_table_has_a_row_a_frame_and_the_recording_stays_byte_identical(squares_copy, encoder):
     before = checksums(squares_copy)
     buffer = open_buffer(squares_copy)
-    scored = score_buffer(buffer, encoder, SETTINGS)
+    scored = score_buffer(buffer, encoder, CONFIG)
     weigh_buffer(buffer, scored.table, Weighting(horizon=4))
     table = read_progress(buffer)
     assert table["index"].tolist() == list(range(84))
@@ -63,9 +73,9 @@ def test_the_table_has_a_row_a_frame_and_the_recording_stays_byte_identical(squa
 
 
 def test_the_second_round_embeds_only_what_is_new(squares_copy, encoder):
-    first = score_buffer(open_buffer(squares_copy), encoder, SETTINGS)
+    first = score_buffer(open_buffer(squares_copy), encoder, CONFIG)
     record_squares(squares_copy, [("go right", 16, 0.6, False), ("go right", 14, 1.0, True)])
-    again = score_buffer(open_buffer(squares_copy), encoder, SETTINGS)
+    again = score_buffer(open_buffer(squares_copy), encoder, CONFIG)
     assert (first.embedded.computed, again.embedded.computed) == (4, 2)
     for old, new in zip(first.embedded.windows, again.embedded.windows[:4], strict=True):
         assert old is not None
@@ -75,19 +85,19 @@ def test_the_second_round_embeds_only_what_is_new(squares_copy, encoder):
 
 def test_another_encoder_stride_or_camera_is_embedded_anew(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
-    score_buffer(buffer, encoder, SETTINGS)
+    score_buffer(buffer, encoder, CONFIG)
     for other in (
-        replace(SETTINGS, windows=replace(SPEC, stride=5)),
-        replace(SETTINGS, windows=replace(SPEC, min_window=7)),
-        replace(SETTINGS, cameras=("observation.images.side",)),
+        replace(CONFIG, windows="stride:5"),
+        replace(CONFIG, min_window=7),
+        replace(CONFIG, cameras=("observation.images.side",)),
     ):
         assert score_buffer(buffer, encoder, other).embedded.computed == 4
-    assert score_buffer(buffer, encoder, SETTINGS).embedded.computed == 0
+    assert score_buffer(buffer, encoder, CONFIG).embedded.computed == 0
 
 
 def test_a_score_is_stale_after_an_episode_or_a_label_changed(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
-    table = score_buffer(buffer, encoder, SETTINGS).table
+    table = score_buffer(buffer, encoder, CONFIG).table
     write_labels(buffer, {2: Label(True, "")})
     with pytest.raises(StaleTable, match="another state of its labels; run: srpo-robot score-dataset"):
         read_progress(open_buffer(squares_copy))
@@ -98,9 +108,27 @@ def test_a_score_is_stale_after_an_episode_or_a_label_changed(squares_copy, enco
         weigh_buffer(open_buffer(squares_copy), table, Weighting())
 
 
+def test_a_table_says_config_and_encoder_and_one_of_an_older_format_is_refused(squares_copy, tiny_encoder_folder):
+    buffer, encoder = open_buffer(squares_copy), load_encoder(str(tiny_encoder_folder), dtype="bfloat16")
+    score_buffer(buffer, encoder, ScoringConfig(min_window=6, value="knn-time"))
+    provenance = read_provenance(buffer)
+    assert provenance.config == ScoringConfig(
+        cameras=("observation.images.front",), min_window=6, value="knn-time", frames_per_clip=encoder.frames_per_clip
+    )
+    assert provenance.encoder == EncoderInfo(str(tiny_encoder_folder), "bfloat16", encoder.identity)
+    assert audit_origin(buffer, provenance)["encoder"] == encoder.identity
+    path = buffer.sidecar / TABLE
+    table = pq.read_table(path)
+    metadata = json.loads((table.schema.metadata or {})[b"srpo"])
+    old = json.dumps({**metadata, "format": 2, "settings": {}}).encode()
+    pq.write_table(table.replace_schema_metadata({b"srpo": old}), path)
+    with pytest.raises(StaleTable, match=f"another state of its format; run: srpo-robot score-dataset {buffer.root}"):
+        read_progress(buffer)
+
+
 def test_weights_of_a_buffer(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
-    weighted = weigh_buffer(buffer, score_buffer(buffer, encoder, SETTINGS).table, Weighting(horizon=4))
+    weighted = weigh_buffer(buffer, score_buffer(buffer, encoder, CONFIG).table, Weighting(horizon=4))
     assert weighted.weights.values.mean() == pytest.approx(1)
     plain = weigh_buffer(buffer, read_progress(buffer), Weighting(horizon=4, kappa=2.0))
     tilt = mean_weight_by_label(buffer, plain.weights)
@@ -113,15 +141,15 @@ def test_a_task_without_success_is_refused_before_anything_is_embedded(squares_c
     record_squares(squares_copy, [("go left", 10, 0.6, False)])
     buffer = open_buffer(squares_copy)
     with pytest.raises(ScoringError, match=r"'go left' has no success.*--skip-task 'go left'"):
-        score_buffer(buffer, encoder, SETTINGS)
+        score_buffer(buffer, encoder, CONFIG)
     assert not (buffer.sidecar / "embeddings.zarr").exists()
-    scored = score_buffer(buffer, encoder, replace(SETTINGS, rules=Rules(skip_tasks=("go left",))))
+    scored = score_buffer(buffer, encoder, replace(CONFIG, skip_tasks=("go left",)))
     assert np.isnan(scored.table["progress"][-10:]).all()
     weights = weigh_buffer(buffer, scored.table, Weighting()).weights
     assert weights.undefined == 10
     assert weights.values[-10:].tolist() == [0.0] * 10
     with pytest.raises(ScoringError, match="no task 'go up' to skip"):
-        score_buffer(buffer, encoder, replace(SETTINGS, rules=Rules(skip_tasks=("go up",))))
+        score_buffer(buffer, encoder, replace(CONFIG, skip_tasks=("go up",)))
 
 
 def test_a_bad_video_stops_scoring_and_can_be_left_out(squares_copy, encoder):
@@ -129,8 +157,8 @@ def test_a_bad_video_stops_scoring_and_can_be_left_out(squares_copy, encoder):
     path.write_bytes(path.read_bytes()[:700])
     buffer = open_buffer(squares_copy)
     with pytest.raises(UndecodableFrame, match="episode 2"):
-        score_buffer(buffer, encoder, SETTINGS)
-    scored = score_buffer(buffer, encoder, SETTINGS, skip_bad=True)
+        score_buffer(buffer, encoder, CONFIG)
+    scored = score_buffer(buffer, encoder, CONFIG, skip_bad=True)
     assert list(scored.embedded.left_out) == [2]
     assert scored.embedded.computed == 1  # the two before the bad one were already in the store
     assert np.isnan(scored.scores.rewards[2])
@@ -166,7 +194,7 @@ def test_a_writer_that_is_killed_leaves_a_store_that_works(tmp_path):
         "import numpy as np, os, sys, zarr\n"
         "from pathlib import Path\n"
         "from srpo_robot.progress.store import EmbeddingStore\n"
-        "from srpo_robot.progress.score import Rules, WindowEmbeddings\n"
+        "from srpo_robot.progress.score import WindowEmbeddings\n"
         "import srpo_robot.progress.store as m\n"
         "s = EmbeddingStore(Path(sys.argv[1]))\n"
         "s.put('whole', WindowEmbeddings(np.array([1]), np.ones((1, 2))))\n"

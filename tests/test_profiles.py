@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from srpo_robot.errors import ScoringError, UsageError
+from srpo_robot.progress.config import Profile, ScoringConfig
 from srpo_robot.progress.evidence.profiles import compare
 from srpo_robot.progress.score import (
     CONSTANT,
@@ -16,8 +17,6 @@ from srpo_robot.progress.score import (
     NO_SUCCESS,
     SKIPPED_EPISODE,
     SKIPPED_TASK,
-    Profile,
-    Rules,
     WindowEmbeddings,
     failure_rewards,
     score,
@@ -61,30 +60,32 @@ Z = float(np.sqrt(1.5))  # (3 - 2)/std of 1, 2, 3
 
 def test_paper_rewards_nearness_and_paper_literal_distance():
     assert score(EPISODES, WINDOWS).rewards == pytest.approx([1.0, 0.8 * sigmoid(Z), 0.4, 0.8 * sigmoid(-Z)])
-    literal = score(EPISODES, WINDOWS, Rules("paper-literal")).rewards
+    literal = score(EPISODES, WINDOWS, ScoringConfig(profile="paper-literal")).rewards
     assert literal == pytest.approx([1.0, 0.8 * sigmoid(-Z), 0.4, 0.8 * sigmoid(Z)])
-    assert score(EPISODES, WINDOWS, Rules(alpha=0.5)).rewards[2] == pytest.approx(0.25)
+    assert score(EPISODES, WINDOWS, ScoringConfig(alpha=0.5)).rewards[2] == pytest.approx(0.25)
 
 
 def test_siirl_rewards_by_rank_between_the_extremes():
-    rewards = score(EPISODES, WINDOWS, Rules("siirl")).rewards
+    rewards = score(EPISODES, WINDOWS, ScoringConfig(profile="siirl")).rewards
     assert rewards == pytest.approx([1.0, 0.6 * sigmoid(5.0), 0.3, 0.6 * sigmoid(-5.0)])
-    assert score(EPISODES, WINDOWS, Rules("siirl", alpha=0.5)).rewards.tolist() == rewards.tolist()  # its own ceiling
+    assert (
+        score(EPISODES, WINDOWS, ScoringConfig(profile="siirl", alpha=0.5)).rewards.tolist() == rewards.tolist()
+    )  # its own ceiling
 
 
 def test_siirl_counts_equal_distances_as_a_half():
     assert siirl_rewards(np.array([2.0])).tolist() == [0.3]
     assert siirl_rewards(np.array([2.0, 2.0 + 9e-7])).tolist() == [0.3, 0.3]
     assert siirl_rewards(np.array([2.0, 2.0 + 2e-6])) == pytest.approx([0.6 * sigmoid(5.0), 0.6 * sigmoid(-5.0)])
-    scores = score(EPISODES[:2], WINDOWS[:2], Rules("siirl"))
+    scores = score(EPISODES[:2], WINDOWS[:2], ScoringConfig(profile="siirl"))
     assert scores.rewards.tolist() == [1.0, 0.3]
     assert any("one failure" in text and "0.3" in text for text in scores.warnings)
 
 
 def test_siirl_gives_failures_of_a_task_without_success_zero():
-    scores = score(EPISODES[1:], WINDOWS[1:], Rules("siirl"))
+    scores = score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile="siirl"))
     assert scores.rewards.tolist() == [0.0, 0.0, 0.0]
-    assert scores.trajectory_advantage.tolist() == [0.0, 0.0, 0.0]
+    assert scores.trajectory_advantages.tolist() == [0.0, 0.0, 0.0]
     assert scores.references == {}
     assert all(curve.reason == NO_SUCCESS and np.isnan(curve.progress).all() for curve in scores.curves)
     assert scores.warnings == ("'task': no success, so its 3 failures get reward 0, as siiRL does, and no progress",)
@@ -93,13 +94,13 @@ def test_siirl_gives_failures_of_a_task_without_success_zero():
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "siirl"])
 def test_any_other_profile_refuses_a_task_without_success(profile):
     with pytest.raises(ScoringError, match=r"'task' has no success \(3 failures\).*--skip-task"):
-        score(EPISODES[1:], WINDOWS[1:], Rules(profile))
+        score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile))
 
 
 def test_siirl_has_its_own_references():
     successes = [line(0.0, 1.0, end) for end in (10.0, 10.0, 20.0, 20.0)]
     episodes = [episode(i, True) for i in range(4)] + [episode(4, False)]
-    scores = score(episodes, [*successes, line(0.0, 1.0, 18.0)], Rules("siirl"))
+    scores = score(episodes, [*successes, line(0.0, 1.0, 18.0)], ScoringConfig(profile="siirl"))
     assert scores.references["task"].centres[:, 0].tolist() == [10.0, 20.0]
     assert scores.references["task"].strategy == "siirl"
     assert scores.curves[4].distance[10:].tolist() == [10.0, 9.0, 2.0]
@@ -118,7 +119,9 @@ def test_trajectory_advantage_is_standardised_within_the_task():
     assert found == pytest.approx([1.0, -1.0, 1.0, np.nan, -1.0], nan_ok=True)
     assert trajectory_advantages(np.ones(3), ["a"] * 3).tolist() == [0.0, 0.0, 0.0]
     scores = score(EPISODES, WINDOWS)
-    assert scores.trajectory_advantage == pytest.approx((scores.rewards - scores.rewards.mean()) / scores.rewards.std())
+    assert scores.trajectory_advantages == pytest.approx(
+        (scores.rewards - scores.rewards.mean()) / scores.rewards.std()
+    )
 
 
 # --- leave one out
@@ -127,7 +130,9 @@ def test_trajectory_advantage_is_standardised_within_the_task():
 def test_loo_measures_successes_by_the_others():
     # successes end at 10 and 12, the failure at 7: knn3 is the mean distance to those two (or to the other one)
     episodes = [episode(0, True), episode(1, True), episode(2, False)]
-    scores = score(episodes, [line(0.0, 5.0, 10.0), line(0.0, 6.0, 12.0), line(0.0, 5.0, 7.0)], Rules("loo"))
+    scores = score(
+        episodes, [line(0.0, 5.0, 10.0), line(0.0, 6.0, 12.0), line(0.0, 5.0, 7.0)], ScoringConfig(profile="loo")
+    )
     assert scores.curves[0].distance[10:].tolist() == [12.0, 7.0, 2.0]
     assert scores.curves[1].distance[10:].tolist() == [10.0, 4.0, 2.0]
     assert scores.curves[2].distance[10:].tolist() == [11.0, 6.0, 4.0]
@@ -142,33 +147,33 @@ def test_loo_leaves_out_the_whole_group():
     # the failure is a piece of success 1's take: it may be measured by success 0 only
     episodes = [episode(0, True, group="a"), episode(1, True, group="b"), episode(2, False, group="b")]
     windows = [line(0.0, 5.0, 10.0), line(0.0, 6.0, 12.0), line(0.0, 6.0, 11.0)]
-    scores = score(episodes, windows, Rules("loo"))
+    scores = score(episodes, windows, ScoringConfig(profile="loo"))
     assert scores.curves[2].distance[10:].tolist() == [10.0, 4.0, 1.0]
 
 
 def test_a_single_success_has_no_loo_progress_of_its_own():
-    scores = score(EPISODES, WINDOWS, Rules("loo"))
+    scores = score(EPISODES, WINDOWS, ScoringConfig(profile="loo"))
     assert scores.curves[0].reason == NO_REFERENCE
     assert np.isnan(scores.curves[0].progress).all()
     assert scores.curves[1].progress[10:] == pytest.approx([0.0, 0.5, 0.9])
     assert scores.rewards == pytest.approx([1.0, 0.8 * sigmoid(Z), 0.4, 0.8 * sigmoid(-Z)])
     assert any("one success" in text for text in scores.warnings)
-    assert scores.value_reasons[0] == NO_REFERENCE
+    assert scores.episodes[0].reason == NO_REFERENCE
 
 
 def test_a_failure_cut_from_the_only_success_has_no_loo_reward():
     episodes = [episode(0, True, group="a"), episode(1, False, group="a"), episode(2, False), episode(3, False)]
-    scores = score(episodes, WINDOWS, Rules("loo"))
+    scores = score(episodes, WINDOWS, ScoringConfig(profile="loo"))
     assert scores.curves[1].reason == NO_REFERENCE
     assert np.isnan(scores.rewards[1])
-    assert np.isnan(scores.trajectory_advantage[1])
+    assert np.isnan(scores.trajectory_advantages[1])
     assert scores.rewards[2:] == pytest.approx([0.8 * sigmoid(1.0), 0.8 * sigmoid(-1.0)])
 
 
 def test_a_constant_video_has_no_loo_progress_and_a_short_one_has():
     short = WindowEmbeddings(np.array([6]), np.array([[9.0, 1.0]]))
     episodes = [episode(0, True), episode(1, False), episode(2, False, length=7)]
-    scores = score(episodes, [line(0.0, 5.0, 10.0), line(3.0, 3.0, 3.0), short], Rules("loo"))
+    scores = score(episodes, [line(0.0, 5.0, 10.0), line(3.0, 3.0, 3.0), short], ScoringConfig(profile="loo"))
     assert scores.curves[1].reason == CONSTANT
     assert np.isnan(scores.curves[1].progress).all()
     assert scores.curves[2].progress == pytest.approx(np.full(7, 1 - 1 / 7))  # d_ref 7, of the constant video
@@ -181,21 +186,21 @@ def test_a_constant_video_has_no_loo_progress_and_a_short_one_has():
 def test_external_references_need_no_success_and_no_leaving_out():
     fixed = {"task": np.array([[10.0, 1.0], [20.0, 1.0]])}
     for profile in PROFILES:
-        scores = score(EPISODES[1:], WINDOWS[1:], Rules(profile, references="external"), fixed)
+        scores = score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile, references="external"), fixed)
         assert scores.curves[0].distance[10:].tolist() == [10.0, 5.0, 1.0]
         assert scores.reference_episodes["task"].tolist() == []
-    honest = score(EPISODES, WINDOWS, Rules("loo", references="external"), fixed)
+    honest = score(EPISODES, WINDOWS, ScoringConfig(profile="loo", references="external"), fixed)
     assert honest.curves[0].distance[10:].tolist() == [10.0, 5.0, 0.0]
-    clustered = score(EPISODES, WINDOWS, Rules(references="external:mean"), fixed)
+    clustered = score(EPISODES, WINDOWS, ScoringConfig(references="external:mean"), fixed)
     assert clustered.curves[1].distance[10:].tolist() == [15.0, 10.0, 6.0]
 
 
 def test_external_references_that_do_not_fit_are_refused():
-    rules = Rules(references="external")
+    rules = ScoringConfig(references="external")
     with pytest.raises(UsageError, match="go together"):
         score(EPISODES, WINDOWS, rules)
     with pytest.raises(UsageError, match="go together"):
-        score(EPISODES, WINDOWS, Rules(), {"task": np.ones((1, 2))})
+        score(EPISODES, WINDOWS, ScoringConfig(), {"task": np.ones((1, 2))})
     with pytest.raises(ScoringError, match=r"'task' has no external reference; there are: 'other'"):
         score(EPISODES, WINDOWS, rules, {"other": np.ones((1, 2))})
     for bad in (np.ones((1, 3)), np.ones(2), np.zeros((1, 2))):
@@ -218,7 +223,7 @@ def test_external_references_that_do_not_fit_are_refused():
 )
 def test_rules_refuse_what_there_is_not(wrong, message):
     with pytest.raises(UsageError, match=message):
-        Rules(**wrong)
+        ScoringConfig(**wrong)
 
 
 def test_unlabelled_episodes_are_listed():
@@ -228,20 +233,27 @@ def test_unlabelled_episodes_are_listed():
 
 
 def test_each_profile_has_its_references():
-    assert [Rules(profile).reference_name for profile in PROFILES] == ["dbscan-auto", "dbscan-auto", "siirl", "knn3"]
-    assert Rules("loo", references="nearest").reference_name == "nearest"
-    assert Rules().value_name == "progress"
+    assert [ScoringConfig(profile=profile).reference_name for profile in PROFILES] == [
+        "dbscan-auto",
+        "dbscan-auto",
+        "siirl",
+        "knn3",
+    ]
+    assert ScoringConfig(profile="loo", references="nearest").reference_name == "nearest"
+    assert ScoringConfig().value_name == "progress"
 
 
 def test_left_out_episodes_have_nothing_under_any_profile():
     episodes = [*EPISODES, episode(4, True, task="other"), episode(5, False)]
     for profile in PROFILES:
-        scores = score(episodes, [*WINDOWS, line(0.0, 1.0, 2.0), None], Rules(profile, skip_tasks=("other",)))
-        assert scores.value_reasons[4:] == (SKIPPED_TASK, SKIPPED_EPISODE)
+        scores = score(
+            episodes, [*WINDOWS, line(0.0, 1.0, 2.0), None], ScoringConfig(profile=profile, skip_tasks=("other",))
+        )
+        assert [e.reason for e in scores.episodes[4:]] == [SKIPPED_TASK, SKIPPED_EPISODE]
         assert np.isnan(scores.values[4]).all()
         assert np.isnan(scores.rewards[4:]).all()
-        assert np.isnan(scores.trajectory_advantage[4:]).all()
-        assert np.isfinite(scores.trajectory_advantage[:4]).all()
+        assert np.isnan(scores.trajectory_advantages[4:]).all()
+        assert np.isfinite(scores.trajectory_advantages[:4]).all()
 
 
 # --- compare
@@ -300,7 +312,7 @@ def walks(seed: int, episodes: int = 9) -> tuple[list[Episode], list[WindowEmbed
 @settings(max_examples=8, deadline=None)
 def test_scores_do_not_depend_on_the_order_of_episodes(profile, value, seed, order):
     episodes, windows = walks(seed)
-    rules = Rules(profile, value=value, neighbours=2)
+    rules = ScoringConfig(profile=profile, value=value, neighbours=2)
     straight = score(episodes, windows, rules)
     shuffled = score([episodes[i] for i in order], [windows[i] for i in order], rules)
     for place, i in enumerate(order):
@@ -309,7 +321,7 @@ def test_scores_do_not_depend_on_the_order_of_episodes(profile, value, seed, ord
             (shuffled.curves[place].progress, straight.curves[i].progress),
             (shuffled.values[place], straight.values[i]),
             (shuffled.rewards[place], straight.rewards[i]),
-            (shuffled.trajectory_advantage[place], straight.trajectory_advantage[i]),
+            (shuffled.trajectory_advantages[place], straight.trajectory_advantages[i]),
         ):
             assert one == pytest.approx(other, abs=1e-9, nan_ok=True)
 
@@ -318,7 +330,7 @@ def test_scores_do_not_depend_on_the_order_of_episodes(profile, value, seed, ord
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=15, deadline=None)
 def test_progress_and_rewards_are_within_0_and_1(profile, seed):
-    scores = score(*walks(seed), Rules(profile))
+    scores = score(*walks(seed), ScoringConfig(profile=profile))
     progress = np.concatenate([curve.progress for curve in scores.curves if not curve.reason])
     assert ((progress >= 0.0) & (progress <= 1.0)).all()
     assert ((scores.rewards >= 0.0) & (scores.rewards <= 1.0)).all()
@@ -329,7 +341,7 @@ def test_progress_and_rewards_are_within_0_and_1(profile, seed):
 @settings(max_examples=15, deadline=None)
 def test_loo_distances_ignore_copies_within_the_own_group(references, seed, which):
     episodes, windows = walks(seed)
-    rules = Rules("loo", references=references)
+    rules = ScoringConfig(profile="loo", references=references)
     before = score(episodes, windows, rules).curves[which].distance
     copied = episode(9, bool(episodes[which].success), episodes[which].task, episodes[which].group)
     after = score([*episodes, copied], [*windows, windows[which]], rules)
@@ -352,5 +364,5 @@ def test_pure_noise_looks_perfect_under_the_papers_profile():
     assert [progress[-1] for progress in success] == [1.0] * 6
     correlations = [np.corrcoef(ends, rankdata(progress))[0, 1] for progress in success]  # Spearman's: ends are sorted
     assert min(correlations) > 0.99
-    honest = score(episodes, windows, Rules("loo"))
+    honest = score(episodes, windows, ScoringConfig(profile="loo"))
     assert max(curve.progress[-1] for curve in honest.curves[:6]) < 1.0

@@ -8,7 +8,9 @@ from scipy.spatial.distance import pdist
 from sklearn.preprocessing import StandardScaler
 
 from srpo_robot.errors import ScoringError, UsageError
-from srpo_robot.progress.references import STRATEGIES, parse_references
+from srpo_robot.progress.config import STRATEGIES, ScoringConfig
+from srpo_robot.progress.references import BUILDERS, parse_references
+from srpo_robot.renames import RenamedWarning
 
 TWO_PAIRS_AND_ONE = np.array([[0.0], [0.1], [5.0], [5.2], [7.0]])
 
@@ -190,3 +192,19 @@ def test_after_a_standard_scaler_the_mean_squared_pair_distance_is_known(n, dim,
     points = np.random.default_rng(seed).normal(size=(n, dim)).cumsum(axis=0)
     squared = pdist(StandardScaler().fit_transform(points), "sqeuclidean")
     assert squared.mean() == pytest.approx(2 * dim * n / (n - 1), rel=1e-6)
+
+
+def test_every_named_strategy_has_a_builder():
+    assert tuple(BUILDERS) == STRATEGIES
+    assert [parse_references(name).name for name in (*STRATEGIES, "external:mean")] == [*STRATEGIES, "external:mean"]
+
+
+def test_old_names_answer_once_with_the_new_one():
+    for old, new in (("nn2", "dbscan-auto"), ("external:nn2", "external:dbscan-auto")):
+        with pytest.warns(RenamedWarning, match="'nn2' is now called 'dbscan-auto'") as caught:
+            assert ScoringConfig(references=old).references == new
+        assert len(caught) == 1
+    for old, new in (("eq5", "reward"), ("phase", "knn-time"), ("return", "knn-return")):
+        with pytest.warns(RenamedWarning, match=f"'{old}' is now called '{new}'") as caught:
+            assert ScoringConfig(value=old).value == new
+        assert len(caught) == 1

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +27,11 @@ from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
 from srpo_robot.cli.reporting import report_dataset
 from srpo_robot.errors import StaleTable, UndecodableFrame
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import load_encoder
-from srpo_robot.progress.pipeline import STORE, TABLE, ScoreSettings, score_buffer
+from srpo_robot.progress.pipeline import STORE, TABLE, score_buffer
 from srpo_robot.progress.references import parse_references
-from srpo_robot.progress.score import Rules, WindowEmbeddings
-from srpo_robot.progress.windows import WindowSpec
+from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.report import dataset_page, strategy_figure
 from srpo_robot.report.dataset import Embeddings, matched, read_scored, worst_falls
 from srpo_robot.report.dataset_page import make_report, with_strips
@@ -314,12 +315,13 @@ def score_squares(
     folder: Path,
     frames_per_clip: int | None = None,
     cameras: tuple[str, ...] = (FRONT,),
-    rules: Rules | None = None,
+    **scoring: Any,
 ):
-    spec = WindowSpec("stride", 4, min_window=6, frames_per_clip=frames_per_clip)
-    settings = ScoreSettings("tiny", cameras, spec, rules or Rules())
+    config = ScoringConfig(
+        cameras=cameras, windows="stride:4", min_window=6, frames_per_clip=frames_per_clip, **scoring
+    )
     buffer = open_buffer(root)
-    scored = score_buffer(buffer, load_encoder(str(folder)), settings)
+    scored = score_buffer(buffer, load_encoder(str(folder)), config)
     weigh_buffer(buffer, scored.table, Weighting(horizon=4))
     return buffer, scored
 
@@ -424,11 +426,15 @@ def test_the_embeddings_of_a_score_are_found_without_its_encoder(squares_copy, t
         assert found.embeddings.tolist() == own.embeddings.tolist()
 
 
-def test_embeddings_that_cannot_be_told_apart_are_not_guessed(squares_copy, tiny_encoder_folder):
+def test_embeddings_of_another_clip_length_are_not_mistaken_for_the_scores(squares_copy, tiny_encoder_folder):
     score_squares(squares_copy, tiny_encoder_folder, 6)
-    buffer, _ = score_squares(squares_copy, tiny_encoder_folder)
-    with pytest.raises(StaleTable, match="frames a clip: 4, 6"):
-        Embeddings(read_scored(buffer))
+    buffer, scored = score_squares(squares_copy, tiny_encoder_folder)
+    assert read_scored(buffer).provenance.config.frames_per_clip == 4
+    embeddings = [Embeddings(read_scored(buffer)).of(episode) for episode in buffer.episodes]
+    for expected, result in zip(scored.windows, embeddings, strict=True):
+        assert expected is not None
+        assert result is not None
+        assert result.embeddings.tolist() == expected.embeddings.tolist()
 
 
 def test_a_fall_is_found_and_compared_with_a_success_of_another_take(scored_copy):
@@ -664,7 +670,7 @@ def test_a_click_and_the_fragment_show_the_same(page):
 
 def test_tasks_and_measures_can_be_chosen(tmp_path, tiny_encoder_folder):
     root = record_squares(tmp_path / "d", [*SQUARES, ("go left", 20, 0.9, True), ("go left", 20, 0.2, False)])
-    buffer, _ = score_squares(root, tiny_encoder_folder, rules=Rules("loo", value="knn-time"))
+    buffer, _ = score_squares(root, tiny_encoder_folder, profile="loo", value="knn-time")
     choose = "const choose = (id, value) => { const s = document.getElementById(id); s.value = value; "
     choose += "s.dispatchEvent(new Event('change')); };"
     copy = with_script(

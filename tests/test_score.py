@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from srpo_robot.errors import ScoringError
-from srpo_robot.progress.references import nearest_distance, nn2_references
+from srpo_robot.progress.config import ScoringConfig
+from srpo_robot.progress.references import parse_references
 from srpo_robot.progress.score import (
     CONSTANT,
     ONE_WINDOW,
     SKIPPED_EPISODE,
     SKIPPED_TASK,
-    Rules,
     WindowEmbeddings,
     dense_distance,
     failure_progress,
@@ -80,30 +80,30 @@ def test_one_failure_gets_half_of_alpha_and_a_warning():
 def test_two_clusters_and_a_lone_success():
     # nearest neighbours: .1 .1 | .2 .2 | 1.8 -> median .2, eps .4: {0, .1}, {5, 5.2}, and 7 alone
     points = np.array([[0.0], [0.1], [5.0], [5.2], [7.0]])
-    references = nn2_references(points)
+    references = parse_references("dbscan-auto")(points)
     assert references.eps == pytest.approx(0.4)
     assert references.centres.ravel() == pytest.approx([0.05, 5.1, 7.0])
     assert (references.sizes.tolist(), references.noise) == ([2, 2, 1], 1)
     assert not references.degenerate
-    assert nearest_distance(np.array([[6.5], [0.0]]), references.centres) == pytest.approx([0.5, 0.05])
+    assert references.distance(np.array([[6.5], [0.0]])) == pytest.approx([0.5, 0.05])
 
 
 def test_fewer_than_four_successes_are_their_mean():
-    references = nn2_references(np.array([[0.0], [0.2], [10.0]]))
+    references = parse_references("dbscan-auto")(np.array([[0.0], [0.2], [10.0]]))
     assert references.centres.ravel() == pytest.approx([3.4])
     assert np.isnan(references.eps)
 
 
 def test_one_cluster_out_of_many_is_called_degenerate():
     points = np.linspace(0, 1, 8)[:, None]
-    assert nn2_references(points).degenerate
+    assert parse_references("dbscan-auto")(points).degenerate
     many = [episode(i, True) for i in range(8)] + [episode(8, False)]
     windows = [line(5.0, 3.0, float(v)) for v in points.ravel()] + [line(5.0, 4.0, 2.0)]
     assert any("one cluster" in text for text in score(many, windows).warnings)
 
 
 def test_copies_of_one_success_are_their_mean():
-    assert nn2_references(np.ones((6, 3))).centres.tolist() == [[1.0, 1.0, 1.0]]
+    assert parse_references("dbscan-auto")(np.ones((6, 3))).centres.tolist() == [[1.0, 1.0, 1.0]]
 
 
 def test_strided_distances_are_interpolated_and_exact_where_measured():
@@ -135,7 +135,7 @@ def test_a_task_without_success_is_an_error_or_left_out():
     windows = [line(0.0, 1.0, 2.0), line(0.0, 1.0, 2.0)]
     with pytest.raises(ScoringError, match=r"'other' has no success .* --skip-task"):
         score(episodes, windows)
-    scores = score(episodes, windows, Rules(skip_tasks=("other",)))
+    scores = score(episodes, windows, ScoringConfig(skip_tasks=("other",)))
     assert scores.curves[1].reason == SKIPPED_TASK
     assert np.isnan(scores.rewards[1])
 
@@ -205,6 +205,6 @@ def test_scores_do_not_depend_on_the_order_of_episodes(seed, order):
 def test_clusters_hold_every_success_once(seed):
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(12, 3)) + rng.integers(0, 3, size=(12, 1)) * 8
-    references = nn2_references(points)
+    references = parse_references("dbscan-auto")(points)
     assert references.sizes.sum() == 12
     assert (references.sizes[:, None] * references.centres).sum(axis=0) == pytest.approx(points.sum(axis=0))

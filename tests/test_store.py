@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from srpo_robot.errors import SrpoRobotError, StaleTable
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import Geometry, tflop_per_clip
 from srpo_robot.progress.plan import plan
 from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.progress.store import EmbeddingStore, Pruned, entry_bytes
-from srpo_robot.progress.windows import WindowSpec
 from srpo_robot.records import Episode
 
 
@@ -264,12 +264,12 @@ def test_a_store_whose_format_cannot_be_read_is_refused(store, content):
 
 
 def test_a_plan_counts_what_is_left_for_every_camera():
-    geometry = Geometry(24, 1024, 4, 256)
+    geometry = Geometry(layers=24, hidden=1024, mlp_ratio=4, crop_px=256)
     episodes = [
         Episode(index=i, task="t", length=length, fps=10.0, first_frame=0, cameras=("a", "b"))
         for i, length in enumerate([100, 20, 5])
     ]
-    spec = WindowSpec("stride", 4, frames_per_clip=64)
+    spec = ScoringConfig(windows="stride:4", frames_per_clip=64)
     keys = {0: ("a0", "b0"), 1: ("a1", "b1"), 2: ("a2", "b2")}
     made = plan(episodes, spec, geometry, keys, {"a0", "b2"}, tflops=100.0)
     counts = [24, 4, 1]  # ends 10, 14, .., 98, 99 / 10, 14, 18, 19 / 4
@@ -281,9 +281,9 @@ def test_a_plan_counts_what_is_left_for_every_camera():
 
 
 def test_a_plan_of_nested_windows_costs_each_at_its_own_length():
-    geometry = Geometry(24, 1024, 4, 256)
+    geometry = Geometry(layers=24, hidden=1024, mlp_ratio=4, crop_px=256)
     episode = Episode(index=3, task="t", length=300, fps=10.0, first_frame=0, cameras=("a",))
-    made = plan([episode], WindowSpec("nested", min_window=0, frames_per_clip=64), geometry, {3: ("k",)}, ())
+    made = plan([episode], ScoringConfig(windows="nested", min_window=0, frames_per_clip=64), geometry, {3: ("k",)}, ())
     assert made.windows == 32
     assert made.seconds is None
     assert made.tflop == pytest.approx(sum(tflop_per_clip(geometry, t) for t in range(2, 65, 2)))
@@ -292,5 +292,12 @@ def test_a_plan_of_nested_windows_costs_each_at_its_own_length():
 
 def test_a_plan_where_all_is_stored_or_left_out_costs_nothing():
     episodes = [Episode(index=i, task="t", length=30, fps=10.0, first_frame=0, cameras=("a",)) for i in range(2)]
-    made = plan(episodes, WindowSpec("dense", frames_per_clip=4), Geometry(2, 32, 2, 32), {0: ("k",)}, {"k"}, 1.0)
+    made = plan(
+        episodes,
+        ScoringConfig(windows="dense", frames_per_clip=4),
+        Geometry(layers=2, hidden=32, mlp_ratio=2, crop_px=32),
+        {0: ("k",)},
+        {"k"},
+        1.0,
+    )
     assert (made.windows, made.windows_stored, made.tflop, made.seconds, made.bytes) == (20, 20, 0, 0, 0)

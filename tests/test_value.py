@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 import srpo_robot.progress.value as value_module
 from srpo_robot.errors import UsageError
 from srpo_robot.numerics import standardise
-from srpo_robot.progress.score import NO_SUCCESS, Rules, WindowEmbeddings, score
+from srpo_robot.progress.config import ScoringConfig, parse_value
+from srpo_robot.progress.score import NO_SUCCESS, WindowEmbeddings, score
 from srpo_robot.progress.value import (
     NO_FAILURE,
     NO_NEIGHBOUR,
@@ -16,8 +18,6 @@ from srpo_robot.progress.value import (
     knn_return,
     knn_time,
     normalised_time,
-    parse_value,
-    sigmoid,
     window_rewards,
 )
 from srpo_robot.records import Episode
@@ -53,9 +53,10 @@ def test_standardise():
     assert np.isnan(standardise(np.full(2, np.nan))).all()
 
 
-def test_sigmoid_does_not_overflow():
-    assert sigmoid(np.array([-1e4, 0.0, 1e4])).tolist() == [0.0, 0.5, 1.0]
-    assert sigmoid(np.array([1.0])) == pytest.approx([0.7310586])
+def test_the_sigmoid_of_eq5_does_not_overflow():
+    pool = np.array([-1.0, 1.0])  # mean 0, std 1
+    assert window_rewards(np.array([1e4, 0.0, -1e4]), pool, alpha=1.0).tolist() == [0.0, 0.5, 1.0]
+    assert window_rewards(np.array([-1.0]), pool, alpha=1.0) == pytest.approx([0.7310586])
 
 
 def test_normalised_time_ends_at_one():
@@ -114,31 +115,33 @@ def test_the_value_is_progress_unless_asked_otherwise():
     scores = score([episode(0, True), episode(1, False)], [line(0.0, 3.0, 4.0), line(0.0, 1.0, 2.0)])
     for curve, value in zip(scores.curves, scores.values, strict=True):
         assert value.tolist() == curve.progress.tolist()
-    assert scores.value_reasons == ("", "")
+    assert [e.reason for e in scores.episodes] == ["", ""]
 
 
 def test_eq5_on_the_windows_of_a_dataset():
     # the failure's distances to 4 are 3, 2, 1: mean 2, std .8165; the success's to its own end are 4, 2, 0
     windows = [line(0.0, 2.0, 4.0), line(1.0, 2.0, 3.0)]
-    scores = score([episode(0, True), episode(1, False)], windows, Rules(value="reward"))
+    scores = score([episode(0, True), episode(1, False)], windows, ScoringConfig(value="reward"))
     z = np.sqrt(1.5)
-    assert scores.values[1][10:] == pytest.approx(0.8 * sigmoid(np.array([-z, 0.0, z])))
-    assert scores.values[0][10:] == pytest.approx(0.8 * sigmoid(np.array([-2 * z, 0.0, 2 * z])))
+    assert scores.values[1][10:] == pytest.approx(0.8 * expit(np.array([-z, 0.0, z])))
+    assert scores.values[0][10:] == pytest.approx(0.8 * expit(np.array([-2 * z, 0.0, 2 * z])))
     assert set(scores.values[1][:10]) == {scores.values[1][10]}  # held before the first window
-    literal = score([episode(0, True), episode(1, False)], windows, Rules("paper-literal", value="reward"))
-    assert literal.values[1][10:] == pytest.approx(0.8 * sigmoid(np.array([z, 0.0, -z])))
+    literal = score(
+        [episode(0, True), episode(1, False)], windows, ScoringConfig(profile="paper-literal", value="reward")
+    )
+    assert literal.values[1][10:] == pytest.approx(0.8 * expit(np.array([z, 0.0, -z])))
 
 
 def test_eq5_without_a_failure_is_nan_with_a_reason():
-    scores = score([episode(0, True)], [line(0.0, 2.0, 4.0)], Rules(value="reward"))
+    scores = score([episode(0, True)], [line(0.0, 2.0, 4.0)], ScoringConfig(value="reward"))
     assert np.isnan(scores.values[0]).all()
-    assert scores.value_reasons == (NO_FAILURE,)
+    assert [e.reason for e in scores.episodes] == [NO_FAILURE]
     assert any("without a value 'reward'" in text for text in scores.warnings)
 
 
 def test_eq5_of_equally_far_failures_is_flat_and_warned_about():
     windows = [line(0.0, 2.0, 4.0), line(3.0, 3.0, 3.0), line(5.0, 5.0, 5.0)]
-    scores = score([episode(0, True), episode(1, False), episode(2, False)], windows, Rules(value="reward"))
+    scores = score([episode(0, True), episode(1, False), episode(2, False)], windows, ScoringConfig(value="reward"))
     assert scores.values[1].tolist() == [0.4] * 13
     assert any("alpha/2 throughout" in text for text in scores.warnings)
 
@@ -148,22 +151,22 @@ def test_phase_of_strided_windows_is_interpolated():
     success = line(0.0, 4.0, 10.0, ends=ends)
     failure = line(0.1, 4.1, 0.2, ends=ends)
     scores = score(
-        [episode(0, True, 21), episode(1, False, 21)], [success, failure], Rules(value="knn-time", neighbours=1)
+        [episode(0, True, 21), episode(1, False, 21)], [success, failure], ScoringConfig(value="knn-time", neighbours=1)
     )
     value = scores.values[1]
     assert value[[10, 14, 20]] == pytest.approx([0.5, 0.7, 0.5])
     assert value[:10].tolist() == [0.5] * 10
     assert ((value >= 0.5) & (value <= 0.7)).all()
     assert np.isnan(scores.values[0]).all()
-    assert scores.value_reasons == (NO_NEIGHBOUR, "")
+    assert [e.reason for e in scores.episodes] == [NO_NEIGHBOUR, ""]
     assert any("1 episodes without a value 'knn-time'" in text for text in scores.warnings)
 
 
 def test_return_without_a_failure_is_phase_and_says_so():
     episodes = [episode(i, True) for i in range(3)]
     windows = [line(0.0, 1.0, 2.0 + i) for i in range(3)]
-    by_return = score(episodes, windows, Rules(value="knn-return", neighbours=2))
-    by_phase = score(episodes, windows, Rules(value="knn-time", neighbours=2))
+    by_return = score(episodes, windows, ScoringConfig(value="knn-return", neighbours=2))
+    by_phase = score(episodes, windows, ScoringConfig(value="knn-time", neighbours=2))
     assert np.concatenate(by_return.values) == pytest.approx(np.concatenate(by_phase.values))
     assert any("is 'knn-time'" in text for text in by_return.warnings)
 
@@ -171,13 +174,13 @@ def test_return_without_a_failure_is_phase_and_says_so():
 def test_a_short_episode_has_a_phase_and_no_increment():
     short = WindowEmbeddings(np.array([6]), np.array([[2.0, 1.0]]))
     episodes = [episode(0, True), episode(1, False, 7)]
-    scores = score(episodes, [line(0.0, 1.0, 2.0), short], Rules(value="knn-time", neighbours=1))
+    scores = score(episodes, [line(0.0, 1.0, 2.0), short], ScoringConfig(value="knn-time", neighbours=1))
     assert scores.values[1].tolist() == [1.0] * 7
 
 
 def test_left_out_tasks_have_no_value():
-    scores = score([episode(0, False)], [line(0.0, 1.0, 2.0)], Rules("siirl", value="reward"))
-    assert scores.value_reasons == (NO_SUCCESS,)
+    scores = score([episode(0, False)], [line(0.0, 1.0, 2.0)], ScoringConfig(profile="siirl", value="reward"))
+    assert [e.reason for e in scores.episodes] == [NO_SUCCESS]
 
 
 # --- laws
@@ -251,8 +254,8 @@ def test_phase_falls_at_a_drop_and_distance_to_the_end_does_not():
     windows = [WindowEmbeddings(np.arange(10, 61), state[10:]) for state in states]
     episodes = [episode(i, i < 8, 61) for i in range(12)]
     for profile in ("paper", "loo"):
-        by_distance = score(episodes, windows, Rules(profile, references="nearest"))
-        by_phase = score(episodes, windows, Rules(profile, value="knn-time"))
+        by_distance = score(episodes, windows, ScoringConfig(profile=profile, references="nearest"))
+        by_phase = score(episodes, windows, ScoringConfig(profile=profile, value="knn-time"))
         for i in range(8, 12):
             assert by_distance.values[i][drop] > by_distance.values[i][drop - 1] + 0.05  # the drop is rewarded
             assert by_phase.values[i][drop] < by_phase.values[i][drop - 1] - 0.05  # the drop is noticed

@@ -34,8 +34,8 @@ from srpo_robot.awr.weights import (
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
 from srpo_robot.errors import StaleTable, TrainingError, UsageError
-from srpo_robot.progress.pipeline import FORMAT, TABLE, ScoreSettings, read_progress
-from srpo_robot.progress.windows import WindowSpec
+from srpo_robot.progress.config import ScoringConfig
+from srpo_robot.progress.pipeline import FORMAT, TABLE, EncoderInfo, read_progress
 from srpo_robot.records import Episode
 from srpo_robot.report.weights_figure import draw_weighting
 
@@ -44,7 +44,7 @@ LENGTHS = (24, 20, 22, 18)  # of conftest's squares
 
 def write_scores(buffer, values, dataset=None):
     """A progress table of `buffer` with these step values (one array an episode), as `score-dataset` would write it."""
-    settings = ScoreSettings("an-encoder", ("observation.images.front",), WindowSpec("stride", 4))
+    config = ScoringConfig(cameras=("observation.images.front",), frames_per_clip=16)
     lengths = [episode.length for episode in buffer.episodes]
     value = np.concatenate(values)
     columns = {
@@ -63,8 +63,8 @@ def write_scores(buffer, values, dataset=None):
         "format": FORMAT,
         "dataset": dataset or buffer.fingerprint,
         "labels": buffer.labels_fingerprint,
-        "settings": asdict(settings),
-        "encoder": "an-encoder",
+        "config": asdict(config),
+        "encoder": asdict(EncoderInfo("an-encoder", "float32", "an-identity")),
     }
     return write_table(buffer.sidecar / TABLE, columns, metadata)
 

@@ -54,7 +54,7 @@ def export_rabc(buffer: Buffer, progress: Table, path: Path) -> Table:
         raise TrainingError("no frame has a step value to export; look at the scores: srpo-robot score-dataset")
     places = {name: progress[name].astype(np.int64) for name in ("index", "episode_index", "frame_index")}
     columns = {**places, "progress_sparse": value.astype(np.float32)}
-    encoder = str(progress.metadata["settings"]["encoder"])
+    encoder = str(progress.metadata["encoder"]["name"])
     return _write(buffer, progress, path, "rabc", columns, {}, {"reward_model_path": encoder})
 
 

@@ -8,6 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from srpo_robot import __version__
+from srpo_robot.cli.benchmark_options import AuditOptions, BenchmarkOptions
+from srpo_robot.cli.command import command
+from srpo_robot.cli.options import Dataset, Device, Json, Seed
+from srpo_robot.cli.scoring_options import ScoreOptions
 from srpo_robot.errors import UsageError
 
 app = typer.Typer(
@@ -18,8 +22,6 @@ app = typer.Typer(
     help="Score robot episodes by self-reference (SRPO), fine-tune a policy by advantage, evaluate it on the arm.",
 )
 
-Dataset = Annotated[str, typer.Argument(help="A LeRobot v3.0 dataset: a folder, or a Hub id like user/name.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here, for scripts.", dir_okay=False)]
 ArmName = Annotated[str, typer.Option("--arm", help="A recipe of hardware/, for example mock.")]
 TaskName = Annotated[str, typer.Option("--task", help="A recipe of datasets/, for example put-apple.")]
 Randomization = Annotated[
@@ -30,8 +32,6 @@ Randomization = Annotated[
         max=1.0,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of layouts and choices.", min=0)]
-Device = Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, cuda, cuda:1, ...")]
 
 
 def _version(asked: bool) -> None:
@@ -106,89 +106,16 @@ def label(
     label_dataset(dataset, csv, all_success, camera, relabel)
 
 
-@app.command(
-    "score-dataset", epilog="Example: srpo-robot score-dataset data/apple --encoder facebook/vjepa2-vitl-fpc64-256"
-)
-def score_dataset(
-    dataset: Dataset,
-    encoder: Annotated[
-        str, typer.Option(help="V-JEPA 2: a Hub id (facebook/vjepa2-vitl-fpc64-256), a folder, or embedded (a demo).")
-    ] = "embedded",
-    camera: Annotated[
-        list[str] | None, typer.Option(help="Which camera, the first by default; repeated: their distances combined.")
-    ] = None,
-    windows: Annotated[
-        str,
-        typer.Option(
-            help="dense (every frame, the paper), stride:K (K times cheaper; rms difference of progress to dense .009 "
-            "at 2, .016 at 4, .026 at 8) or nested (70 times cheaper, .15); measured on 336 frames, see the README."
-        ),
-    ] = "stride:4",
-    window_shape: Annotated[
-        str, typer.Option(help="prefix (frames 0..t, the paper) or recent (the last ones).")
-    ] = "prefix",
-    min_window: Annotated[int, typer.Option(help="Last frame of the first window, t0.", min=1)] = 10,
-    frames_per_clip: Annotated[
-        int | None, typer.Option(help="Frames of a clip, even; the encoder's by default.")
-    ] = None,
-    profile: Annotated[
-        Literal["paper", "paper-literal", "siirl", "loo"],
-        typer.Option(help="How distance becomes progress and reward; loo: leave-one-out, success and failure alike."),
-    ] = "paper",
-    references: Annotated[
-        str,
-        typer.Option(
-            help="dbscan-auto, a number (DBSCAN eps), mean, nearest, knn3, medoid, hdbscan, siirl, external; "
-            "by default the profile's."
-        ),
-    ] = "",
-    reference: Annotated[str | None, typer.Option(help="Another dataset whose successes are the references.")] = None,
-    value: Annotated[
-        str, typer.Option(help="Step value that trains: progress (the paper, default), reward, knn-time or knn-return.")
-    ] = "",
-    skip_task: Annotated[list[str] | None, typer.Option(help="Leave this task out; may be repeated.")] = None,
-    skip_bad_episodes: Annotated[
-        bool, typer.Option("--skip-bad-episodes", help="Leave out episodes that cannot be decoded, and list them.")
-    ] = False,
-    compare: Annotated[str, typer.Option(help="Show where profiles disagree, for example paper,siirl,loo.")] = "",
-    plan: Annotated[bool, typer.Option("--plan", help="Print windows, TFLOP, time and disk, and stop.")] = False,
-    device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder; pays on a GPU only.")] = False,
-    json: Json = None,
-) -> None:
+@command(app, "score-dataset", example="srpo-robot score-dataset data/apple --encoder facebook/vjepa2-vitl-fpc64-256")
+def score_dataset(options: ScoreOptions) -> None:
     """Embed growing windows, measure progress by the task's own successes, and write DATASET/srpo/.
 
     Changing profile, references or value never embeds again. Under `accelerate launch -m srpo_robot.cli` or torchrun
     the episodes are dealt to the processes.
     """
-    from srpo_robot.cli.scoring import ScoreOptions, score_command
+    from srpo_robot.cli.scoring import score_command
 
-    score_command(
-        ScoreOptions(
-            dataset=dataset,
-            encoder=encoder,
-            cameras=tuple(camera or ()),
-            windows=windows,
-            window_shape=window_shape,
-            min_window=min_window,
-            frames_per_clip=frames_per_clip,
-            profile=profile,
-            references=references,
-            value=value,
-            reference=reference,
-            skip_tasks=tuple(skip_task or ()),
-            skip_bad=skip_bad_episodes,
-            compare=_names(compare),
-            plan=plan,
-            device=device,
-            dtype=dtype,
-            attention=attention,
-            compile=compile,
-            json_path=json,
-        )
-    )
+    score_command(options)
 
 
 @app.command(epilog="Example: srpo-robot store data/apple --prune")
@@ -202,114 +129,22 @@ def store(
     list_store(dataset, prune)
 
 
-Encoder = Annotated[str | None, typer.Option(help="Another encoder than the score's.")]
-Cameras = Annotated[list[str] | None, typer.Option("--camera", help="Other cameras than the score's; may be repeated.")]
-WindowKind = Annotated[str | None, typer.Option("--windows", help="Other windows than the score's.")]
-WindowShape = Annotated[str | None, typer.Option(help="Another shape than the score's: prefix or recent.")]
-MinWindow = Annotated[int | None, typer.Option(help="Another first window than the score's.", min=1)]
-ClipFrames = Annotated[int | None, typer.Option("--frames-per-clip", help="Another clip length than the score's.")]
-Dtype = Annotated[str | None, typer.Option(help="Another dtype than the score's.")]
-Horizon = Annotated[int, typer.Option(help="Frames of a chunk, for the step values.", min=1)]
-Resamples = Annotated[int, typer.Option(help="Of the bootstrap and of the permutations.", min=0)]
-
-
-@app.command(
-    "benchmark-progress", epilog="Example: srpo-robot benchmark-progress data/apple --image facebook/dinov2-small"
-)
-def benchmark_progress(
-    dataset: Dataset,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Which others to put beside the score: pixel, image, pixel-last10, pixel-mean, shuffled, reversed, "
-            "frozen-tail, noise, length, time; may be repeated. All by default; none: the score alone."
-        ),
-    ] = None,
-    image: Annotated[str | None, typer.Option(help="An image encoder of transformers, by Hub id or folder.")] = None,
-    ablate: Annotated[
-        str, typer.Option(help="Ablations, for example nearest,external,alpha (external needs --reference).")
-    ] = "",
-    reference: Annotated[str | None, typer.Option(help="Another dataset, for the ablation external.")] = None,
-    policies: Annotated[
-        Path | None, typer.Option(help="CSV episode_index,policy: are policies ranked as by success?", dir_okay=False)
-    ] = None,
-    episode: Annotated[int | None, typer.Option(help="Which one the figure shows; a success by default.")] = None,
-    counterfactuals: Annotated[
-        int, typer.Option(help="Of how many successes to make wrong endings: what does the score pay for them?", min=0)
-    ] = 0,
-    swap_colours: Annotated[
-        str,
-        typer.Option(
-            help="With --counterfactuals: target and distractor exchange their colours, R,G,B:R,G,B as they look.",
-            metavar="COLOURS",
-        ),
-    ] = "",
-    encoder: Encoder = None,
-    camera: Cameras = None,
-    windows: WindowKind = None,
-    window_shape: WindowShape = None,
-    min_window: MinWindow = None,
-    frames_per_clip: ClipFrames = None,
-    horizon: Horizon = 10,
-    resamples: Resamples = 1000,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    latex: Annotated[bool, typer.Option("--latex", help="Also write the table for a paper.")] = False,
-    json: Json = None,
-) -> None:
+@command(app, "benchmark-progress", example="srpo-robot benchmark-progress data/apple --image facebook/dinov2-small")
+def benchmark_progress(options: BenchmarkOptions) -> None:
     """The paper's benchmark (SC, Mono, MMD, JS, SMD) and ROC-AUC on your episodes.
 
     Negative controls and baselines stand beside the score."""
-    from srpo_robot.cli.benchmarking import BenchmarkOptions, UnderTest, benchmark_command
+    from srpo_robot.cli.benchmarking import benchmark_command
 
-    test = UnderTest(
-        dataset, encoder, tuple(camera or ()), windows, window_shape, min_window, frames_per_clip, device, dtype
-    )
-    ablations = _names(ablate)
-    benchmark_command(
-        BenchmarkOptions(
-            test,
-            tuple(scorer or ()),
-            image,
-            ablations,
-            reference,
-            policies,
-            episode,
-            counterfactuals,
-            swap_colours,
-            horizon,
-            resamples,
-            seed,
-            latex,
-            json,
-        )
-    )
+    benchmark_command(options)
 
 
-@app.command(epilog="Example: srpo-robot audit data/apple")
-def audit(
-    dataset: Dataset,
-    level: Annotated[float, typer.Option(help="Largest p that counts as separated.")] = 0.05,
-    encoder: Encoder = None,
-    camera: Cameras = None,
-    windows: WindowKind = None,
-    window_shape: WindowShape = None,
-    min_window: MinWindow = None,
-    frames_per_clip: ClipFrames = None,
-    horizon: Horizon = 10,
-    resamples: Resamples = 2000,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    json: Json = None,
-) -> None:
+@command(app, example="srpo-robot audit data/apple")
+def audit(options: AuditOptions) -> None:
     """The gate before training: does the score tell success from failure, and better than its negative controls?"""
-    from srpo_robot.cli.benchmarking import UnderTest, audit_command
+    from srpo_robot.cli.benchmarking import audit_command
 
-    test = UnderTest(
-        dataset, encoder, tuple(camera or ()), windows, window_shape, min_window, frames_per_clip, device, dtype
-    )
-    if not audit_command(test, level, horizon, resamples, json).passed:
+    if not audit_command(options).passed:
         raise typer.Exit(1)
 
 

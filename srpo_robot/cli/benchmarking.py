@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.labels import require_labels
 from srpo_robot.buffer.opening import open_buffer
+from srpo_robot.cli.benchmark_options import AuditOptions, BenchmarkOptions, check
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import resolve
 from srpo_robot.errors import StaleTable, UsageError
 from srpo_robot.numerics import cell
-from srpo_robot.progress.pipeline import STORE, ScoreSettings, check_scorable, read_settings
-from srpo_robot.progress.score import Rules
-from srpo_robot.progress.windows import WindowSpec, parse_windows
+from srpo_robot.progress.config import ScoringConfig
+from srpo_robot.progress.encoder_names import CAUTIONS, EMBEDDED
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # these import torch, zarr or lerobot: a typo must be answered before that
+    from srpo_robot.buffer.episodes import Buffer
     from srpo_robot.progress.evidence.audit import AuditResult, Evidence
     from srpo_robot.progress.evidence.baselines import Scorer
     from srpo_robot.progress.evidence.benchmark import OracleRow, ScorerRow
     from srpo_robot.progress.evidence.metrics import Estimate, Resampling
+    from srpo_robot.progress.pipeline import Provenance
     from srpo_robot.progress.score import Scores, WindowEmbeddings
 
 SHOWN = ("sc", "mono", "mmd", "js", "smd", "auc")
@@ -35,107 +36,58 @@ ENDS_ONLY = 1_000_000  # stride that leaves only an episode's first and last win
 
 
 @dataclass(frozen=True)
-class UnderTest:
-    """Options that select the score under test.
-
-    None means the setting that the dataset was scored with, or the default of score-dataset if it was never scored.
-    """
-
-    dataset: str
-    encoder: str | None = None
-    cameras: tuple[str, ...] = ()
-    windows: str | None = None
-    window_shape: str | None = None
-    min_window: int | None = None
-    frames_per_clip: int | None = None
-    device: str = "auto"
-    dtype: str | None = None
-
-
-@dataclass(frozen=True)
-class BenchmarkOptions:
-    """Options of `benchmark-progress`. Its help describes them."""
-
-    test: UnderTest
-    scorers: tuple[str, ...] = ()
-    image: str | None = None
-    ablate: tuple[str, ...] = ()
-    reference: str | None = None
-    policies: Path | None = None
-    episode: int | None = None
-    counterfactuals: int = 0
-    colours: str = ""
-    horizon: int = 10
-    resamples: int = 1000
-    seed: int = 0
-    latex: bool = False
-    json_path: Path | None = None
-
-
-@dataclass(frozen=True)
 class Candidate:
-    """The score under test: a dataset, an encoder and the settings. Both commands use it."""
+    """The score under test: a dataset, an encoder and a config in profile `loo`. Both commands use it."""
 
     buffer: Buffer
     encoder: Any
-    settings: ScoreSettings
+    config: ScoringConfig
 
     @property
-    def rules(self) -> Rules:
-        """Returns the rules of the score under test in profile `loo`, with that profile's references and value."""
-        return replace(self.settings.rules, profile="loo", references="", value="")
+    def provenance(self) -> Provenance:
+        """Returns the provenance of the score under test."""
+        from srpo_robot.progress.pipeline import provenance
+
+        return provenance(self.buffer, self.encoder, self.config)
 
 
-def prepare(test: UnderTest) -> Candidate:
-    """Opens the dataset, resolves the settings of the score under test and loads its encoder.
+def prepare(options: BenchmarkOptions | AuditOptions) -> Candidate:
+    """Opens the dataset, resolves the config of the score under test and loads its encoder.
 
     Raises:
         DatasetError, UnlabelledError, ScoringError: the dataset cannot be scored.
         CheckpointError: the encoder cannot be loaded.
     """
-    from srpo_robot.progress.encoder import CAUTIONS, load_encoder
-
-    with waiting(f"opening {test.dataset}"):
-        buffer = open_buffer(test.dataset)
+    with waiting(f"opening {options.dataset}"):
+        buffer = open_buffer(options.dataset)
     require_labels(buffer)
-    settings = _settings(buffer, test)
-    check_scorable(buffer, Rules("loo", skip_tasks=settings.rules.skip_tasks))
-    if settings.encoder in CAUTIONS:
-        warn(CAUTIONS[settings.encoder])
-    with waiting(f"loading {settings.encoder}"):
-        encoder = load_encoder(
-            settings.encoder,
-            resolve(test.device),
-            settings.dtype,
-            frames_per_clip=settings.windows.frames_per_clip,
-        )
-    return Candidate(buffer, encoder, replace(settings, windows=settings.windows.resolved(encoder.frames_per_clip)))
+    with waiting("loading libraries"):
+        from srpo_robot.progress.embed import resolved
+        from srpo_robot.progress.encoder import load_encoder
+        from srpo_robot.progress.pipeline import check_scorable
+
+    name, dtype, config = _under_test(buffer, options)
+    check_scorable(buffer, config)
+    if name in CAUTIONS:
+        warn(CAUTIONS[name])
+    with waiting(f"loading {name}"):
+        encoder = load_encoder(name, resolve(options.device), dtype, frames_per_clip=config.frames_per_clip)
+    return Candidate(buffer, encoder, resolved(config, buffer, encoder))
 
 
-def _settings(buffer: Buffer, test: UnderTest) -> ScoreSettings:
-    """Returns the settings that the dataset was scored with, or the defaults, overridden by the options."""
-    from srpo_robot.progress.encoder import EMBEDDED
+def _under_test(buffer: Buffer, options: BenchmarkOptions | AuditOptions) -> tuple[str, str, ScoringConfig]:
+    """Returns encoder, dtype and config that the dataset was scored with, or the defaults, changed by the options."""
+    from srpo_robot.progress.pipeline import read_provenance
 
     try:
-        before = read_settings(buffer)
+        before = read_provenance(buffer)
+        name, dtype, config = before.encoder.name, before.encoder.dtype, before.config
     except StaleTable:
-        before = ScoreSettings(EMBEDDED, (buffer.camera(None),), parse_windows("stride:4"))
-    # Another encoder uses its own clip length, unless the options set one.
-    same_encoder = test.encoder in (None, before.encoder)
-    spec = before.windows if same_encoder else replace(before.windows, frames_per_clip=None)
-    if test.windows is not None:
-        parsed = parse_windows(test.windows)
-        spec = replace(spec, kind=parsed.kind, stride=parsed.stride)
-    options = {"shape": test.window_shape, "min_window": test.min_window, "frames_per_clip": test.frames_per_clip}
-    spec = replace(spec, **{key: value for key, value in options.items() if value is not None}, repeat="linspace")
-    cameras = tuple(dict.fromkeys(buffer.camera(name) for name in test.cameras)) or before.cameras
-    return replace(
-        before,
-        encoder=test.encoder or before.encoder,
-        cameras=cameras,
-        windows=spec,
-        dtype=test.dtype or before.dtype,
-    )
+        name, dtype, config = EMBEDDED, "float32", ScoringConfig()
+    if options.score.encoder not in (None, name):
+        # Another encoder uses its own clip length, unless the options set one.
+        config = replace(config, frames_per_clip=None)
+    return options.score.encoder or name, options.dtype or dtype, options.score.applied(config.for_profile("loo"))
 
 
 def embed_under_test(candidate: Candidate) -> Sequence[WindowEmbeddings | None]:
@@ -143,12 +95,13 @@ def embed_under_test(candidate: Candidate) -> Sequence[WindowEmbeddings | None]:
     from srpo_robot.cli.scoring import embed_with_bar
     from srpo_robot.progress.pipeline import combined
 
-    return combined(embed_with_bar(candidate.buffer, candidate.encoder, candidate.settings, skip_bad=False))
+    return combined(embed_with_bar(candidate.buffer, candidate.encoder, candidate.config, skip_bad=False))
 
 
-def score_others(candidate: Candidate, scorers: Sequence[Scorer], spec: WindowSpec) -> dict[str, Scores]:
+def score_others(candidate: Candidate, scorers: Sequence[Scorer], config: ScoringConfig) -> dict[str, Scores]:
     """Scores the same episodes with negative controls and baselines, each with its own progress bar."""
     from srpo_robot.progress.evidence.baselines import score_with
+    from srpo_robot.progress.pipeline import STORE
     from srpo_robot.progress.store import EmbeddingStore
 
     store, result = EmbeddingStore(candidate.buffer.sidecar / STORE), {}
@@ -158,10 +111,8 @@ def score_others(candidate: Candidate, scorers: Sequence[Scorer], spec: WindowSp
                 scorer,
                 candidate.buffer,
                 store,
-                candidate.settings.cameras,
                 candidate.encoder,
-                spec,
-                candidate.rules,
+                config,
                 on_episode=lambda episode, fresh, shown=progress: shown.advance(),
             )
             progress.at(len(candidate.buffer.episodes))
@@ -173,26 +124,26 @@ def score_others(candidate: Candidate, scorers: Sequence[Scorer], spec: WindowSp
 
 def benchmark_command(options: BenchmarkOptions) -> None:
     """Prints the table of appendix A and writes the files DATASET/srpo/benchmark.*."""
+    check(options)
     from srpo_robot.progress.evidence.metrics import Resampling
 
     chosen = chosen_scorers(options)
     resampling = Resampling(options.resamples, options.resamples, seed=options.seed)
-    candidate = prepare(options.test)
+    candidate = prepare(options)
     policies = read_policies(options.policies, candidate.buffer) if options.policies else None
     external = _external(options, candidate)
     windows = embed_under_test(candidate)
     rows = _own_rows(candidate, windows, options, external, policies, resampling)
     rows += _true_rows(candidate, resampling)
-    spec = candidate.settings.windows
-    for name, scores in score_others(candidate, chosen, spec).items():
+    for name, scores in score_others(candidate, chosen, candidate.config).items():
         rows.append(_other_row(candidate, next(s for s in chosen if s.name == name), scores, policies, resampling))
     print_rows(rows, candidate)
-    content: dict[str, Any] = {"settings": asdict(candidate.settings), "rows": [row_json(row) for row in rows]}
+    content: dict[str, Any] = asdict(candidate.provenance) | {"rows": [row_json(row) for row in rows]}
     content["alpha"] = _print_alphas(candidate, windows) if "alpha" in options.ablate else []
     content["counterfactuals"] = _print_counterfactuals(candidate, windows, options) if options.counterfactuals else []
     content["oracle"] = _print_oracle(candidate, windows, options.horizon, resampling)
     _write_files(candidate, rows, options)
-    write_json(options.json_path, content)
+    write_json(options.json, content)
 
 
 def chosen_scorers(options: BenchmarkOptions) -> list[Scorer]:
@@ -212,7 +163,7 @@ def chosen_scorers(options: BenchmarkOptions) -> list[Scorer]:
         from srpo_robot.progress.image_encoder import load_image_encoder
 
         with waiting(f"loading {options.image}"):
-            chosen.append(image_scorer(load_image_encoder(options.image, resolve(options.test.device)), options.image))
+            chosen.append(image_scorer(load_image_encoder(options.image, resolve(options.device)), options.image))
     return chosen
 
 
@@ -236,7 +187,7 @@ def read_policies(path: Path, buffer: Buffer) -> list[str]:
 def _external(options: BenchmarkOptions, candidate: Candidate) -> dict[str, np.ndarray] | None:
     from srpo_robot.cli.scoring import external_from
 
-    return external_from(options.reference, candidate.encoder, candidate.settings) if options.reference else None
+    return external_from(options.reference, candidate.encoder, candidate.config) if options.reference else None
 
 
 def _own_rows(
@@ -250,7 +201,7 @@ def _own_rows(
     from srpo_robot.progress.evidence.benchmark import own_rows
 
     ablations = [name for name in options.ablate if name != "alpha"]
-    return own_rows(candidate.buffer.episodes, windows, candidate.rules, ablations, external, policies, resampling)
+    return own_rows(candidate.buffer.episodes, windows, candidate.config, ablations, external, policies, resampling)
 
 
 def _true_rows(candidate: Candidate, resampling: Resampling) -> list[ScorerRow]:
@@ -263,7 +214,7 @@ def _true_rows(candidate: Candidate, resampling: Resampling) -> list[ScorerRow]:
     windows = _true_windows(candidate)
     if windows is None:
         return []
-    rows = own_rows(candidate.buffer.episodes, windows, candidate.rules, resampling=resampling)
+    rows = own_rows(candidate.buffer.episodes, windows, candidate.config, resampling=resampling)
     return [replace(row, name=f"true state, {row.name}", meaning="a perfect encoder") for row in rows]
 
 
@@ -346,7 +297,7 @@ def row_json(row: ScorerRow) -> dict[str, Any]:
 def _print_alphas(candidate: Candidate, windows: Sequence[WindowEmbeddings | None]) -> list[dict[str, Any]]:
     from srpo_robot.progress.evidence.benchmark import alpha_sweep
 
-    rows = alpha_sweep(candidate.buffer.episodes, windows, candidate.rules)
+    rows = alpha_sweep(candidate.buffer.episodes, windows, candidate.config)
     result = table("reward by alpha (eq. 5)", "alpha", "mean of failures", "highest", "variance among failures")
     for row in rows:
         result.add_row(f"{row.alpha:g}", number(row.failure), number(row.highest_failure), number(row.within))
@@ -365,18 +316,15 @@ def _print_counterfactuals(
     from srpo_robot.progress.evidence.counterfactual import parse_colours
     from srpo_robot.progress.evidence.overreward import over_rewards
 
-    colours = parse_colours(options.colours) if options.colours else None
-    camera, *more = candidate.settings.cameras
-    if more:
+    colours = parse_colours(options.swap_colours) if options.swap_colours else None
+    if len(candidate.config.cameras) > 1:
         raise UsageError("counterfactuals are made for one camera; name one: --camera NAME")
     with bar("counterfactuals", options.counterfactuals, "success") as progress:
         rows = over_rewards(
             candidate.buffer,
-            camera,
             candidate.encoder,
-            candidate.settings.windows,
+            candidate.config,
             windows,
-            candidate.rules,
             options.counterfactuals,
             options.seed,
             lambda episode: progress.advance(note=f"episode {episode.index}"),
@@ -399,8 +347,7 @@ def _true_windows(candidate: Candidate) -> Sequence[WindowEmbeddings] | None:
 
     if any(name not in candidate.buffer.meta.features for name in FEATURES):
         return None
-    spec = candidate.settings.windows.resolved(candidate.encoder.frames_per_clip)
-    return true_windows(read_truth(candidate.buffer), candidate.buffer.episodes, spec)
+    return true_windows(read_truth(candidate.buffer), candidate.buffer.episodes, candidate.config)
 
 
 def _print_oracle(
@@ -425,8 +372,8 @@ def _print_oracle(
         "value", "success", "failure", "all", "drop (AUC)",
     )  # fmt: skip
     for name, encoder_windows in (("encoder", windows), ("true state", true)):
-        values = step_values(candidate.buffer.episodes, encoder_windows, candidate.rules)
-        first = candidate.settings.windows.min_window
+        values = step_values(candidate.buffer.episodes, encoder_windows, candidate.config)
+        first = candidate.config.min_window
         rows = beside_oracle(values, truth.stage, truth.drop, carrying, success, horizon, first, resampling)
         content[name] = [asdict(row) for row in rows]
         for row in rows:
@@ -452,7 +399,7 @@ def _write_files(candidate: Candidate, rows: list[ScorerRow], options: Benchmark
     shown = [row for row in rows if row.name in ("loo", "pixel", "image", "pixel-last10")][:3]
     episode = example_episode(candidate.buffer.episodes, options.episode)
     curves = {row.name: row.scores.curves[candidate.buffer.episodes.index(episode)] for row in shown}
-    frames = candidate.buffer.frames(episode, candidate.settings.cameras[0])
+    frames = candidate.buffer.frames(episode, candidate.config.cameras[0])
     draw_example(episode, curves, frames, folder / "benchmark.png")
     say(f"Table and example are in {folder} ({', '.join([*files, 'benchmark.png'])}).")
 
@@ -487,19 +434,20 @@ def latex(rows: list[ScorerRow]) -> str:
 # --- audit --------------------------------------------------------------------------------------------------------
 
 
-def audit_command(test: UnderTest, level: float, horizon: int, resamples: int, json_path: Path | None) -> AuditResult:
+def audit_command(options: AuditOptions) -> AuditResult:
     """Runs the audit, writes DATASET/srpo/audit.json, prints the verdict and returns it."""
+    check(options)
     from srpo_robot.progress.evidence.audit import FILE, write_audit
     from srpo_robot.progress.evidence.metrics import Resampling
+    from srpo_robot.progress.pipeline import audit_origin
 
-    judge_level(level)
-    candidate = prepare(test)
-    evidence = audit_evidence(candidate, horizon, Resampling(resamples, resamples))
-    verdict = write_audit(
-        candidate.buffer.sidecar / FILE, evidence, level, origin(candidate.buffer, candidate.settings)
-    )
+    judge_level(options.level)
+    candidate = prepare(options)
+    evidence = audit_evidence(candidate, options.horizon, Resampling(options.resamples, options.resamples))
+    origin = audit_origin(candidate.buffer, candidate.provenance)
+    verdict = write_audit(candidate.buffer.sidecar / FILE, evidence, options.level, origin)
     print_verdict(verdict, evidence)
-    write_json(json_path, asdict(verdict) | {"evidence": asdict(evidence)})
+    write_json(options.json, asdict(verdict) | {"evidence": asdict(evidence)})
     return verdict
 
 
@@ -520,26 +468,15 @@ def audit_evidence(candidate: Candidate, horizon: int, resampling: Resampling) -
 
     episodes = candidate.buffer.episodes
     windows = embed_under_test(candidate)
-    real = final_progress(score(episodes, windows, candidate.rules).curves)
-    spec = candidate.settings.windows
-    if spec.kind != "nested":  # the final progress depends on the last window only
-        spec = replace(spec, kind="stride", stride=ENDS_ONLY)
-    others = score_others(candidate, [scorer_named(name) for name in AUDIT_CONTROLS], spec)
+    real = final_progress(score(episodes, windows, candidate.config).curves)
+    config = candidate.config
+    if config.window_kind != "nested":  # the final progress depends on the last window only
+        config = replace(config, windows=f"stride:{ENDS_ONLY}")
+    others = score_others(candidate, [scorer_named(name) for name in AUDIT_CONTROLS], config)
     controls = {name: final_progress(scores.curves) for name, scores in others.items()}
-    values = step_values(episodes, windows, candidate.rules)
+    values = step_values(episodes, windows, candidate.config)
     gains = {name: worst_gains(episode_values, horizon) for name, episode_values in values.items()}
     return gather(episodes, real, controls, gains, resampling)
-
-
-def origin(buffer: Buffer, settings: ScoreSettings) -> dict[str, Any]:
-    """Returns the origin of an audit: data, labels, encoder, cameras and windows. The profile is always `loo`."""
-    return {
-        "dataset": buffer.fingerprint,
-        "labels": buffer.labels_fingerprint,
-        "encoder": settings.encoder,
-        "cameras": list(settings.cameras),
-        "windows": asdict(settings.windows),
-    }
 
 
 def print_verdict(verdict: AuditResult, evidence: Evidence) -> None:
@@ -568,10 +505,11 @@ def gate(buffer: Buffer, level: float, accept: bool) -> None:
     """
     from srpo_robot.errors import TrainingError
     from srpo_robot.progress.evidence.audit import FILE, judge, read_audit
+    from srpo_robot.progress.pipeline import audit_origin, read_provenance
 
     refresh = f"srpo-robot audit {buffer.root}, or train without: --accept-audit"
     try:
-        evidence = read_audit(buffer.sidecar / FILE, origin(buffer, read_settings(buffer)), refresh)
+        evidence = read_audit(buffer.sidecar / FILE, audit_origin(buffer, read_provenance(buffer)), refresh)
     except StaleTable as error:
         if not accept:
             raise

@@ -181,13 +181,13 @@ def _progress(base: Entrant, other: Entrant, comparison: PolicyComparison, optio
     if place is None:
         return "where the trials were recorded is not known; give --dataset"
     from srpo_robot.buffer.opening import open_buffer
-    from srpo_robot.progress.pipeline import read_curves, read_settings
+    from srpo_robot.progress.pipeline import read_curves, read_provenance
 
     try:
         with waiting(f"reading {place}"):
             buffer = open_buffer(place)
             final = {curve.episode_index: float(curve.progress[-1]) for curve in read_curves(buffer)}
-            profile = read_settings(buffer).rules.profile
+            profile = read_provenance(buffer).config.profile
         sides = base.contender.trials, other.contender.trials
         effect, count = amount_effect(
             *sides, lambda trial: final.get(trial.episode_index, math.nan), comparison.by_layout, options.alpha

@@ -89,18 +89,20 @@ def _record(dataset: Path, episodes: int) -> None:
 
 
 def _score(dataset: Path, root: Path) -> dict[str, Any]:
-    from srpo_robot.cli.scoring import ScoreOptions, score_command
+    from srpo_robot.cli.scoring import score_command
+    from srpo_robot.cli.scoring_options import ScoreOptions
 
     path = root / "score.json"
-    score_command(ScoreOptions(str(dataset), json_path=path))
+    score_command(ScoreOptions(dataset=str(dataset), json=path))
     return json.loads(path.read_text())
 
 
 def _audit(dataset: Path) -> AuditResult:
     """The verdict; the demo trains whatever it is, and says so."""
-    from srpo_robot.cli.benchmarking import UnderTest, audit_command
+    from srpo_robot.cli.benchmark_options import AuditOptions
+    from srpo_robot.cli.benchmarking import audit_command
 
-    verdict = audit_command(UnderTest(str(dataset)), level=0.05, horizon=10, resamples=2000, json_path=None)
+    verdict = audit_command(AuditOptions(dataset=str(dataset)))
     if not verdict.passed:
         say("The demo goes on all the same, to show the rest of the loop; train-awr would ask for --accept-audit.")
     return verdict

@@ -70,13 +70,12 @@ def export_buffer(
 
 def _say_audit(buffer: Buffer) -> None:
     """Another trainer asks for no audit, so what it found is said here; nothing is refused."""
-    from srpo_robot.cli.benchmarking import origin
     from srpo_robot.progress.evidence.audit import FILE, judge, read_audit
-    from srpo_robot.progress.pipeline import read_settings
+    from srpo_robot.progress.pipeline import audit_origin, read_provenance
 
     refresh = f"srpo-robot audit {buffer.root}"
     try:
-        evidence = read_audit(buffer.sidecar / FILE, origin(buffer, read_settings(buffer)), refresh)
+        evidence = read_audit(buffer.sidecar / FILE, audit_origin(buffer, read_provenance(buffer)), refresh)
     except StaleTable as error:
         warn(f"nothing says yet that these scores mean anything: {error}")
         return

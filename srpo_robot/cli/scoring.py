@@ -3,75 +3,45 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import resolve
+from srpo_robot.cli.scoring_options import ScoreOptions
 from srpo_robot.errors import DatasetError
 from srpo_robot.numerics import cell
-from srpo_robot.progress.embed import Embedded, gather, store_keys
-from srpo_robot.progress.pipeline import (
-    STORE,
-    Scored,
-    ScoreSettings,
-    check_scorable,
-    embed,
-    external_references,
-    score_embedded,
-)
-from srpo_robot.progress.score import Rules
-from srpo_robot.progress.store import EmbeddingStore, Entry
-from srpo_robot.progress.windows import ends, parse_windows
+from srpo_robot.progress.config import ScoringConfig
+from srpo_robot.progress.encoder_names import CAUTIONS
 from srpo_robot.records import Episode
 
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """The options of `score-dataset`; see its help."""
-
-    dataset: str
-    encoder: str = "embedded"
-    cameras: tuple[str, ...] = ()
-    windows: str = "stride:4"
-    window_shape: str = "prefix"
-    min_window: int = 10
-    frames_per_clip: int | None = None
-    profile: str = "paper"
-    references: str = ""
-    value: str = ""
-    reference: str | None = None
-    skip_tasks: tuple[str, ...] = ()
-    skip_bad: bool = False
-    compare: tuple[str, ...] = ()
-    plan: bool = False
-    device: str = "auto"
-    dtype: str = "float32"
-    attention: str = "sdpa"
-    compile: bool = False
-    json_path: Path | None = None
+if TYPE_CHECKING:  # these import torch, zarr or lerobot: a typo must be answered before that
+    from srpo_robot.buffer.episodes import Buffer
+    from srpo_robot.progress.embed import Embedded, Shard
+    from srpo_robot.progress.pipeline import Scored
+    from srpo_robot.progress.store import Entry
 
 
 def score_command(options: ScoreOptions) -> None:
-    """Score, print the summary, draw DATASET/srpo/curves.png, write the advantage table. Raises as `score_buffer`.
+    """Scores, prints the summary, draws DATASET/srpo/curves.png, writes the advantage table. Raises as `score_buffer`.
 
-    Under `accelerate launch` or torchrun each process embeds its share; the first one scores when all are done.
+    Under `accelerate launch` or torchrun each process embeds its shard. The first process scores after all of them.
     """
-    from srpo_robot.progress.encoder import CAUTIONS, load_encoder
-
-    rules = make_rules(options)
-    repeat = "cyclic" if options.profile == "siirl" else "linspace"
-    windows = parse_windows(options.windows, options.window_shape, options.min_window, options.frames_per_clip, repeat)
+    options.check()
     with waiting(f"opening {options.dataset}"):
         buffer = open_buffer(options.dataset)
-    cameras = tuple(dict.fromkeys(buffer.camera(name) for name in options.cameras or (None,)))
-    settings = ScoreSettings(options.encoder, cameras, windows, rules, options.reference or "", options.dtype)
-    check_scorable(buffer, rules)  # before the encoder: a large one takes a while to load
+    for camera in options.config.cameras or (None,):
+        buffer.camera(camera)
+    with waiting("loading libraries"):
+        from srpo_robot.progress.embed import resolved
+        from srpo_robot.progress.encoder import load_encoder
+        from srpo_robot.progress.pipeline import check_scorable, score_embedded
+
+    check_scorable(buffer, options.config)  # before the encoder: a large one takes a while to load
     device = resolve(options.device)
     processes = Processes(device)
     if options.encoder in CAUTIONS and processes.first:
@@ -83,50 +53,46 @@ def score_command(options: ScoreOptions) -> None:
             options.dtype,
             options.attention,
             options.compile,
-            options.frames_per_clip,
+            options.config.frames_per_clip,
         )
-    settings = replace(settings, windows=windows.resolved(encoder.frames_per_clip))  # the record says which F it was
+    config = resolved(options.config, buffer, encoder)
     if options.plan:
-        print_plan(buffer, encoder, settings)
+        print_plan(buffer, encoder, config)
         return
-    external = external_from(options.reference, encoder, settings) if options.reference else None
-    embedded = processes.embed(buffer, encoder, settings, options.skip_bad)
+    external = external_from(config.reference, encoder, config) if config.reference else None
+    embedded = processes.embed(buffer, encoder, config, options.skip_bad_episodes)
     if embedded is None:
         return  # not the first process
-    scored = score_embedded(buffer, encoder, settings, embedded, external)
-    note = CAUTIONS.get(options.encoder, f"{options.encoder}, {options.windows}, {rules.profile}")
-    finish(buffer, scored, note, options.json_path)
+    scored = score_embedded(buffer, encoder, config, embedded, external)
+    note = CAUTIONS.get(options.encoder, f"{options.encoder}, {config.windows}, {config.profile}")
+    finish(buffer, scored, note, options.json)
     if options.compare:
-        print_comparison(buffer, scored, settings, options.compare, external)
-
-
-def make_rules(options: ScoreOptions) -> Rules:
-    """The rules that the options ask for. Raises UsageError for an unknown name, or --reference without its use."""
-    references = options.references
-    if options.reference and not references:
-        references = "external"
-    return Rules(options.profile, references, options.value, skip_tasks=options.skip_tasks)  # type: ignore[arg-type]
+        print_comparison(buffer, scored, options.compare, external)
 
 
 def embed_with_bar(
-    buffer: Buffer, encoder: Any, settings: ScoreSettings, skip_bad: bool, rank: int = 0, world: int = 1
+    buffer: Buffer, encoder: Any, config: ScoringConfig, skip_bad: bool, shard: Shard | None = None
 ) -> Embedded:
-    """`pipeline.embed` with a progress bar in windows."""
-    spec = settings.windows.resolved(encoder.frames_per_clip)
-    sizes = {e.index: len(settings.cameras) * len(ends(e.length, spec)) for e in buffer.episodes}
-    with bar("embedding windows", sum(sizes.values()) / world, "window") as progress:
+    """Runs `pipeline.embed` with a progress bar in windows."""
+    from srpo_robot.progress.embed import ALL
+    from srpo_robot.progress.pipeline import embed
+    from srpo_robot.progress.windows import ends
+
+    shard = shard or ALL
+    sizes = {e.index: len(config.cameras) * len(ends(e.length, config)) for e in buffer.episodes}
+    with bar("embedding windows", sum(sizes.values()) / shard.world, "window") as progress:
 
         def on_episode(episode: Episode, fresh: int) -> None:
             progress.advance(sizes[episode.index], f"episode {episode.index}" + ("" if fresh else " (in the store)"))
 
-        return embed(buffer, encoder, settings, skip_bad, on_episode, rank, world)
+        return embed(buffer, encoder, config, skip_bad, on_episode, shard)
 
 
 class Processes:
-    """This process among those that `accelerate launch` or torchrun started; one alone where nobody did."""
+    """This process among those that `accelerate launch` or torchrun started; the only one without them."""
 
     def __init__(self, device: str) -> None:
-        """`device`: what was asked for; on a CPU the processes talk over gloo."""
+        """`device`: the requested device; on a CPU the processes communicate over gloo."""
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         self._state: Any = None
         if self.world > 1:
@@ -139,37 +105,40 @@ class Processes:
         return self.rank == 0
 
     def own_device(self, device: str) -> str:
-        """Each process of several its own GPU."""
+        """Returns the device of this process: each of several processes has its own GPU."""
         return str(self._state.device) if self._state is not None and device == "cuda" else device
 
-    def embed(self, buffer: Buffer, encoder: Any, settings: ScoreSettings, skip_bad: bool) -> Embedded | None:
-        """Embed this process's share, wait for the others, and give the first process everything."""
-        own = embed_with_bar(buffer, encoder, settings, skip_bad, self.rank, self.world)
+    def embed(self, buffer: Buffer, encoder: Any, config: ScoringConfig, skip_bad: bool) -> Embedded | None:
+        """Embeds the shard of this process and waits for the others. Returns all embeddings in the first process."""
+        from srpo_robot.progress.embed import Shard, gather
+        from srpo_robot.progress.pipeline import STORE
+        from srpo_robot.progress.store import EmbeddingStore
+
+        shard = embed_with_bar(buffer, encoder, config, skip_bad, Shard(self.rank, self.world))
         if self._state is None:
-            return own
+            return shard
         from accelerate.utils import gather_object
 
-        shares = gather_object([(own.computed, own.left_out)])
+        all_shards = gather_object([(shard.computed, shard.left_out)])
         self._state.wait_for_everyone()
         if not self.first:
             return None
-        left_out = {index: why for _, out in shares for index, why in out.items()}
-        spec = settings.windows.resolved(encoder.frames_per_clip)
-        found = gather(buffer, encoder, EmbeddingStore(buffer.sidecar / STORE), settings.cameras, spec, left_out)
-        return replace(found, computed=sum(computed for computed, _ in shares))
+        left_out = {index: why for _, out in all_shards for index, why in out.items()}
+        embedded = gather(buffer, encoder, EmbeddingStore(buffer.sidecar / STORE), config, left_out)
+        return replace(embedded, computed=sum(computed for computed, _ in all_shards))
 
 
-def external_from(reference: str, encoder: Any, settings: ScoreSettings) -> dict[str, np.ndarray]:
-    """References from another dataset, embedded with the same encoder, cameras and windows."""
+def external_from(reference: str, encoder: Any, config: ScoringConfig) -> dict[str, np.ndarray]:
+    """Returns references from another dataset, embedded with the same encoder, cameras and windows."""
+    from srpo_robot.progress.pipeline import external_references
+
     with waiting(f"opening {reference}"):
         other = open_buffer(reference)
-    for camera in settings.cameras:
-        other.camera(camera)
-    return external_references(other, embed_with_bar(other, encoder, settings, skip_bad=False))
+    return external_references(other, embed_with_bar(other, encoder, config, skip_bad=False))
 
 
 def finish(buffer: Buffer, scored: Scored, note: str, json_path: Path | None) -> None:
-    """The tables, the pictures and the summary of a score."""
+    """Writes the tables and pictures of a score and prints its summary."""
     from srpo_robot.awr.tables import Weighting, weigh_buffer
     from srpo_robot.report.figures import draw_curves
     from srpo_robot.report.strategy_figure import draw_strategy_maps
@@ -187,64 +156,65 @@ def finish(buffer: Buffer, scored: Scored, note: str, json_path: Path | None) ->
 
 
 def _named(maps: list[Path], tasks: int) -> list[str]:
-    """The strategy maps by name; by number where there are many."""
+    """Returns the strategy maps by name, or their number if there are many."""
     if len(maps) <= 3 and len(maps) == tasks:
         return [f"{path.parent.name}/{path.name}" for path in maps]
     return [f"{maps[0].parent.name}/*.png: {len(maps)} of {tasks} tasks, the largest"] if maps else []
 
 
-def print_plan(buffer: Buffer, encoder: Any, settings: ScoreSettings) -> None:
-    """What scoring would cost on this machine; nothing is embedded."""
+def print_plan(buffer: Buffer, encoder: Any, config: ScoringConfig) -> None:
+    """Prints the cost of scoring on this machine. Nothing is embedded."""
+    from srpo_robot.progress.embed import store_keys
     from srpo_robot.progress.encoder import measured_tflops
+    from srpo_robot.progress.pipeline import STORE
     from srpo_robot.progress.plan import plan
+    from srpo_robot.progress.store import EmbeddingStore
 
-    spec = settings.windows.resolved(encoder.frames_per_clip)
     store = EmbeddingStore(buffer.sidecar / STORE)
     with waiting("measuring this machine"):
-        keys = store_keys(buffer, encoder, settings.cameras, spec)
-        found = plan(buffer.episodes, spec, encoder.geometry, keys, store, measured_tflops(encoder))
-    assert found.seconds is not None
-    made = table(f"plan for {buffer.root}", "windows", "embedded already", "TFLOP left", "time left", "disk")
-    made.add_row(
-        str(found.windows),
-        str(found.windows_stored),
-        f"{found.tflop:.2f}",
-        f"{found.seconds / 60:.1f} min, decoding not counted",
-        f"{found.bytes / 1e6:.1f} MB",
+        keys = store_keys(buffer, encoder, config)
+        cost = plan(buffer.episodes, config, encoder.geometry, keys, store, measured_tflops(encoder))
+    assert cost.seconds is not None
+    rows = table(f"plan for {buffer.root}", "windows", "embedded already", "TFLOP left", "time left", "disk")
+    rows.add_row(
+        str(cost.windows),
+        str(cost.windows_stored),
+        f"{cost.tflop:.2f}",
+        f"{cost.seconds / 60:.1f} min, decoding not counted",
+        f"{cost.bytes / 1e6:.1f} MB",
     )
-    console.print(made)
+    console.print(rows)
 
 
 def print_comparison(
-    buffer: Buffer,
-    scored: Scored,
-    settings: ScoreSettings,
-    profiles: tuple[str, ...],
-    external: dict[str, np.ndarray] | None,
+    buffer: Buffer, scored: Scored, profiles: tuple[str, ...], external: dict[str, np.ndarray] | None
 ) -> None:
-    """Episodes on which the profiles disagree most, by rank within their task."""
+    """Prints the episodes on which the profiles disagree most, by rank within their task."""
     from srpo_robot.progress.evidence.profiles import compare
 
-    rows = compare(buffer.episodes, scored.windows, profiles, replace(settings.rules, references=""), external)
-    made = table(
+    episodes = compare(buffer.episodes, scored.windows, profiles, replace(scored.config, references=""), external)
+    rows = table(
         "where the profiles disagree: final progress (rank in its task), largest disagreement first",
         "episode", "label", *profiles, "ranks apart",
     )  # fmt: skip
-    for row in rows[:20]:
+    for row in episodes[:20]:
         cells = (f"{number(row.progress[p], 2)} ({number(row.progress_rank[p], 0)})" for p in profiles)
         label = "success" if row.success else "failure"
-        made.add_row(str(row.episode_index), label, *cells, number(row.disagreement, 0))
-    console.print(made)
-    if len(rows) > 20:
-        say(f"... and {len(rows) - 20} episodes that disagree less")
+        rows.add_row(str(row.episode_index), label, *cells, number(row.disagreement, 0))
+    console.print(rows)
+    if len(episodes) > 20:
+        say(f"... and {len(episodes) - 20} episodes that disagree less")
 
 
 def list_store(dataset: str, prune: bool) -> None:
-    """What DATASET/srpo/embeddings.zarr holds; with `prune`, remove what no episode of the dataset refers to.
+    """Prints the content of DATASET/srpo/embeddings.zarr. With `prune`, removes entries that no episode refers to.
 
     Raises:
-        DatasetError: no dataset there, or it was never scored.
+        DatasetError: there is no dataset, or it was never scored.
     """
+    from srpo_robot.progress.pipeline import STORE
+    from srpo_robot.progress.store import EmbeddingStore
+
     with waiting(f"opening {dataset}"):
         buffer = open_buffer(dataset)
     if not (buffer.sidecar / STORE).is_dir():
@@ -257,10 +227,10 @@ def list_store(dataset: str, prune: bool) -> None:
         known = entry.metadata.get("video") in videos
         kind = tuple(str(entry.metadata.get(name, "unknown")) for name in ("encoder", "windows", "camera"))
         (groups.setdefault(kind, []) if known else orphans).append(entry)  # type: ignore[arg-type]
-    made = table(str(store.path), "encoder", "windows", "camera", "episodes", "embeddings", "MB")
+    rows = table(str(store.path), "encoder", "windows", "camera", "episodes", "embeddings", "MB")
     for kind, entries in sorted(groups.items()):
-        made.add_row(*kind, str(len(entries)), str(sum(e.windows for e in entries)), f"{_megabytes(entries):.1f}")
-    console.print(made)
+        rows.add_row(*kind, str(len(entries)), str(sum(e.windows for e in entries)), f"{_megabytes(entries):.1f}")
+    console.print(rows)
     say(f"{len(orphans)} entries ({_megabytes(orphans):.1f} MB) belong to no episode of the dataset.")
     if prune:
         gone = store.prune({entry.key for entries in groups.values() for entry in entries})
@@ -272,7 +242,7 @@ def _megabytes(entries: list[Entry]) -> float:
 
 
 def summarise(buffer: Buffer, scored: Scored) -> dict[str, Any]:
-    """The numbers of the summary, JSON-able; a mean over nothing is null."""
+    """Returns the numbers of the summary, ready for JSON; a mean over nothing is null."""
     tasks = {}
     for task in sorted({episode.task for episode in buffer.episodes}):
         members = [i for i, e in enumerate(buffer.episodes) if e.task == task]
@@ -283,11 +253,11 @@ def summarise(buffer: Buffer, scored: Scored) -> dict[str, Any]:
             "final_progress_success": _mean_final(buffer, scored, members, True),
             "final_progress_failure": _mean_final(buffer, scored, members, False),
             "reward_failure": _mean(
-                np.array([scored.scores.rewards[i] for i in members if not buffer.episodes[i].success])
+                np.array([scored.scores.episodes[i].reward for i in members if not buffer.episodes[i].success])
             ),
             "clusters": [] if references is None else references.sizes.tolist(),
             "noise": None if references is None else references.noise,
-            "left_out": task in scored.table.metadata["settings"]["rules"]["skip_tasks"],
+            "left_out": task in scored.config.skip_tasks,
         }
     return {
         "dataset": str(buffer.root),
@@ -301,9 +271,8 @@ def summarise(buffer: Buffer, scored: Scored) -> dict[str, Any]:
 
 
 def _mean_final(buffer: Buffer, scored: Scored, members: list[int], success: bool) -> float | None:
-    return _mean(
-        np.array([scored.scores.curves[i].progress[-1] for i in members if buffer.episodes[i].success == success])
-    )
+    same_label = [scored.scores.episodes[i] for i in members if buffer.episodes[i].success == success]
+    return _mean(np.array([episode.curve.progress[-1] for episode in same_label]))
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -312,20 +281,20 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def print_summary(scored: Scored, summary: dict[str, Any]) -> None:
-    """The summary as a table, then what was left out, then the warnings."""
-    made = table(
+    """Prints the summary as a table, then the episodes that were left out, then the warnings."""
+    rows = table(
         f"{summary['episodes']} episodes, {summary['frames']} frames, {summary['embedded_now']} episodes embedded now",
         "task", "episodes", "success", "final p, success", "final p, failure", "reward, failure", "clusters",
     )  # fmt: skip
     for task, row in summary["tasks"].items():
-        made.add_row(
+        rows.add_row(
             task,
             str(row["episodes"]),
             f"{row['successes'] / row['episodes']:.0%}",
             *(cell(row[key]) for key in ("final_progress_success", "final_progress_failure", "reward_failure")),
             "left out" if row["left_out"] else _clusters(row["clusters"]),
         )
-    console.print(made)
+    console.print(rows)
     for index, why in scored.embedded.left_out.items():
         warn(f"left out episode {index}: {why}")
     for text, tasks in merged(scored.scores.warnings).items():
@@ -337,7 +306,7 @@ def print_summary(scored: Scored, summary: dict[str, Any]) -> None:
 
 
 def _clusters(sizes: list[int]) -> str:
-    """Number of references and the successes behind each; the largest only where there are many."""
+    """Returns the number of references and the successes behind each, or the largest only if there are many."""
     if not sizes:
         return "none"
     shown = ", ".join(map(str, sizes)) if len(sizes) <= 4 else f"largest {max(sizes)}"
@@ -345,9 +314,9 @@ def _clusters(sizes: list[int]) -> str:
 
 
 def merged(warnings: tuple[str, ...]) -> dict[str, list[str]]:
-    """Warnings of the form "'task': text", by text: many tasks often share one."""
-    found: dict[str, list[str]] = {}
+    """Groups warnings of the form "'task': text" by text: many tasks often share one."""
+    tasks: dict[str, list[str]] = {}
     for warning in warnings:
         task, _, text = warning.partition(": ")
-        found.setdefault(text, []).append(task)
-    return found
+        tasks.setdefault(text, []).append(task)
+    return tasks

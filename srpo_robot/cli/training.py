@@ -224,9 +224,9 @@ def _chunk_size(recipe: PolicyRecipe) -> int:
 
 def check_value(buffer: Buffer, recipe: PolicyRecipe) -> None:
     """Raise StaleTable where the recipe asks for another step value than the buffer was scored with."""
-    from srpo_robot.progress.pipeline import read_settings
+    from srpo_robot.progress.pipeline import read_provenance
 
-    have = read_settings(buffer).rules.value_name
+    have = read_provenance(buffer).config.value_name
     if recipe.value not in ("", have):
         raise StaleTable(
             f"{recipe.name} trains on the value {recipe.value!r}, the score has {have!r}; "

@@ -21,8 +21,8 @@ from srpo_robot.mock.tasks import SceneFacts, Task
 from srpo_robot.records import Episode
 
 if TYPE_CHECKING:
+    from srpo_robot.progress.config import ScoringConfig
     from srpo_robot.progress.score import WindowEmbeddings
-    from srpo_robot.progress.windows import WindowSpec
 
 STAGE, STATE, KIND = "truth.stage", "truth.state", "truth.kind"
 SCORE, STRATEGY = "truth.score", "truth.strategy"
@@ -156,7 +156,7 @@ def drop_frame(state: np.ndarray) -> int | None:
 def true_windows(
     truth: Truth,
     episodes: Sequence[Episode],
-    spec: WindowSpec,
+    config: ScoringConfig,
     view: StateView = "relative",
     pool: Pool = "last",
 ) -> list[WindowEmbeddings]:
@@ -165,7 +165,7 @@ def true_windows(
     Args:
         truth: ground truth of the buffer with `episodes`.
         episodes: all episodes of the buffer, in order.
-        spec: the windows. Its clip length must be set if `pool` is "mean".
+        config: selects the windows. Its clip length must be set if `pool` is "mean".
         view: "absolute" positions in the base frame, or positions "relative" to gripper and plate.
         pool: the state at the "last" frame of the window, or the "mean" over the frames of its clip.
 
@@ -187,11 +187,11 @@ def true_windows(
     states = _standardised([rows[:, kept].astype(np.float64) for rows in truth.state])
     windows = []
     for rows in states:
-        last = ends(len(rows), spec)
+        last = ends(len(rows), config)
         if pool == "last":
             embeddings = rows[last]
         else:
-            embeddings = np.stack([rows[clip].mean(axis=0) for clip in clips(len(rows), spec)])
+            embeddings = np.stack([rows[clip].mean(axis=0) for clip in clips(len(rows), config)])
         windows.append(WindowEmbeddings(last, embeddings))
     return windows
 

@@ -1,1 +1,1 @@
-"""From frames to progress: windows, embeddings, references, distances, progress and trajectory reward."""
+"""Turns video into embeddings, progress, step values and rewards: windows, encoder, store, references, score."""

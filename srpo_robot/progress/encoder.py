@@ -1,6 +1,6 @@
-"""Video encoders behind one function, `encode(clips)`. V-JEPA 2 from transformers, by Hub id or folder, or embedded.
+"""Video encoders behind one function, `encode(clips)`: V-JEPA 2 from transformers, by Hub id or folder, or embedded.
 
-Only the encoder runs: the published model's default call adds a predictor over twice the tokens.
+Only the encoder of the model runs. The published model's default call adds a predictor over twice the tokens.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from transformers import AutoConfig, VJEPA2Config, VJEPA2Model
 from transformers.utils import logging as transformers_logging
 
 from srpo_robot.errors import CheckpointError, UsageError, one_line
+from srpo_robot.progress.encoder_names import (
+    DTYPES,
+    EMBEDDED,
+    EMBEDDED_FOLDER,
+    POOLS,
+    PUBLISHED,
+    RANDOM,
+    check_attention,
+    check_dtype,
+    check_encoder,
+)
 from srpo_robot.progress.vjepa2 import BLOCKS, BytePatches, RopeTable, blocks_are_faster
 
-EMBEDDED = "embedded"
-RANDOM = "embedded-random"
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"  # saved with save_pretrained; PROVENANCE.md is beside it
-PUBLISHED = (  # V-JEPA 2 L, H, g and g at 384 px
-    "facebook/vjepa2-vitl-fpc64-256",
-    "facebook/vjepa2-vith-fpc64-256",
-    "facebook/vjepa2-vitg-fpc64-256",
-    "facebook/vjepa2-vitg-fpc64-384",
-)
 EMBEDDED_CONFIG: dict[str, Any] = {
     "crop_size": 96,
     "frames_per_clip": 16,
@@ -38,55 +40,54 @@ EMBEDDED_CONFIG: dict[str, Any] = {
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "mlp_ratio": 4,
-    "pred_hidden_size": 48,  # the predictor is dropped after load: as small as it may be
+    "pred_hidden_size": 48,  # the predictor is dropped after loading, so it is as small as possible
     "pred_num_hidden_layers": 1,
     "pred_num_attention_heads": 2,
     "pred_num_mask_tokens": 1,
 }
-CAUTIONS = {  # said wherever these score
-    EMBEDDED: "the embedded encoder was trained on video of the mock cell alone, a demo; for real video name a "
-    "published V-JEPA 2, for example --encoder facebook/vjepa2-vitl-fpc64-256",
-    RANDOM: "the embedded-random encoder has random weights: it shows the plumbing, its scores mean nothing",
-}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-POOLS = ("mean", "max")  # over tokens; the paper's is the mean
-GPU_TOKENS = 65_536  # tokens in a batch: enough to fill a large GPU
-CPU_TOKENS = 4096  # larger batches are slower on a CPU: they leave its cache
+TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
+GPU_TOKENS = 65_536  # tokens in a batch; enough to fill a large GPU
+CPU_TOKENS = 4096  # larger batches do not fit into the cache of a CPU and are slower
 
 
 class Encoder(Protocol):
-    """A frozen video encoder. A new one is one file with these four names (`identity` to `encode`)."""
+    """A frozen video encoder. A new one is one file with these names (`name` to `encode`)."""
 
+    name: str  # name, folder or Hub id that it was loaded by
+    dtype: str  # precision it runs in, one of `DTYPES`
     identity: str  # changes whenever the same clip would get another embedding
-    frames_per_clip: int  # F, what a clip has unless the windows say otherwise
+    frames_per_clip: int  # F, frames of a clip unless the scoring config sets another number
     batch_clips: int  # clips of F frames that one call should get for speed; shorter clips go in larger batches
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
-        """Resize and crop frames once: uint8 (T, H, W, 3) -> uint8 (T, S, S, 3), what `encode` takes."""
+        """Resizes and crops frames once for `encode`: uint8 (T, H, W, 3) -> uint8 (T, S, S, 3)."""
         ...
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
-        """Embed clips of prepared frames: uint8 (B, F, S, S, 3) -> float32 (B, D)."""
+        """Embeds clips of prepared frames: uint8 (B, F, S, S, 3) -> float32 (B, D)."""
         ...
 
 
 @runtime_checkable
 class HoldsFrames(Protocol):
-    """An encoder on another device: it gets an episode's frames once, and windows are gathered where they are."""
+    """An encoder on another device: an episode's frames move there once, and windows are gathered there."""
 
     def hold(self, frames: np.ndarray) -> Any:
-        """uint8 (T, S, S, 3) -> the same, indexable by frame numbers, in the form that `encode` takes."""
+        """Returns frames uint8 (T, S, S, 3) in a form that frame numbers index and `encode` accepts."""
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What a V-JEPA 2 encoder's cost follows from.
+    """The sizes that determine the cost of a V-JEPA 2 encoder.
 
     Attributes:
-        layers, hidden, mlp_ratio: of the transformer.
-        crop_px, patch_px, tubelet: frames are crop_px^2; a token is tubelet frames of patch_px^2.
+        layers: number of layers of the transformer.
+        hidden: width of a token.
+        mlp_ratio: width of the MLP's hidden layer over `hidden`.
+        crop_px: side of a frame.
+        patch_px: side of the patch of one token.
+        tubelet: number of frames in one token.
     """
 
     layers: int
@@ -97,12 +98,12 @@ class Geometry:
     tubelet: int = 2
 
     def tokens(self, frames: int) -> int:
-        """Tokens of a clip."""
+        """Returns the number of tokens of a clip."""
         return (frames // self.tubelet) * (self.crop_px // self.patch_px) ** 2
 
 
 def tflop_per_clip(geometry: Geometry, frames: int) -> float:
-    """Forward cost of one clip of `frames` frames [TFLOP]; PyTorch's FlopCounterMode agrees to four digits.
+    """Returns the forward cost of one clip of `frames` frames [TFLOP]; FlopCounterMode agrees to four digits.
 
     Linear layers L(8nh^2 + 4nh(mlp h)), attention 4n^2 h L, and the patch embedding, for n tokens of width h.
     """
@@ -125,29 +126,29 @@ class VJEPA2Encoder:
         frames_per_clip: int | None = None,
         pool: str = "mean",
     ) -> None:
-        """Keeps the encoder of `model`, and changes it; drops the predictor. Arguments and errors as `load_encoder`."""
-        if dtype not in DTYPES:
-            raise UsageError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        """Keeps the encoder of `model` and changes it; drops the predictor. Arguments and errors as `load_encoder`."""
+        check_dtype(dtype)
         if pool not in POOLS:
             raise UsageError(f"no pool {pool!r}; there are: {', '.join(POOLS)}")
         config: Any = model.config
         self.geometry = Geometry(
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.mlp_ratio,
-            config.crop_size,
-            config.patch_size,
-            config.tubelet_size,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            mlp_ratio=config.mlp_ratio,
+            crop_px=config.crop_size,
+            patch_px=config.patch_size,
+            tubelet=config.tubelet_size,
         )
         self.frames_per_clip = int(config.frames_per_clip if frames_per_clip is None else frames_per_clip)
         self._check_frames(self.frames_per_clip)
         self.crop_px = self.geometry.crop_px
-        # The processor's rule: the shorter side becomes 256/224 of the crop.
+        # VJEPA2VideoProcessor's rule: the shorter side becomes 256/224 of the crop.
         self.resize_px = int(self.crop_px * 256 / 224)
         tokens = self.geometry.tokens(self.frames_per_clip)
         self.batch_clips = max(1, GPU_TOKENS // tokens) if device != "cpu" else max(1, min(8, CPU_TOKENS // tokens))
+        self.name, self.dtype = str(config.name_or_path), dtype
         self.identity = _identity(model, dtype, pool)
-        self._device, self._dtype, self._pool = torch.device(device), DTYPES[dtype], pool
+        self._device, self._dtype, self._pool = torch.device(device), TORCH_DTYPES[dtype], pool
         _use_attention(model, attention, self._device, self._dtype)
         encoder: Any = model.encoder
         encoder.embeddings = BytePatches(encoder.embeddings, config)
@@ -157,15 +158,15 @@ class VJEPA2Encoder:
         self._encoder = torch.compile(encoder, dynamic=False) if compile else encoder
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
-        """Resize the shorter side and crop the centre, bit for bit as transformers' VJEPA2VideoProcessor, as uint8."""
+        """Resizes the shorter side and crops the centre, bit for bit like VJEPA2VideoProcessor, as uint8."""
         video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         video = tvf.resize(video, [self.resize_px], interpolation=InterpolationMode.BILINEAR, antialias=True)
-        # Half a pixel is rounded down, as there; torchvision's center_crop rounds it to even.
+        # Half a pixel is rounded down, as in the processor; torchvision's center_crop rounds it to even.
         top, left = ((side - self.crop_px) // 2 for side in video.shape[2:])
         return tvf.crop(video, top, left, self.crop_px, self.crop_px).permute(0, 2, 3, 1).contiguous().numpy()
 
     def hold(self, frames: np.ndarray) -> torch.Tensor:
-        """See `HoldsFrames.hold`: each frame crosses to the device once, not once for every window that shows it."""
+        """See `HoldsFrames.hold`. Each frame moves to the device once, not once for every window that shows it."""
         return torch.from_numpy(frames).to(self._device)
 
     @torch.inference_mode()
@@ -173,8 +174,8 @@ class VJEPA2Encoder:
         """See `Encoder.encode`. Clips may have any even number of frames, equal within the batch.
 
         Raises:
-            UsageError: an odd number of frames (the model would drop the last one), or frames that are not crop_px
-                squares (it would run with wrong positions); both without a word.
+            UsageError: an odd number of frames (the model would silently drop the last one), or frames that are not
+                crop_px squares (the model would silently use wrong positions).
         """
         clips = torch.as_tensor(clips)
         self._check_frames(clips.shape[1])
@@ -206,28 +207,31 @@ def load_encoder(
     frames_per_clip: int | None = None,
     pool: str = "mean",
 ) -> VJEPA2Encoder:
-    """The encoder `name`: a folder saved with `save_pretrained`, a Hub id, "embedded" or "embedded-random".
+    """Loads the encoder `name`: a folder saved with `save_pretrained`, a Hub id, "embedded" or "embedded-random".
 
-    Published are facebook/vjepa2-vitl-fpc64-256 (L), -vith-fpc64-256 (H), -vitg-fpc64-256 and -vitg-fpc64-384 (g).
+    Published: facebook/vjepa2-vitl-fpc64-256 (L), -vith-fpc64-256 (H), -vitg-fpc64-256 and -vitg-fpc64-384 (g).
 
     Args:
-        dtype: a key of `DTYPES`; it is part of the identity.
+        dtype: one of `DTYPES`; it is part of the identity.
         attention: "sdpa", "eager" or "flash_attention_2"; they agree to rounding and share an identity.
-        compile: torch.compile, one graph per clip length: minutes at the start, no gain on a CPU; not for nested
-            windows, which have as many lengths as windows.
+        compile: use torch.compile, one graph per clip length. It costs minutes at the start and gains nothing on a CPU.
+            Do not use it with nested windows, which have as many lengths as windows.
         frames_per_clip: F, even; None: the checkpoint's.
-        pool: over tokens, "mean" (the paper) or "max"; part of the identity.
+        pool: pooling over tokens, "mean" (the paper) or "max"; it is part of the identity.
 
     Raises:
-        CheckpointError: not V-JEPA 2, weights missing or not matching, or the Hub cannot be reached.
+        CheckpointError: the model is not V-JEPA 2, weights are missing or do not match, or the Hub does not answer.
         UsageError: an unknown dtype or pool, an attention that does not run here, an odd clip length.
     """
+    check_encoder(name)
     model = _random() if name == RANDOM else _load(str(EMBEDDED_FOLDER) if name == EMBEDDED else name)
-    return VJEPA2Encoder(model, device, dtype, attention, compile, frames_per_clip, pool)
+    encoder = VJEPA2Encoder(model, device, dtype, attention, compile, frames_per_clip, pool)
+    encoder.name = name
+    return encoder
 
 
 def measured_tflops(encoder: VJEPA2Encoder, frames: int | None = None, repeats: int = 2) -> float:
-    """What this machine reaches with `encoder` [TFLOP/s]: the fastest of `repeats` full batches after a first."""
+    """Measures the speed of `encoder` on this machine [TFLOP/s]: the fastest of `repeats` batches after a warm-up."""
     frames = encoder.frames_per_clip if frames is None else frames
     clips = max(1, encoder.batch_clips * encoder.frames_per_clip // frames)
     batch = encoder.hold(np.zeros((clips, frames, encoder.crop_px, encoder.crop_px, 3), dtype=np.uint8))
@@ -240,8 +244,7 @@ def measured_tflops(encoder: VJEPA2Encoder, frames: int | None = None, repeats: 
 
 
 def _use_attention(model: VJEPA2Model, attention: str, device: torch.device, dtype: torch.dtype) -> None:
-    if attention not in ATTENTIONS:
-        raise UsageError(f"no attention {attention!r}; there are: {', '.join(ATTENTIONS)}")
+    check_attention(attention)
     try:
         model.set_attn_implementation(BLOCKS if attention == "sdpa" and blocks_are_faster(device, dtype) else attention)
     except (ImportError, ValueError) as error:
@@ -249,7 +252,7 @@ def _use_attention(model: VJEPA2Model, attention: str, device: torch.device, dty
 
 
 def _random() -> VJEPA2Model:
-    """A small V-JEPA 2 from a config with a fixed seed: 96 px, 16 frames, 192 wide, 6 layers; random weights."""
+    """Returns a small V-JEPA 2 with random weights from a fixed seed: 96 px, 16 frames, 192 wide, 6 layers."""
     config = VJEPA2Config(**EMBEDDED_CONFIG)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -258,24 +261,17 @@ def _random() -> VJEPA2Model:
 
 def _load(name: str) -> VJEPA2Model:
     folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{name} has no config.json; give a folder saved with save_pretrained")
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise CheckpointError(f"{name} has no weights file; give a folder with model.safetensors")
-    elif name.count("/") != 1 or name.startswith((".", "/")):
-        raise CheckpointError(f"no encoder {name!r}; give {EMBEDDED!r}, a folder, or a Hub id: {', '.join(PUBLISHED)}")
-    transformers_logging.disable_progress_bar()  # a bar for every load; this command line has its own
+    transformers_logging.disable_progress_bar()  # one bar for every file; our command line has its own
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its table of missing weights: the error below is one line
+    transformers_logging.set_verbosity_error()  # it prints a table of missing weights; the error below is one line
     try:
         config = AutoConfig.from_pretrained(name)
         if not isinstance(config, VJEPA2Config):
             raise CheckpointError(
                 f"{name} is a {config.model_type!r} model; V-JEPA 2 is needed: {', '.join(PUBLISHED)}"
             )
-        # crop_size fixes the RoPE grid: another size would run without error and with wrong positions.
-        # Shapes that differ are let through, to be named below with everything else that is wrong.
+        # crop_size fixes the RoPE grid: another size would run without error but with wrong positions.
+        # Shapes that differ are accepted here, so that `_check_weights` names them with all other mistakes.
         loaded: Any = VJEPA2Model.from_pretrained(
             name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -292,9 +288,9 @@ def _load(name: str) -> VJEPA2Model:
 
 
 def _check_weights(name: str, info: dict[str, Any]) -> None:
-    """Raise CheckpointError, with a weight of each kind, unless the checkpoint has all the model's and no other."""
+    """Raises CheckpointError, with one weight of each kind, unless checkpoint and model have the same weights."""
     kinds = {"missing": "missing_keys", "unknown": "unexpected_keys", "of another shape": "mismatched_keys"}
-    # A key of another shape comes with its shapes.
+    # Keys of another shape are tuples of name and shapes.
     wrong = {kind: sorted(k if isinstance(k, str) else k[0] for k in info[keys]) for kind, keys in kinds.items()}
     which = "; ".join(f"{len(keys)} {kind}, the first {keys[0]!r}" for kind, keys in wrong.items() if keys)
     if which:
@@ -302,7 +298,7 @@ def _check_weights(name: str, info: dict[str, Any]) -> None:
 
 
 def _identity(model: VJEPA2Model, dtype: str, pool: str) -> str:
-    """Hash of the encoder's weights, its geometry, the precision it runs in and what is made of its tokens."""
+    """Returns a hash of the encoder's weights, its geometry, its precision and the pooling of its tokens."""
     config = model.config
     geometry = [
         config.crop_size,

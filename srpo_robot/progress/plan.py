@@ -1,4 +1,4 @@
-"""What scoring a dataset would cost, before it starts. Pure: no file, no clock, no device."""
+"""Estimates the cost of scoring a dataset before it starts. Pure: no file, no clock, no device."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import Geometry, tflop_per_clip
 from srpo_robot.progress.store import entry_bytes
-from srpo_robot.progress.windows import WindowSpec, clip_lengths
+from srpo_robot.progress.windows import clip_lengths
 from srpo_robot.records import Episode
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The work that is left.
+    """The remaining work.
 
     Attributes:
-        windows: of all episodes and cameras.
-        windows_stored: of these, already embedded.
-        tflop: to embed the others [TFLOP].
-        seconds: the same at the given rate [s], decoding not counted; None without a rate.
-        bytes: that the store will grow by at most.
+        windows: number of windows of all episodes and cameras.
+        windows_stored: number of those that are already embedded.
+        tflop: cost of embedding the others [TFLOP].
+        seconds: the same at the given rate [s], without decoding; None without a rate.
+        bytes: upper bound of the growth of the store.
     """
 
     windows: int
@@ -33,28 +34,28 @@ class Plan:
 
 def plan(
     episodes: Sequence[Episode],
-    spec: WindowSpec,
+    config: ScoringConfig,
     geometry: Geometry,
     keys: Mapping[int, Sequence[str]],
     stored: Container[str],
     tflops: float | None = None,
 ) -> Plan:
-    """Count the windows of `episodes` and what those not yet stored cost.
+    """Counts the windows of `episodes` and the cost of those that are not stored yet.
 
     Args:
-        spec: with its clip length filled in (`WindowSpec.resolved`).
-        geometry: the encoder's.
-        keys: store keys of an episode, one per camera, by episode index; an episode without any is left out.
+        config: with its clip length filled in (`ScoringConfig.resolved`).
+        geometry: geometry of the encoder.
+        keys: by episode index, the store keys of the episode, one per camera; an episode without keys is left out.
         stored: keys in the store, or the store itself.
-        tflops: the machine's rate [TFLOP/s], see `encoder.measured_tflops`.
+        tflops: rate of the machine [TFLOP/s], see `encoder.measured_tflops`.
 
     Raises:
-        ValueError: the spec has no clip length.
+        ValueError: the config has no clip length.
     """
     total = already = size = 0
     missing: Counter[int] = Counter()
     for episode in episodes:
-        lengths = clip_lengths(episode.length, spec)
+        lengths = clip_lengths(episode.length, config)
         for key in keys.get(episode.index, ()):
             total += len(lengths)
             if key in stored:

@@ -1,13 +1,13 @@
 """Pretraining of a small V-JEPA 2: masked latent prediction against a moving average, and two terms for the mean.
 
-The V-JEPA objective (arXiv 2404.08471, 2506.09985): the encoder sees a part of a clip's tokens, a predictor says what a
-slowly moving average of the encoder makes of the others, L1 on layer-normed targets. It shapes tokens. What is measured
-downstream is the distance between means over tokens, so two self-supervised terms shape those: a linear map of the mean
-says where in its episode the clip ends, and another which vivid colours came or went in which part of the picture
-between the clip's first frame and its last. Neither reads labels, actions or states: only frames and their order. The
-second is made for scenes whose objects are more colourful than what they lie on, as the mock cell's are. Target and
-predicting pass see two views of the same instants (another look, crop and gain). All randomness comes from
-(seed, step), so a resumed run is the uninterrupted one.
+The V-JEPA objective (arXiv 2404.08471, 2506.09985) shapes tokens: the encoder sees a part of a clip's tokens, and a
+predictor predicts the embeddings of the others by a slowly moving average of the encoder, L1 on layer-normed targets.
+The score measures distances between means over tokens, so two self-supervised terms shape the means. A linear map of
+the mean predicts where in its episode the clip ends. Another predicts which vivid colours came or went in which part
+of the picture between the clip's first frame and its last. Both read frames and their order only: no labels, actions
+or states. The second term suits scenes whose objects are more colourful than the surface below them, like the mock
+cell. The target pass and the predicting pass see two views of the same instants (another appearance, crop and gain).
+All randomness comes from (seed, step), so a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,25 +26,28 @@ from transformers import VJEPA2Config, VJEPA2Model
 from srpo_robot.errors import TrainingError
 from srpo_robot.progress.vjepa2 import RopeTable
 
-DECAY = 0.2  # share of the steps over which the learning rate falls
+DECAY = 0.2  # fraction of the steps in which the learning rate falls
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """How a run trains. Only `steps` and `seed` are meant to be changed without thought.
+    """Hyperparameters of a run. Only `steps` and `seed` are safe to change without a study.
 
     Attributes:
-        steps: of the whole run; the learning rate and the average's schedule end there.
-        seed: of the initial weights and of every batch.
-        learning_rate: after `warmup` steps; over the last fifth it falls to a hundredth.
-        average: share of itself that the moving average keeps per step: first and last step.
-        visible: share of the grid's cells that the predicting pass sees.
-        dated: weight of `time_loss` on the pooled means; 0: V-JEPA alone, without the next term too.
-        parts: of an episode, that it tells apart.
+        steps: number of steps; the schedules of learning rate and average end there.
+        seed: seed of the initial weights and of every batch.
+        learning_rate: rate after `warmup` steps; over the last fifth it falls to a hundredth.
+        warmup: number of steps in which the learning rate rises.
+        weight_decay: of matrices; vectors have none.
+        average: fraction of itself that the moving average keeps per step, at the first and at the last step.
+        visible: fraction of the grid's cells that the predicting pass sees.
+        dated: weight of `time_loss` on the pooled means. 0: V-JEPA alone, also without the next term.
+        parts: number of parts of an episode that `time_loss` tells apart.
         recoloured: weight of the prediction of `colour_change` from the pooled means.
         cells: the grid of those changes has cells^2 parts.
-        masked: share of a batch's clips that the masked prediction uses.
-        dtype: of the passes; weights and averages are float32.
+        masked: fraction of a batch's clips that the masked prediction uses.
+        clip_norm: largest norm of the gradient.
+        dtype: precision of the passes; weights and averages are float32.
     """
 
     steps: int
@@ -68,10 +71,10 @@ class Batch:
     """Clips of one step, normalised pixels (B, F, 3, S, S), in two views of the same instants.
 
     Attributes:
-        view: for the predicting and the pooled pass.
-        other: for the target.
-        time: (B,) where in its episode a clip ends, 0 to 1.
-        change: (B, 3 * cells^2) `colour_change` between its first frame and its last.
+        view: clips for the predicting and the pooled pass.
+        other: clips for the target pass.
+        time: (B,) end of each clip as a fraction of its episode, 0 to 1.
+        change: (B, 3 * cells^2) `colour_change` between the first and the last frame of each clip.
     """
 
     view: torch.Tensor
@@ -80,16 +83,16 @@ class Batch:
     change: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Losses:
     """Numbers of one step.
 
     Attributes:
-        predicted: L1 between predictions and layer-normed targets (about 0.8 where nothing is predicted).
-        dated, near: see `time_loss`; NaN where it is off.
-        recoloured: smooth L1 of the predicted `colour_change`; NaN where it is off.
-        spread: standard deviation of the average's pooled means over the batch, mean over dimensions: 0 is collapse.
-        gradient: norm before clipping.
+        predicted: L1 between predictions and layer-normed targets (about 0.8 without any prediction).
+        dated, near: see `time_loss`; NaN if it is off.
+        recoloured: smooth L1 of the predicted `colour_change`; NaN if it is off.
+        spread: standard deviation of the average's pooled means over the batch, mean over dimensions; 0 is collapse.
+        gradient: norm of the gradient before clipping.
     """
 
     predicted: float
@@ -104,11 +107,11 @@ class Losses:
 
 
 def block_tubes(rng: np.random.Generator, depth: int, side: int, visible: float) -> tuple[np.ndarray, np.ndarray]:
-    """Visible and hidden tokens of one clip: (n,) and (m,) sorted, a partition of depth * side^2.
+    """Returns the visible and the hidden tokens of one clip: (n,) and (m,) sorted, a partition of depth * side^2.
 
-    Blocks of a random place and shape are hidden until the share is reached; a cell is hidden at all times or never
-    (tubes), so that nothing can be copied from the frame before. Exactly round(visible * side^2) cells stay, at least
-    one and not all.
+    Blocks of a random place and shape are hidden until the fraction is reached. A cell is hidden at all times or never
+    (tubes), so that nothing can be copied from the previous frame. Exactly round(visible * side^2) cells stay visible,
+    at least one and not all.
     """
     cells = side * side
     stay = min(max(round(visible * cells), 1), cells - 1)
@@ -119,7 +122,7 @@ def block_tubes(rng: np.random.Generator, depth: int, side: int, visible: float)
         before = hidden.copy()
         hidden[y : y + height, x : x + width] = True
         excess = int(hidden.sum()) - (cells - stay)
-        if excess > 0:  # the last block gives back as many of its own cells as are too many
+        if excess > 0:  # the last block hid too many: show some of its cells again
             fresh = np.flatnonzero(hidden & ~before)
             hidden.flat[fresh[:excess]] = False
     everywhere = np.tile(hidden.ravel(), depth)
@@ -133,13 +136,13 @@ class PlacedRope(RopeTable):
     """Rotary positions of gathered tokens: each token keeps the position it has in the whole clip."""
 
     def install(self, encoder: Any) -> None:
-        """Let every layer of an encoder or predictor take its `position_mask` as the tokens' places."""
+        """Makes every layer of an encoder or predictor use its `position_mask` as the places of the tokens."""
         for layer in encoder.layer:
             layer.attention.get_position_ids = lambda x, masks=None: masks
             layer.attention.apply_rotary_embeddings = self.rotate
 
     def rotate(self, qk: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """(B, heads, n, width) and places (B, n) (None: all, in order) -> the same, rotated."""
+        """Rotates (B, heads, n, width) by places (B, n); None: all tokens, in order."""
         assert self._tables is not None
         cos, sin = (table[: qk.shape[2]] if places is None else table[places] for table in self._tables)
         rows = qk.transpose(1, 2).flatten(2)
@@ -148,16 +151,16 @@ class PlacedRope(RopeTable):
 
 
 def patches(pixels: torch.Tensor, patch: int, tubelet: int) -> torch.Tensor:
-    """(B, F, 3, S, S) -> (B, tokens, 3 * tubelet * patch^2), in the order of the patch convolution's weights."""
+    """Cuts (B, F, 3, S, S) -> (B, tokens, 3 * tubelet * patch^2), in the order of the patch convolution's weights."""
     batch, frames, channels, height, width = pixels.shape
     cut = pixels.view(batch, frames // tubelet, tubelet, channels, height // patch, patch, width // patch, patch)
     return cut.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(batch, -1, channels * tubelet * patch * patch)
 
 
 def encode(encoder: Any, cut: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-    """What the encoder makes of the tokens at `places` (B, n) and of nothing else: (B, n, D). None: of all.
+    """Encodes only the tokens at `places` (B, n): (B, n, D). None: all tokens.
 
-    transformers' own forward masks after the encoder, when every token has seen every other.
+    The forward pass of transformers masks after the encoder, when every token has seen every other.
     """
     if places is not None:
         cut = torch.gather(cut, 1, places.unsqueeze(-1).expand(-1, -1, cut.shape[-1]))
@@ -168,21 +171,21 @@ def encode(encoder: Any, cut: torch.Tensor, places: torch.Tensor | None = None) 
     return encoder.layernorm(hidden)
 
 
-def predict(predictor: Any, seen: torch.Tensor, places: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Predictions (B, m, D) for the tokens at `hidden` (B, m), from `seen` (B, n, D) at `places` (B, n)."""
-    tokens, where = predictor.embeddings(seen, [places], [hidden])
+def predict(predictor: Any, context: torch.Tensor, places: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Predicts the tokens at `hidden` (B, m), (B, m, D), from `context` (B, n, D) at `places` (B, n)."""
+    tokens, positions = predictor.embeddings(context, [places], [hidden])
     for layer in predictor.layer:
-        tokens = layer(tokens, where)[0]
-    return predictor.proj(predictor.layernorm(tokens)[:, seen.shape[1] :])
+        tokens = layer(tokens, positions)[0]
+    return predictor.proj(predictor.layernorm(tokens)[:, context.shape[1] :])
 
 
 def time_loss(logits: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of where in its episode a clip ends: logits (B, K) of K equal parts, time (B,) in [0, 1].
+    """Cross-entropy of the part of its episode in which a clip ends: logits (B, K) of K parts, time (B,) in [0, 1].
 
-    The target is shared by the two parts whose middles are nearest, linearly, so that it has no edges.
+    The target is split linearly between the two parts whose middles are nearest, so it has no edges.
 
     Returns:
-        The loss [nat] and the share of clips whose likeliest part is at most one away.
+        The loss [nat] and the fraction of clips whose likeliest part is at most one part away.
     """
     parts = logits.shape[1]
     place = (time * parts - 0.5).clamp(0.0, parts - 1.0)
@@ -193,10 +196,10 @@ def time_loss(logits: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def vivid(frames: torch.Tensor) -> torch.Tensor:
-    """Hue of vividly coloured pixels, 0 elsewhere: light (B, 3, S, S) of 0 to 1 -> (B, 3, S, S) of -1 to 1.
+    """Returns the hue of vividly coloured pixels, 0 elsewhere: light (B, 3, S, S) in 0 to 1 -> (B, 3, S, S) in -1 to 1.
 
-    A pixel counts from 60 % saturation, fully from 80 %. Neither depends on how bright the light is, and little on its
-    tint; metal, plates and muted tables are nothing.
+    A pixel counts from 60 % saturation, fully from 80 %. Hue and saturation do not depend on the brightness of the
+    light, and little on its tint. Metal, plates and muted tables give 0.
     """
     high, low = frames.amax(dim=1, keepdim=True), frames.amin(dim=1, keepdim=True)
     span = (high - low).clamp_min(1e-3)
@@ -205,10 +208,9 @@ def vivid(frames: torch.Tensor) -> torch.Tensor:
 
 
 def colour_change(first: torch.Tensor, last: torch.Tensor, cells: int) -> torch.Tensor:
-    """Which vivid colour came or went where, between two frames (B, 3, S, S): (B, 3 * cells^2).
+    """Returns the change of vivid colours between two frames (B, 3, S, S): (B, 3 * cells^2).
 
-    Means over a coarse grid, which say in which part of the picture, not where; in units of their deviation over the
-    batch.
+    The values are means over the parts of a coarse grid, in units of their deviation over the batch.
     """
     coarse = functional.adaptive_avg_pool2d(vivid(last) - vivid(first), cells).flatten(1)
     return coarse / coarse.std().clamp_min(1e-6)
@@ -218,13 +220,13 @@ def colour_change(first: torch.Tensor, last: torch.Tensor, cells: int) -> torch.
 
 
 def learning_rate(step: int, settings: PretrainConfig) -> float:
-    """Linear warm-up, constant, and over the last fifth linear to a hundredth: a run may be made longer on the way."""
-    left = (settings.steps - step) / (DECAY * settings.steps)
-    return settings.learning_rate * min(1.0, (step + 1) / settings.warmup, max(left, 0.01))
+    """Linear warm-up, constant, then linear to a hundredth over the last fifth, so a run can be extended on the way."""
+    remaining = (settings.steps - step) / (DECAY * settings.steps)
+    return settings.learning_rate * min(1.0, (step + 1) / settings.warmup, max(remaining, 0.01))
 
 
 def kept_share(step: int, settings: PretrainConfig) -> float:
-    """Share of itself that the moving average keeps in this step: a straight line between the two ends."""
+    """Returns the fraction of itself that the moving average keeps in this step: linear between the two ends."""
     first, last = settings.average
     return first + (last - first) * min(1.0, step / max(1, settings.steps))
 
@@ -238,16 +240,16 @@ def move_average(average: nn.Module, model: nn.Module, share: float) -> None:
 
 @torch.no_grad()
 def blind_to_flat_colour(model: VJEPA2Model) -> None:
-    """Take each patch filter's mean, colour by colour: a flat patch is nothing at first, whatever its light and colour.
+    """Subtracts the mean of each patch filter, colour by colour, so a flat patch of any light or colour starts as 0.
 
-    What the largest part of a picture has in common is else most of what a mean over tokens says.
+    Otherwise the background, which most of a picture shares, dominates a mean over tokens.
     """
     weight = model.encoder.embeddings.patch_embeddings.proj.weight  # (D, 3, tubelet, patch, patch)
     weight -= weight.mean(dim=(3, 4), keepdim=True)
 
 
 def _reader(width: int, out: int) -> nn.Linear:
-    """A linear map from a pooled mean that starts at zero; dropped after the run."""
+    """Returns a linear map from a pooled mean that starts at zero. It is dropped after the run."""
     reader = nn.Linear(width, out)
     nn.init.zeros_(reader.weight)
     nn.init.zeros_(reader.bias)
@@ -255,7 +257,7 @@ def _reader(width: int, out: int) -> nn.Linear:
 
 
 class Pretrainer:
-    """Encoder, predictor, moving average and optimiser of a run; `step` takes them one batch on."""
+    """Encoder, predictor, moving average and optimiser of a run. `step` trains them on one batch."""
 
     def __init__(self, config: VJEPA2Config, settings: PretrainConfig) -> None:
         self.settings, self.done = settings, 0
@@ -264,12 +266,12 @@ class Pretrainer:
             torch.manual_seed(settings.seed)
             self.model = VJEPA2Model(config)
         blind_to_flat_colour(self.model)
-        # Measured on a CPU: PyTorch's fused attention takes half of a step at these sizes, mostly going backward.
+        # On a CPU, PyTorch's fused attention takes half of a step at these sizes, mostly in the backward pass.
         self.model.set_attn_implementation("eager")
         self.average = copy.deepcopy(self.model.encoder)
         self._clock = _reader(config.hidden_size, settings.parts)
         self._colours = _reader(config.hidden_size, 3 * settings.cells**2)
-        # The passes run on copies in their own precision; what is trained and averaged stays float32.
+        # The passes run on copies in their own precision; the trained and averaged weights stay float32.
         self._working = copy.deepcopy(self.model)
         self._working.to(dtype=self._dtype)  # pyright: ignore[reportCallIssue]
         self._teacher = copy.deepcopy(self.average).to(dtype=self._dtype).requires_grad_(False)
@@ -285,14 +287,14 @@ class Pretrainer:
         self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def step(self, batch: Batch) -> Losses:
-        """One optimiser step.
+        """Makes one optimiser step.
 
         Raises:
             TrainingError: the loss is not finite.
         """
         settings, config = self.settings, self.model.config
         clips = max(2, round(settings.masked * len(batch.view)))
-        seen, hidden = self._masks(clips, batch.view.shape[1] // config.tubelet_size)
+        visible, hidden = self._masks(clips, batch.view.shape[1] // config.tubelet_size)
         view, other = (
             patches(clip.to(self._dtype), self._patch, config.tubelet_size) for clip in (batch.view, batch.other)
         )
@@ -300,8 +302,8 @@ class Pretrainer:
             tokens = encode(self._teacher, other[:clips]).float()
         target = functional.layer_norm(tokens, tokens.shape[-1:])
         target = torch.gather(target, 1, hidden.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
-        context = encode(self._working.encoder, view[:clips], seen)
-        predicted = functional.l1_loss(predict(self._working.predictor, context, seen, hidden).float(), target)
+        context = encode(self._working.encoder, view[:clips], visible)
+        predicted = functional.l1_loss(predict(self._working.predictor, context, visible, hidden).float(), target)
         loss, (dated, near, recoloured) = predicted, [torch.tensor(math.nan)] * 3
         if settings.dated > 0:
             means = encode(self._working.encoder, view).float().mean(dim=1)
@@ -313,20 +315,27 @@ class Pretrainer:
         loss.backward()
         gradient = self._update()
         spread = tokens.mean(dim=1).std(dim=0).mean()
-        return Losses(*(float(x.detach()) for x in (predicted, dated, near, recoloured, spread, gradient)))
+        return Losses(
+            predicted=float(predicted.detach()),
+            dated=float(dated.detach()),
+            near=float(near.detach()),
+            recoloured=float(recoloured.detach()),
+            spread=float(spread.detach()),
+            gradient=float(gradient.detach()),
+        )
 
     def _masks(self, clips: int, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places that the predicting pass sees, and those it predicts."""
+        """Returns the places that the predicting pass sees, and the places that it predicts."""
         rng = np.random.default_rng([self.settings.seed, self.done, 1])
         tubes = [block_tubes(rng, depth, self._side, self.settings.visible) for _ in range(clips)]
-        seen, hidden = zip(*tubes, strict=True)
-        return torch.from_numpy(np.stack(seen)), torch.from_numpy(np.stack(hidden))
+        visible, hidden = zip(*tubes, strict=True)
+        return torch.from_numpy(np.stack(visible)), torch.from_numpy(np.stack(hidden))
 
     def _update(self) -> torch.Tensor:
-        """Gradients of the working copy into the weights, one optimiser step, and everything that follows them."""
-        for own, worked in zip(self.model.parameters(), self._working.parameters(), strict=True):
-            own.grad = None if worked.grad is None else worked.grad.float()
-            worked.grad = None
+        """Moves the gradients of the working copy to the weights, makes an optimiser step, and updates the copies."""
+        for weight, copied in zip(self.model.parameters(), self._working.parameters(), strict=True):
+            weight.grad = None if copied.grad is None else copied.grad.float()
+            copied.grad = None
         gradient = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(self.done, self.settings)
@@ -340,9 +349,9 @@ class Pretrainer:
 
     @torch.no_grad()
     def _copy(self) -> None:
-        for copied, of in ((self._working, self.model), (self._teacher, self.average)):
-            for own, weight in zip(copied.parameters(), of.parameters(), strict=True):
-                own.copy_(weight)
+        for copied, source in ((self._working, self.model), (self._teacher, self.average)):
+            for target, weight in zip(copied.parameters(), source.parameters(), strict=True):
+                target.copy_(weight)
 
     def _install(self, depth: int) -> None:
         tokens, device = depth * self._side**2, torch.device("cpu")
@@ -352,7 +361,7 @@ class Pretrainer:
             rope.install(stack)
 
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs."""
+        """Returns everything that a resumed run needs."""
         return {
             "done": self.done,
             "model": self.model.state_dict(),
@@ -363,7 +372,7 @@ class Pretrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continues from `state`."""
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -373,7 +382,7 @@ class Pretrainer:
         self._copy()
 
     def exported(self) -> VJEPA2Model:
-        """The averaged encoder with the predictor, a model of its own."""
+        """Returns a new model: the averaged encoder with the predictor."""
         model = copy.deepcopy(self.model)
         model.encoder.load_state_dict(self.average.state_dict())
         return model.eval()

@@ -1,39 +1,39 @@
-"""References of a task: what its failures are measured against (eq. 3), by named strategy. Never across tasks.
+"""References of a task: the points that its failures are measured against (eq. 3), by named strategy.
 
-A strategy turns whole-episode embeddings h_i of successes, (S, D), into `References`; whatever it does, the rest of the
-package only asks `references.distance(embeddings)`. A new one is a function and a line in `STRATEGIES`.
+A strategy turns whole-episode embeddings h_i of successes, (S, D), into `References`, never across tasks. The rest of
+the package only calls `references.distance(embeddings)`. A new strategy is a function here, a line in `BUILDERS`, and a
+name in `config.STRATEGIES`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.preprocessing import StandardScaler
 
-from srpo_robot.errors import ScoringError, UsageError
-from srpo_robot.renames import REFERENCES, current
+from srpo_robot.errors import ScoringError
+from srpo_robot.progress.config import parse_reference_name
 
-MIN_CLUSTERED = 4  # fewer successes than this: nothing to cluster
+MIN_CLUSTERED = 4  # with fewer successes there is nothing to cluster
 SIIRL_EPS = 0.5  # siiRL's radius, in the scaled space
-EXTERNAL = "external"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class References:
-    """What episodes of a task are measured against.
+    """Points that episodes of a task are measured against.
 
     Attributes:
         centres: (k, D) points [embedding units].
-        sizes: (k,) successes behind each centre.
-        noise: successes that the clustering called noise.
-        eps: neighbourhood radius, [embedding units], for `siirl` [standard deviations]; NaN where there is none.
+        sizes: (k,) number of successes behind each centre.
+        noise: number of successes that the clustering called noise.
+        eps: neighbourhood radius [embedding units], for `siirl` [standard deviations]; NaN if the strategy has none.
         members: k arrays, rows of the successes that each centre stands for. For `medoid` its whole cluster.
-        strategy: name of what built it.
+        strategy: name of the strategy that built it.
         nearest: a distance is the mean of the distances to this many nearest centres (1: eq. 4).
     """
 
@@ -52,14 +52,14 @@ class References:
 
     @property
     def degenerate(self) -> bool:
-        """One cluster out of many successes: the centre is their plain mean, a weak reference for varied layouts."""
+        """True if many successes form one cluster: the centre is their plain mean, weak for varied layouts."""
         return self.k == 1 and int(self.sizes[0]) >= MIN_CLUSTERED
 
     def distance(self, embeddings: np.ndarray) -> np.ndarray:
-        """L2 distance of each embedding (n, D) to the references: (n,) [embedding units] (eq. 4 where `nearest` is 1).
+        """Returns the L2 distance of each embedding (n, D) to the references: (n,) [embedding units].
 
-        Memory n * k numbers, time n * k * D. Distances are exact (no expansion into dot products), so a point on a
-        centre is at 0.
+        This is eq. 4 if `nearest` is 1. Memory n * k numbers, time n * k * D. Distances are exact (no expansion into
+        dot products), so a point on a centre is at 0.
         """
         distances = cdist(np.asarray(embeddings, dtype=np.float64), self.centres)
         count = min(self.nearest, self.k)
@@ -68,12 +68,12 @@ class References:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to get references; call it with successes (S, D).
+    """A way to build references. Call it with the embeddings of successes (S, D).
 
     Attributes:
-        name: as it was asked for.
-        build: checked float64 points (S, D), S >= 1, to references.
-        external: the points are another dataset's, not the task's own successes.
+        name: its name, as in `ScoringConfig.references`.
+        build: turns checked float64 points (S, D), S >= 1, into references.
+        external: the points are another dataset's successes, not the task's own.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Strategy:
     external: bool = False
 
     def __call__(self, successes: np.ndarray) -> References:
-        """References of the successes (S, D).
+        """Returns the references of the successes (S, D).
 
         Raises:
-            ScoringError: no success, or a value that is not finite.
+            ScoringError: there is no success, or an embedding is not finite.
         """
         if len(successes) == 0:
             raise ScoringError("a task without a success has no reference; label one, or --skip-task it")
@@ -94,68 +94,35 @@ class Strategy:
 
 
 def parse_references(name: str) -> Strategy:
-    """The strategy of that name.
-
-    `dbscan-auto`, `mean`, `nearest`, `knn3`, `medoid`, `hdbscan`, `siirl`; a number: DBSCAN with that radius [embedding units];
-    `external`: reference episodes of another dataset, each its own centre (the paper's "w/o self-reference");
-    `external:NAME`: those episodes under another strategy, so that an ablation changes one thing only.
-
-    Raises:
-        UsageError: no such strategy; the message lists those there are.
-    """
-    name = current(name, REFERENCES)
-    outer, _, inner = name.partition(":")
-    if outer == EXTERNAL and inner != EXTERNAL and ":" not in inner and not (name.endswith(":")):
-        return Strategy(name, parse_references(inner or "nearest").build, external=True)
-    if name in STRATEGIES:
-        return Strategy(name, STRATEGIES[name])
-    eps = _positive(name)
+    """Returns the strategy of that name. See `config.parse_reference_name` for the names and the errors."""
+    parsed = parse_reference_name(name)
+    eps = parsed.eps
     if eps is None:
-        raise UsageError(
-            f"no references {name!r}; there are: {', '.join(STRATEGIES)}, {EXTERNAL}, {EXTERNAL}:NAME, "
-            "or a number (the radius of DBSCAN, for example 0.7)"
-        )
-    return Strategy(name, lambda points: _fixed_eps(points, eps, name))
-
-
-def nn2_references(successes: np.ndarray) -> References:
-    """The default, by name `dbscan-auto` (ours; the paper gives no radius): DBSCAN on the successes' embeddings (S, D).
-
-    Raw L2, min_samples 2, eps twice the median nearest neighbour's distance; noise points stay as singletons; fewer
-    than 4 successes, or mostly copies of each other: their mean.
-
-    Raises:
-        ScoringError: no success, or a value that is not finite.
-    """
-    return Strategy("dbscan-auto", _dbscan_auto)(successes)
-
-
-def nearest_distance(embeddings: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """L2 distance of each embedding (n, D) to the nearest of `centres` (k, D): (n,) (eq. 4)."""
-    points = np.asarray(embeddings, dtype=np.float64)
-    return cdist(points, np.asarray(centres, dtype=np.float64)).min(axis=1)
-
-
-def _positive(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number > 0 else None
+        return Strategy(parsed.name, BUILDERS[parsed.strategy], parsed.external)
+    label = parsed.name.removeprefix("external:")
+    return Strategy(parsed.name, lambda points: _fixed_eps(points, eps, label), parsed.external)
 
 
 def _grouped(
     points: np.ndarray, members: Sequence[np.ndarray], noise: int, eps: float, strategy: str, nearest: int = 1
 ) -> References:
-    """References at the means of `members`."""
+    """Returns references at the means of `members`."""
     centres = np.stack([points[rows].mean(axis=0) for rows in members])
-    return References(centres, np.array([len(rows) for rows in members]), noise, eps, tuple(members), strategy, nearest)
+    return References(
+        centres=centres,
+        sizes=np.array([len(rows) for rows in members]),
+        noise=noise,
+        eps=eps,
+        members=tuple(members),
+        strategy=strategy,
+        nearest=nearest,
+    )
 
 
 def _clusters(labels: np.ndarray, singletons: bool = True) -> list[np.ndarray]:
-    """Rows of each cluster of a scikit-learn labelling, then (with `singletons`) each noise point by itself."""
-    found = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-    return found + [np.array([row]) for row in np.flatnonzero(labels < 0) if singletons]
+    """Returns the rows of each cluster of scikit-learn labels, then (if `singletons`) each noise point by itself."""
+    clusters = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+    return clusters + [np.array([row]) for row in np.flatnonzero(labels < 0) if singletons]
 
 
 def _mean(points: np.ndarray, strategy: str = "mean", noise: int = 0, eps: float = math.nan) -> References:
@@ -164,6 +131,7 @@ def _mean(points: np.ndarray, strategy: str = "mean", noise: int = 0, eps: float
 
 
 def _each(points: np.ndarray, strategy: str, nearest: int) -> References:
+    """Every success is its own centre."""
     return _grouped(points, [np.array([row]) for row in range(len(points))], 0, math.nan, strategy, nearest)
 
 
@@ -173,11 +141,11 @@ def _nearest(points: np.ndarray) -> References:
 
 
 def _knn3(points: np.ndarray) -> References:
-    """Mean of the distances to the 3 nearest successes (all of them where there are fewer); ours.
+    """Mean of the distances to the 3 nearest successes (to all of them if there are fewer); ours.
 
-    Not the distance to the mean point of the 3: that point averages layouts, which is what made the plain mean a weak
-    reference, and it jumps where a neighbour changes. The mean distance is 1-Lipschitz in the embedding, so a curve
-    has no steps that the video has not.
+    This is not the distance to the mean point of the 3. That point averages layouts, which made the plain mean a weak
+    reference, and it jumps when a neighbour changes. The mean distance is 1-Lipschitz in the embedding, so a curve has
+    no step that is not in the video.
     """
     return _each(points, "knn3", 3)
 
@@ -188,6 +156,11 @@ def _dbscan(points: np.ndarray, distances: np.ndarray, eps: float, strategy: str
 
 
 def _dbscan_auto(points: np.ndarray) -> References:
+    """The default, `dbscan-auto` (ours; the paper gives no radius): DBSCAN on the successes' embeddings (S, D).
+
+    Raw L2, min_samples 2, eps twice the median distance to the nearest neighbour. Noise points stay as singletons.
+    The result is the plain mean if there are fewer than 4 successes, or if most are copies of each other.
+    """
     if len(points) < MIN_CLUSTERED:
         return _mean(points, "dbscan-auto")
     distances = cdist(points, points)
@@ -198,17 +171,17 @@ def _dbscan_auto(points: np.ndarray) -> References:
 
 
 def _fixed_eps(points: np.ndarray, eps: float, strategy: str) -> References:
-    """DBSCAN with a radius that was asked for: raw L2, min_samples 2, noise as singletons (eq. 3)."""
+    """DBSCAN with a given radius: raw L2, min_samples 2, noise as singletons (eq. 3)."""
     if len(points) < MIN_CLUSTERED:
         return _mean(points, strategy)
     return _dbscan(points, cdist(points, points), eps, strategy)
 
 
 def _medoid(points: np.ndarray) -> References:
-    """The clusters of dbscan-auto, each stood for by the real success that is nearest to its centre; ours.
+    """The clusters of dbscan-auto, each represented by the real success that is nearest to its centre; ours.
 
-    Two successes are equally near to their mean: such a tie goes to the lexicographically smaller embedding, so that
-    the order of episodes does not matter.
+    Two successes are equally near to their mean. Such a tie goes to the lexicographically smaller embedding, so the
+    order of episodes does not matter.
     """
     clusters = _dbscan_auto(points)
     centres = []
@@ -216,13 +189,13 @@ def _medoid(points: np.ndarray) -> References:
         distances = np.linalg.norm(points[rows] - centre, axis=1)
         tied = points[rows[distances <= distances.min() * (1 + 1e-9)]]
         centres.append(min(tied, key=tuple))
-    return References(np.stack(centres), clusters.sizes, clusters.noise, clusters.eps, clusters.members, "medoid")
+    return replace(clusters, centres=np.stack(centres), strategy="medoid")
 
 
 def _hdbscan(points: np.ndarray) -> References:
     """HDBSCAN, raw L2, min_cluster_size 2, noise as singletons; it has no radius to choose. Ours.
 
-    It never returns one cluster for everything: successes in one blob are split or become noise, that is singletons.
+    It never returns one cluster for everything. Successes in one blob are split, or become noise, that is singletons.
     """
     if len(points) < MIN_CLUSTERED:
         return _mean(points, "hdbscan")
@@ -232,10 +205,10 @@ def _hdbscan(points: np.ndarray) -> References:
 
 
 def _siirl(points: np.ndarray) -> References:
-    """As siiRL does it: features standardised over the successes, DBSCAN eps 0.5, min_samples 2 in that space.
+    """siiRL's clustering: features standardised over the successes, then DBSCAN with eps 0.5 and min_samples 2.
 
-    Noise is dropped where there is a cluster; where there is none the mean of all successes stands in. The latter is
-    the usual case: after scaling, the mean squared distance of a pair is exactly 2 D n/(n-1), so 0.5 joins only
+    Noise is dropped if there is a cluster. If there is none, the mean of all successes replaces it. The latter is the
+    usual case: after scaling, the mean squared distance of a pair is exactly 2 D n/(n-1), so 0.5 joins only
     near-duplicates. Centres are means in the raw space (siiRL's inverse transform of the scaled mean is the same).
     """
     labels = DBSCAN(eps=SIIRL_EPS, min_samples=2).fit_predict(StandardScaler().fit_transform(points))
@@ -244,7 +217,7 @@ def _siirl(points: np.ndarray) -> References:
     return _grouped(points, members, noise, SIIRL_EPS, "siirl") if members else _mean(points, "siirl", noise, SIIRL_EPS)
 
 
-STRATEGIES: dict[str, Callable[[np.ndarray], References]] = {
+BUILDERS: dict[str, Callable[[np.ndarray], References]] = {
     "dbscan-auto": _dbscan_auto,
     "mean": _mean,
     "nearest": _nearest,

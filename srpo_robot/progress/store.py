@@ -1,4 +1,4 @@
-"""Embeddings on disk: a zarr v3 group, one sub-group per episode, keyed by content, there whole or not at all."""
+"""Embeddings on disk: a zarr v3 group with one sub-group per episode, keyed by content and committed atomically."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from srpo_robot.progress.score import WindowEmbeddings
 
 FORMAT = 1
 INFO = "srpo.json"
-ENTRY_BYTES = 2600  # JSON, array headers and metadata of one entry, beside its numbers
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")  # a commit or a removal that was cut off
+ENTRY_BYTES = 2600  # JSON, array headers and metadata of one entry, in addition to its numbers
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")  # an interrupted commit or removal
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_ATTEMPTS = 3  # a prune() beside us may take an unfinished entry away; it is written again
+_ATTEMPTS = 3  # a concurrent prune() may remove an unfinished entry; it is written again
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Entry:
     """One episode in the store.
 
     Attributes:
-        key: its content key.
-        bytes: what its files hold.
-        windows: embedded windows.
-        metadata: what was given to `put`; {} for an entry of before metadata was kept.
+        key: content key.
+        bytes: size of its files.
+        windows: number of embedded windows.
+        metadata: metadata that `put` got; {} for an entry of an early version, which kept none.
     """
 
     key: str
@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` removed: entries, what killed writers left over, and the bytes of both."""
+    """Result of `prune`: number of removed entries, number of leftovers of killed writers, and the bytes of both."""
 
     entries: int
     leftovers: int
@@ -58,25 +58,25 @@ class Pruned:
 
 
 class EmbeddingStore:
-    """`path`/<key>/ends (n,) and `path`/<key>/embeddings (n, D).
+    """A store of `path`/<key>/ends (n,) and `path`/<key>/embeddings (n, D).
 
-    A key names everything an embedding depends on (encoder, windows, video), so nothing in the store is ever stale:
-    after episodes are appended only theirs are computed. Any number of processes may write at once.
+    A key names everything that an embedding depends on (encoder, windows, video), so no entry can become stale. After
+    episodes are appended, only theirs are computed. Any number of processes may write at once.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create.
+        """Opens or creates the store.
 
         Raises:
-            StaleTable: written by a newer version, or its srpo.json cannot be read.
-            SrpoRobotError: it is not there and cannot be made (a read-only folder, a full disk).
+            StaleTable: a newer version wrote it, or its srpo.json cannot be read.
+            SrpoRobotError: it does not exist and cannot be created (a read-only folder, a full disk).
         """
         self.path = path
         info = path / INFO
         if not info.is_file():
             with self._writing(0):
                 path.mkdir(parents=True, exist_ok=True)
-                with suppress(ContainsGroupError):  # another process made it between zarr's look and its write
+                with suppress(ContainsGroupError):  # another process created it after zarr looked
                     zarr.open_group(path, mode="a", zarr_format=3)
                 write_whole(info, json.dumps({"format": FORMAT}))  # another process may be opening the store
         try:
@@ -93,39 +93,41 @@ class EmbeddingStore:
         return len(self.keys())
 
     def keys(self) -> list[str]:
-        """Keys of what is in the store, sorted."""
+        """Returns the keys of all entries, sorted."""
         return sorted(
             child.name for child in self.path.iterdir() if not child.name.startswith(".") and child.name in self
         )
 
     def entries(self) -> list[Entry]:
-        """Everything in the store, sorted by key; no embedding is read."""
-        found = []
+        """Returns all entries, sorted by key, without reading an embedding."""
+        entries = []
         for key in self.keys():
             try:
                 group = json.loads((self.path / key / "zarr.json").read_text())
                 ends = json.loads((self.path / key / "ends" / "zarr.json").read_text())
-                found.append(Entry(key, _size(self.path / key), int(ends["shape"][0]), group.get("attributes", {})))
-            except FileNotFoundError:  # pruned while we were listing
+                entries.append(Entry(key, _size(self.path / key), int(ends["shape"][0]), group.get("attributes", {})))
+            except FileNotFoundError:  # pruned during the listing
                 continue
-        return found
+        return entries
 
     def get(self, key: str) -> WindowEmbeddings:
-        """Raises KeyError where `key` is not in the store."""
+        """Returns the embeddings of `key`. Raises KeyError if the store has no such key."""
         if key not in self:
             raise KeyError(key)
         group = zarr.open_group(self.path / key, mode="r")
         return WindowEmbeddings(np.asarray(group["ends"]), np.asarray(group["embeddings"]))
 
     def put(self, key: str, windows: WindowEmbeddings, metadata: Mapping[str, Any] | None = None) -> None:
-        """Commit one episode atomically: written beside its place, then renamed. A second writer's copy is dropped.
+        """Commits one episode atomically: it is written under a temporary name, then renamed.
+
+        The copy of a second writer is dropped.
 
         Args:
-            metadata: JSON-able; what the embeddings are of, for `entries`.
+            metadata: description of the embeddings for `entries`, ready for JSON.
 
         Raises:
-            SrpoRobotError: the disk is full (what is needed and what is free) or may not be written. Nothing of this
-                episode stays behind, and earlier ones are whole.
+            SrpoRobotError: the disk is full (the message gives needed and free space) or may not be written. Nothing
+                of this episode stays on disk, and earlier episodes are whole.
         """
         need = np.asarray(windows.embeddings).size * 4 + len(windows.ends) * 8 + ENTRY_BYTES
         with self._writing(need):
@@ -142,8 +144,8 @@ class EmbeddingStore:
 
     def _commit(self, part: Path, key: str, windows: WindowEmbeddings, metadata: dict[str, Any]) -> None:
         group = zarr.open_group(part, mode="w", zarr_format=3, attributes=metadata)
-        # Where prune() takes the folder away from here on, zarr makes it anew with what comes after: not whole, and
-        # without this file, so unlink raises FileNotFoundError.
+        # If prune() removes the folder after this line, zarr creates it again with the rest of the entry. That folder
+        # is incomplete and lacks this file, so unlink raises FileNotFoundError.
         witness = part / ".writing"
         witness.touch()
         group.create_array("ends", data=np.asarray(windows.ends, dtype=np.int64))
@@ -156,10 +158,10 @@ class EmbeddingStore:
                 raise
 
     def prune(self, keep: Collection[str], on_entry: Callable[[str], None] | None = None) -> Pruned:
-        """Remove every entry that is not in `keep`, and what killed writers left over.
+        """Removes every entry that is not in `keep`, and the leftovers of killed writers.
 
-        Each is renamed before it is deleted, so a kill in the middle leaves whole entries and leftovers only; a writer
-        at work beside it starts its episode's commit again. `on_entry` hears each key that is removed.
+        Each is renamed before it is deleted, so a kill in the middle leaves whole entries and leftovers only. A
+        concurrent writer starts the commit of its episode again. `on_entry` is called with each removed key.
 
         Raises:
             SrpoRobotError: the folder may not be written.
@@ -183,7 +185,7 @@ class EmbeddingStore:
         gone = self.path / f".pruned.{uuid.uuid4().hex}"
         try:
             os.rename(self.path / name, gone)
-        except FileNotFoundError:  # its writer finished, or another prune was first
+        except FileNotFoundError:  # its writer has finished, or another prune removed it
             return 0
         size = _size(gone)
         if gone.is_dir():
@@ -194,7 +196,7 @@ class EmbeddingStore:
 
     @contextmanager
     def _writing(self, need: int) -> Iterator[None]:
-        """Disk full and read-only become one line that says what would work; other errors pass."""
+        """Turns a full or read-only disk into a one-line error with advice. Other errors pass unchanged."""
         try:
             yield
         except OSError as error:
@@ -213,7 +215,7 @@ class EmbeddingStore:
 
 
 def entry_bytes(windows: int, width: int) -> int:
-    """About what an episode of `windows` windows of `width` numbers takes on disk [bytes], before compression."""
+    """Estimates the size of an episode of `windows` windows of `width` numbers on disk [bytes], uncompressed."""
     return windows * (4 * width + 8) + ENTRY_BYTES
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,9 @@ from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.tables import Table, read_table
 from srpo_robot.errors import StaleTable, UndecodableFrame
 from srpo_robot.progress.embed import Embedded, StoredWindows, store_key
-from srpo_robot.progress.pipeline import STORE, ScoreSettings, combined, read_progress, read_settings
+from srpo_robot.progress.pipeline import STORE, Provenance, combined, provenance_of, read_progress
 from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.progress.store import EmbeddingStore
-from srpo_robot.progress.windows import WindowSpec
 from srpo_robot.records import Episode
 from srpo_robot.report.frames import spread
 from srpo_robot.report.regress import Match, Regress, nearest_windows, window_at, worst_regress
@@ -34,21 +32,21 @@ class ScoredDataset:
     Attributes:
         buffer: the dataset.
         progress: progress.parquet.
-        settings: settings of the scoring run.
+        provenance: config and encoder of the score.
         weights: (N,) weight of each frame, None if there is no current table of weights.
         no_weights: why there are no weights.
     """
 
     buffer: Buffer
     progress: Table
-    settings: ScoreSettings
+    provenance: Provenance
     weights: np.ndarray | None
     no_weights: str = ""
 
     @property
     def camera(self) -> str:
         """Camera whose frames the report shows: the first scored one."""
-        return self.settings.cameras[0]
+        return self.provenance.config.cameras[0]
 
     def of(self, column: str, episode: Episode) -> np.ndarray:
         """Returns one column of progress.parquet for one episode: (T,)."""
@@ -74,7 +72,8 @@ def read_scored(buffer: Buffer) -> ScoredDataset:
     Raises:
         StaleTable: the dataset was never scored, or its data or labels changed since. The message names the command.
     """
-    progress, settings = read_progress(buffer), read_settings(buffer)
+    progress = read_progress(buffer)
+    provenance = provenance_of(progress)
     try:
         table = read_table(
             buffer.sidecar / ADVANTAGE,
@@ -83,44 +82,32 @@ def read_scored(buffer: Buffer) -> ScoredDataset:
             parent=progress.metadata["content"],
         )
     except StaleTable as error:
-        return ScoredDataset(buffer, progress, settings, None, str(error))
-    return ScoredDataset(buffer, progress, settings, table["weight"])
+        return ScoredDataset(buffer, progress, provenance, None, str(error))
+    return ScoredDataset(buffer, progress, provenance, table["weight"])
 
 
 class Embeddings:
     """The window embeddings behind a score, read one episode at a time without loading an encoder."""
 
     def __init__(self, scored: ScoredDataset) -> None:
-        """Raises StaleTable if the embeddings are gone, or if the store holds several clip lengths of the encoder."""
+        """Raises StaleTable if the embeddings are gone."""
         self._buffer = scored.buffer
         path = scored.buffer.sidecar / STORE
         refresh = f"run: srpo-robot score-dataset {scored.buffer.root}"
         if not path.is_dir():  # checked first, because opening the store would create it
             raise StaleTable(f"there are no embeddings at {path}; {refresh}")
         self._store = EmbeddingStore(path)
-        self._cameras = scored.settings.cameras
-        identity = scored.progress.metadata["encoder"]
-        spec = scored.settings.windows
-        if spec.frames_per_clip is None:
-            clips = self._clip_lengths(identity)
-            if len(clips) != 1:
-                lengths = ", ".join(map(str, sorted(clips))) or "none"
-                raise StaleTable(f"{path} does not say which embeddings are the score's (frames a clip: {lengths})")
-            spec = spec.resolved(clips.pop())
-        self._spec: WindowSpec = spec
-        self._encoder: Any = SimpleNamespace(identity=identity, frames_per_clip=spec.frames_per_clip)
-
-    def _clip_lengths(self, identity: str) -> set[int]:
-        """Returns the clip lengths of this encoder's embeddings, for scores whose settings leave it to the encoder."""
-        texts = (e.metadata.get("windows", "") for e in self._store.entries() if e.metadata.get("encoder") == identity)
-        return {int(match[1]) for text in texts if (match := re.search(r"(\d+) frames$", str(text)))}
+        self._config = scored.provenance.config
+        self._encoder: Any = SimpleNamespace(
+            identity=scored.provenance.encoder.identity, frames_per_clip=self._config.frames_per_clip
+        )
 
     def of(self, episode: Episode) -> WindowEmbeddings | None:
         """Returns the windows of an episode, None if they are not in the store."""
         try:
             keys = {
-                camera: store_key(self._encoder, self._buffer.video_identity(episode, camera), self._spec)
-                for camera in self._cameras
+                camera: store_key(self._encoder, self._buffer.video_identity(episode, camera), self._config)
+                for camera in self._config.cameras
             }
         except UndecodableFrame:
             return None

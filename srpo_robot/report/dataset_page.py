@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -20,9 +20,10 @@ from srpo_robot.awr.weights import Weights, effective_sample_size
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UndecodableFrame
 from srpo_robot.numerics import cell
-from srpo_robot.progress.encoder import CAUTIONS
+from srpo_robot.progress.encoder_names import CAUTIONS
 from srpo_robot.progress.evidence.audit import FILE as AUDIT
 from srpo_robot.progress.pipeline import TABLE as PROGRESS
+from srpo_robot.progress.pipeline import audit_origin
 from srpo_robot.records import Episode
 from srpo_robot.report.dataset import Fall, ScoredDataset, matched, read_scored, worst_falls
 from srpo_robot.report.figures import draw_weights
@@ -165,32 +166,31 @@ def _shown(scored: ScoredDataset, fall: Fall) -> list[tuple[int, int]]:
 
 
 def _summary(scored: ScoredDataset) -> Section:
-    buffer, settings = scored.buffer, scored.settings
+    buffer, config, encoder = scored.buffer, scored.provenance.config, scored.provenance.encoder
     good = sum(e.success is True for e in buffer.episodes)
-    windows, rules = settings.windows, settings.rules
     undefined = [e.index for e in buffer.episodes if not np.isfinite(scored.of("progress", e)).all()]
     written = datetime.fromtimestamp((buffer.sidecar / PROGRESS).stat().st_mtime, UTC)
     facts = [
         ("episodes", f"{len(buffer.episodes)}: {good} successes, {len(buffer.episodes) - good} failures"),
         ("frames", f"{buffer.total_frames} at {buffer.fps:g} per second"),
         ("tasks", str(len({e.task for e in buffer.episodes}))),
-        ("cameras", ", ".join(name.removeprefix("observation.images.") for name in settings.cameras)),
-        ("encoder", f"{settings.encoder} ({scored.progress.metadata['encoder']})"),
-        ("windows", f"{windows}, {windows.shape}, from frame {windows.min_window}"),
-        ("profile", f"{rules.profile}; references {rules.reference_name}; step value {rules.value_name}"),
+        ("cameras", ", ".join(name.removeprefix("observation.images.") for name in config.cameras)),
+        ("encoder", f"{encoder.name} ({encoder.identity})"),
+        ("windows", f"{config.windows}, {config.window_shape}, from frame {config.min_window}"),
+        ("profile", f"{config.profile}; references {config.reference_name}; step value {config.value_name}"),
         ("undefined progress", f"{len(undefined)} episodes" + (f": {_listed(undefined)}" if undefined else "")),
         ("scored", f"{written:%Y-%m-%d %H:%M} UTC (the table's file)"),
     ]  # fmt: skip
-    if settings.reference:
-        facts.append(("references from", settings.reference))
+    if config.reference:
+        facts.append(("references from", config.reference))
     notes = []
-    if rules.profile != "loo":
+    if config.profile != "loo":
         notes.append(
-            f"In the profile {rules.profile} a success is measured against its own end, so it ends at 1 by "
+            f"In the profile {config.profile} a success is measured against its own end, so it ends at 1 by "
             "construction: that successes end higher than failures says nothing here."
         )
     rows, note = _task_rows(scored)
-    warnings = [CAUTIONS[settings.encoder]] if settings.encoder in CAUTIONS else []
+    warnings = [CAUTIONS[encoder.name]] if encoder.name in CAUTIONS else []
     tasks = part("table", rows) if len(rows) <= 13 else part("folded_table", "Tasks", rows)
     blocks = (part("facts", facts), tasks)
     return Section(title="Summary", notes=[*notes, *note], warnings=warnings, blocks=blocks)
@@ -223,7 +223,7 @@ def _mean_final(scored: ScoredDataset, column: str, episodes: list[Episode]) -> 
 def _curves(scored: ScoredDataset, pictures: Pictures) -> Section:
     tasks = {task: i for i, task in enumerate(dict.fromkeys(e.task for e in scored.buffer.episodes))}
     measures = {"progress": "progress"}
-    value = scored.settings.rules.value_name
+    value = scored.provenance.config.value_name
     if value != "progress":
         measures["value"] = f"step value ({value})"
     content = {
@@ -398,13 +398,7 @@ def _audit(scored: ScoredDataset) -> list[Section]:
 
 def _changed(scored: ScoredDataset, origin: dict[str, Any]) -> list[str]:
     """Returns the names of the inputs that differ between the audit and the score."""
-    current = {
-        "dataset": scored.buffer.fingerprint,
-        "labels": scored.buffer.labels_fingerprint,
-        "encoder": scored.settings.encoder,
-        "cameras": list(scored.settings.cameras),
-        "windows": asdict(scored.settings.windows),
-    }
+    current = audit_origin(scored.buffer, scored.provenance)
     return [name for name, value in current.items() if name in origin and origin[name] != value]
 
 

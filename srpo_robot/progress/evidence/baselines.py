@@ -20,17 +20,17 @@ from torchvision.transforms.v2 import functional as tvf
 
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UsageError
+from srpo_robot.progress.config import ScoringConfig, parse_reference_name
 from srpo_robot.progress.embed import embed_buffer
 from srpo_robot.progress.encoder import Encoder, HoldsFrames
 from srpo_robot.progress.pipeline import combined
-from srpo_robot.progress.references import parse_references
 from srpo_robot.progress.score import (
     CONSTANT,
     NO_SUCCESS,
     ONE_WINDOW,
     SKIPPED_EPISODE,
     SKIPPED_TASK,
-    Rules,
+    EpisodeScore,
     Scores,
     WindowEmbeddings,
     dense_distance,
@@ -39,7 +39,6 @@ from srpo_robot.progress.score import (
     success_progress,
 )
 from srpo_robot.progress.store import EmbeddingStore
-from srpo_robot.progress.windows import WindowSpec
 from srpo_robot.records import Curve, Episode
 
 CONTROL_TO_BEAT = "pixel-last10"
@@ -55,6 +54,8 @@ class PixelMean:
     control `CONTROL_TO_BEAT`.
     """
 
+    name = "pixel-mean"
+    dtype = "float32"
     batch_clips = 64
 
     def __init__(self, size: int = 32, frames: int = 10) -> None:
@@ -62,7 +63,7 @@ class PixelMean:
 
         Args:
             size: images are resized to `size` x `size` px. Nothing is cropped, so the aspect ratio changes.
-            frames: frames per clip, even. (`WindowSpec` refuses an odd number.)
+            frames: frames per clip, even. (`ScoringConfig` refuses an odd number.)
 
         Raises:
             UsageError: size below 1.
@@ -92,6 +93,8 @@ class PixelMean:
 
 class PixelFrame(PixelMean):
     """The last frame of a window, downsampled. The baseline `pixel` uses it (appendix B)."""
+
+    name = "pixel-frame"
 
     def __init__(self, size: int = 32) -> None:
         """Sets the image size, `size` x `size` px. Raises the errors of `PixelMean`."""
@@ -170,6 +173,7 @@ class Transformed:
     def __init__(self, encoder: Encoder, name: str, seed: int = 0) -> None:
         """Wraps `encoder`. Raises UsageError if `name` is not in `TRANSFORMS`."""
         self._encoder, self._transform, self._seed = encoder, episode_transform(name), seed
+        self.name, self.dtype = f"{encoder.name}, {name}", encoder.dtype
         self.identity = f"{encoder.identity}+{name}:{seed}"
         self.frames_per_clip, self.batch_clips = encoder.frames_per_clip, encoder.batch_clips
 
@@ -282,12 +286,8 @@ def _success_ends(episodes: Sequence[Episode], windows: Windows) -> dict[str, np
 # --- the registry -------------------------------------------------------------------------------------------------
 
 
-def _same_windows(spec: WindowSpec) -> WindowSpec:
-    return spec
-
-
-def _same_rules(rules: Rules) -> Rules:
-    return rules
+def _unchanged(config: ScoringConfig) -> ScoringConfig:
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,8 +300,7 @@ class Scorer:
         trustworthy: the result to expect from a trustworthy score on or beside this scorer.
         control: True for a negative control, False for a baseline.
         encoder: creates the encoder. None uses the encoder under test.
-        windows: maps the windows under test to this scorer's windows.
-        rules: maps the rules under test to this scorer's rules.
+        config: maps the config under test to this scorer's config.
         transform: change of the video, a key in `TRANSFORMS`. Empty for none.
         curves: computes the curves from episodes and windows, in place of `score`.
         video: False if the scorer needs no video. `curves` then gets no windows.
@@ -312,28 +311,25 @@ class Scorer:
     trustworthy: str
     control: bool = True
     encoder: Callable[[], Encoder] | None = None
-    windows: Callable[[WindowSpec], WindowSpec] = _same_windows
-    rules: Callable[[Rules], Rules] = _same_rules
+    config: Callable[[ScoringConfig], ScoringConfig] = _unchanged
     transform: str = ""
     curves: Callable[[Sequence[Episode], Windows], tuple[Curve, ...]] | None = None
     video: bool = True
 
 
-def _recent(frames: int) -> Callable[[WindowSpec], WindowSpec]:
-    """Returns a map to windows of the last `frames` frames, with the ends under test.
+def _recent(frames: int, references: str = "") -> Callable[[ScoringConfig], ScoringConfig]:
+    """Returns a change of the config to windows of the last `frames` frames, with the ends under test.
 
-    The ends of nested windows depend on their clips, so nested windows become stride:4.
+    The ends of nested windows depend on their clips, so nested windows become stride:4. `references`: references of
+    the scorer; "" keeps those under test.
     """
 
-    def windows(spec: WindowSpec) -> WindowSpec:
-        kind, stride = ("stride", 4) if spec.kind == "nested" else (spec.kind, spec.stride)
-        return WindowSpec(kind, stride, "recent", spec.min_window, frames)
+    def changed(config: ScoringConfig) -> ScoringConfig:
+        windows = "stride:4" if config.window_kind == "nested" else config.windows
+        recent = replace(config, windows=windows, window_shape="recent", frames_per_clip=frames)
+        return replace(recent, references=references) if references else recent
 
-    return windows
-
-
-def _nearest(rules: Rules) -> Rules:
-    return replace(rules, references="nearest")
+    return changed
 
 
 _CONTROLS = (
@@ -342,15 +338,14 @@ _CONTROLS = (
         meaning="mean image of the last 10 frames, nearest success",
         trustworthy="is better than it; if not, a mean image is enough and no network is needed",
         encoder=PixelMean,
-        windows=_recent(10),
-        rules=_nearest,
+        config=_recent(10, references="nearest"),
     ),
     Scorer(
         name="pixel-mean",
         meaning="mean image of the same windows, same references",
         trustworthy="is better than it, by more than the interval",
         encoder=lambda: PixelMean(frames=64),
-        windows=lambda spec: replace(spec, frames_per_clip=spec.frames_per_clip or 64),
+        config=lambda config: config.resolved(64),
     ),
     Scorer(
         name="shuffled",
@@ -398,7 +393,7 @@ _BASELINES = (
         trustworthy="has a higher SC and Mono; AUC, MMD, JS and SMD are by construction, as in profile paper",
         control=False,
         encoder=PixelFrame,
-        windows=_recent(2),
+        config=_recent(2),
         curves=pixel_curves,
     ),
 )
@@ -430,7 +425,7 @@ def image_scorer(encoder: Encoder, name: str) -> Scorer:
         trustworthy="is better than it if motion matters",
         control=False,
         encoder=lambda: encoder,
-        windows=_recent(2),
+        config=_recent(2),
     )
 
 
@@ -438,10 +433,8 @@ def score_with(
     scorer: Scorer,
     buffer: Buffer,
     store: EmbeddingStore,
-    cameras: str | tuple[str, ...],
     encoder: Encoder,
-    windows: WindowSpec,
-    rules: Rules,
+    config: ScoringConfig,
     skip_bad: bool = False,
     on_episode: Callable[[Episode, int], None] | None = None,
 ) -> Scores:
@@ -451,40 +444,33 @@ def score_with(
 
     Args:
         scorer: the negative control or baseline.
-        encoder, windows, rules: encoder, windows and rules of the score under test.
+        encoder, config: encoder and config of the score under test.
 
     Raises:
-        UsageError: `rules` measures against another dataset. The scorers have no embeddings of its video.
+        UsageError: `config` measures against another dataset. The scorers have no embeddings of its video.
         SrpoRobotError: raised by `embed_buffer` and `score`.
     """
-    if parse_references(rules.reference_name).external:
+    if parse_reference_name(config.reference_name).external:
         raise UsageError(
             "negative controls and baselines need the dataset's own successes as references; leave --reference out"
         )
     if not scorer.video:
-        return _scores_from_curves(buffer.episodes, (), scorer, rules)
+        return _scores_from_curves(buffer.episodes, (), scorer, config)
     scorer_encoder = encoder if scorer.encoder is None else scorer.encoder()
     if scorer.transform:
         scorer_encoder = Transformed(scorer_encoder, scorer.transform)
-    spec = scorer.windows(windows)
-    embedded = combined(embed_buffer(buffer, scorer_encoder, store, cameras, spec, skip_bad, on_episode))
+    scorer_config = scorer.config(config)
+    embedded = combined(embed_buffer(buffer, scorer_encoder, store, scorer_config, skip_bad, on_episode))
     if scorer.curves is None:
-        return score(buffer.episodes, embedded, scorer.rules(rules))
-    return _scores_from_curves(buffer.episodes, embedded, scorer, rules)
+        return score(buffer.episodes, embedded, scorer_config)
+    return _scores_from_curves(buffer.episodes, embedded, scorer, config)
 
 
-def _scores_from_curves(episodes: Sequence[Episode], windows: Windows, scorer: Scorer, rules: Rules) -> Scores:
+def _scores_from_curves(episodes: Sequence[Episode], windows: Windows, scorer: Scorer, config: ScoringConfig) -> Scores:
     assert scorer.curves is not None
     curves = tuple(
-        _undefined(episode, SKIPPED_TASK) if episode.task in rules.skip_tasks else curve
+        _undefined(episode, SKIPPED_TASK) if episode.task in config.skip_tasks else curve
         for episode, curve in zip(episodes, scorer.curves(episodes, windows), strict=True)
     )
-    return Scores(
-        curves,
-        np.full(len(curves), np.nan),
-        {},
-        (),
-        tuple(curve.progress.copy() for curve in curves),
-        tuple(curve.reason for curve in curves),
-        np.full(len(curves), np.nan),
-    )
+    episode_scores = tuple(EpisodeScore(curve, curve.progress.copy(), reason=curve.reason) for curve in curves)
+    return Scores(episode_scores, references={}, warnings=(), reference_episodes={})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from srpo_robot.errors import ScoringError, UsageError
+from srpo_robot.progress.config import VALUES, ScoringConfig
 from srpo_robot.progress.evidence.baselines import frozen_from
 from srpo_robot.progress.evidence.metrics import (
     ChunkCorrelation,
@@ -26,8 +27,7 @@ from srpo_robot.progress.evidence.metrics import (
     policy_ranking,
     tail_rise,
 )
-from srpo_robot.progress.score import SKIPPED_TASK, Rules, Scores, WindowEmbeddings, score
-from srpo_robot.progress.value import VALUES
+from srpo_robot.progress.score import SKIPPED_TASK, Scores, WindowEmbeddings, score
 from srpo_robot.records import Episode
 
 Windows = Sequence[WindowEmbeddings | None]
@@ -135,7 +135,7 @@ def measure(
 def own_rows(
     episodes: Sequence[Episode],
     windows: Windows,
-    rules: Rules,
+    config: ScoringConfig,
     ablations: Sequence[str] = (),
     external: Mapping[str, np.ndarray] | None = None,
     policies: Sequence[str] | None = None,
@@ -145,7 +145,7 @@ def own_rows(
 
     Args:
         episodes, windows: labelled episodes and their windows.
-        rules: rules of the score. Profile and references are replaced.
+        config: config of the score. Profile, references and step value are replaced.
         ablations: names in `ABLATIONS`.
         external: embeddings by task for the ablation "external" (see `external_references`).
         policies, resampling: see `measure`.
@@ -161,16 +161,17 @@ def own_rows(
         raise UsageError("the ablation 'external' measures against another dataset's successes; give --reference")
     rows = []
     for name in (*OWN, *ablations):
-        profile, references = (name, "") if name in OWN else ("paper", name)
-        row_rules = replace(rules, profile=profile, references=references, value="")
-        scores = score(episodes, windows, row_rules, external if name == "external" else None)
+        row_config = config.for_profile("loo" if name == "loo" else "paper")
+        if name in ABLATIONS:
+            row_config = replace(row_config, references=name)
+        scores = score(episodes, windows, row_config, external if name == "external" else None)
         label = name if name in OWN else f"paper, {name}"
         rows.append(measure(label, (OWN | ABLATIONS)[name], episodes, scores, False, False, policies, resampling))
     return rows
 
 
 def alpha_sweep(
-    episodes: Sequence[Episode], windows: Windows, rules: Rules, alphas: Sequence[float] = ALPHAS
+    episodes: Sequence[Episode], windows: Windows, config: ScoringConfig, alphas: Sequence[float] = ALPHAS
 ) -> list[AlphaRow]:
     """Computes rewards of profile `paper` for each alpha.
 
@@ -181,7 +182,7 @@ def alpha_sweep(
     """
     rows = []
     for alpha in alphas:
-        scores = score(episodes, windows, replace(rules, profile="paper", references="", value="", alpha=alpha))
+        scores = score(episodes, windows, replace(config.for_profile("paper"), alpha=alpha))
         failed = np.array([not e.success for e in episodes]) & np.isfinite(scores.rewards)
         if not failed.any():
             raise ScoringError("no failure has a reward, so alpha changes nothing; label or record failures")
@@ -207,13 +208,13 @@ def _within(episodes: Sequence[Episode], rewards: np.ndarray) -> float:
 
 
 def step_values(
-    episodes: Sequence[Episode], windows: Windows, rules: Rules, names: Sequence[str] = VALUES
+    episodes: Sequence[Episode], windows: Windows, config: ScoringConfig, names: Sequence[str] = VALUES
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """Returns the step value R of every episode (T,), by value name.
 
     The profile is `loo`: an episode is never measured against its own group.
     """
-    loo = replace(rules, profile="loo", references="")
+    loo = config.for_profile("loo")
     return {name: score(episodes, windows, replace(loo, value=name)).values for name in names}
 
 

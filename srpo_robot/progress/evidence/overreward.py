@@ -13,11 +13,11 @@ import numpy as np
 
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import ScoringError
+from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import Encoder
 from srpo_robot.progress.evidence.counterfactual import Colour, Variant, over_reward, variant_episode, variants
-from srpo_robot.progress.score import Rules, WindowEmbeddings, score
-from srpo_robot.progress.windows import WindowSpec
+from srpo_robot.progress.score import WindowEmbeddings, score
 from srpo_robot.records import Episode
 
 
@@ -56,11 +56,9 @@ class _VariantEpisode:
 
 def over_rewards(
     buffer: Buffer,
-    camera: str,
     encoder: Encoder,
-    spec: WindowSpec,
+    config: ScoringConfig,
     windows: Sequence[WindowEmbeddings | None],
-    rules: Rules,
     count: int,
     seed: int = 0,
     on_success: Callable[[Episode], None] | None = None,
@@ -70,10 +68,9 @@ def over_rewards(
 
     Args:
         buffer: the dataset.
-        camera, encoder, spec: camera, encoder and windows of the score under test.
-        windows: windows of all episodes by this encoder, camera and spec.
-        rules: rules of the score under test. The profile must be `loo`, so that a variant is not measured against its
-            own source.
+        encoder, config: encoder and config of the score under test, with the feature key of one camera. The profile
+            must be `loo`, so that a variant is not measured against its own source.
+        windows: windows of all episodes by this encoder and config.
         count: number of successes, spread evenly over the dataset.
         seed: seed of the variants.
         on_success: called after the variants of each success are embedded.
@@ -90,13 +87,13 @@ def over_rewards(
     variant_episodes: list[_VariantEpisode] = []
     for row in chosen:
         first = len(buffer.episodes) + len(variant_episodes)
-        variant_episodes += _variants_of(buffer, camera, encoder, spec, row, seed, first, colours)
+        variant_episodes += _variants_of(buffer, encoder, config, row, seed, first, colours)
         if on_success is not None:
             on_success(buffer.episodes[row])
     scores = score(
         [*buffer.episodes, *(c.episode for c in variant_episodes)],
         [*windows, *(c.windows for c in variant_episodes)],
-        rules,
+        config,
     )
     progress = [curve.progress for curve in scores.curves]
     members = list(zip(variant_episodes, progress[len(buffer.episodes) :], strict=True))
@@ -108,9 +105,8 @@ def over_rewards(
 
 def _variants_of(
     buffer: Buffer,
-    camera: str,
     encoder: Encoder,
-    spec: WindowSpec,
+    config: ScoringConfig,
     row: int,
     seed: int,
     first: int,
@@ -127,6 +123,7 @@ def _variants_of(
     )
     other = next((i for i in after if buffer.episodes[i].task != source.task), None)
     donors = {"failure": failure, "other-task": other}
+    (camera,) = config.cameras
     prepared = {
         i: encoder.prepare(buffer.frames(buffer.episodes[i], camera)) for i in (row, failure, other) if i is not None
     }
@@ -134,7 +131,7 @@ def _variants_of(
     result = []
     for variant in variants(prepared[row], seed + source.index, ends["failure"], ends["other-task"], colours):
         episode = variant_episode(source, variant, first + len(result))
-        embedded = embed_frames(variant.frames, encoder, spec, episode.index)
+        embedded = embed_frames(variant.frames, encoder, config, episode.index)
         result.append(_VariantEpisode(variant, episode, embedded, row, donors.get(variant.name.partition(":")[2])))
     return result
 

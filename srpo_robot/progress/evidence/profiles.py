@@ -10,7 +10,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from srpo_robot.errors import UsageError
-from srpo_robot.progress.score import Profile, Rules, WindowEmbeddings, score
+from srpo_robot.progress.config import Profile, ScoringConfig
+from srpo_robot.progress.score import WindowEmbeddings, score
 from srpo_robot.records import Episode
 
 
@@ -44,7 +45,7 @@ def compare(
     episodes: Sequence[Episode],
     windows: Sequence[WindowEmbeddings | None],
     profiles: Sequence[str],
-    rules: Rules | None = None,
+    config: ScoringConfig | None = None,
     external: Mapping[str, np.ndarray] | None = None,
 ) -> list[ProfileComparison]:
     """Scores every episode under each profile. Episodes with the largest disagreement of ranks come first.
@@ -52,7 +53,7 @@ def compare(
     Args:
         episodes, windows, external: see `score`.
         profiles: two or more names.
-        rules: rules of the score. The profile is replaced. Empty references mean the default of each profile.
+        config: config of the score. The profile is replaced. Empty references mean the default of each profile.
 
     Raises:
         UsageError: fewer than two profiles are given, or one is unknown.
@@ -61,10 +62,13 @@ def compare(
     names = list(dict.fromkeys(profiles))
     if len(names) < 2:
         raise UsageError(f"a comparison needs two profiles or more; there are: {', '.join(get_args(Profile))}")
+    config = config or ScoringConfig()
     progress, reward, progress_rank, reward_rank = {}, {}, {}, {}
     for name in names:
-        # The step value is not used here, and progress is the cheapest one.
-        scores = score(episodes, windows, replace(rules or Rules(), profile=name, value="progress"), external)  # type: ignore[arg-type]
+        # The step value is not used here, and progress is the cheapest one. The windows are embedded already, and a
+        # config refuses nested windows for siirl.
+        profile_config = replace(config, profile=name, value="progress", windows="dense")  # type: ignore[arg-type]
+        scores = score(episodes, windows, profile_config, external)
         progress[name] = np.array([curve.progress[-1] for curve in scores.curves])
         reward[name] = scores.rewards
         progress_rank[name] = _ranks(progress[name], episodes)
