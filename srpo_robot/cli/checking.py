@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,9 @@ from srpo_robot.arm.xarm7.inspection import Inspection
 from srpo_robot.arm.xarm7.motion import MotionLimits
 from srpo_robot.arm.xarm7.preflight import CameraReading, Check, CheckResult, attempt, failed, refused, skipped
 from srpo_robot.cli.console import console, say, waiting, write_json
+from srpo_robot.cli.inputs import check_device, load_recipes
 from srpo_robot.cli.operator import TerminalKeys
+from srpo_robot.cli.options import CheckOptions
 from srpo_robot.errors import ArmError, SrpoRobotError, UsageError, one_line
 from srpo_robot.evaluation.operator import GO, Keys
 from srpo_robot.recipes import CameraRecipe, ControllerRecipe, HardwareRecipe, TaskRecipe, load
@@ -46,30 +48,6 @@ _ON_THE_LINK = ("round trips", "errors", "emergency stop", *preflight.SETTINGS, 
 _BY_POLICY = ("policy", "first chunk")
 
 
-@dataclass(frozen=True)
-class CheckOptions:
-    """What `srpo-robot check` was asked for.
-
-    Attributes:
-        arm: recipe of hardware/.
-        policy, task: checkpoint or URL, and the recipe of datasets/ that it is for; "" leaves its lines out.
-        set_up: store the recipe's settings; motors on.
-        move: open and close the gripper without asking.
-        estop: ask for the emergency stop, where there is a terminal.
-        pictures: folder for what the cameras see.
-    """
-
-    arm: str
-    policy: str = ""
-    task: str = ""
-    set_up: bool = False
-    move: bool = False
-    estop: bool = True
-    pictures: Path | None = None
-    device: str = "auto"
-    json_path: Path | None = None
-
-
 def check_command(options: CheckOptions) -> bool:
     """Look at everything, print the list; whether nothing failed.
 
@@ -79,6 +57,7 @@ def check_command(options: CheckOptions) -> bool:
     """
     if bool(options.policy) != bool(options.task):
         raise UsageError("--policy and --task go together: the task says which cameras and actions a policy needs")
+    check_device(options.device)
     hardware = load(HardwareRecipe, "hardware", options.arm)
     XArm7(hardware)  # refuses recipes that cannot be
     task = load(TaskRecipe, "datasets", options.task) if options.task else None
@@ -376,7 +355,7 @@ def _look_at_policy(
 
 
 def _ask_policy(hardware: HardwareRecipe, task: TaskRecipe, options: CheckOptions, has_failed: bool) -> list[Check]:
-    from srpo_robot.cli.running import load_any_policy, load_recipes
+    from srpo_robot.cli.running import load_any_policy
 
     load_recipes(options.arm, options.task)  # refuses a task whose cameras the arm does not have
     arm = XArm7(hardware, dry_run=True)

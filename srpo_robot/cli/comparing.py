@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_robot.cli.console import console, say, shortened, table, waiting, warn, write_json
+from srpo_robot.cli.options import CompareOptions
 from srpo_robot.errors import StaleTable, UsageError
 from srpo_robot.evaluation.comparison import (
     Contender,
@@ -23,22 +24,6 @@ from srpo_robot.evaluation.protocol import open_study
 from srpo_robot.evaluation.statistics import Effect, Rate, holm, success_rate
 from srpo_robot.evaluation.trials import read_trials
 from srpo_robot.records import Trial
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """The options of `compare`; see its help."""
-
-    runs: tuple[Path, ...]
-    baseline: str = ""
-    task: str = ""
-    dataset: Path | None = None
-    difference: float = 0.2
-    power: float = 0.8
-    alpha: float = 0.05
-    margin: float | None = None
-    unblind: bool = False
-    json_path: Path | None = None
 
 
 @dataclass(frozen=True)

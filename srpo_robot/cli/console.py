@@ -13,8 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from srpo_robot.numerics import without_nan
-
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -92,6 +90,8 @@ def number(value: float, digits: int = 3) -> str:
 def write_json(path: Path | None, content: dict[str, Any]) -> None:
     """Write `content` where --json asked for it; what is undefined is null."""
     if path is not None:
+        from srpo_robot.numerics import without_nan  # imports numpy
+
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(without_nan(content), indent=2, default=str, allow_nan=False) + "\n")
 

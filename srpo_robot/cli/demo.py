@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from srpo_robot.cli.console import console, number, say, warn
+from srpo_robot.cli.options import DemoOptions, RecordOptions, RunOptions
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Trial
 
@@ -25,19 +26,20 @@ SAY_PLAINLY = (
 )
 
 
-def run_demo(root: Path, episodes: int, steps: int, trials: int) -> Path:
-    """Record, score, audit, train AWR and SFT, run both, write ROOT/report.html.
+def run_demo(options: DemoOptions) -> Path:
+    """Records, scores, audits, trains AWR and SFT, runs both and writes ROOT/report.html.
 
     Raises:
-        UsageError: `root` holds a demo of other sizes.
+        UsageError: the folder holds a demo of other sizes.
     """
     started = time.monotonic()
-    sizes = {"episodes": episodes, "steps": steps, "trials": trials}
+    root = options.root
+    sizes = {"episodes": options.episodes, "steps": options.steps, "trials": options.trials}
     _claim(root, sizes)
     say(f"[bold]srpo-robot demo[/]: everything goes to {root}; Ctrl-C is safe, the same command goes on from there.\n")
     dataset = root / "dataset"
     _stage(1, "record demonstrations, half of them failures")
-    _record(dataset, episodes)
+    _record(dataset, options.episodes)
     _stage(2, "score them: growing windows, V-JEPA 2 embeddings, distance to the task's own successes")
     summary = _score(dataset, root)
     _stage(3, "audit the scores: do they tell success from failure, and better than their nulls?")
@@ -46,10 +48,10 @@ def run_demo(root: Path, episodes: int, steps: int, trials: int) -> Path:
     schemes: tuple[tuple[str, Literal["awr", "uniform"]], ...] = (("AWR", "awr"), ("SFT", "uniform"))
     for place, (name, scheme) in enumerate(schemes):
         _stage(4 + place, f"train pi0-tiny, {name} ({scheme} weights)")
-        _train(dataset, scheme, root / scheme, steps)
+        _train(dataset, scheme, root / scheme, options.steps)
     for place, (name, scheme) in enumerate(schemes):
         _stage(6 + place, f"run the {name} policy on the mock arm")
-        runs[name] = _run(root / scheme, root / f"run_{scheme}", trials)
+        runs[name] = _run(root / scheme, root / f"run_{scheme}", options.trials)
     page = _report(root, dataset, summary, verdict, runs)
     warn(SAY_PLAINLY)
     say(f"Report: {page}  ({time.monotonic() - started:.0f} s)")
@@ -82,7 +84,7 @@ def _record(dataset: Path, episodes: int) -> None:
     repair(dataset)  # what a kill -9 may have left
     missing = episodes - recorded_episodes(dataset)
     if missing > 0:
-        record_demonstrations(ARM, TASK, dataset, missing, failure_rate=0.5, seed=SEED)
+        record_demonstrations(RecordOptions(root=dataset, episodes=missing, task=TASK, arm=ARM, seed=SEED))
     else:
         say(f"{episodes} episodes are there.")
 
@@ -91,7 +93,7 @@ def _score(dataset: Path, root: Path) -> dict[str, Any]:
     from srpo_robot.cli.scoring import ScoreOptions, score_command
 
     path = root / "score.json"
-    score_command(ScoreOptions(str(dataset), json_path=path))
+    score_command(ScoreOptions(dataset=str(dataset), json_path=path))
     return json.loads(path.read_text())
 
 
@@ -99,7 +101,7 @@ def _audit(dataset: Path) -> AuditResult:
     """The verdict; the demo trains whatever it is, and says so."""
     from srpo_robot.cli.benchmarking import UnderTest, audit_command
 
-    verdict = audit_command(UnderTest(str(dataset)), level=0.05, horizon=10, resamples=2000, json_path=None)
+    verdict = audit_command(UnderTest(dataset=str(dataset)), level=0.05, horizon=10, resamples=2000, json_path=None)
     if not verdict.passed:
         say("The demo goes on all the same, to show the rest of the loop; train-awr would ask for --accept-audit.")
     return verdict
@@ -116,15 +118,14 @@ def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps
         say(f"{output} is trained.")
         return
     recipe = replace(load(PolicyRecipe, "policies", POLICY), steps=steps, warmup_steps=min(100, steps // 4))
-    options = TrainOptions(output, resume=done > 0, accept_audit=True)
+    options = TrainOptions(output=output, resume=done > 0, accept_audit=True)
     train_buffer(open_buffer(dataset), recipe, scheme, options)
 
 
 def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:
-    from srpo_robot.cli.running import RunOptions, run_trials
-    from srpo_robot.cli.sessions import LiveOptions
+    from srpo_robot.cli.running import run_trials
 
-    return run_trials(RunOptions(ARM, TASK, str(checkpoint), trials, LiveOptions(output)))
+    return run_trials(RunOptions(output=output, policy=str(checkpoint), task=TASK, arm=ARM, trials=trials))
 
 
 def _report(

@@ -5,46 +5,50 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from rich.style import Style
 from rich.text import Text
 
-from srpo_robot.buffer.episodes import Buffer
-from srpo_robot.buffer.labels import Label, parse_csv, write_labels
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import console, say, table, waiting
+from srpo_robot.cli.options import LabelOptions
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Episode
+
+if TYPE_CHECKING:
+    from srpo_robot.buffer.episodes import Buffer
 
 KEYS = "s success, f failure, space skip, b back, q quit"
 STRIP_FRAMES = 6  # evenly over the episode, before the last frame
 
 
-def label_dataset(dataset: str, csv: Path | None, all_success: bool, camera: str | None, relabel: bool) -> None:
+def label_dataset(options: LabelOptions) -> None:
     """Set labels in one of the three ways and print what is labelled now.
 
     Raises:
         UsageError: two ways at once, or keys without a terminal.
         DatasetError: see `parse_csv` and `open_buffer`.
     """
-    if csv is not None and all_success:
+    if options.csv is not None and options.all_success:
         raise UsageError("--csv and --all-success exclude each other; give one")
-    with waiting(f"opening {dataset}"):
-        buffer = open_buffer(dataset)
-    if csv is not None:
-        write_labels(buffer, parse_csv(csv, len(buffer.episodes)))
-    elif all_success:
+    with waiting(f"opening {options.dataset}"):
+        buffer = open_buffer(options.dataset)
+    from srpo_robot.buffer.labels import Label, parse_csv, write_labels
+
+    if options.csv is not None:
+        write_labels(buffer, parse_csv(options.csv, len(buffer.episodes)))
+    elif options.all_success:
         write_labels(buffer, {e.index: Label(True, "") for e in buffer.episodes if e.success is None})
     else:
         if not sys.stdin.isatty():
             raise UsageError("labelling by keys needs a terminal; without one give --csv FILE or --all-success")
         show = window_shower() or terminal_shower()
-        todo = [e for e in buffer.episodes if relabel or e.success is None]
-        label_by_keys(buffer, todo, buffer.camera(camera), read_key, show)
-    _print_labels(open_buffer(dataset))
+        todo = [e for e in buffer.episodes if options.relabel or e.success is None]
+        label_by_keys(buffer, todo, buffer.camera(options.camera), read_key, show)
+    _print_labels(open_buffer(options.dataset))
 
 
 def label_by_keys(
@@ -60,6 +64,8 @@ def label_by_keys(
         next_key: returns one character.
         show: shows an episode's frames, uint8 (n, H, W, 3), the last one being the episode's last.
     """
+    from srpo_robot.buffer.labels import Label, write_labels
+
     answers: dict[int, bool] = {}
     at = 0
     while at < len(todo):

@@ -9,12 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from srpo_robot.arm.actions import make_action_space
-from srpo_robot.arm.limits import Limits
 from srpo_robot.cli.console import say
-from srpo_robot.cli.running import load_recipes
+from srpo_robot.cli.inputs import load_recipes
+from srpo_robot.cli.options import MockLabOptions
+from srpo_robot.cli.running import recipe_space
 from srpo_robot.errors import ArmError, UsageError
 from srpo_robot.evaluation.served_policy import PolicyServer, describe
 from srpo_robot.interrupts import ending
@@ -29,27 +27,34 @@ _MARK = "# Written by srpo-robot mock-lab; it goes when the lab closes.\n"
 _PRIVILEGED = 1024
 
 
-def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, randomization: float) -> None:
-    """Open a mock lab, write a hardware recipe that points at it, say what to type, and wait for Ctrl-C.
+def mock_lab(options: MockLabOptions) -> None:
+    """Opens a mock lab, writes a hardware recipe that points at it, prints what to type and waits for Ctrl-C.
 
     Raises:
         RecipeError: a task that the mock cell does not have.
         UsageError: a file is in the recipe's place, or a port that only root may take.
         ArmError: a port or address is taken.
     """
+    cell, task = load_recipes(CELL, options.task)
+    arm = load(HardwareRecipe, "hardware", ARM)
+    recipe = options.recipe
+    _check_place(recipe)
     from srpo_robot.mock.lab import MockLab
 
-    cell, task = load_recipes(CELL, task)
-    arm = load(HardwareRecipe, "hardware", ARM)
-    _check_place(recipe)
     with ExitStack() as opened:
-        lab = MockLab(cell, task, host=host, command_port=port, seed=seed, randomization=randomization)
+        lab = MockLab(
+            cell,
+            task,
+            host=options.host,
+            command_port=options.port,
+            seed=options.seed,
+            randomization=options.randomization,
+        )
         try:
             opened.enter_context(lab)
         except ArmError as error:
-            raise _privileges(port, error) from None
-        limits = Limits.from_recipe(cell.limits, cell.tcp_offset_m, 1.0 / cell.fps)
-        space = make_action_space(task.action_space, limits, np.array(cell.home_rad))
+            raise _privileges(options.port, error) from None
+        space = recipe_space(cell, task)
         script = ScriptedPolicy(lab)
         server = opened.enter_context(PolicyServer(script, describe(script, space, task.cameras)))
         ended = opened.enter_context(ending())  # before anybody hears that the lab is open

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srpo_robot.buffer.opening import open_buffer
+from srpo_robot.buffer.opening import check_dataset, open_buffer
 from srpo_robot.cli.console import bar, say, waiting
 
 PAGE = "report.html"
@@ -17,9 +17,10 @@ def report_dataset(dataset: str, output: Path | None) -> None:
         DatasetError: no dataset there.
         StaleTable: it was not scored, or has changed since; names the command.
     """
-    from srpo_robot.report.dataset_page import make_report
-
+    check_dataset(dataset)
     with waiting(f"opening {dataset}"):
+        from srpo_robot.report.dataset_page import make_report
+
         buffer = open_buffer(dataset)
     episodes = len(buffer.episodes)
     with bar("decoding for the page", episodes, "episode") as progress:  # a large dataset decodes only some of them

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srpo_robot.buffer.opening import check_dataset
 from srpo_robot.cli.comparing import load_run, show_p, show_points, show_rate
 from srpo_robot.cli.console import console, say, table, waiting, write_json
+from srpo_robot.cli.options import RoundsOptions
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.comparison import Contender, PolicyComparison, compare
 from srpo_robot.evaluation.statistics import Rate, success_rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """One turn of the flywheel.
 
@@ -34,21 +36,22 @@ class Round:
     p: float
 
 
-def rounds_command(folders: tuple[Path, ...], alpha: float, json_path: Path | None) -> list[Round]:
-    """Success rate by round, each against round 0.
+def rounds_command(options: RoundsOptions) -> list[Round]:
+    """Prints the success rate by round, each against round 0.
 
     Raises:
         UsageError: a folder with several policies or no trial that counts, or runs on different tasks.
         DatasetError: no journal, or one with a label outside the choices.
     """
-    sides = [_contender(folder) for folder in folders]
+    sides = [_contender(folder) for folder in options.runs]
     rounds = []
-    for number, (folder, side) in enumerate(zip(folders, sides, strict=True)):
-        found = compare(sides[0], side, alpha) if number else None
-        p = float("nan") if found is None else spent(found.interim.p, number)
-        rounds.append(Round(number, folder, side.name, success_rate(side.trials), found, p))
-    _print(rounds, alpha)
-    write_json(json_path, {"alpha": alpha, "rounds": [_json_row(item) for item in rounds]})
+    for number, (folder, side) in enumerate(zip(options.runs, sides, strict=True)):
+        comparison = compare(sides[0], side, options.alpha) if number else None
+        p = float("nan") if comparison is None else spent(comparison.interim.p, number)
+        rate = success_rate(side.trials)
+        rounds.append(Round(number=number, folder=folder, policy=side.name, rate=rate, against_first=comparison, p=p))
+    _print(rounds, options.alpha)
+    write_json(options.json_path, {"alpha": options.alpha, "rounds": [_json_row(item) for item in rounds]})
     return rounds
 
 
@@ -67,9 +70,11 @@ def append_command(dataset: Path, runs: tuple[Path, ...]) -> None:
         DatasetError: see `append`.
         UsageError: a run that was not recorded to its own folder.
     """
+    sources = [_recorded(run) for run in runs]
+    for folder in [*([dataset] if dataset.exists() else []), *sources]:
+        check_dataset(folder)
     from srpo_robot.buffer.appending import append
 
-    sources = [_recorded(run) for run in runs]
     with waiting(f"appending to {dataset}"):
         added, total = append(dataset, sources)
     say(f"{dataset}: {added} episodes added; {total} in all.")

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -21,9 +21,10 @@ from srpo_robot.arm.actions import ActionSpace, make_action_space
 from srpo_robot.arm.arm import Workcell
 from srpo_robot.cli.console import say, warn
 from srpo_robot.cli.operator import TerminalKeys
+from srpo_robot.cli.options import LiveOptions
 from srpo_robot.errors import ArmError, CameraError, RecipeError, UsageError, one_line
 from srpo_robot.evaluation.operator import GO, HELP, Judge, JudgedCell, OperatorCell, Quit, StopSwitch
-from srpo_robot.evaluation.policy import AsyncRunner, Policy
+from srpo_robot.evaluation.policy import PENDING, AsyncRunner, Policy
 from srpo_robot.evaluation.runtime import FrameSink, Outcome, Setup, Step, run_episode
 from srpo_robot.evaluation.trial_log import TrialLog
 from srpo_robot.evaluation.trials import clear_fault, note_fault, read_fault
@@ -36,27 +37,6 @@ TRIALS = "trials"  # folder of the logs, in a run's output
 _FREE_BYTES = 500_000_000  # less than this on the disk: no trial begins
 _WAIT_SHARE = 0.5  # of a control period: how long a chunk is waited for before the arm holds for a step
 _GIVE_UP_S = 30.0  # a policy that has not answered by then has failed
-
-
-@dataclass(frozen=True)
-class LiveOptions:
-    """How an arm that moves for real is run.
-
-    Attributes:
-        output: the run's folder.
-        first_pace: share of the speed caps during the session's first chunk.
-        confirm_fault: a person has looked after a fault: go on without asking.
-        by_hand: label by keys also where the recipe has a judge.
-        dry_run: nothing moves.
-        keep_redone: a trial that the person wants redone comes back as a void one, instead of being run again.
-    """
-
-    output: Path
-    first_pace: float = 1.0
-    confirm_fault: bool = False
-    by_hand: bool = False
-    dry_run: bool = False
-    keep_redone: bool = False
 
 
 class Session(Protocol):
@@ -82,16 +62,25 @@ class Session(Protocol):
 def make_session(
     hardware: HardwareRecipe,
     task: TaskRecipe,
+    output: Path,
     live: LiveOptions,
     *,
     wide_starts: float = 0.0,
     randomization: float = 0.0,
+    keep_redone: bool = False,
 ) -> Session:
-    """The session of an arm's kind, not yet open. `wide_starts`, `randomization`: of the mock arm.
+    """Returns the session for this kind of arm, not yet open.
+
+    Args:
+        output: the run's folder.
+        live: options of an arm that moves for real.
+        wide_starts: mock arm: share of trials that start anywhere over the table.
+        randomization: mock arm: strength of the visual randomization, 0 to 1.
+        keep_redone: real arm: a trial that the person wants redone is returned as void instead of being run again.
 
     Raises:
         RecipeError: the recipes contradict themselves or each other.
-        UsageError: an option that this kind of arm does not have.
+        UsageError: this kind of arm does not have an option that was given.
     """
     if hardware.kind == "mock":
         if live.dry_run or live.by_hand or live.confirm_fault or live.first_pace != 1.0:
@@ -101,7 +90,7 @@ def make_session(
         return MockSession(hardware, task, wide_starts, randomization)
     if randomization:
         raise UsageError("--randomization is for the mock arm; leave it out for a real arm")
-    return LiveSession(hardware, task, live)
+    return LiveSession(hardware, task, output, live, keep_redone)
 
 
 class MockSession:
@@ -134,11 +123,14 @@ class MockSession:
 class LiveSession:
     """An xArm 7 with a person at the keys, or the mock lab's judge in that person's place."""
 
-    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, options: LiveOptions) -> None:
+    def __init__(
+        self, hardware: HardwareRecipe, task: TaskRecipe, output: Path, options: LiveOptions, keep_redone: bool
+    ) -> None:
         """Raises RecipeError where a recipe contradicts itself, UsageError where nobody could stop the arm."""
         from srpo_robot.arm.xarm7.driver import XArm7
 
-        self._hardware, self._task, self._options = hardware, task, options
+        self._hardware, self._task, self._output, self._options = hardware, task, output, options
+        self._keep_redone = keep_redone
         self._arm: XArm7 = XArm7(hardware, dry_run=options.dry_run, first_pace=options.first_pace)
         self.space = make_action_space(task.action_space, self._arm.limits, self._arm.home_rad)
         self._switch = StopSwitch(self._arm.stop)
@@ -163,8 +155,8 @@ class LiveSession:
                 confirmed = self._confirm_fault()
                 opened.enter_context(_Terminated())
                 opened.push(self._note)
-                self._options.output.mkdir(parents=True, exist_ok=True)
-                note_fault(self._options.output)
+                self._output.mkdir(parents=True, exist_ok=True)
+                note_fault(self._output)
                 self._enter_arm(opened, confirmed)
             else:
                 opened.enter_context(self._arm)
@@ -179,14 +171,14 @@ class LiveSession:
     def run(self, number: int, policy: Policy, seed: int, sink: FrameSink) -> Outcome:
         """See `Session`: again and again until the person does not want it redone."""
         self._trial = number
-        folder = self._options.output / TRIALS / f"{number:03d}"
+        folder = self._output / TRIALS / f"{number:03d}"
         redone = 0
         while True:
-            _check_disk(self._options.output)
+            _check_disk(self._output)
             _move_aside(folder)
             with TrialLog(folder, self._sizes(), self._hardware.fps, self._arm.take_log) as log:
                 outcome = run_episode(self._setup(policy, log), policy, seed, sink)
-            if not outcome.redo or self._options.keep_redone:
+            if not outcome.redo or self._keep_redone:
                 layout = outcome.layout | ({"redone": redone} if redone else {})
                 return replace(outcome, layout=layout)
             redone += 1
@@ -225,7 +217,7 @@ class LiveSession:
         say(f"PASS cameras: {', '.join(f'{name} {i.shape[1]}x{i.shape[0]}' for name, i in seen.images.items())}")
         thinker = self._thinker(policy)
         thinker.reset(seed)
-        while (chunk := thinker.think(self._arm.observe())) == "late":
+        while (chunk := thinker.think(self._arm.observe())) == PENDING:
             continue
         if chunk is None:
             raise ArmError(f"{policy.name} has nothing to do in this scene; look at what its cameras see")
@@ -286,10 +278,10 @@ class LiveSession:
         Raises:
             UsageError: there was one, and nobody has.
         """
-        noted = read_fault(self._options.output)
+        noted = read_fault(self._output)
         if not noted:
             return self._options.confirm_fault
-        warn(f"the last run into {self._options.output} ended with a fault: {noted}")
+        warn(f"the last run into {self._output} ended with a fault: {noted}")
         if self._options.confirm_fault:
             return True
         if self._keys is not None:
@@ -319,14 +311,14 @@ class LiveSession:
     def _note(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """On the way out: word of a fault for the next run, or none. Comes after the arm has been stopped."""
         if error is None or isinstance(error, Quit):
-            clear_fault(self._options.output)
+            clear_fault(self._output)
             return
         ended = {KeyboardInterrupt: "ended by Ctrl-C", SystemExit: "ended by a signal"}
         what = ended.get(type(error)) or one_line(error)
         try:
-            note_fault(self._options.output, what, self._trial)
+            note_fault(self._output, what, self._trial)
         except OSError:
-            warn(f"{self._options.output}: what happened could not be noted; the note from before the run stays")
+            warn(f"{self._output}: what happened could not be noted; the note from before the run stays")
 
 
 class _Terminated:
