@@ -1,4 +1,7 @@
-"""Typer: the commands and their options. Parses, calls, prints; the work is in the modules beside this one."""
+"""The commands as Typer functions. Each passes its options to the module beside this one that does the work.
+
+The docstrings of the functions are the help pages.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,14 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """What stands between the commas."""
+    """Returns the names between the commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

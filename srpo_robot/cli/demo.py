@@ -1,4 +1,7 @@
-"""`srpo-robot demo`: the loop on the mock cell. Each stage leaves its result on disk; a second call goes on there."""
+"""`srpo-robot demo`: the whole loop on the mock cell.
+
+Each stage leaves its result on disk, so that a second call goes on from the first stage that is missing.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +66,8 @@ def _claim(root: Path, sizes: dict[str, int]) -> None:
     if path.is_file():
         before = json.loads(path.read_text())
         if before != sizes:
-            given = " ".join(f"--{key} {value}" for key, value in before.items())
-            raise UsageError(f"{root} holds a demo of other sizes; give another --root, or go on with {given}")
+            options = " ".join(f"--{key} {value}" for key, value in before.items())
+            raise UsageError(f"{root} holds a demo of other sizes; give another --root, or go on with {options}")
         return
     if root.exists() and any(root.iterdir()):
         raise UsageError(f"{root} exists and is not a demo; give another --root")
@@ -72,8 +75,8 @@ def _claim(root: Path, sizes: dict[str, int]) -> None:
     path.write_text(json.dumps(sizes) + "\n")
 
 
-def _stage(place: int, what: str) -> None:
-    console.print(f"\n[bold cyan]{place}/7[/] {what}")
+def _stage(place: int, title: str) -> None:
+    console.print(f"\n[bold cyan]{place}/7[/] {title}")
 
 
 def _record(dataset: Path, episodes: int) -> None:
@@ -81,7 +84,7 @@ def _record(dataset: Path, episodes: int) -> None:
     from srpo_robot.buffer.repair import repair
     from srpo_robot.cli.running import record_demonstrations
 
-    repair(dataset)  # what a kill -9 may have left
+    repair(dataset)  # a kill -9 may have left unfinished files
     missing = episodes - recorded_episodes(dataset)
     if missing > 0:
         record_demonstrations(RecordOptions(root=dataset, episodes=missing, task=TASK, arm=ARM, seed=SEED))
@@ -98,7 +101,7 @@ def _score(dataset: Path, root: Path) -> dict[str, Any]:
 
 
 def _audit(dataset: Path) -> AuditResult:
-    """The verdict; the demo trains whatever it is, and says so."""
+    """Returns the verdict. The demo trains even if the audit failed, and says so."""
     from srpo_robot.cli.benchmarking import UnderTest, audit_command
 
     verdict = audit_command(UnderTest(dataset=str(dataset)), level=0.05, horizon=10, resamples=2000, json_path=None)

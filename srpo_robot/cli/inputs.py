@@ -1,4 +1,4 @@
-"""Cheap checks of what a command line names, made before torch, lerobot or the simulator is imported."""
+"""Checks recipes, checkpoints, runs and devices before torch, lerobot or the simulator is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`srpo-robot mock-lab`: a lab in a terminal, for `srpo-robot run --arm FILE` in another one."""
+"""`srpo-robot mock-lab`: an emulated lab in one terminal, for `srpo-robot run --arm FILE` in another one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from srpo_robot.records import ActionChunk, Observation
 if TYPE_CHECKING:
     from srpo_robot.mock.lab import MockLab
 
-CELL, ARM = "mock", "xarm7"  # recipes: what is emulated, and whose controller settings the driver gets
+CELL, ARM = "mock", "xarm7"  # recipes: the emulated cell, and the arm whose controller settings the driver gets
 _MARK = "# Written by srpo-robot mock-lab; it goes when the lab closes.\n"
 _PRIVILEGED = 1024
 
@@ -31,8 +31,8 @@ def mock_lab(options: MockLabOptions) -> None:
     """Opens a mock lab, writes a hardware recipe that points at it, prints what to type and waits for Ctrl-C.
 
     Raises:
-        RecipeError: a task that the mock cell does not have.
-        UsageError: a file is in the recipe's place, or a port that only root may take.
+        RecipeError: the mock cell does not have the task.
+        UsageError: another file is in the recipe's place, or only root may open the port.
         ArmError: a port or address is taken.
     """
     cell, task = load_recipes(CELL, options.task)
@@ -57,7 +57,7 @@ def mock_lab(options: MockLabOptions) -> None:
         space = recipe_space(cell, task)
         script = ScriptedPolicy(lab)
         server = opened.enter_context(PolicyServer(script, describe(script, space, task.cameras)))
-        ended = opened.enter_context(ending())  # before anybody hears that the lab is open
+        ended = opened.enter_context(ending())  # Ctrl-C must work as soon as the lab is announced
         _write(recipe, dump(lab.recipe(arm)))
         opened.callback(recipe.unlink, missing_ok=True)
         name = shlex.quote(str(recipe))
@@ -87,12 +87,12 @@ class ScriptedPolicy:
         self._demonstrator = Demonstrator(lab.plant.sim)
 
     def reset(self, seed: int) -> None:
-        """Plan for the scene as it is laid out now."""
+        """Plans for the scene as it is laid out now."""
         with self._lock:
             self._demonstrator.reset(seed)
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        """One action, from where everything is now."""
+        """Returns one action for the current state of the scene."""
         with self._lock:
             return self._demonstrator.act(observation)
 
@@ -108,11 +108,11 @@ def _write(recipe: Path, content: str) -> None:
     recipe.parent.mkdir(parents=True, exist_ok=True)
     part = recipe.with_suffix(".part")
     part.write_text(_MARK + content, encoding="utf-8")
-    part.replace(recipe)  # whole from the first moment on: somebody may be waiting for it
+    part.replace(recipe)  # atomic: another process may be waiting for the file
 
 
 def _privileges(port: int, error: ArmError) -> Exception:
-    """What to say where a port cannot be opened."""
+    """Returns the error to raise if a port cannot be opened."""
     if 0 < port < _PRIVILEGED and os.geteuid() != 0:
         return UsageError(
             f"port {port} needs privileges; leave --port out (a free one goes into the recipe), or allow it with: "

@@ -1,4 +1,4 @@
-"""`srpo-robot protocol` writes a sheet of trials, `srpo-robot run --protocol` runs it."""
+"""`srpo-robot protocol` writes a sheet of trials. `srpo-robot run --protocol` runs it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REASONS = {
     "a": "the arm or the gripper failed",
     "k": "a wrong key was pressed",
 }
-_PLANNED = (0.3, (0.1, 0.2, 0.3))  # a rate, and differences from it, for which a sheet's power is printed
+_PLANNED = (0.3, (0.1, 0.2, 0.3))  # base rate and differences for which a sheet's power is printed
 
 
 def new_protocol(options: ProtocolOptions) -> None:
@@ -118,11 +118,11 @@ def _run_rows(study: Study, runner: ProtocolRunner) -> None:
             row = pending[0]
             layout = sheet.layout(row)
             swapped = ", swapped" if layout.scene.get("swapped") else ""
-            what = f"{layout.name}{swapped}, policy {study.name(row.policy)}"
+            label = f"{layout.name}{swapped}, policy {study.name(row.policy)}"
             if progress is None:
-                say(f"\n[bold]trial {total - len(pending) + 1} of {total}[/]: {what}")
+                say(f"\n[bold]trial {total - len(pending) + 1} of {total}[/]: {label}")
             else:
-                progress.at(total - len(pending), what)
+                progress.at(total - len(pending), label)
             trial = runner.run(row, layout)
             if trial.success is None:
                 warn(f"trial {row.trial} is void: {trial.note}")
@@ -131,7 +131,10 @@ def _run_rows(study: Study, runner: ProtocolRunner) -> None:
 
 
 class ProtocolRunner:
-    """The arm set up for one task after another, and the policies. A context manager: leaving it stops the arm."""
+    """Runs the trials of a protocol: sets the arm up for one task after another and loads each policy once.
+
+    Use it as a context manager. Leaving it stops the arm.
+    """
 
     def __init__(self, study: Study, live: LiveOptions, device: str) -> None:
         self._study, self._live, self._device = study, live, device
@@ -148,7 +151,7 @@ class ProtocolRunner:
         self._open.__exit__(kind, error, trace)
 
     def run(self, row: PlannedTrial, layout: SheetLayout) -> Trial:
-        """One trial, from its begin to its row in the journal, also where it ends by a fault, which is then raised."""
+        """Runs one trial and writes its row to the journal. A fault makes the row void and is raised again."""
         if layout.task != self._task_name:
             self._set_up(layout.task)
         policy = self._policy(row.policy)
@@ -166,9 +169,9 @@ class ProtocolRunner:
         return trial
 
     def _why_redone(self) -> str:
-        """The person's reason: a trial is not thrown away because of how it went."""
+        """Asks the person for the reason: a trial must not be thrown away because of its result."""
         choices = ", ".join(f"{key}: {reason}" for key, reason in REASONS.items())
-        assert isinstance(self._session, LiveSession)  # the mock's physics wants nothing redone
+        assert isinstance(self._session, LiveSession)  # the mock's physics never asks for a repeat
         return f"redone by hand: {REASONS[self._session.ask(f'Why is it void? {choices}', REASONS)]}"
 
     def _set_up(self, task: str) -> None:
@@ -190,7 +193,10 @@ class ProtocolRunner:
         self._task_name = task
 
     def _policy(self, letter: str) -> Policy:
-        """Loaded once: all tasks of a sheet have the same cameras and actions, and an episode sets the instruction."""
+        """Returns the policy of a letter, loaded once.
+
+        All tasks of a sheet have the same cameras and actions, and each episode sets the instruction.
+        """
         if letter not in self._policies:
             checkpoint, shown = self._study.protocol.policies[letter], self._study.name(letter)
             self._policies[letter] = load_any_policy(checkpoint, self._session.space, self._task, self._device, shown)
@@ -204,15 +210,17 @@ def _reason(error: BaseException) -> str:
 
 
 def scene(arm: str, task: TaskRecipe, seed: int) -> dict[str, Any]:
-    """Where the things of a task lie for a seed; {} for a real arm's task that only a person can lay out.
+    """Returns the task's layout for a seed; {} for a real arm's task that only a person can lay out.
 
     Raises:
-        RecipeError: a mock arm whose cell does not have the task.
+        RecipeError: the arm is a mock arm and its cell does not have the task.
     """
     from srpo_robot.mock.tasks import layout
 
     try:
-        return json.loads(json.dumps(layout(task, seed).as_json()))  # as a sheet gives it back: tuples are lists
+        return json.loads(
+            json.dumps(layout(task, seed).as_json())
+        )  # as it is read back from a sheet: tuples become lists
     except RecipeError:
         if load_recipes(arm, task.name)[0].kind == "mock":
             raise
@@ -223,8 +231,8 @@ def _check_alike(recipes: list[TaskRecipe]) -> None:
     for recipe in recipes[1:]:
         if (recipe.cameras, recipe.action_space) != (recipes[0].cameras, recipes[0].action_space):
             raise UsageError(
-                f"{recipes[0].name} and {recipe.name} differ in cameras or action space, so one dataset cannot hold both; "
-                "write a protocol for each"
+                f"{recipes[0].name} and {recipe.name} differ in cameras or action space, "
+                "so one dataset cannot hold both; write a protocol for each"
             )
 
 
@@ -241,18 +249,18 @@ def _check_scenes(path: Path, protocol: Protocol) -> None:
 
 
 def _print_study(study: Study, trials: list[Trial]) -> None:
-    made = table(str(study.folder), "policy", "success", "trials", "rate", "95 % interval (Wilson)", "void")
+    result = table(str(study.folder), "policy", "success", "trials", "rate", "95 % interval (Wilson)", "void")
     letters = sorted(study.protocol.policies)
     for letter, name in zip(letters, shortened([study.name(letter) for letter in letters]), strict=True):
-        own = [trial for trial in trials if trial.policy == letter]
-        rate = success_rate(own)
-        made.add_row(
+        judged = [trial for trial in trials if trial.policy == letter]
+        rate = success_rate(judged)
+        result.add_row(
             name,
             str(rate.successes),
             str(rate.trials),
             "undefined" if rate.trials == 0 else f"{rate.rate:.0%}",
             f"{rate.low:.0%} to {rate.high:.0%}",
-            str(len(own) - rate.trials),
+            str(len(judged) - rate.trials),
         )
-    console.print(made)
+    console.print(result)
     say(f"Who is better, and how sure that is: srpo-robot compare {study.folder}")

@@ -35,13 +35,13 @@ from srpo_robot.records import Trial
 if TYPE_CHECKING:
     from srpo_robot.buffer.recorder import Recorder
 
-DISTURBANCE_M = 0.006  # of demonstrations: they then show how to come back
+DISTURBANCE_M = 0.006  # noise in demonstrations, so that they show how to recover
 WIDE_STARTS = 0.6  # share of demonstrations that start anywhere over the table
 TRIAL_WIDE_STARTS = 0.0  # trials start near home, as on the arm
 DEMONSTRATION_LIMIT_S = 20.0
-COMMIT_EVERY = 20  # scripted demonstrations can be made anew: a kill -9 may cost the last 19
-_SETTINGS = "run.json"  # in a run's folder: what was run
-_FINGERPRINT = "fingerprint"  # in run.json: of a served policy
+COMMIT_EVERY = 20  # a kill -9 may cost the last 19, but scripted demonstrations can be recorded again
+_SETTINGS = "run.json"  # in a run's folder: arm, task, policy and seed of the run
+_FINGERPRINT = "fingerprint"  # key in run.json that identifies a served policy
 
 
 def open_cell(
@@ -143,7 +143,7 @@ def run_trials(options: RunOptions) -> list[Trial]:
     done = _begin_run(options.output, settings | _served(policy))
     try:
         with recorder:
-            recorder.begin()  # takes seconds: not while an arm waits
+            recorder.begin()  # takes seconds, so do it before an arm waits
             with session:
                 _run_missing(session, recorder, policy, task, options, done)
     except Quit:
