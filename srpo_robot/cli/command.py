@@ -71,7 +71,7 @@ def _leaf(field: Field[Any], hint: Any) -> _Leaf:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"option {field.name!r} needs Annotated[type, typer.Option(help=...)]")
     kind, info, *marks = get_args(hint)
-    default = field.default if field.default is not MISSING else inspect.Parameter.empty
+    default: Any = field.default if field.default is not MISSING else inspect.Parameter.empty
     convert: Callable[[Any], Any] = lambda value: value  # noqa: E731
     if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
         if COMMAS in marks:
