@@ -28,7 +28,8 @@ from srpo_robot.arm.xarm7.inspection import Inspection
 from srpo_robot.arm.xarm7.motion import MotionLimits
 from srpo_robot.arm.xarm7.preflight import CameraReading, Check, CheckResult, attempt, failed, refused, skipped
 from srpo_robot.cli.console import console, say, waiting, write_json
-from srpo_robot.cli.inputs import check_device, load_recipes
+from srpo_robot.cli.devices import check_device
+from srpo_robot.cli.inputs import load_recipes
 from srpo_robot.cli.operator import TerminalKeys
 from srpo_robot.cli.options import CheckOptions
 from srpo_robot.errors import ArmError, SrpoRobotError, UsageError, one_line

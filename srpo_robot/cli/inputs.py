@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from srpo_robot.errors import RecipeError, UsageError
+from srpo_robot.cli.devices import check_device
+from srpo_robot.errors import RecipeError
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
-
-_DEVICE = re.compile(r"(auto|cpu|cuda|mps|xpu|hpu|npu|mtia|privateuseone|meta)(:\d+)?")
 
 
 def load_recipes(arm: str, task: str) -> tuple[HardwareRecipe, TaskRecipe]:
@@ -40,12 +38,6 @@ def check_policy(policy: str, device: str) -> None:
     check_device(device)
     if "://" not in policy:
         check_checkpoint(policy)
-
-
-def check_device(device: str) -> None:
-    """Raises UsageError if no device has such a name. Whether this machine has the device is for torch to say."""
-    if not _DEVICE.fullmatch(device):
-        raise UsageError(f"no device {device!r} here (no device has this name); take --device cpu or auto")
 
 
 def check_runs(folders: Sequence[Path]) -> None:

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from srpo_robot.cli.console import bar, console, say, shortened, table, warn, write_json
-from srpo_robot.cli.inputs import check_device, load_recipes
+from srpo_robot.cli.devices import check_device
+from srpo_robot.cli.inputs import load_recipes
 from srpo_robot.cli.options import LiveOptions, ProtocolOptions, RunOptions
 from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_any_policy, make_recorder
 from srpo_robot.cli.sessions import LiveSession, make_session
