@@ -15,6 +15,7 @@ from pathlib import Path
 
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import say
+from srpo_robot.cli.options import RecordOptions
 from srpo_robot.cli.running import record_demonstrations
 from srpo_robot.errors import UsageError
 from srpo_robot.mock.tasks import TASKS, task_named
@@ -36,7 +37,14 @@ def make(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         root = options.root if options.together else options.root / task
         start, before = time.perf_counter(), len(open_buffer(root).episodes) if root.exists() else 0
         record_demonstrations(
-            "mock", task, root, options.episodes, options.failure_rate, options.seed, options.randomization
+            RecordOptions(
+                root=root,
+                episodes=options.episodes,
+                task=task,
+                failure_rate=options.failure_rate,
+                seed=options.seed,
+                randomization=options.randomization,
+            )
         )
         seconds, episodes = time.perf_counter() - start, open_buffer(root).episodes[before:]
         counts[task] = {

@@ -60,6 +60,7 @@ from srpo_robot.awr.weights import Weights, awr_weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
+from srpo_robot.cli.options import RecordOptions
 from srpo_robot.cli.running import TRIAL_WIDE_STARTS, load_recipes, open_cell, record_demonstrations
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.policy import TrainedPolicy
@@ -178,7 +179,12 @@ class Study:
         with alone(root):
             done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
             if done < self.episodes:
-                record_demonstrations("mock", task, root, self.episodes - done, self.failure_rate, DATA_SEED)
+                missing = self.episodes - done
+                record_demonstrations(
+                    RecordOptions(
+                        root=root, episodes=missing, task=task, failure_rate=self.failure_rate, seed=DATA_SEED
+                    )
+                )
         return open_buffer(root)
 
 

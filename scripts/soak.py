@@ -40,7 +40,8 @@ from rich.table import Table
 from srpo_robot.arm.actions import make_action_space
 from srpo_robot.arm.limits import Limits
 from srpo_robot.cli.mock_lab import ScriptedPolicy
-from srpo_robot.cli.sessions import LiveOptions, make_session
+from srpo_robot.cli.options import LiveOptions
+from srpo_robot.cli.sessions import make_session
 from srpo_robot.errors import SrpoRobotError, UsageError, one_line
 from srpo_robot.evaluation.served_policy import PolicyServer, describe
 from srpo_robot.evaluation.trial_log import STEPS, TICKS, read_log
@@ -314,7 +315,7 @@ class Soak:
             return
         if not is_fault:
             return
-        session = make_session(self._hardware, self._task, LiveOptions(self._output))
+        session = make_session(self._hardware, self._task, self._output, LiveOptions())
         try:
             with contextlib.redirect_stderr(io.StringIO()), session:
                 self._problem(name, "the next run began without a confirmation")

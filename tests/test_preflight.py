@@ -23,8 +23,9 @@ from srpo_robot.arm.xarm7 import controller_setup, preflight, wire
 from srpo_robot.arm.xarm7.driver import XArm7
 from srpo_robot.arm.xarm7.preflight import CameraReading, Check, CheckResult
 from srpo_robot.cli import checking
-from srpo_robot.cli.checking import CheckOptions, run_checks
+from srpo_robot.cli.checking import run_checks
 from srpo_robot.cli.mock_lab import ScriptedPolicy
+from srpo_robot.cli.options import CheckOptions
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.evaluation.served_policy import PolicyServer, describe
 from srpo_robot.mock.controller import ASSUMPTIONS, ControllerServer, KinematicPlant, free_host
@@ -319,21 +320,21 @@ def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
         def press():
             faults.emergency_stop(2)
 
-        good = run_checks(recipe, None, CheckOptions("x"), Fingers(press, (faults.release, "\n"), enter, enter))
+        good = run_checks(recipe, None, CheckOptions(arm="x"), Fingers(press, (faults.release, "\n"), enter, enter))
         lines = by_name(good)
         assert lines["emergency stop"] == preflight.emergency_stop(2, True)
         assert lines["TCP offset"].verdict is PASS  # a key stored the settings
         assert lines["gripper travel"].verdict is PASS
 
-        stuck = by_name(run_checks(recipe, None, CheckOptions("x"), Fingers(press, (nothing, "\n"))))
+        stuck = by_name(run_checks(recipe, None, CheckOptions(arm="x"), Fingers(press, (nothing, "\n"))))
         assert stuck["emergency stop"] == preflight.emergency_stop(2, False)
         assert stuck["gripper travel"].verdict is SKIP
-        again = by_name(run_checks(recipe, None, CheckOptions("x"), Fingers(nothing)))
+        again = by_name(run_checks(recipe, None, CheckOptions(arm="x"), Fingers(nothing)))
         assert again["errors"].verdict is FAIL and "C2" in again["errors"].found
         assert again["emergency stop"].verdict is SKIP
 
         faults.release()
-        left_out = by_name(run_checks(recipe, None, CheckOptions("x", estop=False), Fingers(nothing, other, other)))
+        left_out = by_name(run_checks(recipe, None, CheckOptions(arm="x", estop=False), Fingers(nothing, other, other)))
         assert left_out["emergency stop"].found == "left out with --no-estop"
 
 
@@ -342,10 +343,10 @@ def test_a_stop_that_nobody_sees_fails_and_a_key_leaves_it_out(monkeypatch):
     monkeypatch.setattr(checking, "ESTOP_S", 0.2)
     with emulator() as (_, recipe):
         other = (nothing, "x")
-        lines = by_name(run_checks(recipe, None, CheckOptions("x"), Fingers(nothing, other, other)))
+        lines = by_name(run_checks(recipe, None, CheckOptions(arm="x"), Fingers(nothing, other, other)))
         assert lines["emergency stop"] == preflight.emergency_stop(0, False)
         assert lines["TCP offset"].verdict is FAIL  # no key stored anything
-        lines = by_name(run_checks(recipe, None, CheckOptions("x"), Fingers(lambda: "\n", other, other)))
+        lines = by_name(run_checks(recipe, None, CheckOptions(arm="x"), Fingers(lambda: "\n", other, other)))
         assert lines["emergency stop"].found == "left out by a key"
 
 
@@ -354,7 +355,7 @@ def test_a_stop_that_nobody_sees_fails_and_a_key_leaves_it_out(monkeypatch):
 
 def first_failure(recipe: HardwareRecipe) -> Check:
     """The first line that fails; after it nothing passes that would need the arm."""
-    checks = run_checks(recipe, None, CheckOptions("x"), None)
+    checks = run_checks(recipe, None, CheckOptions(arm="x"), None)
     return next(check for check in checks if check.verdict is FAIL)
 
 
@@ -447,7 +448,7 @@ def test_a_controller_that_goes_away_in_between(monkeypatch):
 
     with emulator() as (_, recipe):
         monkeypatch.setattr(checking.Inspection, "settings", gone)
-        lines = by_name(run_checks(recipe, None, CheckOptions("x"), None))
+        lines = by_name(run_checks(recipe, None, CheckOptions(arm="x"), None))
     assert {lines[name].verdict for name in preflight.SETTINGS} == {FAIL}
     assert lines["pose"].verdict is PASS
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from srpo_robot.arm.actions import TCP_NAMES
-from srpo_robot.cli.sessions import LiveOptions
+from srpo_robot.cli.options import RunOptions
 from srpo_robot.errors import ArmError, DatasetError, UsageError
 from srpo_robot.evaluation.protocol import (
     ATTEMPTS,
@@ -346,7 +346,7 @@ def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, mon
 
     path, output = tmp_path / "study.json", tmp_path / "out"
     write_sheet(cli, path, "sft", "awr")
-    run = protocols.StudyArm.run
+    run = protocols.ProtocolRunner.run
 
     def cut(bench, row, layout):
         if row.trial == 2 and not (output / "cut").exists():
@@ -359,9 +359,9 @@ def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, mon
     def interrupted(self, observation):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(protocols.StudyArm, "run", cut)
+    monkeypatch.setattr(protocols.ProtocolRunner, "run", cut)
     with pytest.raises(KeyboardInterrupt):
-        run_protocol(path, LiveOptions(output), True, "cpu", None)
+        run_protocol(RunOptions(output=output, protocol=path, blind=True, device="cpu"))
     study = open_study(output)
     assert study is not None
     assert [(t.trial, t.success) for t in study.trials()] == [(0, False), (1, False), (2, None)]

@@ -322,6 +322,7 @@ def test_the_command_serves_and_ends(cli, monkeypatch):
             answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(seen()))
             signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(running, "check_policy", lambda *_: None)
     monkeypatch.setattr(running, "load_any_policy", lambda *_: Script(rows(2)))
     monkeypatch.setattr(running, "say", hear)
     code, _, err = cli("serve", "--policy", "x", "--task", "put-apple", "--arm", "mock", "--port", "0")

@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from srpo_robot.awr.checkpoint_files import PROCESSORS, checkpoint_folder, require_files
+from srpo_robot.awr.checkpoint_files import WEIGHTS as WEIGHTS
 from srpo_robot.awr.families import Family, family
 from srpo_robot.awr.lora import apply_lora as apply_lora
 from srpo_robot.awr.lora import lora_targets as lora_targets
@@ -56,8 +58,6 @@ from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402
 from lerobot.utils.feature_utils import dataset_to_policy_features  # noqa: E402
 
 RECORD = "srpo.json"
-WEIGHTS = "model.safetensors"
-PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 # These follow from the recipe, the dataset or the machine; in `config` they would contradict them.
 _DERIVED = ("input_features", "output_features", "action_feature_names", "device", "pretrained_path", "push_to_hub")
 
@@ -280,7 +280,7 @@ def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu") -> t
         CheckpointError: a file is missing or damaged, or the weights are not exactly those of the configuration.
     """
     folder = checkpoint_folder(checkpoint)
-    _require(folder, *PROCESSORS)
+    require_files(folder, *PROCESSORS)
     record = read_record(folder)
     config = _saved_config(folder, str(device))
     kind, tokenizers = family(config.type), saved_tokenizers(folder)
@@ -340,53 +340,6 @@ def _current_names(weights: dict[str, torch.Tensor], own: Set[str]) -> dict[str,
     if head in renamed and embedding not in renamed:  # openpi ties them and stores one
         renamed[embedding] = renamed[head].clone()
     return renamed
-
-
-def checkpoint_folder(checkpoint: str | Path) -> Path:
-    """The folder that holds config.json and model.safetensors of `checkpoint` (see `load_policy`).
-
-    Raises:
-        CheckpointError: no such folder or Hub repository, or a file is missing.
-    """
-    root = Path(checkpoint)
-    if root.is_dir():
-        folder = _inside(root)
-    elif str(checkpoint).count("/") == 1 and not str(checkpoint).startswith((".", "/", "~")):
-        folder = _from_hub(str(checkpoint))
-    else:
-        raise CheckpointError(
-            f"there is no checkpoint {checkpoint}; give a run's output folder or a Hub id (user/name)"
-        )
-    _require(folder, "config.json", WEIGHTS)
-    return folder
-
-
-def _inside(root: Path) -> Path:
-    places = (root, root / "pretrained_model", root / "checkpoints" / "last" / "pretrained_model")
-    for place in places:
-        if (place / "config.json").is_file() or (place / WEIGHTS).is_file():
-            return place
-    raise CheckpointError(
-        f"{root} holds no checkpoint: no config.json there, in pretrained_model/ or checkpoints/last/"
-    )
-
-
-def _from_hub(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*tokenizer/*"]))
-    except Exception as error:  # the Hub client raises dozens of kinds
-        why = one_line(error)[:160]
-        raise CheckpointError(f"{hub_id} is no folder here and cannot be had from the Hub ({why})") from None
-
-
-def _require(folder: Path, *names: str) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder} has no {' and no '.join(missing)}; it is incomplete: copy or download it again"
-        )
 
 
 def _saved_config(folder: Path, device: str) -> Any:

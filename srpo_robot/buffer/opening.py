@@ -1,4 +1,7 @@
-"""Opens a LeRobot v3.0 dataset by folder or Hub id, checks its format version and reads its labels."""
+"""Opens a LeRobot v3.0 dataset by folder or Hub id, checks its format version and reads its labels.
+
+The module imports neither lerobot nor pyarrow at its top, so that a mistyped folder is answered at once.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from srpo_robot.buffer.episodes import Buffer
-from srpo_robot.buffer.labels import read_labels
-from srpo_robot.buffer.repair import is_cut_off
 from srpo_robot.errors import DatasetError, one_line
 from srpo_robot.records import Episode
+
+if TYPE_CHECKING:
+    from srpo_robot.buffer.episodes import Buffer
 
 CODEBASE = "v3.0"
 INFO = Path("meta") / "info.json"
@@ -35,21 +38,32 @@ def open_buffer(dataset: str | Path) -> Buffer:
     Raises:
         DatasetError: the folder does not exist, holds no dataset or another format version, or the Hub does not answer.
     """
+    check_dataset(dataset)
+    from srpo_robot.buffer.episodes import Buffer
+    from srpo_robot.buffer.labels import read_labels
+
     root = Path(dataset)
-    hub_id = None
+    meta = _load_metadata(root, None if root.is_dir() else str(dataset))
+    root = Path(meta.root)
+    unlabelled = tuple(_unlabelled_episode(meta, row) for row in meta.episodes)
+    labels = read_labels(Buffer(root, meta, unlabelled))
+    labelled = (replace(e, success=labels[e.index].success, group=labels[e.index].group) for e in unlabelled)
+    return Buffer(root, meta, tuple(labelled))
+
+
+def check_dataset(dataset: str | Path) -> None:
+    """Checks that `dataset` is the folder of a whole LeRobot v3.0 dataset. A Hub id ("user/name") passes unchecked.
+
+    A folder that is missing, holds no dataset or has another format is refused before anything heavy is imported.
+
+    Raises:
+        DatasetError: no such folder, no dataset in it, another format version, or its recording was cut off.
+    """
+    root = Path(dataset)
     if root.is_dir():
         _check_folder(root)
-    elif str(dataset).count("/") == 1 and not str(dataset).startswith((".", "/", "~")):
-        hub_id = str(dataset)
-    else:
+    elif str(dataset).count("/") != 1 or str(dataset).startswith((".", "/", "~")):
         raise DatasetError(f"{dataset} is no folder; give a LeRobot v3.0 dataset's folder or a Hub id like user/name")
-    meta = _load_metadata(root, hub_id)
-    root = Path(meta.root)
-    bare = tuple(_bare_episode(meta, row) for row in meta.episodes)
-    buffer = Buffer(root, meta, bare)
-    labels = read_labels(buffer)
-    labelled = (replace(e, success=labels[e.index].success, group=labels[e.index].group) for e in bare)
-    return Buffer(root, meta, tuple(labelled))
 
 
 def _check_folder(root: Path) -> None:
@@ -67,6 +81,8 @@ def _check_folder(root: Path) -> None:
             if str(version).startswith("v2")
             else f"{root} is in LeRobot format {version}; this version reads {CODEBASE}"
         )
+    from srpo_robot.buffer.repair import is_cut_off  # reads parquet files
+
     if is_cut_off(root):
         raise DatasetError(
             f"{root} has unfinished files: it is being recorded just now, or its recording was cut off; "
@@ -97,7 +113,7 @@ def _load_metadata(root: Path, hub_id: str | None) -> Any:
     return meta
 
 
-def _bare_episode(meta: Any, row: dict[str, Any]) -> Episode:
+def _unlabelled_episode(meta: Any, row: dict[str, Any]) -> Episode:
     tasks = row["tasks"]
     return Episode(
         index=int(row["episode_index"]),

@@ -1,4 +1,4 @@
-"""The command line. The only room that knows every other; each is imported when its command runs: --help is quick."""
+"""The command line. The only package that imports all others, each when its command runs, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _DISK = {
 
 def main() -> None:
     """Entry point: exit code 0, 1 for a failure, 2 for bad usage or input, 130 after Ctrl-C."""
-    warnings.simplefilter("default", RenamedWarning)
+    warnings.simplefilter("always", RenamedWarning)
+    _shown.clear()
     warnings.showwarning = _show_warning
     sys.argv[1:] = [_current_option(argument) for argument in sys.argv[1:]]
     try:
@@ -35,8 +36,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        where = f"{error.filename}" if error.filename else "a file"
-        _say(f"{where} cannot be written: {os.strerror(error.errno).lower()}; {_DISK[error.errno]}")
+        path = f"{error.filename}" if error.filename else "a file"
+        _say(f"{path} cannot be written: {os.strerror(error.errno).lower()}; {_DISK[error.errno]}")
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer has turned Ctrl-C into this
@@ -47,19 +48,22 @@ def main() -> None:
 
 
 def _current_option(argument: str) -> str:
-    """`--old=value` as `--new=value`, with a warning; anything else as it is."""
+    """Returns `--new=value` for `--old=value`, with a warning. Returns any other argument unchanged."""
     name, equals, value = argument.partition("=")
     return current(name, OPTIONS) + equals + value if name.startswith("--") else argument
 
 
 _show_warning_of_python = warnings.showwarning
+_shown: set[str] = set()  # warnings about old names that this command has printed
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-    if issubclass(category, RenamedWarning):
-        warn(str(message))
-    else:
+    """Prints the warning about an old name as one line, once for each name; leaves other warnings to Python."""
+    if not issubclass(category, RenamedWarning):
         _show_warning_of_python(message, category, *rest)
+    elif str(message) not in _shown:
+        _shown.add(str(message))
+        warn(str(message))
 
 
 def _say(text: str) -> None:

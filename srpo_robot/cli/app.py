@@ -1,4 +1,7 @@
-"""Typer: the commands and their options. Parses, calls, prints; the work is in the modules beside this one."""
+"""The commands as Typer functions. Each passes its options to the module beside this one that does the work.
+
+The docstrings of the functions are the help pages.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,22 @@ import typer
 from srpo_robot import __version__
 from srpo_robot.cli.benchmark_options import AuditOptions, BenchmarkOptions
 from srpo_robot.cli.command import command
-from srpo_robot.cli.options import Dataset, Device, Json, Seed
+from srpo_robot.cli.inputs import check_runs
+from srpo_robot.cli.options import (
+    CheckOptions,
+    CompareOptions,
+    Dataset,
+    DemoOptions,
+    Device,
+    Json,
+    LabelOptions,
+    MockLabOptions,
+    ProtocolOptions,
+    RecordOptions,
+    RoundsOptions,
+    RunOptions,
+    ServeOptions,
+)
 from srpo_robot.cli.scoring_options import ScoreOptions
 from srpo_robot.errors import UsageError
 
@@ -22,26 +40,15 @@ app = typer.Typer(
     help="Score robot episodes by self-reference (SRPO), fine-tune a policy by advantage, evaluate it on the arm.",
 )
 
-ArmName = Annotated[str, typer.Option("--arm", help="A recipe of hardware/, for example mock.")]
-TaskName = Annotated[str, typer.Option("--task", help="A recipe of datasets/, for example put-apple.")]
-Randomization = Annotated[
-    float,
-    typer.Option(
-        help="Mock arm: how much light, colours and cameras vary between episodes, 0 (always the same) to 1 (clearly).",
-        min=0.0,
-        max=1.0,
-    ),
-]
 
-
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """What stands between the commas."""
+    """Returns the names between the commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -62,24 +69,14 @@ def init(folder: Annotated[Path, typer.Argument(help="A new or empty folder.")])
     init_lab(folder)
 
 
-@app.command(
-    epilog="Example: srpo-robot record --arm mock --task put-apple --episodes 40 --root data/apple --failure-rate 0.5"
+@command(
+    app, example="srpo-robot record --arm mock --task put-apple --episodes 40 --root data/apple --failure-rate 0.5"
 )
-def record(
-    root: Annotated[Path, typer.Option(help="Dataset folder: new, or one to append to.")],
-    episodes: Annotated[int, typer.Option(help="Episodes to add.", min=1)],
-    task: TaskName,
-    arm: ArmName = "mock",
-    failure_rate: Annotated[
-        float, typer.Option(help="Share of episodes that fail on purpose.", min=0.0, max=1.0)
-    ] = 0.5,
-    seed: Seed = 0,
-    randomization: Randomization = 0.0,
-) -> None:
+def record(options: RecordOptions) -> None:
     """Record demonstrations into a buffer. On the mock arm: scripted, with chosen failures."""
     from srpo_robot.cli.running import record_demonstrations
 
-    record_demonstrations(arm, task, root, episodes, failure_rate, seed, randomization)
+    record_demonstrations(options)
 
 
 @app.command(epilog="Example: srpo-robot repair data/apple")
@@ -90,20 +87,12 @@ def repair(root: Annotated[Path, typer.Argument(help="The dataset's folder.")]) 
     repair_dataset(root)
 
 
-@app.command(epilog="Example: srpo-robot label data/apple --csv labels.csv")
-def label(
-    dataset: Dataset,
-    csv: Annotated[
-        Path | None, typer.Option(help="episode_index,success[,group] with a header.", dir_okay=False)
-    ] = None,
-    all_success: Annotated[bool, typer.Option("--all-success", help="Every unlabelled episode is a success.")] = False,
-    camera: Annotated[str | None, typer.Option(help="Whose frames to show; the first by default.")] = None,
-    relabel: Annotated[bool, typer.Option("--relabel", help="With keys: show labelled episodes too.")] = False,
-) -> None:
+@command(app, example="srpo-robot label data/apple --csv labels.csv")
+def label(options: LabelOptions) -> None:
     """Say which episodes are successes: by keys (the last frame and a strip are shown), by CSV, or by rule."""
     from srpo_robot.cli.labelling import label_dataset
 
-    label_dataset(dataset, csv, all_success, camera, relabel)
+    label_dataset(options)
 
 
 @command(app, "score-dataset", example="srpo-robot score-dataset data/apple --encoder facebook/vjepa2-vitl-fpc64-256")
@@ -283,187 +272,80 @@ def train_awr(
     train_command(dataset, policy, weights, overrides, options)
 
 
-PolicyName = Annotated[
-    str,
-    typer.Option(
-        "--policy",
-        help="A checkpoint: a training's output folder, or one checkpoint in it; http://HOST:PORT: one that is served.",
-    ),
-]
-
-
-@app.command(
-    epilog="Example: srpo-robot run --arm mock --policy outputs/awr --task put-apple --trials 20 --output outputs/run"
+@command(
+    app, example="srpo-robot run --arm mock --policy outputs/awr --task put-apple --trials 20 --output outputs/run"
 )
-def run(
-    context: typer.Context,
-    output: Annotated[Path, typer.Option(help="New folder for trials.jsonl, logs and the recorded trials.")],
-    policy: PolicyName = "",
-    task: TaskName = "",
-    protocol: Annotated[
-        Path | None,
-        typer.Option(help="A sheet of srpo-robot protocol, which says all that is run; goes on where it stopped."),
-    ] = None,
-    blind: Annotated[
-        bool, typer.Option("--blind", help="With --protocol: letters instead of the policies' names until its end.")
-    ] = False,
-    arm: ArmName = "mock",
-    trials: Annotated[int, typer.Option(help="Number of trials.", min=1)] = 20,
-    record_to: Annotated[
-        Path | None, typer.Option(help="Append the trials to this dataset instead of OUTPUT/dataset.")
-    ] = None,
-    seed: Seed = 10_000,
-    randomization: Randomization = 0.0,
-    device: Device = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Real arm: check everything, move nothing, record nothing.")
-    ] = False,
-    confirm_fault: Annotated[
-        bool, typer.Option("--confirm-fault", help="Real arm: somebody has looked after a fault; errors are cleaned.")
-    ] = False,
-    first_pace: Annotated[
-        float, typer.Option(help="Real arm: share of the speed caps in the first chunk, for example 0.1.")
-    ] = 1.0,
-    by_hand: Annotated[
-        bool, typer.Option("--by-hand", help="Mock lab: label by keys, although it has a judge.")
-    ] = False,
-    json: Json = None,
-) -> None:
+def run(context: typer.Context, options: RunOptions) -> None:
     """Evaluation runs: each trial is a row in trials.jsonl and an episode with the executed actions and the verdict.
 
     On a real arm a person stands at the keys: Enter sends it home and starts the policy, space stops it, s, f and r
     label the trial or have it redone, q ends the run.
     """
-    from srpo_robot.cli.running import RunOptions, run_trials
-    from srpo_robot.cli.sessions import LiveOptions
-
-    live = LiveOptions(output, first_pace, confirm_fault, by_hand, dry_run)
-    theirs = ("policy", "task", "arm", "trials", "record_to", "seed", "randomization")
-    given = [name for name in theirs if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-    if protocol is not None and given:
-        raise UsageError(f"the protocol says that already; leave out --{given[0].replace('_', '-')}")
-    if protocol is not None:
+    if options.protocol is not None:
+        _refuse_beside_protocol(context)
         from srpo_robot.cli.protocols import run_protocol
 
-        run_protocol(protocol, live, blind, device, json)
+        run_protocol(options)
         return
-    if blind or not (policy and task):
-        raise UsageError("--blind needs --protocol" if blind else "give --policy and --task, or --protocol")
-    run_trials(RunOptions(arm, task, policy, trials, live, record_to, seed, device, json, randomization))
+    if options.blind or not (options.policy and options.task):
+        raise UsageError("--blind needs --protocol" if options.blind else "give --policy and --task, or --protocol")
+    from srpo_robot.cli.running import run_trials
+
+    run_trials(options)
 
 
-@app.command(epilog="Example: srpo-robot check --arm xarm7 --policy outputs/awr --task put-apple")
-def check(
-    arm: ArmName = "xarm7",
-    policy: Annotated[str, typer.Option(help="A checkpoint, or http://HOST:PORT: its first chunk is checked.")] = "",
-    task: Annotated[str, typer.Option(help="With --policy: what it is for, a recipe of datasets/.")] = "",
-    set_up: Annotated[
-        bool, typer.Option("--set-up", help="Store the recipe's settings in the controller: motors on, nothing moves.")
-    ] = False,
-    move: Annotated[bool, typer.Option("--move", help="Open and close the gripper without asking; sets up.")] = False,
-    estop: Annotated[bool, typer.Option("--estop/--no-estop", help="Ask for the emergency stop.")] = True,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Write what the cameras see into this folder.", file_okay=False)
-    ] = None,
-    device: Device = "auto",
-    json: Json = None,
-) -> None:
+def _refuse_beside_protocol(context: typer.Context) -> None:
+    """Raises UsageError if an option was given that the sheet of a protocol already says."""
+    for name in ("policy", "task", "arm", "trials", "record_to", "seed", "randomization"):
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            raise UsageError(f"the protocol says that already; leave out --{name.replace('_', '-')}")
+
+
+@command(app, example="srpo-robot check --arm xarm7 --policy outputs/awr --task put-apple")
+def check(options: CheckOptions) -> None:
     """The list before an arm moves, PASS, FAIL or SKIP line by line with what to do; exit code 1 where one fails.
 
     Looks only, unless --set-up, --move or a person at the keys says otherwise. The arm itself never moves.
     """
-    from srpo_robot.cli.checking import CheckOptions, check_command
+    from srpo_robot.cli.checking import check_command
 
-    if not check_command(CheckOptions(arm, policy, task, set_up, move, estop, pictures, device, json)):
+    if not check_command(options):
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: srpo-robot serve --policy outputs/awr --task put-apple --arm xarm7 --host 0.0.0.0")
-def serve(
-    policy: Annotated[str, typer.Option(help="A checkpoint.")],
-    task: TaskName,
-    arm: ArmName = "xarm7",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
-    device: Device = "auto",
-) -> None:
+@command(app, example="srpo-robot serve --policy outputs/awr --task put-apple --arm xarm7 --host 0.0.0.0")
+def serve(options: ServeOptions) -> None:
     """Serve a policy to a robot's machine, which runs it with --policy http://HOST:PORT."""
     from srpo_robot.cli.running import serve_policy
 
-    serve_policy(arm, task, policy, host, port, device)
+    serve_policy(options)
 
 
-@app.command("mock-lab", epilog="Example: srpo-robot mock-lab --task put-apple")
-def mock_lab(
-    task: TaskName,
-    recipe: Annotated[Path, typer.Option(help="The hardware recipe to write, for run --arm FILE.")] = Path(
-        "mock_lab.toml"
-    ),
-    host: Annotated[str, typer.Option(help="A loopback address; a free one by default.")] = "",
-    port: Annotated[
-        int, typer.Option(help="Command port; the real one, 502, needs privileges. 0: a free one.", min=0, max=65535)
-    ] = 0,
-    seed: Seed = 0,
-    randomization: Randomization = 0.0,
-) -> None:
+@command(app, "mock-lab", example="srpo-robot mock-lab --task put-apple")
+def mock_lab(options: MockLabOptions) -> None:
     """An emulated xArm 7 with cameras on loopback, for the real driver: a lab in a terminal."""
     from srpo_robot.cli.mock_lab import mock_lab as open_lab
 
-    open_lab(task, recipe, host, port, seed, randomization)
+    open_lab(options)
 
 
-@app.command(
-    epilog="Example: srpo-robot protocol --task put-apple --policy outputs/sft --policy outputs/awr --output study.json"
+@command(
+    app, example="srpo-robot protocol --task put-apple --policy outputs/sft --policy outputs/awr --output study.json"
 )
-def protocol(
-    output: Annotated[Path, typer.Option(help="The sheet, a new file; its key is written beside it.", dir_okay=False)],
-    policy: Annotated[list[str], typer.Option(help="As of run; repeated. The first is what others are compared with.")],
-    task: Annotated[list[str], typer.Option(help="A recipe of datasets/; may be repeated.")],
-    trials: Annotated[int, typer.Option(help="Layouts a task; every policy is tried once on each.", min=1)] = 30,
-    arm: ArmName = "mock",
-    seed: Seed = 0,
-    by_task: Annotated[
-        bool, typer.Option("--by-task", help="One task after the other, instead of a layout of each in turn.")
-    ] = False,
-    randomization: Randomization = 0.0,
-) -> None:
+def protocol(options: ProtocolOptions) -> None:
     """Write a trial protocol: layouts, swaps and the order of the policies, drawn before the first trial."""
     from srpo_robot.cli.protocols import new_protocol
 
-    new_protocol(output, arm, tuple(task), tuple(policy), trials, seed, by_task, randomization)
+    new_protocol(options)
 
 
-Runs = Annotated[list[Path], typer.Argument(help="Output folders of srpo-robot run.", show_default=False)]
-Alpha = Annotated[float, typer.Option(help="Chance of a false alarm; intervals hold with 1 minus it.")]
-
-
-@app.command(epilog="Example: srpo-robot compare outputs/run_sft outputs/run_awr")
-def compare(
-    runs: Runs,
-    baseline: Annotated[str, typer.Option(help="The policy that others are compared with; the first by default.")] = "",
-    task: Annotated[str, typer.Option(help="This task alone.")] = "",
-    dataset: Annotated[
-        Path | None, typer.Option(help="Where the trials were recorded, for progress; RUN/dataset by default.")
-    ] = None,
-    difference: Annotated[
-        float, typer.Option(help="How many more trials does one of this size need? 0.2: 20 points.")
-    ] = 0.2,
-    power: Annotated[float, typer.Option(help="With which chance it is then to be shown.")] = 0.8,
-    alpha: Alpha = 0.05,
-    margin: Annotated[
-        float | None, typer.Option(help="Smaller differences do not matter: say stop when none larger is possible.")
-    ] = None,
-    unblind: Annotated[
-        bool, typer.Option("--unblind", help="Name the policies of a blind protocol before its end.")
-    ] = False,
-    json: Json = None,
-) -> None:
+@command(app, example="srpo-robot compare outputs/run_sft outputs/run_awr")
+def compare(options: CompareOptions) -> None:
     """Policies side by side: intervals, paired and stratified exact tests, when to stop, how many more trials."""
-    from srpo_robot.cli.comparing import CompareOptions, compare_command
+    check_runs(options.runs)
+    from srpo_robot.cli.comparing import compare_command
 
-    compare_command(
-        CompareOptions(tuple(runs), baseline, task, dataset, difference, power, alpha, margin, unblind, json)
-    )
+    compare_command(options)
 
 
 @app.command(epilog="Example: srpo-robot append data/apple outputs/round_0 outputs/round_1")
@@ -477,24 +359,18 @@ def append(
     append_command(dataset, tuple(runs))
 
 
-@app.command(epilog="Example: srpo-robot rounds outputs/round_0 outputs/round_1 outputs/round_2")
-def rounds(runs: Runs, alpha: Alpha = 0.05, json: Json = None) -> None:
+@command(app, example="srpo-robot rounds outputs/round_0 outputs/round_1 outputs/round_2")
+def rounds(options: RoundsOptions) -> None:
     """Success rate by round of the flywheel: the runs in their order, each against the first."""
+    check_runs(options.runs)
     from srpo_robot.cli.rounds import rounds_command
 
-    rounds_command(tuple(runs), alpha, json)
+    rounds_command(options)
 
 
-@app.command(epilog="Example: srpo-robot demo --root demo")
-def demo(
-    root: Annotated[Path, typer.Option(help="Where everything goes; a second call goes on from what is there.")] = Path(
-        "demo"
-    ),
-    episodes: Annotated[int, typer.Option(help="Episodes in the buffer.", min=4)] = 40,
-    steps: Annotated[int, typer.Option(help="Training steps for each of AWR and SFT.", min=2)] = 700,
-    trials: Annotated[int, typer.Option(help="Trials for each.", min=1)] = 10,
-) -> None:
+@command(app, example="srpo-robot demo --root demo")
+def demo(options: DemoOptions) -> None:
     """The whole loop on the mock cell, small and offline: record, score, train, run, report."""
     from srpo_robot.cli.demo import run_demo
 
-    run_demo(root, episodes, steps, trials)
+    run_demo(options)

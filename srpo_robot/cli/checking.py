@@ -1,7 +1,7 @@
-"""`srpo-robot check`: reads what `arm.preflight` judges, asks the person at the keys, and prints the list.
+"""`srpo-robot check`: takes the readings that `arm.preflight` judges, asks the person at the keys, prints the list.
 
-It looks, and moves nothing by itself: settings are stored with --set-up or after a key, the gripper travels with --move
-or after a key, and an error is cleaned only in the test of the emergency stop, after the person has released it.
+The command moves nothing by itself. It stores settings only with --set-up or after a key, moves the gripper only with
+--move or after a key, and cleans an error only in the test of the emergency stop, after the person has released it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,59 +28,39 @@ from srpo_robot.arm.xarm7.inspection import Inspection
 from srpo_robot.arm.xarm7.motion import MotionLimits
 from srpo_robot.arm.xarm7.preflight import CameraReading, Check, CheckResult, attempt, failed, refused, skipped
 from srpo_robot.cli.console import console, say, waiting, write_json
+from srpo_robot.cli.devices import check_device
+from srpo_robot.cli.inputs import load_recipes
 from srpo_robot.cli.operator import TerminalKeys
+from srpo_robot.cli.options import CheckOptions
 from srpo_robot.errors import ArmError, SrpoRobotError, UsageError, one_line
 from srpo_robot.evaluation.operator import GO, Keys
 from srpo_robot.recipes import CameraRecipe, ControllerRecipe, HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ArmCommand
 
-ESTOP_S = 30.0  # to press it
+ESTOP_S = 30.0  # time to press the emergency stop
 _EMERGENCY = (1, 2, 3)
 _ROUND_TRIPS = 200
-_WATCH_S = 1.5  # of the cameras
-_TRAVEL_S = 8.0  # of the gripper, one way
-_STILL_S = 0.8  # after which it has arrived, or is held
+_WATCH_S = 1.5  # how long the cameras are watched
+_TRAVEL_S = 8.0  # longest travel of the gripper, one way
+_STILL_S = 0.8  # a gripper that stood still for so long has arrived, or is held
 _STILL_M = 5e-4
 _COLOURS = {CheckResult.PASS: "green", CheckResult.FAIL: "bold red", CheckResult.SKIP: "yellow"}
 _ON_THE_LINK = ("round trips", "errors", "emergency stop", *preflight.SETTINGS, "pose", "gripper", "gripper travel")
 _BY_POLICY = ("policy", "first chunk")
 
 
-@dataclass(frozen=True)
-class CheckOptions:
-    """What `srpo-robot check` was asked for.
-
-    Attributes:
-        arm: recipe of hardware/.
-        policy, task: checkpoint or URL, and the recipe of datasets/ that it is for; "" leaves its lines out.
-        set_up: store the recipe's settings; motors on.
-        move: open and close the gripper without asking.
-        estop: ask for the emergency stop, where there is a terminal.
-        pictures: folder for what the cameras see.
-    """
-
-    arm: str
-    policy: str = ""
-    task: str = ""
-    set_up: bool = False
-    move: bool = False
-    estop: bool = True
-    pictures: Path | None = None
-    device: str = "auto"
-    json_path: Path | None = None
-
-
 def check_command(options: CheckOptions) -> bool:
-    """Look at everything, print the list; whether nothing failed.
+    """Makes every check and prints the list. Returns whether none failed.
 
     Raises:
-        RecipeError: a recipe that contradicts itself (a box that excludes home).
-        UsageError: a policy without a task.
+        RecipeError: a recipe contradicts itself (a box that excludes home).
+        UsageError: a policy without a task, or a device's name that does not exist.
     """
     if bool(options.policy) != bool(options.task):
         raise UsageError("--policy and --task go together: the task says which cameras and actions a policy needs")
+    check_device(options.device)
     hardware = load(HardwareRecipe, "hardware", options.arm)
-    XArm7(hardware)  # refuses recipes that cannot be
+    XArm7(hardware)  # refuses a recipe that contradicts itself
     task = load(TaskRecipe, "datasets", options.task) if options.task else None
     with _keys(hardware) as keys:
         checks = run_checks(hardware, task, options, keys)
@@ -94,7 +74,7 @@ def check_command(options: CheckOptions) -> bool:
 def run_checks(
     hardware: HardwareRecipe, task: TaskRecipe | None, options: CheckOptions, keys: Keys | None
 ) -> list[Check]:
-    """Every line of the list, in its order. `keys` None: nobody can be asked."""
+    """Returns every line of the list in order. If `keys` is None, no person can be asked."""
     with waiting("looking"):
         checks = [attempt("socket files", preflight.socket_files)]
     checks += _look_at_controller(hardware, options, keys)
@@ -106,7 +86,7 @@ def run_checks(
 
 @contextmanager
 def _keys(hardware: HardwareRecipe) -> Iterator[Keys | None]:
-    """The terminal's keys, None where this is no terminal; space stops the arm."""
+    """Yields the terminal's keys, or None if standard input is no terminal. Space stops the arm."""
     controller = hardware.controller
     if not sys.stdin.isatty() or controller is None:
         yield None
@@ -125,12 +105,12 @@ def _look_at_controller(hardware: HardwareRecipe, options: CheckOptions, keys: K
         answer = wire.ask(
             controller.address, controller.command_port, wire.VERSION, timeout_s=controller.connect_timeout_s
         )
-        found = controller_setup.identify(answer, controller)
+        identity = controller_setup.identify(answer, controller)
     except ArmError as error:
         return [refused("arm", error), *_skip("no arm to look at", "joint range", *_ON_THE_LINK)]
     lines = [
-        preflight.identity(found, importlib.metadata.version("xarm-python-sdk"), controller.serial),
-        attempt("joint range", lambda: preflight.joint_range(hardware, found)),
+        preflight.identity(identity, importlib.metadata.version("xarm-python-sdk"), controller.serial),
+        attempt("joint range", lambda: preflight.joint_range(hardware, identity)),
     ]
     limits = controller_setup.motion_limits(hardware, controller)
     try:
@@ -155,7 +135,7 @@ def _look_through_sdk(looker: _Looker, options: CheckOptions) -> list[Check]:
 
 
 class _Looker:
-    """The lines that need a connection. Most of it is asking a person."""
+    """Makes the checks that need a connection. Many of them ask a person."""
 
     def __init__(
         self,
@@ -165,8 +145,9 @@ class _Looker:
         limits: MotionLimits,
         keys: Keys | None,
     ) -> None:
-        self._controller, self._limits, self._keys, self._asks = controller, limits, keys, inspection
-        self._wanted = controller_setup.recipe_settings(hardware, controller)
+        self._controller, self._limits, self._keys = controller, limits, keys
+        self._inspection = inspection
+        self._settings = controller_setup.recipe_settings(hardware, controller)
         self._has_gripper = controller.gripper != "none"
         self._is_set_up = False
         self._error = 0
@@ -175,19 +156,19 @@ class _Looker:
         with waiting("round trips"):
             return attempt(
                 "round trips",
-                lambda: preflight.round_trips(self._asks.round_trips(_ROUND_TRIPS), self._controller.stream_hz),
+                lambda: preflight.round_trips(self._inspection.round_trips(_ROUND_TRIPS), self._controller.stream_hz),
             )
 
     def errors(self) -> Check:
         def line() -> Check:
-            self._error, warning = self._asks.errors()
+            self._error, warning = self._inspection.errors()
             return preflight.errors(self._error, warning)
 
         return attempt("errors", line)
 
-    def emergency_stop(self, asked: bool) -> Check:
+    def emergency_stop(self, enabled: bool) -> Check:
         name = "emergency stop"
-        if not asked:
+        if not enabled:
             return skipped(name, "left out with --no-estop")
         if self._keys is None:
             return skipped(name, "this is no terminal: nobody can be asked to press it")
@@ -203,7 +184,7 @@ class _Looker:
         while not pressed and time.monotonic() < end_s:
             if self._keys.pressed() == GO:
                 return skipped("emergency stop", "left out by a key")
-            error, _ = self._asks.errors()
+            error, _ = self._inspection.errors()
             pressed = error if error in _EMERGENCY else 0
             time.sleep(0.05)
         if not pressed:
@@ -213,20 +194,20 @@ class _Looker:
         while self._keys.next() != GO:
             continue
         try:
-            self._asks.recover()
+            self._inspection.recover()
         except ControllerFault as fault:
             self._error = fault.code
         return preflight.emergency_stop(pressed, self._error == 0)
 
     def set_up(self, options: CheckOptions) -> list[Check]:
-        """Store the recipe's settings, where asked; no line where that was not wanted, or worked."""
+        """Stores the recipe's settings if an option or the person says so. Returns a line only if that failed."""
         try:
-            self._is_set_up = not controller_setup.differences(self._wanted, self._asks.settings())
+            self._is_set_up = not controller_setup.differences(self._settings, self._inspection.settings())
             ask = "Stored settings differ from the recipe's. Enter stores these: motors on, nothing moves. Else: no."
-            wanted = options.set_up or options.move
-            if not self._error and (wanted or (not self._is_set_up and self._agreed(ask))):
+            requested = options.set_up or options.move
+            if not self._error and (requested or (not self._is_set_up and self._agreed(ask))):
                 with waiting("storing settings"):
-                    self._asks.set_up(self._wanted)
+                    self._inspection.set_up(self._settings)
                 self._is_set_up = True
         except ArmError as error:
             return [refused("set-up", error)]
@@ -234,7 +215,7 @@ class _Looker:
 
     def settings(self) -> Sequence[Check]:
         try:
-            return preflight.settings(self._wanted, self._asks.settings())
+            return preflight.settings(self._settings, self._inspection.settings())
         except ArmError as error:
             return [refused(name, error) for name in preflight.SETTINGS]
 
@@ -252,7 +233,7 @@ class _Looker:
     def gripper(self) -> Check:
         if not self._has_gripper:
             return skipped("gripper", 'controller.gripper = "none" in the recipe')
-        return attempt("gripper", lambda: preflight.gripper_reading(self._asks.gripper_opening(), self._limits))
+        return attempt("gripper", lambda: preflight.gripper_reading(self._inspection.gripper_opening(), self._limits))
 
     def gripper_travel(self, options: CheckOptions) -> Check:
         name = "gripper travel"
@@ -267,19 +248,19 @@ class _Looker:
 
     def _travel(self) -> Check:
         limits = self._limits
-        self._asks.set_up(self._wanted)  # also switches the gripper on
+        self._inspection.set_up(self._settings)  # also switches the gripper on
         opened, closed = self._send_gripper(limits.gripper_max_m), self._send_gripper(limits.gripper_min_m)
-        self._asks.move_gripper(limits.gripper_max_m)
+        self._inspection.move_gripper(limits.gripper_max_m)
         return preflight.gripper_travel(opened, closed, limits)
 
     def _send_gripper(self, target_m: float) -> float:
-        """Where it came to rest [m]."""
-        self._asks.move_gripper(target_m)
+        """Moves the gripper and returns the opening at which it came to rest [m]."""
+        self._inspection.move_gripper(target_m)
         last, end_s = np.nan, time.monotonic() + _TRAVEL_S
         moved_s = time.monotonic()
         while (now_s := time.monotonic()) < end_s and now_s - moved_s < _STILL_S:
             time.sleep(0.2)
-            opening = self._asks.gripper_opening()
+            opening = self._inspection.gripper_opening()
             moved_s = moved_s if abs(opening - last) < _STILL_M else time.monotonic()
             last = opening
         return last
@@ -296,7 +277,10 @@ class _Looker:
 
 
 def look_through_cameras(hardware: HardwareRecipe, pictures: Path | None = None) -> list[Check]:
-    """A line for each camera, all of them open at once, and one for what they see; `pictures`: folder to keep it in."""
+    """Returns a line for each camera, with all cameras open at once, and one line about their views.
+
+    `pictures`: folder to save the views in.
+    """
     if not hardware.cameras:
         return [skipped("cameras", "the recipe has none")]
     lines: dict[str, Check] = {}
@@ -308,19 +292,19 @@ def look_through_cameras(hardware: HardwareRecipe, pictures: Path | None = None)
             except SrpoRobotError as error:
                 lines[recipe.name] = refused(f"camera {recipe.name}", error)
         recipes = {recipe.name: recipe for recipe in hardware.cameras if recipe.name in watched}
-        frames, found = _watch(watched, recipes, hardware.fps)
-    lines |= found
+        frames, readings = _watch(watched, recipes, hardware.fps)
+    lines |= readings
     if pictures is not None:
         _save(frames, pictures)
-    seen = [recipes[name] for name in frames]
-    views = attempt("camera views", lambda: preflight.camera_views(seen, check_references(seen, frames)))
+    working = [recipes[name] for name in frames]
+    views = attempt("camera views", lambda: preflight.camera_views(working, check_references(working, frames)))
     return [*(lines[recipe.name] for recipe in hardware.cameras), views]
 
 
 def _watch(
     watched: dict[str, Cameras], recipes: dict[str, CameraRecipe], fps: float
 ) -> tuple[dict[str, Frame], dict[str, Check]]:
-    """The last frame of each camera that works, and a line for each."""
+    """Returns the last frame of each camera that works, and a line for every camera."""
     began_s = time.monotonic()
     times: dict[str, set[float]] = {name: set() for name in watched}
     ages: dict[str, float] = dict.fromkeys(watched, 0.0)
@@ -347,7 +331,7 @@ def _watch(
 
 
 def _save(frames: dict[str, Frame], folder: Path) -> None:
-    """What each camera sees as FOLDER/NAME.png, to look at and to keep as its reference."""
+    """Writes each camera's view to FOLDER/NAME.png, to look at and to keep as the camera's reference."""
     import cv2
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -363,20 +347,20 @@ def _save(frames: dict[str, Frame], folder: Path) -> None:
 def _look_at_policy(
     hardware: HardwareRecipe, task: TaskRecipe | None, options: CheckOptions, before: Sequence[Check]
 ) -> list[Check]:
-    """The lines of a policy; its first chunk is computed by the driver of a run, which sends nothing."""
+    """Returns the lines of a policy. Its first chunk goes through the driver of a run, which sends nothing."""
     if task is None:
         return _skip("no --policy is given", *_BY_POLICY)
     try:
         return _ask_policy(hardware, task, options, any(check.verdict is CheckResult.FAIL for check in before))
     except SrpoRobotError as error:
         return [refused("policy", error), *_skip("no answer of the policy", "first chunk")]
-    except Exception as error:  # whatever a model throws is a line of the list
+    except Exception as error:  # any exception of a model becomes a line of the list
         crash = failed("policy", f"crashed: {type(error).__name__}: {one_line(error)}", "look at its checkpoint")
         return [crash, *_skip("no answer of the policy", "first chunk")]
 
 
 def _ask_policy(hardware: HardwareRecipe, task: TaskRecipe, options: CheckOptions, has_failed: bool) -> list[Check]:
-    from srpo_robot.cli.running import load_any_policy, load_recipes
+    from srpo_robot.cli.running import load_any_policy
 
     load_recipes(options.arm, options.task)  # refuses a task whose cameras the arm does not have
     arm = XArm7(hardware, dry_run=True)
@@ -386,17 +370,17 @@ def _ask_policy(hardware: HardwareRecipe, task: TaskRecipe, options: CheckOption
         fits = preflight.passed("policy", f"{policy.name} fits arm and task")
         return [fits, *_skip("asked once the other lines pass", "first chunk")]
     with arm:
-        seen = arm.observe()
+        observation = arm.observe()
         policy.reset(0)
-        policy.act(seen)  # the first answer of a model takes longer
+        policy.act(observation)  # the first answer of a model takes longer
         began_s = time.monotonic()
-        chunk = policy.act(seen)
+        chunk = policy.act(observation)
         took_s = time.monotonic() - began_s
     if chunk is None:
-        done = failed("first chunk", "the policy has nothing to do", "look at what its cameras see: --pictures DIR")
-        return [preflight.passed("policy", f"answers in {took_s:.2f} s"), done]
+        line = failed("first chunk", "the policy has nothing to do", "look at what its cameras see: --pictures DIR")
+        return [preflight.passed("policy", f"answers in {took_s:.2f} s"), line]
     limits = controller_setup.motion_limits(hardware, _controller(hardware))
-    start = ArmCommand(seen.state.joints_rad, seen.state.gripper_m)
+    start = ArmCommand(observation.state.joints_rad, observation.state.gripper_m)
     return [
         preflight.answer_time(took_s, len(chunk.actions), hardware.fps),
         attempt("first chunk", lambda: preflight.first_chunk(chunk, space, start, arm.limits, limits)),
@@ -409,19 +393,19 @@ def _controller(hardware: HardwareRecipe) -> ControllerRecipe:
 
 
 def _print(checks: Sequence[Check], arm: str) -> None:
-    made = Table(title=f"{arm}: before it moves", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    made.add_column("", no_wrap=True)
-    made.add_column("check", no_wrap=True)
-    made.add_column("found", overflow="fold")
-    made.add_column("what to do", overflow="fold")
+    result = Table(title=f"{arm}: before it moves", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    result.add_column("", no_wrap=True)
+    result.add_column("check", no_wrap=True)
+    result.add_column("found", overflow="fold")
+    result.add_column("what to do", overflow="fold")
     for check in checks:
         colour = _COLOURS[check.verdict]
-        made.add_row(f"[{colour}]{check.verdict}[/]", check.name, _plain(check.found), _plain(check.todo))
-    console.print(made)
+        result.add_row(f"[{colour}]{check.verdict}[/]", check.name, _plain(check.found), _plain(check.todo))
+    console.print(result)
     counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in CheckResult}
     say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
 def _plain(text: str) -> str:
-    """Text whose square brackets are no markup."""
+    """Escapes square brackets, which rich would read as markup."""
     return text.replace("[", "\\[")

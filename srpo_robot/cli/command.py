@@ -1,8 +1,8 @@
-"""A command's options, said once: the fields of a frozen dataclass become the options that Typer shows and parses.
+"""Turns the fields of a frozen dataclass into a command's options, so that each option is declared once.
 
-A field is `name: Annotated[type, typer.Option(help=...)] = default`. A field whose type is such a dataclass is flattened:
-its fields become options of the command too. `tuple[T, ...]` is an option that may be repeated. With `COMMAS` beside
-`typer.Option` it is one option whose values are separated by commas.
+A field is `name: Annotated[type, typer.Option(help=...)] = default`. If its type is such a dataclass itself, the fields
+of that dataclass become options of the command too. `tuple[T, ...]` is an option that may be repeated. With `COMMAS`
+beside `typer.Option` it is one option whose values are separated by commas.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ COMMAS = "separated by commas"
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One option: its name, Typer's parameter for it, and how Typer's value becomes the field's."""
+    """One option: the parameter that Typer reads, and the conversion of Typer's value to the field's."""
 
     parameter: inspect.Parameter
     convert: Callable[[Any], Any]
 
 
 def command[F: Callable[..., None]](app: typer.Typer, name: str | None = None, *, example: str) -> Callable[[F], F]:
-    """Register `function(options: SomeDataclass)` as a command; a parameter `context: typer.Context` is passed through.
+    """Registers `function(options: SomeDataclass)` as a command. `context: typer.Context` may be a second parameter.
 
     Args:
-        name: the command's name; None: the function's.
-        example: a command line that works, for the end of the help page.
+        name: the command's name; None takes the function's.
+        example: a command line that works, printed at the end of the help page.
     """
 
     def register(function: F) -> F:
@@ -47,10 +47,10 @@ def _for_typer(function: Callable[..., None]) -> Callable[..., None]:
     context = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
 
     @functools.wraps(function)
-    def call(**given: Any) -> None:
-        values = {name: leaf.convert(given[name]) for name, leaf in leaves.items()}
-        passed = {"context": given["context"]} if "context" in hints else {}
-        function(options=_build(hints["options"], values), **passed)
+    def call(**arguments: Any) -> None:
+        values = {name: leaf.convert(arguments[name]) for name, leaf in leaves.items()}
+        extra = {"context": arguments["context"]} if "context" in hints else {}
+        function(options=_build(hints["options"], values), **extra)
 
     parameters = [*(context if "context" in hints else []), *(leaf.parameter for leaf in leaves.values())]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def _for_typer(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _leaves(options: type) -> Iterator[tuple[str, _Leaf]]:
-    """Options of a dataclass and of the dataclasses inside it, in the order of their fields."""
+    """Yields the options of a dataclass and of the dataclasses inside it, in the order of their fields."""
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         if is_dataclass(hints[field.name]):
@@ -71,7 +71,7 @@ def _leaf(field: Field[Any], hint: Any) -> _Leaf:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"option {field.name!r} needs Annotated[type, typer.Option(help=...)]")
     kind, info, *marks = get_args(hint)
-    default = field.default if field.default is not MISSING else inspect.Parameter.empty
+    default: Any = field.default if field.default is not MISSING else inspect.Parameter.empty
     convert: Callable[[Any], Any] = lambda value: value  # noqa: E731
     if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
         if COMMAS in marks:

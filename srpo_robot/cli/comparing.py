@@ -1,4 +1,4 @@
-"""`srpo-robot compare`: policies side by side, with what may be said about their difference and what may not."""
+"""`srpo-robot compare`: policies side by side, and the conclusions that their difference allows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_robot.cli.console import console, say, shortened, table, waiting, warn, write_json
+from srpo_robot.cli.options import CompareOptions
 from srpo_robot.errors import StaleTable, UsageError
 from srpo_robot.evaluation.comparison import (
     Contender,
@@ -26,22 +27,6 @@ from srpo_robot.records import Trial
 
 
 @dataclass(frozen=True)
-class CompareOptions:
-    """The options of `compare`; see its help."""
-
-    runs: tuple[Path, ...]
-    baseline: str = ""
-    task: str = ""
-    dataset: Path | None = None
-    difference: float = 0.2
-    power: float = 0.8
-    alpha: float = 0.05
-    margin: float | None = None
-    unblind: bool = False
-    json_path: Path | None = None
-
-
-@dataclass(frozen=True)
 class Entrant:
     """A policy to compare, and the dataset that its trials were recorded to (None: not known)."""
 
@@ -51,7 +36,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Progress:
-    """The second outcome: effect on final progress over `trials` (or pairs), as `profile` measures it."""
+    """The second outcome: the effect on final progress over `trials` trials or pairs, measured in `profile`."""
 
     effect: Effect
     trials: int
@@ -59,12 +44,12 @@ class Progress:
 
 
 def compare_command(options: CompareOptions) -> list[PolicyComparison]:
-    """Compare every policy of the runs with the first, or with --baseline, and print what follows.
+    """Compares every policy of the runs with the first one, or with --baseline, and prints the result.
 
     Raises:
-        UsageError: fewer than two policies, different tasks, no trial that counts, an unknown baseline or task, a
-            difference or power that cannot be.
-        DatasetError: no journal, or one with a label outside the choices.
+        UsageError: fewer than two policies, different tasks, no trial that counts, an unknown baseline or task, or a
+            difference or power outside 0 to 1.
+        DatasetError: a run has no journal, or its journal has a label outside the choices.
     """
     _check_numbers(options)
     entrants = [entrant for run in options.runs for entrant in load_run(run, options.unblind)]
@@ -76,12 +61,12 @@ def compare_command(options: CompareOptions) -> list[PolicyComparison]:
     others = [entrant for entrant in entrants if entrant is not base]
     if not others:
         raise UsageError(f"{base.contender.name} alone cannot be compared; give a second run, or a protocol's output")
-    found = [compare(base.contender, other.contender, options.alpha, options.margin) for other in others]
-    adjusted = holm([comparison.effect.p for comparison in found])
+    comparisons = [compare(base.contender, other.contender, options.alpha, options.margin) for other in others]
+    adjusted = holm([comparison.effect.p for comparison in comparisons])
     _print_rates([base, *others])
-    _print_effects(found, adjusted, options.alpha)
+    _print_effects(comparisons, adjusted, options.alpha)
     rows = []
-    for other, comparison, p in zip(others, found, adjusted, strict=True):
+    for other, comparison, p in zip(others, comparisons, adjusted, strict=True):
         needed = _needed(comparison, options)
         progress = _progress(base, other, comparison, options)
         score = score_effect(base.contender, other.contender, comparison, options.alpha)
@@ -91,14 +76,14 @@ def compare_command(options: CompareOptions) -> list[PolicyComparison]:
         rows.append(_json_row(comparison, p, needed, progress, score))
     content = {"policies": policies, "baseline": base.contender.name, "alpha": options.alpha, "comparisons": rows}
     write_json(options.json_path, content)
-    return found
+    return comparisons
 
 
 # --- reading runs -------------------------------------------------------------------------------------------------
 
 
 def load_run(folder: Path, unblind: bool = False) -> list[Entrant]:
-    """The policies of a run's folder, in the order they were named. Raises as `read_trials` and `open_study`."""
+    """Returns the policies of a run's folder in the order they were named. Raises as `read_trials` and `open_study`."""
     study = open_study(folder)
     trials = read_trials(folder)
     check_trials(trials, str(folder / "trials.jsonl"))
@@ -111,12 +96,14 @@ def load_run(folder: Path, unblind: bool = False) -> list[Entrant]:
     else:
         trials = study.trials()
         shown = {letter: study.name(letter, unblind) for letter in study.protocol.policies}
-        names = list(shown) if all(shown[x] != x for x in shown) else sorted(shown)  # the key's order would tell
+        names = (
+            list(shown) if all(shown[x] != x for x in shown) else sorted(shown)
+        )  # the order of the key would tell which is which
     return [Entrant(Contender(shown[n], tuple(t for t in trials if t.policy == n)), dataset) for n in names]
 
 
 def _distinct(entrants: list[Entrant], runs: tuple[Path, ...]) -> list[Entrant]:
-    """Two runs of one policy are told apart by number."""
+    """Adds numbers to the names of policies that are in several runs."""
     if len({run.resolve() for run in runs}) < len(runs):
         raise UsageError("the same run is given twice; give each once")
     names = [entrant.contender.name for entrant in entrants]
@@ -145,12 +132,12 @@ def _short(entrants: list[Entrant]) -> list[Entrant]:
     return [replace(e, contender=replace(e.contender, name=name)) for e, name in zip(entrants, names, strict=True)]
 
 
-def _baseline(names: list[str], asked: str) -> int:
-    """The place of the policy that was asked for, by its whole name or the one that tables show; else the first."""
+def _baseline(names: list[str], name: str) -> int:
+    """Returns the index of the policy `name`, given in full or as the tables show it; 0 if `name` is empty."""
     for known in (names, shortened(names)):
-        if not asked or asked in known:
-            return known.index(asked) if asked else 0
-    raise UsageError(f"no policy {asked!r} in these runs; there are: {', '.join(names)}")
+        if not name or name in known:
+            return known.index(name) if name else 0
+    raise UsageError(f"no policy {name!r} in these runs; there are: {', '.join(names)}")
 
 
 def _check_numbers(options: CompareOptions) -> None:
@@ -166,11 +153,11 @@ def _needed(comparison: PolicyComparison, options: CompareOptions) -> Needed | N
     try:
         return how_many(comparison, options.difference, options.power, options.alpha)
     except ValueError:
-        return None  # from that rate no other is so far away
+        return None  # no rate is so far from the baseline's
 
 
 def _progress(base: Entrant, other: Entrant, comparison: PolicyComparison, options: CompareOptions) -> Progress | str:
-    """The effect on final progress, or why there is none."""
+    """Returns the effect on final progress, or the reason why there is none."""
     datasets = {options.dataset} if options.dataset is not None else {base.dataset, other.dataset}
     place = datasets.pop()
     if datasets:
@@ -200,7 +187,7 @@ def _progress(base: Entrant, other: Entrant, comparison: PolicyComparison, optio
 
 
 def score_effect(a: Contender, b: Contender, comparison: PolicyComparison, alpha: float) -> tuple[Effect, int] | None:
-    """Effect on how well the task was done, and of how many trials or pairs; None where it is done or not."""
+    """Returns the effect on the trials' scores and the number of trials or pairs; None if every score is 0 or 1."""
 
     def amount(trial: Trial) -> float:
         return math.nan if trial.score is None else trial.score
@@ -209,7 +196,7 @@ def score_effect(a: Contender, b: Contender, comparison: PolicyComparison, alpha
         return None
     try:
         return amount_effect(a.trials, b.trials, amount, comparison.by_layout, alpha)
-    except ValueError:  # trials of before scores were kept, on one side
+    except ValueError:  # one side was recorded before trials had scores
         return None
 
 
@@ -217,19 +204,19 @@ def score_effect(a: Contender, b: Contender, comparison: PolicyComparison, alpha
 
 
 def show_rate(rate: Rate) -> str:
-    """ "7 of 15, 47 % (25 to 70)"."""
+    """Returns a rate as "7 of 15, 47 % (25 to 70)"."""
     if rate.trials == 0:
         return "no trial"
     return f"{rate.successes} of {rate.trials}, {rate.rate:.0%} ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
 
 
 def show_points(effect: Effect) -> str:
-    """ "+18 points (3 to 33)"."""
+    """Returns an effect as "+18 points (3 to 33)"."""
     return f"{100 * effect.difference:+.0f} points ({_span(100 * effect.low, 100 * effect.high)})"
 
 
 def show_p(p: float) -> str:
-    """A p-value; never 0."""
+    """Returns a p-value as text; never "0"."""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
@@ -238,21 +225,21 @@ def _span(low: float, high: float) -> str:
 
 
 def _print_rates(entrants: list[Entrant]) -> None:
-    made = table("success, with Wilson's 95 % intervals", "task", *(e.contender.name for e in entrants))
+    result = table("success, with Wilson's 95 % intervals", "task", *(e.contender.name for e in entrants))
     tasks = sorted({task_of(trial) for e in entrants for trial in e.contender.trials})
     for task in tasks:
-        own = ([t for t in e.contender.trials if task_of(t) == task] for e in entrants)
-        made.add_row(task, *(show_rate(success_rate(trials)) for trials in own))
+        by_policy = ([t for t in e.contender.trials if task_of(t) == task] for e in entrants)
+        result.add_row(task, *(show_rate(success_rate(trials)) for trials in by_policy))
     if len(tasks) > 1:
-        made.add_row("all", *(show_rate(success_rate(e.contender.trials)) for e in entrants))
-    console.print(made)
+        result.add_row("all", *(show_rate(success_rate(e.contender.trials)) for e in entrants))
+    console.print(result)
 
 
-def _print_effects(found: list[PolicyComparison], adjusted: list[float], alpha: float) -> None:
+def _print_effects(comparisons: list[PolicyComparison], adjusted: list[float], alpha: float) -> None:
     columns = ["policy", "test", "difference", f"{1 - alpha:.0%} interval", "p"]
-    title = f"difference in success from {found[0].a}, in points"
-    made = table(title, *columns, *(["p (Holm)"] if len(found) > 1 else []))
-    for comparison, p in zip(found, adjusted, strict=True):
+    title = f"difference in success from {comparisons[0].a}, in points"
+    result = table(title, *columns, *(["p (Holm)"] if len(comparisons) > 1 else []))
+    for comparison, p in zip(comparisons, adjusted, strict=True):
         rows = []
         if comparison.paired is not None:
             pairs = comparison.pairs
@@ -263,9 +250,9 @@ def _print_effects(found: list[PolicyComparison], adjusted: list[float], alpha: 
         rows.append((not comparison.by_layout, test, comparison.unpaired))
         for quoted, test, effect in sorted(rows, key=lambda row: not row[0]):
             cells = [f"{100 * effect.difference:+.0f}", _span(100 * effect.low, 100 * effect.high), show_p(effect.p)]
-            holm_cell = [show_p(p) if quoted else ""] if len(found) > 1 else []
-            made.add_row(comparison.b if quoted else "", test, *cells, *holm_cell)
-    console.print(made)
+            holm_cell = [show_p(p) if quoted else ""] if len(comparisons) > 1 else []
+            result.add_row(comparison.b if quoted else "", test, *cells, *holm_cell)
+    console.print(result)
 
 
 def _print_one(
@@ -287,7 +274,7 @@ def _print_one(
 
 
 def sentence(comparison: PolicyComparison, p: float, alpha: float) -> str:
-    """The result in words. `p` is adjusted where there are several comparisons."""
+    """Returns the result as a sentence. `p` is adjusted if there are several comparisons."""
     effect, a, b = comparison.effect, comparison.a, comparison.b
     span = f"{1 - alpha:.0%} interval {_span(100 * effect.low, 100 * effect.high)} points, p {show_p(p)}"
     over = f"{comparison.pairs.layouts} layouts" if comparison.by_layout else "independent trials"
@@ -299,19 +286,20 @@ def sentence(comparison: PolicyComparison, p: float, alpha: float) -> str:
 
 
 def look_sentence(comparison: PolicyComparison, margin: float | None) -> str:
-    """What the sequential test says: stop, or go on."""
+    """Returns the decision of the sequential test, stop or go on, as a sentence."""
     interim = comparison.interim
     start = f"Tested after every one of {interim.pairs} {'layouts' if comparison.by_layout else 'pairs of trials'}: "
     span = f"p {show_p(interim.p)}, interval {_span(100 * interim.low, 100 * interim.high)} points at any time"
     if interim.decision == "difference":
         return f"{start}stop, the difference is shown, since number {interim.decided_at} ({span})."
     if interim.decision == "equivalent" and margin is not None:
-        return f"{start}stop, any difference is below {100 * margin:.0f} points, since number {interim.decided_at} ({span})."
+        bound = f"any difference is below {100 * margin:.0f} points"
+        return f"{start}stop, {bound}, since number {interim.decided_at} ({span})."
     return f"{start}go on, nothing is decided yet ({span})."
 
 
 def needed_sentence(comparison: PolicyComparison, needed: Needed) -> str:
-    """How many more trials show a difference of the size asked about."""
+    """Says how many more trials are needed to show a difference of the given size."""
     unit = "layouts for both" if comparison.by_layout else "trials of each"
     start = f"To show {100 * needed.difference:.0f} points from {needed.base:.0%} with a chance of {needed.power:.0%}: "
     if needed.total is None or needed.more is None:
@@ -322,7 +310,7 @@ def needed_sentence(comparison: PolicyComparison, needed: Needed) -> str:
 
 
 def progress_sentence(comparison: PolicyComparison, progress: Progress | str) -> str:
-    """The second outcome in words, or why there is none."""
+    """Returns the second outcome as a sentence, or the reason why there is none."""
     if isinstance(progress, str):
         return f"Progress is not compared: {progress}"
     caution = (
@@ -332,10 +320,10 @@ def progress_sentence(comparison: PolicyComparison, progress: Progress | str) ->
     return _amount_sentence("Final progress", comparison, progress.effect, progress.trials) + caution
 
 
-def _amount_sentence(what: str, comparison: PolicyComparison, effect: Effect, trials: int) -> str:
+def _amount_sentence(name: str, comparison: PolicyComparison, effect: Effect, trials: int) -> str:
     low, high = (f"{v:+.3f}" if math.isfinite(v) else "undefined" for v in (effect.low, effect.high))
     return (
-        f"{what}: {comparison.b} {effect.difference:+.3f} against {comparison.a} (interval {low} to {high}, "
+        f"{name}: {comparison.b} {effect.difference:+.3f} against {comparison.a} (interval {low} to {high}, "
         f"p {show_p(effect.p)}, {trials} {'layouts' if comparison.by_layout else 'trials'})."
     )
 

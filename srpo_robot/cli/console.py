@@ -1,4 +1,4 @@
-"""The terminal: one console, one progress bar, one way to say what went wrong."""
+"""Terminal output: the two consoles, the progress bar, tables, warnings and the --json file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from srpo_robot.numerics import without_nan
-
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
 class RateColumn(ProgressColumn):
-    """Work done per second, in the bar's own unit."""
+    """Shows the work done per second, in the bar's own unit."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -45,8 +43,8 @@ class Bar:
 
 
 @contextmanager
-def bar(what: str, total: float, unit: str) -> Iterator[Bar]:
-    """A progress bar with a rate and an ETA, on standard error."""
+def bar(label: str, total: float, unit: str) -> Iterator[Bar]:
+    """Shows a progress bar with a rate and an ETA on standard error."""
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(bar_width=28),
@@ -56,54 +54,57 @@ def bar(what: str, total: float, unit: str) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=errors) as progress:
-        yield Bar(progress, progress.add_task(what, total=total, unit=unit, note=""))
+        yield Bar(progress, progress.add_task(label, total=total, unit=unit, note=""))
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """A spinner beside `what`: importing lerobot alone takes seconds."""
-    with errors.status(what):
+def waiting(label: str) -> Iterator[None]:
+    """Shows a spinner beside `label`: importing lerobot alone takes seconds."""
+    with errors.status(label):
         yield
 
 
 def warn(text: str) -> None:
-    """One line of warning on standard error."""
+    """Prints one line of warning on standard error."""
     errors.print(f"[yellow]warning:[/] {text}", soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """One line on standard output, never wrapped: a script may read it."""
+    """Prints one line on standard output. It is never wrapped, because a script may read it."""
     console.print(text, soft_wrap=True)
 
 
 def table(title: str, *columns: str) -> Table:
-    """An empty table; the first column is text, the others numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    """Returns an empty table. The first column is aligned as text, the others as numbers."""
+    result = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right")
-    return made
+        result.add_column(column, justify="left" if number == 0 else "right")
+    return result
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for a table; undefined is said, not shown as 0."""
+    """Returns a number as text for a table; "undefined" if it is NaN, never 0."""
     return "undefined" if value != value else f"{value:.{digits}f}"  # NaN is the only value unlike itself
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    """Write `content` where --json asked for it; what is undefined is null."""
+    """Writes `content` to `path`, which --json gave (None: write nothing). NaN and infinity become null."""
     if path is not None:
+        from srpo_robot.numerics import without_nan  # imports numpy
+
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(without_nan(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Names of checkpoints for a table: folders that all of them begin or end with are left out.
+    """Shortens names of checkpoints for a table: leaves out the folders that all of them begin or end with.
 
-    runs/sft/0 and runs/awr/0 become sft and awr; names that would become empty or alike stay as they are.
+    runs/sft/0 and runs/awr/0 become sft and awr. If a name would become empty, or two would become equal, all stay as
+    they are.
     """
     parts = [name.split("/") for name in names]
-    least = min(map(len, parts))
-    first = next((i for i in range(least) if len({part[i] for part in parts}) > 1), 0)
-    last = next((i for i in range(least - first) if len({part[-1 - i] for part in parts}) > 1), 0)
+    shortest = min(map(len, parts))
+    first = next((i for i in range(shortest) if len({part[i] for part in parts}) > 1), 0)
+    last = next((i for i in range(shortest - first) if len({part[-1 - i] for part in parts}) > 1), 0)
     short = ["/".join(part[first : len(part) - last]) for part in parts]
     return short if len(set(short)) == len(set(names)) and all(short) else list(names)

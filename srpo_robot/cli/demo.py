@@ -1,4 +1,7 @@
-"""`srpo-robot demo`: the loop on the mock cell. Each stage leaves its result on disk; a second call goes on there."""
+"""`srpo-robot demo`: the whole loop on the mock cell.
+
+Each stage leaves its result on disk, so that a second call goes on from the first stage that is missing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from srpo_robot.cli.console import console, say, warn
+from srpo_robot.cli.options import DemoOptions, RecordOptions, RunOptions
 from srpo_robot.errors import UsageError
 from srpo_robot.numerics import cell
 from srpo_robot.records import Trial
@@ -26,19 +30,20 @@ SAY_PLAINLY = (
 )
 
 
-def run_demo(root: Path, episodes: int, steps: int, trials: int) -> Path:
-    """Record, score, audit, train AWR and SFT, run both, write ROOT/report.html.
+def run_demo(options: DemoOptions) -> Path:
+    """Records, scores, audits, trains AWR and SFT, runs both and writes ROOT/report.html.
 
     Raises:
-        UsageError: `root` holds a demo of other sizes.
+        UsageError: the folder holds a demo of other sizes.
     """
     started = time.monotonic()
-    sizes = {"episodes": episodes, "steps": steps, "trials": trials}
+    root = options.root
+    sizes = {"episodes": options.episodes, "steps": options.steps, "trials": options.trials}
     _claim(root, sizes)
     say(f"[bold]srpo-robot demo[/]: everything goes to {root}; Ctrl-C is safe, the same command goes on from there.\n")
     dataset = root / "dataset"
     _stage(1, "record demonstrations, half of them failures")
-    _record(dataset, episodes)
+    _record(dataset, options.episodes)
     _stage(2, "score them: growing windows, V-JEPA 2 embeddings, distance to the task's own successes")
     summary = _score(dataset, root)
     _stage(3, "audit the scores: do they tell success from failure, and better than their negative controls?")
@@ -47,10 +52,10 @@ def run_demo(root: Path, episodes: int, steps: int, trials: int) -> Path:
     schemes: tuple[tuple[str, Literal["awr", "uniform"]], ...] = (("AWR", "awr"), ("SFT", "uniform"))
     for place, (name, scheme) in enumerate(schemes):
         _stage(4 + place, f"train pi0-tiny, {name} ({scheme} weights)")
-        _train(dataset, scheme, root / scheme, steps)
+        _train(dataset, scheme, root / scheme, options.steps)
     for place, (name, scheme) in enumerate(schemes):
         _stage(6 + place, f"run the {name} policy on the mock arm")
-        runs[name] = _run(root / scheme, root / f"run_{scheme}", trials)
+        runs[name] = _run(root / scheme, root / f"run_{scheme}", options.trials)
     page = _report(root, dataset, summary, verdict, runs)
     warn(SAY_PLAINLY)
     say(f"Report: {page}  ({time.monotonic() - started:.0f} s)")
@@ -62,8 +67,8 @@ def _claim(root: Path, sizes: dict[str, int]) -> None:
     if path.is_file():
         before = json.loads(path.read_text())
         if before != sizes:
-            given = " ".join(f"--{key} {value}" for key, value in before.items())
-            raise UsageError(f"{root} holds a demo of other sizes; give another --root, or go on with {given}")
+            options = " ".join(f"--{key} {value}" for key, value in before.items())
+            raise UsageError(f"{root} holds a demo of other sizes; give another --root, or go on with {options}")
         return
     if root.exists() and any(root.iterdir()):
         raise UsageError(f"{root} exists and is not a demo; give another --root")
@@ -71,8 +76,8 @@ def _claim(root: Path, sizes: dict[str, int]) -> None:
     path.write_text(json.dumps(sizes) + "\n")
 
 
-def _stage(place: int, what: str) -> None:
-    console.print(f"\n[bold cyan]{place}/7[/] {what}")
+def _stage(place: int, title: str) -> None:
+    console.print(f"\n[bold cyan]{place}/7[/] {title}")
 
 
 def _record(dataset: Path, episodes: int) -> None:
@@ -80,10 +85,10 @@ def _record(dataset: Path, episodes: int) -> None:
     from srpo_robot.buffer.repair import repair
     from srpo_robot.cli.running import record_demonstrations
 
-    repair(dataset)  # what a kill -9 may have left
+    repair(dataset)  # a kill -9 may have left unfinished files
     missing = episodes - recorded_episodes(dataset)
     if missing > 0:
-        record_demonstrations(ARM, TASK, dataset, missing, failure_rate=0.5, seed=SEED)
+        record_demonstrations(RecordOptions(root=dataset, episodes=missing, task=TASK, arm=ARM, seed=SEED))
     else:
         say(f"{episodes} episodes are there.")
 
@@ -98,7 +103,7 @@ def _score(dataset: Path, root: Path) -> dict[str, Any]:
 
 
 def _audit(dataset: Path) -> AuditResult:
-    """The verdict; the demo trains whatever it is, and says so."""
+    """Returns the verdict. The demo trains even if the audit failed, and says so."""
     from srpo_robot.cli.benchmark_options import AuditOptions
     from srpo_robot.cli.benchmarking import audit_command
 
@@ -119,15 +124,14 @@ def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps
         say(f"{output} is trained.")
         return
     recipe = replace(load(PolicyRecipe, "policies", POLICY), steps=steps, warmup_steps=min(100, steps // 4))
-    options = TrainOptions(output, resume=done > 0, accept_audit=True)
+    options = TrainOptions(output=output, resume=done > 0, accept_audit=True)
     train_buffer(open_buffer(dataset), recipe, scheme, options)
 
 
 def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:
-    from srpo_robot.cli.running import RunOptions, run_trials
-    from srpo_robot.cli.sessions import LiveOptions
+    from srpo_robot.cli.running import run_trials
 
-    return run_trials(RunOptions(ARM, TASK, str(checkpoint), trials, LiveOptions(output)))
+    return run_trials(RunOptions(output=output, policy=str(checkpoint), task=TASK, arm=ARM, trials=trials))
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""`srpo-robot init` and `srpo-robot repair`: a lab's recipes, and a recording that was cut off."""
+"""`srpo-robot init` copies the recipes for a lab. `srpo-robot repair` restores a recording that was cut off."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from srpo_robot.recipes import FOLDERS, packaged_folder
 
 
 def init_lab(folder: Path) -> None:
-    """Copy datasets/, policies/ and hardware/ into `folder`.
+    """Copies datasets/, policies/ and hardware/ into `folder`.
 
     Raises:
-        UsageError: it holds recipes already, or is a file.
+        UsageError: `folder` already holds recipes, or is a file.
     """
     if folder.is_file():
         raise UsageError(f"{folder} is a file; give a new folder")
@@ -29,7 +29,7 @@ def init_lab(folder: Path) -> None:
 
 
 def repair_dataset(root: Path) -> None:
-    """Repair the dataset in `root` and say what is left. Raises DatasetError where there is none, or more is wrong."""
+    """Repairs the dataset in `root` and prints the result. Raises DatasetError if there is none, or it is damaged."""
     from srpo_robot.buffer.opening import INFO
     from srpo_robot.buffer.recorder import recorded_episodes
     from srpo_robot.buffer.repair import CUT_OFF, repair

@@ -1,50 +1,54 @@
-"""`srpo-robot label`: by keys with the episode's frames shown, by CSV, or by rule."""
+"""`srpo-robot label`: labels episodes by keys while their frames are shown, by a CSV file, or by rule."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from rich.style import Style
 from rich.text import Text
 
-from srpo_robot.buffer.episodes import Buffer
-from srpo_robot.buffer.labels import Label, parse_csv, write_labels
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.cli.console import console, say, table, waiting
+from srpo_robot.cli.options import LabelOptions
 from srpo_robot.errors import UsageError
 from srpo_robot.records import Episode
 
+if TYPE_CHECKING:
+    from srpo_robot.buffer.episodes import Buffer
+
 KEYS = "s success, f failure, space skip, b back, q quit"
-STRIP_FRAMES = 6  # evenly over the episode, before the last frame
+STRIP_FRAMES = 6  # spread evenly over the episode, before the last frame
 
 
-def label_dataset(dataset: str, csv: Path | None, all_success: bool, camera: str | None, relabel: bool) -> None:
-    """Set labels in one of the three ways and print what is labelled now.
+def label_dataset(options: LabelOptions) -> None:
+    """Sets labels in one of the three ways and prints the number of labelled episodes.
 
     Raises:
-        UsageError: two ways at once, or keys without a terminal.
+        UsageError: two ways were given, or keys were asked for without a terminal.
         DatasetError: see `parse_csv` and `open_buffer`.
     """
-    if csv is not None and all_success:
+    if options.csv is not None and options.all_success:
         raise UsageError("--csv and --all-success exclude each other; give one")
-    with waiting(f"opening {dataset}"):
-        buffer = open_buffer(dataset)
-    if csv is not None:
-        write_labels(buffer, parse_csv(csv, len(buffer.episodes)))
-    elif all_success:
+    with waiting(f"opening {options.dataset}"):
+        buffer = open_buffer(options.dataset)
+    from srpo_robot.buffer.labels import Label, parse_csv, write_labels
+
+    if options.csv is not None:
+        write_labels(buffer, parse_csv(options.csv, len(buffer.episodes)))
+    elif options.all_success:
         write_labels(buffer, {e.index: Label(True, "") for e in buffer.episodes if e.success is None})
     else:
         if not sys.stdin.isatty():
             raise UsageError("labelling by keys needs a terminal; without one give --csv FILE or --all-success")
         show = window_shower() or terminal_shower()
-        todo = [e for e in buffer.episodes if relabel or e.success is None]
-        label_by_keys(buffer, todo, buffer.camera(camera), read_key, show)
-    _print_labels(open_buffer(dataset))
+        todo = [e for e in buffer.episodes if options.relabel or e.success is None]
+        label_by_keys(buffer, todo, buffer.camera(options.camera), read_key, show)
+    _print_labels(open_buffer(options.dataset))
 
 
 def label_by_keys(
@@ -54,12 +58,17 @@ def label_by_keys(
     next_key: Callable[[], str],
     show: Callable[[Episode, np.ndarray], None],
 ) -> dict[int, bool]:
-    """Show each episode and take one key for it; each answer is on disk before the next episode is shown.
+    """Shows each episode and takes one key for it. Each answer is on disk before the next episode is shown.
 
     Args:
         next_key: returns one character.
-        show: shows an episode's frames, uint8 (n, H, W, 3), the last one being the episode's last.
+        show: shows frames of an episode, uint8 (n, H, W, 3). The last of them is the episode's last frame.
+
+    Returns:
+        the answers by episode index: True for a success.
     """
+    from srpo_robot.buffer.labels import Label, write_labels
+
     answers: dict[int, bool] = {}
     at = 0
     while at < len(todo):
@@ -84,18 +93,18 @@ def label_by_keys(
 
 
 def film_strip(frames: np.ndarray) -> np.ndarray:
-    """Frames evenly over an episode and its last one: (n, H, W, 3) of (T, H, W, 3)."""
+    """Returns frames spread evenly over an episode, and its last one: (n, H, W, 3) from (T, H, W, 3)."""
     picks = np.unique(np.linspace(0, len(frames) - 1, STRIP_FRAMES + 1).round().astype(int))
     return frames[picks]
 
 
 def shrink(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Resize uint8 (H, W, 3) to (rows, columns, 3), each pixel the mean of those it stands for."""
+    """Resizes uint8 (H, W, 3) to (rows, columns, 3). Each new pixel is the mean of the pixels that it replaces."""
     return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX))
 
 
 def half_blocks(image: np.ndarray) -> Text:
-    """An image uint8 (2n, W, 3) as n lines of text: two pixels a character, in 24-bit colour."""
+    """Returns an image, uint8 (2n, W, 3), as n lines of text: two pixels a character, in 24-bit colour."""
     text = Text(no_wrap=True)
     for y in range(0, len(image) - 1, 2):
         for upper, lower in zip(image[y], image[y + 1], strict=True):
@@ -105,7 +114,7 @@ def half_blocks(image: np.ndarray) -> Text:
 
 
 def terminal_shower() -> Callable[[Episode, np.ndarray], None]:
-    """Shows frames in the terminal: a strip, and under it the last frame, larger."""
+    """Returns a function that shows frames in the terminal: a strip, and below it the last frame, larger."""
 
     def show(episode: Episode, frames: np.ndarray) -> None:
         columns = max(min(console.width, 160), 40)
@@ -123,7 +132,7 @@ def terminal_shower() -> Callable[[Episode, np.ndarray], None]:
 
 
 def window_shower() -> Callable[[Episode, np.ndarray], None] | None:
-    """Shows frames in a window, where the machine has a display and a toolkit; None where it has not."""
+    """Returns a function that shows frames in a window, or None if the machine has no display or no tkinter."""
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return None
     try:
@@ -131,7 +140,7 @@ def window_shower() -> Callable[[Episode, np.ndarray], None] | None:
     except ImportError:
         return None
     try:
-        tkinter.Tk().destroy()  # a DISPLAY that nobody serves shows only here
+        tkinter.Tk().destroy()  # fails if no server answers at DISPLAY
     except tkinter.TclError:
         return None
     import matplotlib
@@ -157,7 +166,7 @@ def window_shower() -> Callable[[Episode, np.ndarray], None] | None:
 
 
 def read_key() -> str:
-    """One key from the terminal, without Enter."""
+    """Reads one key from the terminal, without Enter."""
     import termios
     import tty
 
@@ -171,8 +180,9 @@ def read_key() -> str:
 
 
 def _print_labels(buffer: Buffer) -> None:
-    made = table(str(buffer.root), "task", "episodes", "success", "failure", "unlabelled")
+    result = table(str(buffer.root), "task", "episodes", "success", "failure", "unlabelled")
     for task in sorted({e.task for e in buffer.episodes}):
-        own = [e.success for e in buffer.episodes if e.task == task]
-        made.add_row(task, str(len(own)), str(own.count(True)), str(own.count(False)), str(own.count(None)))
-    console.print(made)
+        labels = [e.success for e in buffer.episodes if e.task == task]
+        counts = (len(labels), labels.count(True), labels.count(False), labels.count(None))
+        result.add_row(task, *map(str, counts))
+    console.print(result)

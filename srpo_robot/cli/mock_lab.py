@@ -1,4 +1,4 @@
-"""`srpo-robot mock-lab`: a lab in a terminal, for `srpo-robot run --arm FILE` in another one."""
+"""`srpo-robot mock-lab`: an emulated lab in one terminal, for `srpo-robot run --arm FILE` in another one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from srpo_robot.arm.actions import make_action_space
-from srpo_robot.arm.limits import Limits
 from srpo_robot.cli.console import say
-from srpo_robot.cli.running import load_recipes
+from srpo_robot.cli.inputs import load_recipes
+from srpo_robot.cli.options import MockLabOptions
+from srpo_robot.cli.running import recipe_space
 from srpo_robot.errors import ArmError, UsageError
 from srpo_robot.evaluation.served_policy import PolicyServer, describe
 from srpo_robot.files import write_whole
@@ -25,35 +23,42 @@ from srpo_robot.records import ActionChunk, Observation
 if TYPE_CHECKING:
     from srpo_robot.mock.lab import MockLab
 
-CELL, ARM = "mock", "xarm7"  # recipes: what is emulated, and whose controller settings the driver gets
+CELL, ARM = "mock", "xarm7"  # recipes: the emulated cell, and the arm whose controller settings the driver gets
 _MARK = "# Written by srpo-robot mock-lab; it goes when the lab closes.\n"
 _PRIVILEGED = 1024
 
 
-def mock_lab(task: str, recipe: Path, host: str, port: int, seed: int, randomization: float) -> None:
-    """Open a mock lab, write a hardware recipe that points at it, say what to type, and wait for Ctrl-C.
+def mock_lab(options: MockLabOptions) -> None:
+    """Opens a mock lab, writes a hardware recipe that points at it, prints what to type and waits for Ctrl-C.
 
     Raises:
-        RecipeError: a task that the mock cell does not have.
-        UsageError: a file is in the recipe's place, or a port that only root may take.
+        RecipeError: the mock cell does not have the task.
+        UsageError: another file is in the recipe's place, or only root may open the port.
         ArmError: a port or address is taken.
     """
+    cell, task = load_recipes(CELL, options.task)
+    arm = load(HardwareRecipe, "hardware", ARM)
+    recipe = options.recipe
+    _check_place(recipe)
     from srpo_robot.mock.lab import MockLab
 
-    cell, task = load_recipes(CELL, task)
-    arm = load(HardwareRecipe, "hardware", ARM)
-    _check_place(recipe)
     with ExitStack() as opened:
-        lab = MockLab(cell, task, host=host, command_port=port, seed=seed, randomization=randomization)
+        lab = MockLab(
+            cell,
+            task,
+            host=options.host,
+            command_port=options.port,
+            seed=options.seed,
+            randomization=options.randomization,
+        )
         try:
             opened.enter_context(lab)
         except ArmError as error:
-            raise _privileges(port, error) from None
-        limits = Limits.from_recipe(cell.limits, cell.tcp_offset_m, 1.0 / cell.fps)
-        space = make_action_space(task.action_space, limits, np.array(cell.home_rad))
+            raise _privileges(options.port, error) from None
+        space = recipe_space(cell, task)
         script = ScriptedPolicy(lab)
         server = opened.enter_context(PolicyServer(script, describe(script, space, task.cameras)))
-        ended = opened.enter_context(ending())  # before anybody hears that the lab is open
+        ended = opened.enter_context(ending())  # Ctrl-C must work as soon as the lab is announced
         _write(recipe, dump(lab.recipe(arm)))
         opened.callback(recipe.unlink, missing_ok=True)
         name = shlex.quote(str(recipe))
@@ -83,12 +88,12 @@ class ScriptedPolicy:
         self._demonstrator = Demonstrator(lab.plant.sim)
 
     def reset(self, seed: int) -> None:
-        """Plan for the scene as it is laid out now."""
+        """Plans for the scene as it is laid out now."""
         with self._lock:
             self._demonstrator.reset(seed)
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        """One action, from where everything is now."""
+        """Returns one action for the current state of the scene."""
         with self._lock:
             return self._demonstrator.act(observation)
 
@@ -106,7 +111,7 @@ def _write(recipe: Path, content: str) -> None:
 
 
 def _privileges(port: int, error: ArmError) -> Exception:
-    """What to say where a port cannot be opened."""
+    """Returns the error to raise if a port cannot be opened."""
     if 0 < port < _PRIVILEGED and os.geteuid() != 0:
         return UsageError(
             f"port {port} needs privileges; leave --port out (a free one goes into the recipe), or allow it with: "

@@ -1,4 +1,4 @@
-"""Keys from a plain terminal, read in a thread: space stops the arm while everything else is busy."""
+"""Reads keys from a plain terminal in a thread, so that space stops the arm while the main thread is busy."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from srpo_robot.cli.console import errors
 from srpo_robot.errors import ArmError, SrpoRobotError, UsageError, one_line
 from srpo_robot.evaluation.operator import GO, QUIT, STOP
 
-_DISABLED = b"\0"  # for a control character of the terminal (_POSIX_VDISABLE)
+_DISABLED = b"\0"  # disables a control character of the terminal (_POSIX_VDISABLE)
 
 
 class TerminalKeys:
-    """The `Keys` of a terminal as long as the `with` block lasts; the terminal is then as it was, also after a crash.
+    """The `Keys` of a terminal inside a `with` block. The terminal is restored afterwards, also after a crash.
 
-    While it is open keys come one by one, without Enter and without echo; Ctrl-C works as ever; Ctrl-Z does not, for a
-    program that sleeps cannot stop an arm.
+    Inside the block keys arrive one by one, without Enter and without echo. Ctrl-C works as usual. Ctrl-Z is disabled,
+    because a suspended program cannot stop an arm.
     """
 
     def __init__(self, on_stop: Callable[[], None], descriptor: int | None = None) -> None:
-        """`on_stop`: called in the reading thread for every space, and where the terminal goes away.
+        """`on_stop`: called in the reading thread for every space, and if the terminal goes away.
 
         Raises:
-            UsageError: no terminal.
+            UsageError: `descriptor`, or standard input, is no terminal.
         """
         self._descriptor = _standard_input() if descriptor is None else descriptor
         if not os.isatty(self._descriptor):
@@ -71,18 +71,18 @@ class TerminalKeys:
         atexit.unregister(self._restore)
 
     def next(self) -> str:
-        """Wait for a key. Raises ArmError where the terminal is gone, or the stop was not confirmed."""
+        """Waits for a key. Raises ArmError if the terminal is gone, or the stop was not confirmed."""
         return self._checked(self._keys.get())
 
     def pressed(self) -> str | None:
-        """The next key that was pressed already, or None. Raises as `next`."""
+        """Returns the next key that was already pressed, or None. Raises as `next`."""
         try:
             return self._checked(self._keys.get_nowait())
         except queue.Empty:
             return None
 
     def forget(self) -> None:
-        """Drop what was pressed and not read. Raises as `next`."""
+        """Drops keys that were pressed and not read. Raises as `next`."""
         while self.pressed() is not None:
             pass
 
@@ -100,7 +100,7 @@ class TerminalKeys:
                 text = os.read(self._descriptor, 64).decode(errors="replace")
             except OSError:
                 text = ""
-            if not text:  # the terminal is gone, and with it the person
+            if not text:  # the terminal is gone, so no person can stop the arm
                 self._stop()
                 self._fail(ArmError("the terminal has gone away, and with it the stop key; the arm was stopped"))
                 return
@@ -114,21 +114,23 @@ class TerminalKeys:
         try:
             self._on_stop()
         except SrpoRobotError as error:
-            errors.print(f"\n[bold red]{one_line(error)}[/]", soft_wrap=True)  # now, not when somebody asks for a key
+            errors.print(
+                f"\n[bold red]{one_line(error)}[/]", soft_wrap=True
+            )  # printed now, not at the next call of `next`
             self._fail(error)
 
     def _fail(self, error: SrpoRobotError) -> None:
         self._trouble = error
-        self._keys.put(QUIT)  # wakes who waits
+        self._keys.put(QUIT)  # wakes a thread that waits in `next`
 
     def _restore(self) -> None:
         if self._before:
-            with contextlib.suppress(termios.error):  # a terminal that is gone needs no restoring
+            with contextlib.suppress(termios.error):  # a terminal that is gone cannot be restored
                 termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
 
 
 def _standard_input() -> int:
-    """Its descriptor; -1, which is no terminal, where there is none."""
+    """Returns the descriptor of standard input; -1, which is no terminal, if there is none."""
     try:
         return sys.stdin.fileno()
     except (OSError, ValueError, AttributeError):  # replaced, closed, or None

@@ -1,28 +1,31 @@
-"""`srpo-robot report`: the page of a scored dataset."""
+"""`srpo-robot report`: writes the HTML page of a scored dataset."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from srpo_robot.buffer.opening import open_buffer
+from srpo_robot.buffer.opening import check_dataset, open_buffer
 from srpo_robot.cli.console import bar, say, waiting
 
 PAGE = "report.html"
 
 
 def report_dataset(dataset: str, output: Path | None) -> None:
-    """Write the page to `output` (None: DATASET/srpo/report.html) and say where it is.
+    """Writes the page to `output` (None: DATASET/srpo/report.html) and prints its path.
 
     Raises:
-        DatasetError: no dataset there.
-        StaleTable: it was not scored, or has changed since; names the command.
+        DatasetError: `dataset` is no dataset.
+        StaleTable: the dataset was not scored, or has changed since. The message names the command to run.
     """
-    from srpo_robot.report.dataset_page import make_report
-
+    check_dataset(dataset)
     with waiting(f"opening {dataset}"):
+        from srpo_robot.report.dataset_page import make_report
+
         buffer = open_buffer(dataset)
     episodes = len(buffer.episodes)
-    with bar("decoding for the page", episodes, "episode") as progress:  # a large dataset decodes only some of them
+    with bar(
+        "decoding for the page", episodes, "episode"
+    ) as progress:  # only some episodes of a large dataset are decoded
 
         def on_episode(done: int, of: int) -> None:
             progress.at(round(done / of * episodes))

@@ -1,4 +1,4 @@
-"""The flywheel: `srpo-robot append` puts trials back into the buffer, `srpo-robot rounds` shows if it turns."""
+"""The flywheel: `srpo-robot append` puts trials back into the buffer, `srpo-robot rounds` compares the rounds."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srpo_robot.buffer.opening import check_dataset
 from srpo_robot.cli.comparing import load_run, show_p, show_points, show_rate
 from srpo_robot.cli.console import console, say, table, waiting, write_json
+from srpo_robot.cli.options import RoundsOptions
 from srpo_robot.errors import UsageError
 from srpo_robot.evaluation.comparison import Contender, PolicyComparison, compare
 from srpo_robot.evaluation.statistics import Rate, success_rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
-    """One turn of the flywheel.
+    """One round of the flywheel.
 
     Attributes:
-        number: 0-based; round 0 is what the others are measured against.
-        folder: of the run.
-        policy: that was tried.
-        rate: its success rate.
-        against_first: against round 0; None for round 0 itself.
-        p: valid however often one looks and however many rounds follow; NaN for round 0.
+        number: 0-based. The other rounds are compared with round 0.
+        folder: the run's folder.
+        policy: name of the policy.
+        rate: success rate of the policy.
+        against_first: comparison with round 0; None for round 0 itself.
+        p: p-value that holds at every interim look and for any number of later rounds; NaN for round 0.
     """
 
     number: int
@@ -34,42 +36,45 @@ class Round:
     p: float
 
 
-def rounds_command(folders: tuple[Path, ...], alpha: float, json_path: Path | None) -> list[Round]:
-    """Success rate by round, each against round 0.
+def rounds_command(options: RoundsOptions) -> list[Round]:
+    """Prints the success rate by round, each against round 0.
 
     Raises:
-        UsageError: a folder with several policies or no trial that counts, or runs on different tasks.
-        DatasetError: no journal, or one with a label outside the choices.
+        UsageError: a folder holds several policies or no trial that counts, or the runs are on different tasks.
+        DatasetError: a run has no journal, or its journal has a label outside the choices.
     """
-    sides = [_contender(folder) for folder in folders]
+    sides = [_contender(folder) for folder in options.runs]
     rounds = []
-    for number, (folder, side) in enumerate(zip(folders, sides, strict=True)):
-        found = compare(sides[0], side, alpha) if number else None
-        p = float("nan") if found is None else spent(found.interim.p, number)
-        rounds.append(Round(number, folder, side.name, success_rate(side.trials), found, p))
-    _print(rounds, alpha)
-    write_json(json_path, {"alpha": alpha, "rounds": [_json_row(item) for item in rounds]})
+    for number, (folder, side) in enumerate(zip(options.runs, sides, strict=True)):
+        comparison = compare(sides[0], side, options.alpha) if number else None
+        p = float("nan") if comparison is None else spent(comparison.interim.p, number)
+        rate = success_rate(side.trials)
+        rounds.append(Round(number=number, folder=folder, policy=side.name, rate=rate, against_first=comparison, p=p))
+    _print(rounds, options.alpha)
+    write_json(options.json_path, {"alpha": options.alpha, "rounds": [_json_row(item) for item in rounds]})
     return rounds
 
 
 def spent(p: float, number: int) -> float:
-    """The p-value of round `number` (1, 2, ...) adjusted for all rounds there are and will be.
+    """Returns the p-value of round `number` (1, 2, ...), adjusted for all earlier and later rounds.
 
-    Round k is tested at alpha / (k (k + 1)); over all k these add up to alpha.
+    Round k is tested at alpha / (k (k + 1)). Over all k these levels add up to alpha.
     """
     return min(1.0, p * number * (number + 1))
 
 
 def append_command(dataset: Path, runs: tuple[Path, ...]) -> None:
-    """Append the recorded trials of runs (or other datasets) to a buffer.
+    """Appends the recorded trials of runs (or other datasets) to a buffer.
 
     Raises:
         DatasetError: see `append`.
-        UsageError: a run that was not recorded to its own folder.
+        UsageError: a run was not recorded to its own folder.
     """
+    sources = [_recorded(run) for run in runs]
+    for folder in [*([dataset] if dataset.exists() else []), *sources]:
+        check_dataset(folder)
     from srpo_robot.buffer.appending import append
 
-    sources = [_recorded(run) for run in runs]
     with waiting(f"appending to {dataset}"):
         added, total = append(dataset, sources)
     say(f"{dataset}: {added} episodes added; {total} in all.")
@@ -78,7 +83,7 @@ def append_command(dataset: Path, runs: tuple[Path, ...]) -> None:
 
 def _recorded(run: Path) -> Path:
     if (run / "meta").is_dir() or not run.is_dir():
-        return run  # a dataset itself; `append` says what is wrong with anything else
+        return run  # a dataset itself; `check_dataset` refuses anything else
     if not (run / "dataset").is_dir():
         raise UsageError(f"{run} holds no recorded trials; give a dataset, or a run that has RUN/dataset")
     return run / "dataset"
@@ -95,7 +100,7 @@ def _contender(folder: Path) -> Contender:
 
 
 def _print(rounds: list[Round], alpha: float) -> None:
-    made = table(
+    result = table(
         "success by round", "round", "policy", "success (Wilson's 95 % interval)", "against round 0",
         f"{1 - alpha:.0%} at any time", "p at any time",
     )  # fmt: skip
@@ -105,8 +110,8 @@ def _print(rounds: list[Round], alpha: float) -> None:
             interim = item.against_first.interim
             span = f"{100 * interim.low:.0f} to {100 * interim.high:.0f}"
             cells = (show_points(item.against_first.effect), span, show_p(item.p))
-        made.add_row(str(item.number), item.policy, show_rate(item.rate), *cells)
-    console.print(made)
+        result.add_row(str(item.number), item.policy, show_rate(item.rate), *cells)
+    console.print(result)
     shown = [item for item in rounds if item.p <= alpha]
     if shown:
         words = ", ".join(f"{item.number} ({_direction(item)})" for item in shown)

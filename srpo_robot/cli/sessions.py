@@ -1,6 +1,6 @@
-"""An arm, the cell around it and how its trials are run: the mock's physics, or an arm that moves for real.
+"""Sessions: an arm, its cell and the way its trials are run, for the mock's physics and for an arm that moves for real.
 
-`make_session` is the one place that tells them apart. A session is a context manager: leaving it stops the arm.
+Only `make_session` tells the two apart. A session is a context manager. Leaving it stops the arm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -21,6 +21,7 @@ from srpo_robot.arm.actions import ActionSpace, make_action_space
 from srpo_robot.arm.arm import Workcell
 from srpo_robot.cli.console import say, warn
 from srpo_robot.cli.operator import TerminalKeys
+from srpo_robot.cli.options import LiveOptions
 from srpo_robot.errors import ArmError, CameraError, RecipeError, UsageError, one_line
 from srpo_robot.evaluation.operator import GO, HELP, Judge, JudgedCell, OperatorCell, Quit, StopSwitch
 from srpo_robot.evaluation.policy import PENDING, AsyncRunner, Policy
@@ -32,35 +33,14 @@ from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 if TYPE_CHECKING:
     from srpo_robot.arm.xarm7.driver import XArm7
 
-TRIALS = "trials"  # folder of the logs, in a run's output
-_FREE_BYTES = 500_000_000  # less than this on the disk: no trial begins
-_WAIT_SHARE = 0.5  # of a control period: how long a chunk is waited for before the arm holds for a step
-_GIVE_UP_S = 30.0  # a policy that has not answered by then has failed
-
-
-@dataclass(frozen=True)
-class LiveOptions:
-    """How an arm that moves for real is run.
-
-    Attributes:
-        output: the run's folder.
-        first_pace: share of the speed caps during the session's first chunk.
-        confirm_fault: a person has looked after a fault: go on without asking.
-        by_hand: label by keys also where the recipe has a judge.
-        dry_run: nothing moves.
-        keep_redone: a trial that the person wants redone comes back as a void one, instead of being run again.
-    """
-
-    output: Path
-    first_pace: float = 1.0
-    confirm_fault: bool = False
-    by_hand: bool = False
-    dry_run: bool = False
-    keep_redone: bool = False
+TRIALS = "trials"  # folder of the trial logs in a run's output
+_FREE_BYTES = 500_000_000  # no trial begins if less is free on the disk
+_WAIT_SHARE = 0.5  # share of a control period to wait for a chunk before the arm holds for a step
+_GIVE_UP_S = 30.0  # a policy that has not answered after this time has failed
 
 
 class Session(Protocol):
-    """An arm with its cell; `space` is known before it is opened, so that a policy can be checked first."""
+    """An arm with its cell. `space` is known before the session is opened, so that a policy can be checked first."""
 
     space: ActionSpace
 
@@ -71,27 +51,36 @@ class Session(Protocol):
     ) -> None: ...
 
     def run(self, number: int, policy: Policy, seed: int, sink: FrameSink) -> Outcome:
-        """Trial `number`, judged. Raises Quit where a person ends the run, ArmError and others on a fault."""
+        """Runs and judges trial `number`. Raises Quit if a person ends the run, ArmError and others on a fault."""
         ...
 
     def settle(self, outcome: Outcome) -> None:
-        """After the outcome is in the journal: raises ArmError where nobody may go on without looking."""
+        """Called once the outcome is in the journal. Raises ArmError if a person has to look before the next trial."""
         ...
 
 
 def make_session(
     hardware: HardwareRecipe,
     task: TaskRecipe,
+    output: Path,
     live: LiveOptions,
     *,
     wide_starts: float = 0.0,
     randomization: float = 0.0,
+    keep_redone: bool = False,
 ) -> Session:
-    """The session of an arm's kind, not yet open. `wide_starts`, `randomization`: of the mock arm.
+    """Returns the session for this kind of arm, not yet open.
+
+    Args:
+        output: the run's folder.
+        live: options of an arm that moves for real.
+        wide_starts: mock arm: share of trials that start anywhere over the table.
+        randomization: mock arm: strength of the visual randomization, 0 to 1.
+        keep_redone: real arm: a trial that the person wants redone is returned as void instead of being run again.
 
     Raises:
         RecipeError: the recipes contradict themselves or each other.
-        UsageError: an option that this kind of arm does not have.
+        UsageError: this kind of arm does not have an option that was given.
     """
     if hardware.kind == "mock":
         if live.dry_run or live.by_hand or live.confirm_fault or live.first_pace != 1.0:
@@ -101,11 +90,11 @@ def make_session(
         return MockSession(hardware, task, wide_starts, randomization)
     if randomization:
         raise UsageError("--randomization is for the mock arm; leave it out for a real arm")
-    return LiveSession(hardware, task, live)
+    return LiveSession(hardware, task, output, live, keep_redone)
 
 
 class MockSession:
-    """The mock arm: its time passes only in commands, physics judges."""
+    """The mock arm. Its time passes only while commands are executed, and the physics judges the trial."""
 
     def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, wide_starts: float, randomization: float) -> None:
         from srpo_robot.mock.arm import make_mock
@@ -135,17 +124,20 @@ class MockSession:
         return run_episode(self._setup, policy, seed, sink)
 
     def settle(self, outcome: Outcome) -> None:
-        """A void trial of the mock is no danger."""
+        """Does nothing: a void trial of the mock is no danger."""
 
 
 class LiveSession:
-    """An xArm 7 with a person at the keys, or the mock lab's judge in that person's place."""
+    """An xArm 7 with a person at the keys, or with the mock lab's judge in place of that person."""
 
-    def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, options: LiveOptions) -> None:
-        """Raises RecipeError where a recipe contradicts itself, UsageError where nobody could stop the arm."""
+    def __init__(
+        self, hardware: HardwareRecipe, task: TaskRecipe, output: Path, options: LiveOptions, keep_redone: bool
+    ) -> None:
+        """Raises RecipeError if a recipe contradicts itself, UsageError if no person could stop the arm."""
         from srpo_robot.arm.xarm7.driver import XArm7
 
-        self._hardware, self._task, self._options = hardware, task, options
+        self._hardware, self._task, self._output, self._options = hardware, task, output, options
+        self._keep_redone = keep_redone
         self._arm: XArm7 = XArm7(hardware, dry_run=options.dry_run, first_pace=options.first_pace)
         self.space = make_action_space(task.action_space, self._arm.limits, self._arm.home_rad)
         self._switch = StopSwitch(self._arm.stop)
@@ -156,11 +148,11 @@ class LiveSession:
         self._trial: int | None = None
 
     def __enter__(self) -> Self:
-        """Take the terminal, ask about an earlier fault, connect. Nothing moves.
+        """Takes the terminal, asks about an earlier fault and connects. Nothing moves.
 
         Raises:
-            UsageError: an earlier fault that nobody has confirmed.
-            ArmError: the arm or a camera is not there, not set up as the recipe says, or has an error.
+            UsageError: no person has confirmed that an earlier fault is over.
+            ArmError: the arm or a camera does not answer, is not set up as the recipe says, or has an error.
         """
         with ExitStack() as opened:
             if self._keys is not None:
@@ -170,8 +162,8 @@ class LiveSession:
                 confirmed = self._confirm_fault()
                 opened.enter_context(_Terminated())
                 opened.push(self._note)
-                self._options.output.mkdir(parents=True, exist_ok=True)
-                note_fault(self._options.output)
+                self._output.mkdir(parents=True, exist_ok=True)
+                note_fault(self._output)
                 self._enter_arm(opened, confirmed)
             else:
                 opened.enter_context(self._arm)
@@ -184,22 +176,22 @@ class LiveSession:
         self._open.__exit__(kind, error, trace)
 
     def run(self, number: int, policy: Policy, seed: int, sink: FrameSink) -> Outcome:
-        """See `Session`: again and again until the person does not want it redone."""
+        """See `Session`. Repeats the trial as long as the person wants it redone."""
         self._trial = number
-        folder = self._options.output / TRIALS / f"{number:03d}"
+        folder = self._output / TRIALS / f"{number:03d}"
         redone = 0
         while True:
-            _check_disk(self._options.output)
+            _check_disk(self._output)
             _move_aside(folder)
             with TrialLog(folder, self._sizes(), self._hardware.fps, self._arm.take_log) as log:
                 outcome = run_episode(self._setup(policy, log), policy, seed, sink)
-            if not outcome.redo or self._options.keep_redone:
+            if not outcome.redo or self._keep_redone:
                 layout = outcome.layout | ({"redone": redone} if redone else {})
                 return replace(outcome, layout=layout)
             redone += 1
 
     def ask(self, question: str, answers: Collection[str]) -> str:
-        """Wait until the person at the keys presses one of `answers`. Raises ArmError where nobody is there."""
+        """Waits until the person at the keys presses one of `answers`. Raises ArmError if there is no terminal."""
         if self._keys is None:
             raise ArmError(f"nobody is at the keys to answer: {question}")
         self._keys.forget()
@@ -209,27 +201,27 @@ class LiveSession:
         return key
 
     def settle(self, outcome: Outcome) -> None:
-        """See `Session`: what asks an arm for NaN is broken, and a person has to look at it."""
+        """See `Session`. A policy that commands NaN is broken, and a person has to look at it."""
         if outcome.refused:
             raise ArmError(outcome.note)
 
     def dry_run(self, policy: Policy, seed: int) -> None:
-        """Check everything and say so, line by line; the policy's first chunk goes through every limit. Nothing moves.
+        """Runs every check and prints a line for each. The policy's first chunk passes every limit. Nothing moves.
 
         Raises:
-            ArmError, CameraError, PolicyError: what does not hold.
+            ArmError, CameraError, PolicyError: a check failed.
         """
         from srpo_robot.arm.cameras import Frame, check_references
 
-        seen = self._arm.observe()
+        observation = self._arm.observe()
         info = self._arm.info
         firmware = ".".join(str(part) for part in info.get("firmware", ()))
         say(f"PASS controller: {info.get('serial')}, firmware {firmware}, its settings are the recipe's")
-        frames = {name: Frame(image, 0.0) for name, image in seen.images.items()}
+        frames = {name: Frame(image, 0.0) for name, image in observation.images.items()}
         wrong = check_references(self._hardware.cameras, frames)
         if wrong:
             raise CameraError("; ".join(wrong))
-        say(f"PASS cameras: {', '.join(f'{name} {i.shape[1]}x{i.shape[0]}' for name, i in seen.images.items())}")
+        say(f"PASS cameras: {', '.join(f'{name} {i.shape[1]}x{i.shape[0]}' for name, i in observation.images.items())}")
         runner = self._runner(policy)
         runner.reset(seed)
         while (chunk := runner.act(self._arm.observe())) == PENDING:
@@ -238,8 +230,8 @@ class LiveSession:
             raise ArmError(f"{policy.name} has nothing to do in this scene; look at what its cameras see")
         limited_by: dict[str, int] = {}
         for row in chunk.actions:
-            asked = self.space.command(row, self._arm.reference())
-            for layer in {*asked.limited_by, *self._arm.send(asked.command).limited_by}:
+            converted = self.space.command(row, self._arm.reference())
+            for layer in {*converted.limited_by, *self._arm.send(converted.command).limited_by}:
                 limited_by[layer] = limited_by.get(layer, 0) + 1
         changed = ", ".join(f"{layer} {count}" for layer, count in sorted(limited_by.items())) or "none"
         say(f"PASS first chunk of {policy.name}: {len(chunk.actions)} actions, changed by a limit: {changed}")
@@ -280,23 +272,23 @@ class LiveSession:
 
     def _runner(self, policy: Policy) -> AsyncRunner:
         if id(policy) not in self._runners:
-            made = AsyncRunner(policy, _WAIT_SHARE * self._arm.period_s, _GIVE_UP_S)
-            self._runners[id(policy)] = self._open.enter_context(made)
+            runner = AsyncRunner(policy, _WAIT_SHARE * self._arm.period_s, _GIVE_UP_S)
+            self._runners[id(policy)] = self._open.enter_context(runner)
         return self._runners[id(policy)]
 
     def _sizes(self) -> dict[str, tuple[int, int]]:
         return {camera.name: (camera.height_px, camera.width_px) for camera in self._hardware.cameras}
 
     def _confirm_fault(self) -> bool:
-        """Whether a person has confirmed that an earlier fault is over; False where there was none.
+        """Returns whether a person has confirmed that an earlier fault is over; False if there was none.
 
         Raises:
-            UsageError: there was one, and nobody has.
+            UsageError: there was a fault, and no person has confirmed that it is over.
         """
-        noted = read_fault(self._options.output)
-        if not noted:
+        fault = read_fault(self._output)
+        if not fault:
             return self._options.confirm_fault
-        warn(f"the last run into {self._options.output} ended with a fault: {noted}")
+        warn(f"the last run into {self._output} ended with a fault: {fault}")
         if self._options.confirm_fault:
             return True
         if self._keys is not None:
@@ -306,7 +298,7 @@ class LiveSession:
         raise UsageError("nobody has confirmed that the fault is over; look at the arm, then add --confirm-fault")
 
     def _enter_arm(self, opened: ExitStack, confirmed: bool) -> None:
-        """Open the arm; an error of the controller is cleaned where a person has confirmed that it may be."""
+        """Opens the arm. Cleans an error of the controller if a person has confirmed that this is safe."""
         from srpo_robot.arm.xarm7.controller_codes import ControllerFault
 
         try:
@@ -324,20 +316,20 @@ class LiveSession:
         return self._keys.next() == GO
 
     def _note(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """On the way out: word of a fault for the next run, or none. Comes after the arm has been stopped."""
+        """Leaves a note for the next run if the session ended with a fault. Called after the arm has been stopped."""
         if error is None or isinstance(error, Quit):
-            clear_fault(self._options.output)
+            clear_fault(self._output)
             return
         ended = {KeyboardInterrupt: "ended by Ctrl-C", SystemExit: "ended by a signal"}
-        what = ended.get(type(error)) or one_line(error)
+        reason = ended.get(type(error)) or one_line(error)
         try:
-            note_fault(self._options.output, what, self._trial)
+            note_fault(self._output, reason, self._trial)
         except OSError:
-            warn(f"{self._options.output}: what happened could not be noted; the note from before the run stays")
+            warn(f"{self._output}: what happened could not be noted; the note from before the run stays")
 
 
 class _Terminated:
-    """While open, SIGTERM and a lost terminal end the program as an exception does: the arm is stopped on the way."""
+    """While open, SIGTERM and a lost terminal end the program through an exception, so that the arm is stopped."""
 
     def __enter__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}
@@ -354,39 +346,42 @@ class _Terminated:
 
 
 def lay_out_by_hand(task: TaskRecipe, seed: int) -> Mapping[str, object]:
-    """Where a person puts things for a seed: the mock cell's layout of this task in words, where it has the task."""
+    """Returns the instructions by which a person lays out the scene for a seed.
+
+    If the mock cell has the task, they are its layout for that seed, in words.
+    """
     from srpo_robot.mock.tasks import layout, task_named
 
     try:
-        made = layout(task, seed)
+        scene = layout(task, seed)
     except RecipeError:
         return {"seed": seed, "steps": [f"Lay out the scene for: {task.instruction} (layout {seed})"]}
     place = task_named(task.name).furniture(task).place
-    steps = [f"{made.instruction} (layout {seed}); metres forward of the base and to its left:"]
-    for item in (*made.fixtures, *made.objects):
-        steps.append(f"{item.name}: {_where(item.x_m, item.y_m, item.yaw_rad)}")
-    steps.append(f"{place}: {_where(*made.plate_m, made.plate_yaw_rad)}")
-    if made.marks_m:
+    steps = [f"{scene.instruction} (layout {seed}); metres forward of the base and to its left:"]
+    for item in (*scene.fixtures, *scene.objects):
+        steps.append(f"{item.name}: {_place(item.x_m, item.y_m, item.yaw_rad)}")
+    steps.append(f"{place}: {_place(*scene.plate_m, scene.plate_yaw_rad)}")
+    if scene.marks_m:
         steps.append("draw a stroke or two on it")
-    if made.swap_at_s is not None:
-        steps.append(f"{made.swap_at_s:.0f} s after the start let {made.objects[0].name} and another change places")
-    return made.as_json() | {"steps": steps}
+    if scene.swap_at_s is not None:
+        steps.append(f"{scene.swap_at_s:.0f} s after the start let {scene.objects[0].name} and another change places")
+    return scene.as_json() | {"steps": steps}
 
 
-def _where(x_m: float, y_m: float, yaw_rad: float) -> str:
+def _place(x_m: float, y_m: float, yaw_rad: float) -> str:
     turned = f", turned {math.degrees(yaw_rad):.0f}°" if yaw_rad else ""
     return f"{x_m:.2f} forward, {y_m:+.2f} left{turned}"
 
 
 def _check_disk(output: Path) -> None:
-    """Raise ArmError where the disk is all but full: what a trial shows must be kept."""
+    """Raises ArmError if the disk is almost full: the recording of a trial must not be lost."""
     free = shutil.disk_usage(output).free
     if free < _FREE_BYTES:
         raise ArmError(f"{output}: {free / 1e6:.0f} MB are free, a trial wants {_FREE_BYTES / 1e6:.0f}; make room")
 
 
 def _move_aside(folder: Path) -> None:
-    """An earlier attempt at this trial keeps its files, under another name."""
+    """Renames the folder of an earlier attempt at this trial, so that its files are kept."""
     if not folder.exists():
         return
     number = 1
