@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from srpo_robot.awr.policies import build_policy
-from srpo_robot.awr.train import train
+from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.recorder import Recorder, dataset_features
@@ -76,7 +76,7 @@ def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: i
     recipe = replace(recipe, steps=(rounds + 1) * steps, save_every=0)
 
     def run() -> None:
-        train(buffer, recipe, np.ones(buffer.total_frames), root, device="cpu", on_step=on_step)
+        train(buffer, recipe, np.ones(buffer.total_frames), root, LoopOptions(device="cpu", on_step=on_step))
 
     threading.Thread(target=run, daemon=True).start()
     done.get()  # the first round pays for building everything
@@ -165,7 +165,7 @@ def growth(which: str, buffer: Buffer, recipe: PolicyRecipe, steps: int, root: P
 
     if which == "ours":
         recipe = replace(recipe, steps=steps, save_every=0)
-        train(buffer, recipe, np.ones(buffer.total_frames), root, device="cpu", on_step=on_step)
+        train(buffer, recipe, np.ones(buffer.total_frames), root, LoopOptions(device="cpu", on_step=on_step))
     else:
         for _ in stock(buffer, recipe, steps - 1, 1):
             on_step()
@@ -186,7 +186,7 @@ def tensors(which: str, buffer: Buffer, recipe: PolicyRecipe, root: Path) -> int
 
     if which == "ours":
         recipe = replace(recipe, steps=7, save_every=0)
-        train(buffer, recipe, np.ones(buffer.total_frames), root, device="cpu", on_step=on_step)
+        train(buffer, recipe, np.ones(buffer.total_frames), root, LoopOptions(device="cpu", on_step=on_step))
     else:
         for number, _ in enumerate(stock(buffer, recipe, 6, 1)):
             on_step(number + 1)

@@ -43,7 +43,7 @@ def main(demo: Path, target: Path) -> None:
         panels[1].plot(
             np.arange(at, episode.length) / episode.fps, curve.progress[at:], color=colour, lw=0.7, alpha=0.6
         )
-    weight = read_table(buffer.sidecar / "advantage.parquet", refresh="srpo-robot score-dataset")["weight"]
+    weight = read_table(buffer.sidecar / "advantage.parquet", refresh="srpo-robot train-awr")["weight"]
     labels = np.repeat([bool(e.success) for e in buffer.episodes], [e.length for e in buffer.episodes])
     bins = np.linspace(0, 4, 25)
     for kind, colour in ((True, SUCCESS), (False, FAILURE)):

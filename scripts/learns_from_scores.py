@@ -23,7 +23,7 @@ from scipy.stats import t as student
 
 from srpo_robot.awr.advantage import advantages
 from srpo_robot.awr.policies import load_policy
-from srpo_robot.awr.train import train
+from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.awr.weights import awr_weights, uniform_weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
@@ -128,7 +128,7 @@ def compare(family: str, seeds: int, steps: int, episodes: int, root: Path) -> W
         recipe = replace(RECIPES[family], steps=steps, seed=seed)
         schemes = {"awr": scored_weights(buffer, seed), "sft": uniform_weights(buffer.total_frames).values}
         for name, weights in schemes.items():
-            errors[name].append(action_error(train(buffer, recipe, weights, place / name, device="cpu")))
+            errors[name].append(action_error(train(buffer, recipe, weights, place / name, LoopOptions(device="cpu"))))
         print(f"{family} seed {seed}: error AWR {errors['awr'][-1]:.3f}, SFT {errors['sft'][-1]:.3f}")
     return WeightingComparison(tuple(errors["awr"]), tuple(errors["sft"]))
 

@@ -47,15 +47,10 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from srpo_robot.awr.tables import (
-    Weighting,
-    baseline_weights,
-    mean_weight_by_label,
-    rabc_buffer_weights,
-    total_advantage,
-)
-from srpo_robot.awr.train import train
-from srpo_robot.awr.weights import Weights, awr_weights
+from srpo_robot.awr.policies import chunk_of
+from srpo_robot.awr.train import LoopOptions, train
+from srpo_robot.awr.weighting import mean_weight_by_label, weights_of
+from srpo_robot.awr.weights import Weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
@@ -69,7 +64,7 @@ from srpo_robot.progress.evidence.baselines import PixelMean
 from srpo_robot.progress.pipeline import ScoreSettings, combined, embed, progress_columns
 from srpo_robot.progress.score import Rules, WindowEmbeddings, score
 from srpo_robot.progress.windows import parse_windows
-from srpo_robot.recipes import PolicyRecipe, digest, load
+from srpo_robot.recipes import PolicyRecipe, Weighting, digest, load
 from srpo_robot.report.figures import MUTED, save
 
 TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
@@ -210,26 +205,19 @@ def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]
 def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
     """The weight of every frame with which the method trains `policy`."""
     if method.scheme in ("uniform", "success"):
-        return baseline_weights(buffer, method.scheme)  # type: ignore[arg-type]
+        return weights_of(buffer, None, Weighting(), method.scheme).frames
     rules = Rules("loo", method.references, method.value)
     scores = score(buffer.episodes, windows_of(buffer, method.scorer), rules)
     table = Table(progress_columns(buffer.episodes, scores), {"dataset": buffer.fingerprint})
-    if method.scheme == "rabc":
-        return rabc_buffer_weights(buffer, table, chunk_of(policy))
-    weighting = method.of(policy)
-    _, advantage = total_advantage(buffer, table, weighting)
-    return awr_weights(advantage, weighting.beta, weighting.w_max)
-
-
-def chunk_of(policy: str) -> int:
-    """Actions of a chunk."""
-    return load(PolicyRecipe, "policies", policy).config["chunk_size"]
+    chunk = chunk_of(load(PolicyRecipe, "policies", policy))
+    return weights_of(buffer, table, method.of(policy), method.scheme, chunk).frames
 
 
 def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
     """`weigh`, kept in the study's folder by what it is made from: scoring takes longer than looking."""
     buffer, method = study.buffer(task), METHODS[name]
-    made_from = digest([asdict(method), asdict(method.of(policy)), chunk_of(policy), buffer.fingerprint])
+    chunk = chunk_of(load(PolicyRecipe, "policies", policy))
+    made_from = digest([asdict(method), asdict(method.of(policy)), chunk.size, buffer.fingerprint])
     path = study.root / "weights" / task / f"{name}-{made_from}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +233,7 @@ def weights_table(study: Study, task: str, policy: str, names: Sequence[str]) ->
     found = {}
     for name in names:
         weights = weigh(buffer, METHODS[name], policy)
-        by = mean_weight_by_label(buffer, weights)
+        by = mean_weight_by_label(buffer, weights.values)
         found[name] = {
             "effective": weights.effective_sample_size / buffer.total_frames,
             "clipped": weights.clipped_fraction,
@@ -323,7 +311,8 @@ def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Pa
     resume = any((output / "checkpoints").glob("0*"))
     if not resume and output.exists():
         (output / "metrics.jsonl").unlink(missing_ok=True)
-    return train(buffer, recipe, weights, output, resume=resume, device="cpu", provenance={"method": name})
+    loop = LoopOptions(resume=resume, device="cpu", provenance={"method": name})
+    return train(buffer, recipe, weights, output, loop)
 
 
 def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:

@@ -29,7 +29,8 @@ from srpo_robot.buffer.tables import read_table
 from srpo_robot.progress.pipeline import STORE
 from srpo_robot.progress.store import INFO, EmbeddingStore
 
-TABLES = ("progress.parquet", "advantage.parquet")
+TABLES = ("progress.parquet",)
+DERIVED = (STORE, *TABLES, "advantage.parquet")  # not copied
 LOOK_EVERY_S = 0.25
 
 
@@ -44,7 +45,7 @@ class Watched:
 def linked_copy(dataset: Path, target: Path) -> Path:
     """The recorded files and labels of `dataset` at `target`, without what was computed from them."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(dataset, target, copy_function=os.link, ignore=shutil.ignore_patterns(STORE, *TABLES))
+    shutil.copytree(dataset, target, copy_function=os.link, ignore=shutil.ignore_patterns(*DERIVED))
     return target
 
 

@@ -55,7 +55,7 @@ class LossModule(nn.Module):
         return per_sample_loss(self.policy, batch, self._options, action_weights)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Run:
     """A run as it stands: what trains, and what a checkpoint of it holds beside the weights."""
 

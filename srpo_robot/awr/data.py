@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from srpo_robot.awr.checkpoints import Run, averaged
-from srpo_robot.awr.run_state import check_timestep_weights, check_weights, trained_weights
+from srpo_robot.awr.run_state import check_action_weights, check_weights, trained_weights
 from srpo_robot.awr.sampling import FlowNoise, held_out, spread_frames
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.training import TrainingSet, collate
@@ -32,7 +32,7 @@ class TrainingData:
     """
 
     def __init__(
-        self, buffer: Buffer, recipe: PolicyRecipe, chunk: int, weights: np.ndarray, timestep: np.ndarray | None
+        self, buffer: Buffer, recipe: PolicyRecipe, chunk: int, weights: np.ndarray, action_weights: np.ndarray | None
     ) -> None:
         """Raises UsageError, TrainingError where share or weights cannot be; DatasetError as `TrainingSet`."""
         weights = check_weights(weights, buffer.total_frames)
@@ -41,20 +41,20 @@ class TrainingData:
         self.held_out = [episode for episode in buffer.episodes if episode.index in kept]
         self.frames = sum(episode.length for episode in self.trained)
         mask = np.repeat([e.index not in kept for e in buffer.episodes], [e.length for e in buffer.episodes])
-        if timestep is not None:  # then a frame counts once, and its actions by their own weights
-            timestep = check_timestep_weights(timestep, buffer.total_frames, chunk)
+        if action_weights is not None:  # then a frame counts once, and its actions by their own weights
+            action_weights = check_action_weights(action_weights, buffer.total_frames, chunk)
             weights = np.ones(buffer.total_frames)
         weights = trained_weights(weights, mask)
         self.drawn_by = weights if recipe.weights_as == "sampling" else None
         self._weights = torch.from_numpy(weights.astype(np.float32))
-        self._timestep = None if timestep is None else torch.from_numpy(timestep.astype(np.float32))
+        self._action_weights = None if action_weights is None else torch.from_numpy(action_weights.astype(np.float32))
         self._samples = TrainingSet(buffer, chunk, recipe.cache_gb)
 
     def weights(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Weights of frames `index` (B,): (B,), and of their chunks' actions (B, chunk) or None."""
         index = index.cpu()
-        timestep = None if self._timestep is None else self._timestep[index].to(device)
-        return self._weights[index].to(device), timestep
+        action_weights = None if self._action_weights is None else self._action_weights[index].to(device)
+        return self._weights[index].to(device), action_weights
 
     def loader(self, batches: Iterable[list[int]], workers: int | None = None) -> DataLoader:
         """Loads `batches` of global frame indices; in processes of its own where frames are read from disk."""
@@ -91,7 +91,7 @@ class HeldOut:
         size = run.recipe.batch_size
         self._batches = [self._frames[first : first + size] for first in range(0, len(self._frames), size)]
         self._loader = data.loader(self._batches, min(1, decoding_workers())) if self._batches else None
-        self._noise = FlowNoise(run.trainee)
+        self._noise = FlowNoise(run.loss_module)
 
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
@@ -103,19 +103,19 @@ class HeldOut:
             return {}
         run, sums, done = self._run, torch.zeros(2, dtype=torch.float64), 0
         # Outside FSDP the wrapper is not needed, and DDP's would wait for the other processes.
-        trainee: Any = run.trainee if run.sharded else run.accelerator.unwrap_model(run.trainee)
+        loss_module: Any = run.loss_module if run.sharded else run.accelerator.unwrap_model(run.loss_module)
         with averaged(run):
-            trainee.eval()
+            loss_module.eval()
             for batch in self._loader:
-                weights, timestep = self._data.weights(batch["index"], run.accelerator.device)
+                weights, action_weights = self._data.weights(batch["index"], run.accelerator.device)
                 # Step 0 is no step of the training: these draws are its own.
                 noise = self._noise.rows((run.recipe.seed, 0), done, len(self._frames))
                 with noise, run.accelerator.autocast():
                     batch = run.preprocessor(batch)
-                    plain = trainee(batch)
-                    weighted = plain * weights if timestep is None else trainee(batch, timestep)
+                    plain = loss_module(batch)
+                    weighted = plain * weights if action_weights is None else loss_module(batch, action_weights)
                 sums += torch.stack([plain.double().sum(), weighted.double().sum()]).cpu()
                 done += len(plain)
-            trainee.train()
+            loss_module.train()
         plain_mean, weighted_mean = (sums / done).tolist()
         return {"validation_loss": plain_mean, "validation_weighted_loss": weighted_mean}

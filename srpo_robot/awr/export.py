@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srpo_robot.awr.tables import Weighting, episode_values, total_advantage
-from srpo_robot.awr.weights import awr_weights
+from srpo_robot.awr.weighting import BufferWeights, step_values
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.tables import Table, write_table
 from srpo_robot.errors import TrainingError, UsageError
-from srpo_robot.recipes import digest
 from srpo_robot.records import Episode
 
 Kind = Literal["rabc", "weights", "recap"]
@@ -49,7 +48,7 @@ def export_rabc(buffer: Buffer, progress: Table, path: Path) -> Table:
         TrainingError: the value is undefined everywhere.
         UsageError: see `check_path`.
     """
-    value = np.concatenate(episode_values(buffer, progress))
+    value = np.concatenate(step_values(buffer, progress))
     if not np.isfinite(value).any():
         raise TrainingError("no frame has a step value to export; look at the scores: srpo-robot score-dataset")
     places = {name: progress[name].astype(np.int64) for name in ("index", "episode_index", "frame_index")}
@@ -58,36 +57,41 @@ def export_rabc(buffer: Buffer, progress: Table, path: Path) -> Table:
     return _write(buffer, progress, path, "rabc", columns, {}, {"reward_model_path": encoder})
 
 
-def export_weights(buffer: Buffer, progress: Table, weighting: Weighting, path: Path) -> Table:
-    """Write AWR's weights: index int64, weight float32, mean 1 over the dataset, 0 where the advantage is undefined.
+def export_weights(buffer: Buffer, progress: Table, weights: BufferWeights, path: Path) -> Table:
+    """Writes AWR's weights: index int64, weight float32, mean 1 over the dataset, 0 where the advantage is undefined.
 
     Raises:
-        StaleTable, UsageError, TrainingError: see `tables.total_advantage`, `weights.awr_weights`, `check_path`.
+        UsageError: see `check_path`.
     """
-    _, advantage = total_advantage(buffer, progress, weighting)
-    weights = awr_weights(advantage, weighting.beta, weighting.w_max)
-    columns = {"index": progress["index"].astype(np.int64), "weight": weights.values.astype(np.float32)}
-    return _write(buffer, progress, path, "weights", columns, {"recipe": digest(weighting)})
+    columns = {"index": progress["index"].astype(np.int64), "weight": weights.frames.values.astype(np.float32)}
+    return _write(buffer, progress, path, "weights", columns, {"weighting": asdict(weights.weighting)})
 
 
-def export_recap(buffer: Buffer, progress: Table, weighting: Weighting, positive: float, path: Path) -> Table:
-    """Write RECAP's improvement indicator: index int64, advantage bool, advantage_text.
+def export_recap(buffer: Buffer, progress: Table, weights: BufferWeights, positive: float, path: Path) -> Table:
+    """Writes RECAP's improvement indicator: index int64, advantage bool, advantage_text.
 
-    A frame is positive where A = A_chunk + kappa * A_trajectory is above its task's threshold (see
-    `recap_thresholds`). Where A is undefined, advantage is null and the text is empty: such a frame trains without the
+    A frame is positive if A = A_chunk + kappa * A_trajectory is above its task's threshold (see
+    `recap_thresholds`). If A is undefined, advantage is null and the text is empty: such a frame trains without the
     indicator, as pi*0.6 does for a random share of all frames.
 
     Raises:
-        StaleTable, UsageError, TrainingError: see `tables.total_advantage`, `recap_thresholds`, `check_path`.
+        UsageError, TrainingError: see `recap_thresholds` and `check_path`.
     """
-    _, advantage = total_advantage(buffer, progress, weighting)
+    assert weights.advantages is not None
+    advantage = weights.advantages.total
     task = np.repeat([e.task for e in buffer.episodes], [e.length for e in buffer.episodes])
     thresholds = recap_thresholds(advantage, task, positive)
     labels = recap_labels(advantage, task, thresholds)
     text = np.array(["" if label is None else ADVANTAGE_TEXT[label] for label in labels], dtype=object)
     columns = {"index": progress["index"].astype(np.int64), "advantage": labels, "advantage_text": text}
-    made = {"recipe": digest(weighting), "positive": positive, "thresholds": thresholds}
-    return _write(buffer, progress, path, "recap", columns, made)
+    source = {"weighting": asdict(weights.weighting), "positive": positive, "thresholds": thresholds}
+    return _write(buffer, progress, path, "recap", columns, source)
+
+
+def check_positive(positive: float) -> None:
+    """Raises UsageError if the share of positive frames is not between 0 and 1."""
+    if not 0 < positive < 1:
+        raise UsageError(f"the positive share is {positive:g}; give a number between 0 and 1, pi*0.6 has 0.3")
 
 
 def recap_thresholds(advantage: np.ndarray, task: np.ndarray, positive: float) -> dict[str, float]:
@@ -107,8 +111,7 @@ def recap_thresholds(advantage: np.ndarray, task: np.ndarray, positive: float) -
         UsageError: `positive` is not between 0 and 1.
         TrainingError: no advantage is defined.
     """
-    if not 0 < positive < 1:
-        raise UsageError(f"the positive share is {positive:g}; give a number between 0 and 1, pi*0.6 has 0.3")
+    check_positive(positive)
     defined = np.isfinite(advantage)
     if not defined.any():
         raise TrainingError("no finite advantage to train on; look at the scores: srpo-robot score-dataset")
@@ -123,9 +126,8 @@ def recap_labels(advantage: np.ndarray, task: np.ndarray, thresholds: dict[str, 
 
 
 def check_path(buffer: Buffer, path: Path, kind: Kind) -> None:
-    """Raise UsageError where `path` is no place for an export: among the recorded files, or another's file."""
-    if path.suffix != ".parquet":
-        raise UsageError(f"{path} does not end in .parquet; the export is a parquet file")
+    """Raises UsageError if `path` is no place for an export: among the recorded files, or another program's file."""
+    check_suffix(path)
     root, place = buffer.root.resolve(), path.resolve()
     if any(place.is_relative_to(root / folder) for folder in _RECORDED):
         raise UsageError(
@@ -136,6 +138,12 @@ def check_path(buffer: Buffer, path: Path, kind: Kind) -> None:
         raise UsageError(
             f"{path} exists and is no {kind} export of srpo-robot; move it, or write elsewhere: --output FILE"
         )
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UsageError if `path` does not end in .parquet."""
+    if path.suffix != ".parquet":
+        raise UsageError(f"{path} does not end in .parquet; the export is a parquet file")
 
 
 def lengths_digest(episodes: Sequence[Episode]) -> str:
@@ -149,7 +157,7 @@ def _write(
     path: Path,
     kind: Kind,
     columns: dict[str, np.ndarray],
-    made: dict[str, Any],
+    source: dict[str, Any],
     foreign: dict[str, str] | None = None,
 ) -> Table:
     check_path(buffer, path, kind)
@@ -159,7 +167,7 @@ def _write(
         "lengths": lengths_digest(buffer.episodes),
         "frames": buffer.total_frames,
         "parent": progress.metadata["content"],
-        **made,
+        **source,
     }
     return write_table(path, columns, metadata, foreign)
 

@@ -30,7 +30,7 @@ def _none(config: Any) -> Mapping[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One policy family.
 

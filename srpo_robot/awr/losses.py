@@ -42,7 +42,7 @@ def per_sample_loss(
         action_weights: (B, chunk) non-negative, a weight for each action of a chunk; flow-matching only.
 
     Raises:
-        TrainingError: timestep weights for a policy that has no loss per action.
+        TrainingError: action weights for a policy that has no loss per action.
     """
     return policy(batch, options=options or LossOptions(), action_weights=action_weights)
 

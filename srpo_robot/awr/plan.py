@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from srpo_robot.awr import policies
-from srpo_robot.awr.families import family
 from srpo_robot.awr.sampling import held_out
-from srpo_robot.awr.tiny import check_sizes
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.training import cached_bytes
 from srpo_robot.recipes import PolicyRecipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """Sizes of a run.
 
@@ -63,7 +58,7 @@ def plan_training(buffer: Buffer, recipe: PolicyRecipe, processes: int = 1) -> T
     Raises:
         SrpoRobotError: as `build_policy` and `sampling.held_out`; no weights are read or made.
     """
-    policy = outline(recipe, buffer)
+    policy = policies.outline(recipe, buffer)
     memory = memory_of(policy, recipe.ema_decay > 0)
     kept = held_out(buffer.episodes, recipe.validation_share, recipe.seed)
     decoded = cached_bytes(buffer)
@@ -82,34 +77,6 @@ def plan_training(buffer: Buffer, recipe: PolicyRecipe, processes: int = 1) -> T
         checkpoints=math.ceil(recipe.steps / recipe.save_every) if recipe.save_every > 0 else 1,
         checkpoint_bytes=written,
     )
-
-
-def outline(recipe: PolicyRecipe, buffer: Buffer) -> Any:
-    """The policy of `recipe` without its weights: names, shapes and dtypes, and which of them train.
-
-    Raises:
-        SrpoRobotError: as `build_policy`.
-    """
-    policies.check_columns(buffer)
-    kind = family(recipe.family)
-    base = policies.checkpoint_folder(recipe.base) if recipe.base else None
-    config = policies._configure(kind, recipe, buffer, base, "cpu")
-    sizes = policies.tiny_sizes(recipe, base)
-    if sizes:
-        check_sizes(sizes, config, kind)
-    config.device = "meta"  # lerobot moves the model there
-    with torch.device("meta"):
-        return policies.apply_lora(policies._construct(kind, config, sizes, recipe.seed), recipe)
-
-
-def chunk_size(recipe: PolicyRecipe) -> int:
-    """Actions of a chunk: chunk_size by the recipe, else its base, else lerobot's default."""
-    if "chunk_size" in recipe.config:
-        return int(recipe.config["chunk_size"])
-    if recipe.base:
-        config = policies.checkpoint_folder(recipe.base) / "config.json"
-        return int(json.loads(config.read_text(encoding="utf-8"))["chunk_size"])
-    return family(recipe.family).config().chunk_size
 
 
 def memory_of(policy: nn.Module, averaged: bool) -> dict[str, int]:

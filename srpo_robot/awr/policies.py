@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from srpo_robot.awr.checks import check_features
 from srpo_robot.awr.families import Family, family
 from srpo_robot.awr.lora import apply_lora as apply_lora
 from srpo_robot.awr.lora import lora_targets as lora_targets
@@ -44,9 +45,10 @@ from srpo_robot.awr.processors import (
 from srpo_robot.awr.processors import TOKENIZER as TOKENIZER
 from srpo_robot.awr.processors import cameras_taken as cameras_taken
 from srpo_robot.awr.tiny import architecture, check_sizes, image_px, initialise
+from srpo_robot.awr.weighting import Chunk
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import quiet_lerobot
-from srpo_robot.errors import CheckpointError, DatasetError, RecipeError, one_line
+from srpo_robot.errors import CheckpointError, RecipeError, one_line
 from srpo_robot.recipes import PolicyRecipe
 
 quiet_lerobot()
@@ -82,11 +84,11 @@ def build_policy(recipe: PolicyRecipe, buffer: Buffer, device: str | torch.devic
         RecipeError: a setting is unknown, or does not fit the dataset.
         CheckpointError: the base is incomplete or does not match.
     """
-    check_columns(buffer)
+    check_features(buffer.root.name, buffer.meta.features)
     kind = family(recipe.family)
     base = checkpoint_folder(recipe.base) if recipe.base else None
     sizes = tiny_sizes(recipe, base)
-    config = _configure(kind, recipe, buffer, base, str(device))
+    config = configure(kind, recipe, buffer, base, str(device))
     if sizes:
         check_sizes(sizes, config, kind)
     stats = normalisation_stats(buffer, config)
@@ -104,15 +106,22 @@ def build_policy(recipe: PolicyRecipe, buffer: Buffer, device: str | torch.devic
     return policy.to(device), preprocessor, postprocessor
 
 
-def check_columns(buffer: Buffer) -> None:
-    """Raise DatasetError where `buffer` lacks what a policy learns from; it names what is missing."""
-    missing = [key for key in (ACTION, OBS_STATE) if key not in buffer.meta.features]
-    missing += [] if buffer.cameras else ["observation.images.*"]
-    if missing:
-        raise DatasetError(
-            f"{buffer.root.name} has no {' and no '.join(missing)}; a policy learns from cameras, observation.state "
-            "and action: record with 'srpo-robot record', or use a dataset that has them (scoring needs only cameras)"
-        )
+def outline(recipe: PolicyRecipe, buffer: Buffer) -> Any:
+    """Returns the policy of `recipe` without its weights: names, shapes and dtypes, and which parameters train.
+
+    Raises:
+        SrpoRobotError: as `build_policy`.
+    """
+    check_features(buffer.root.name, buffer.meta.features)
+    kind = family(recipe.family)
+    base = checkpoint_folder(recipe.base) if recipe.base else None
+    config = configure(kind, recipe, buffer, base, "cpu")
+    sizes = tiny_sizes(recipe, base)
+    if sizes:
+        check_sizes(sizes, config, kind)
+    config.device = "meta"  # lerobot moves the model there
+    with torch.device("meta"):
+        return apply_lora(_construct(kind, config, sizes, recipe.seed), recipe)
 
 
 def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
@@ -124,13 +133,18 @@ def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
     return dict(read_record(base).get("tiny", {}))
 
 
-def executed_steps(recipe: PolicyRecipe) -> int:
-    """How many actions of a chunk are executed: n_action_steps by the recipe, else its base, else lerobot's default."""
-    if "n_action_steps" in recipe.config:
-        return int(recipe.config["n_action_steps"])
+def chunk_of(recipe: PolicyRecipe) -> Chunk:
+    """Returns the sizes of the policy's action chunk: by the recipe, otherwise by its base or lerobot's default.
+
+    Raises:
+        CheckpointError: the base is incomplete or cannot be read.
+    """
+    if {"chunk_size", "n_action_steps"} <= recipe.config.keys():
+        return Chunk(int(recipe.config["chunk_size"]), int(recipe.config["n_action_steps"]))
     base = checkpoint_folder(recipe.base) if recipe.base else None
     config: Any = family(recipe.family).config() if base is None else _saved_config(base, "cpu")
-    return config.n_action_steps
+    size, executed = (recipe.config.get(key, getattr(config, key)) for key in ("chunk_size", "n_action_steps"))
+    return Chunk(int(size), int(executed))
 
 
 def weights_dtype(recipe: PolicyRecipe) -> str:
@@ -140,7 +154,13 @@ def weights_dtype(recipe: PolicyRecipe) -> str:
     return getattr(_saved_config(checkpoint_folder(recipe.base), "cpu"), "dtype", "float32")
 
 
-def _configure(kind: Family, recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: str) -> Any:
+def configure(kind: Family, recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: str) -> Any:
+    """Returns lerobot's config of the policy, with the features of `buffer`; `base` is the base's checkpoint folder.
+
+    Raises:
+        RecipeError: a setting is unknown, contradicts the recipe, or does not fit the dataset.
+        CheckpointError: the base's config cannot be read.
+    """
     known = [field.name for field in fields(kind.config)]
     for key in recipe.config:
         if key in _DERIVED or key.startswith(("optimizer_", "scheduler_")):

@@ -6,17 +6,19 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from srpo_robot import __version__
+from srpo_robot.awr.checks import check_output, last_checkpoint
 from srpo_robot.awr.policies import read_record
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.recipes import PolicyRecipe
+from srpo_robot.renames import RECIPE_KEYS, STEP_VALUES, current_keys
 
 # What a resumed run may change: the result is the same. A step's samples and noise do not depend on how they are dealt.
 _FREE = {"steps", "save_every", "cache_gb", "batch_size", "accumulate"}
@@ -35,7 +37,7 @@ def check_weights(weights: np.ndarray, frames: int) -> np.ndarray:
     return weights
 
 
-def check_timestep_weights(weights: np.ndarray, frames: int, chunk: int) -> np.ndarray:
+def check_action_weights(weights: np.ndarray, frames: int, chunk: int) -> np.ndarray:
     """`weights` as float64 (N, chunk); TrainingError where they cannot train `frames` chunks of `chunk` actions."""
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (frames, chunk):
@@ -72,26 +74,6 @@ def resolve_steps(recipe: PolicyRecipe, steps: int | None) -> int:
     if total < 1:
         raise UsageError(f"{total} steps; give a positive number")
     return total
-
-
-def check_recipe(recipe: PolicyRecipe) -> None:
-    """Raise UsageError where a number of the training part of `recipe` is out of range."""
-    for name in ("batch_size", "accumulate"):
-        if getattr(recipe, name) < 1:
-            raise UsageError(f"recipe {recipe.name}: {name} {getattr(recipe, name)} must be at least 1")
-    if not recipe.grad_clip_norm > 0:
-        raise UsageError(f"recipe {recipe.name}: grad_clip_norm {recipe.grad_clip_norm} must be positive")
-    if not 0 <= recipe.ema_decay < 1:
-        raise UsageError(f"recipe {recipe.name}: ema_decay {recipe.ema_decay} must be at least 0 and below 1")
-    if not 0 <= recipe.image_shift < 0.5:
-        raise UsageError(f"recipe {recipe.name}: image_shift {recipe.image_shift} must be at least 0 and below 0.5")
-    if not 0 <= recipe.state_noise < 1:
-        raise UsageError(f"recipe {recipe.name}: state_noise {recipe.state_noise} must be at least 0 and below 1")
-    if recipe.action_weights and recipe.weights_as == "sampling":
-        raise UsageError(
-            f"recipe {recipe.name}: action_weights weigh the actions of a frame, which is drawn whole; "
-            'set weights_as to "loss"'
-        )
 
 
 def run_record(
@@ -137,8 +119,7 @@ def open_run(
         UsageError: `output` exists without `resume`, or the run to resume was made from something else, or is done.
     """
     if not resume:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UsageError(f"{output} exists; go on with it: --resume, or write elsewhere: --output DIR")
+        check_output(output)
         return None, total
     start = last_checkpoint(output)
     made = read_record(start / "pretrained_model")
@@ -151,24 +132,11 @@ def open_run(
     return start, total
 
 
-def last_checkpoint(output: Path) -> Path:
-    """The newest whole checkpoint of a run, OUTPUT/checkpoints/STEP.
-
-    Raises:
-        UsageError: there is none.
-    """
-    folder = output / "checkpoints"
-    whole = [path for path in folder.glob("*") if path.name.isdigit() and (path / "training_state").is_dir()]
-    if not whole:
-        raise UsageError(f"{output} has no checkpoint to resume; start without --resume")
-    return max(whole, key=lambda path: int(path.name))
-
-
 def _differences(made: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a resumed run would change under the feet of its first part."""
     if "recipe" not in made:
         return ["trainer"]
-    old, new = made["recipe"], now["recipe"]
+    old, new = _current_recipe(made["recipe"]), now["recipe"]
     names = [
         f"{name} (then {old.get(name)!r}, now {new[name]!r})"
         for name in sorted(new.keys() - _FREE)
@@ -182,3 +150,10 @@ def _differences(made: dict[str, Any], now: dict[str, Any]) -> list[str]:
             "batch_size x accumulate x processes)"
         )
     return names
+
+
+def _current_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe under today's names. A key that did not exist then is at its default: it changed nothing."""
+    defaults = {f.name: f.default for f in fields(PolicyRecipe) if f.default is not MISSING}
+    renamed = current_keys(recipe, RECIPE_KEYS)
+    return defaults | renamed | {"value": STEP_VALUES.get(renamed.get("value", ""), renamed.get("value", ""))}

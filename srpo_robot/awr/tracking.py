@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from srpo_robot.errors import UsageError
-
 METRICS = "metrics.jsonl"
-TRACKERS = ("tensorboard", "wandb")
 PROJECT = "srpo-robot"  # project in W&B, folder in OUTPUT/tensorboard
-
-
-def check_trackers(track: Sequence[str]) -> None:
-    """Raise UsageError where one of `track` is unknown or its package is not installed."""
-    for name in track:
-        if name not in TRACKERS:
-            raise UsageError(f"no tracker {name!r}; there are: {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"--track {name} needs a package: pip install srpo-robot[tracking]")
 
 
 class MetricsLog:

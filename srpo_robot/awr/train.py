@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ from srpo_robot.awr.checkpoints import (
     load_trained,
     save,
 )
+from srpo_robot.awr.checks import check_recipe, check_trackers
 from srpo_robot.awr.data import HeldOut, TrainingData
 from srpo_robot.awr.losses import LossOptions, awr_loss
-from srpo_robot.awr.run_state import check_recipe, check_weights, open_run, resolve_steps, run_record
+from srpo_robot.awr.run_state import check_weights, open_run, resolve_steps, run_record
 from srpo_robot.awr.sampling import FlowNoise, SampleOrder, Split, seed_pass
-from srpo_robot.awr.tracking import MetricsLog, check_trackers
+from srpo_robot.awr.tracking import MetricsLog
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import RecipeError, TrainingError, UsageError
@@ -58,63 +59,76 @@ NAN_BATCH = "nan_batch.json"
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How the training loop runs. Apart from `steps` nothing here changes the policy that comes out.
+
+    Attributes:
+        resume: go on from the last checkpoint of the output folder.
+        steps: optimizer steps in all; None: `recipe.steps`, and on resume the number that the run was started with.
+        device: "auto" (the device that accelerate finds) or "cpu".
+        track: where metrics go beside metrics.jsonl: "tensorboard", "wandb".
+        provenance: hashes of the tables that the weights were made from; stored in srpo.json.
+        on_step: called as on_step(step, total, metrics) after every step, on the main process.
+    """
+
+    resume: bool = False
+    steps: int | None = None
+    device: str = "auto"
+    track: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    on_step: OnStep | None = None
+
+
 def train(
     buffer: Buffer,
     recipe: PolicyRecipe,
     weights: np.ndarray,
     output: Path,
+    options: LoopOptions | None = None,
     *,
     action_weights: np.ndarray | None = None,
-    resume: bool = False,
-    steps: int | None = None,
-    on_step: OnStep | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    track: Sequence[str] = (),
 ) -> Path:
-    """Fine-tune a policy on `buffer`, each frame weighted by `weights`: in its loss, or in how often it is drawn.
+    """Fine-tunes a policy on `buffer`. A frame's weight multiplies its loss, or says how often the frame is drawn.
 
     Args:
         buffer: dataset with cameras, observation.state and action.
-        recipe: policy and optimisation; everything random follows from `recipe.seed`.
-        weights: (N,) non-negative, by global frame index. A frame of weight 0 is drawn and contributes nothing;
-            with the recipe's `weights_as = "sampling"` it is not drawn.
-        output: folder of the run; new, or with `resume` that of an interrupted one.
-        action_weights: (N, chunk) non-negative, a weight for every action of a frame's chunk; then `weights` only
-            says what the run was made from.
-        resume: go on from the last checkpoint of `output`.
-        steps: optimizer steps in all; default `recipe.steps`, and on resume what the run was started with.
-        on_step: called as on_step(step, total, metrics) after every step, on the main process.
-        provenance: what the weights were made from (hashes of parents); stored in srpo.json.
-        device: "auto" (what accelerate finds) or "cpu".
-        track: where metrics go beside metrics.jsonl: "tensorboard", "wandb".
+        recipe: policy and optimisation. Everything random follows from `recipe.seed`.
+        weights: (N,) non-negative, by global frame index. A frame of weight 0 is drawn but contributes nothing. With
+            the recipe's `weights_as = "sampling"` it is never drawn.
+        output: folder of the run. It is new, or with `options.resume` the folder of an interrupted run.
+        options: default `LoopOptions()`.
+        action_weights: (N, chunk) non-negative, one weight per action of a frame's chunk. `weights` then only goes
+            into the run's record.
 
     Returns:
-        The last checkpoint's folder, OUTPUT/checkpoints/STEP. It holds pretrained_model/ (what `load_policy` takes) and
-        training_state/.
+        The last checkpoint's folder, OUTPUT/checkpoints/STEP. It holds pretrained_model/ (which `load_policy` takes)
+        and training_state/.
 
     Raises:
-        UsageError: `output` exists without `resume`, or the run to resume was made from something else; a number of
-            the recipe, a tracker or a way of launching that cannot be.
-        TrainingError: unusable weights; a loss or gradient that is not finite, with its frames in
-            OUTPUT/nan_batch.json; a checkpoint that cannot be written. Checkpoints made before stay.
+        UsageError: `output` exists without `resume`; the run to resume was made from something else; or a number of
+            the recipe, a tracker or the way of launching is not possible.
+        TrainingError: the weights are unusable; a loss or gradient is not finite (its frames are then listed in
+            OUTPUT/nan_batch.json); or a checkpoint cannot be written. Earlier checkpoints stay.
         DatasetError, RecipeError, CheckpointError: as `build_policy`.
-        KeyboardInterrupt: after the checkpoint of the step that was under way has been written.
+        KeyboardInterrupt: the run was interrupted. The checkpoint of the current step has been written.
     """
+    options = options or LoopOptions()
     check_recipe(recipe)
-    check_trackers(track)
+    check_trackers(options.track)
     weights = check_weights(weights, buffer.total_frames)
-    accelerator = _accelerator(recipe, device, output, track)
+    accelerator = _accelerator(recipe, options.device, output, options.track)
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
-    record = run_record(buffer, recipe, weights, dict(provenance or {}), accelerator.num_processes)
-    start, total = open_run(output, record, resume, resolve_steps(recipe, steps), steps is not None)
+    record = run_record(buffer, recipe, weights, options.provenance, accelerator.num_processes)
+    steps = resolve_steps(recipe, options.steps)
+    start, total = open_run(output, record, options.resume, steps, options.steps is not None)
     accelerator.wait_for_everyone()  # every process has looked at the folder before one of them writes
     run = _assemble(buffer, recipe, record | {"total_steps": total}, output, start, accelerator)
     data = TrainingData(buffer, recipe, run.policy.config.chunk_size, weights, action_weights)
     disturb = Augmentation(buffer, recipe, run.policy.config)
     steps_of, held, checkpoint = _Steps(run, data, disturb), HeldOut(run, data), start
-    log = MetricsLog(output, run.first_step, accelerator, track)
+    log = MetricsLog(output, run.first_step, accelerator, options.track)
     with interrupts.deferred() as interrupted, log:
         log.open_trackers(asdict(recipe))
         for step in range(run.first_step + 1, total + 1):
@@ -124,8 +138,8 @@ def train(
                 metrics |= held.loss()
             log.write(step, metrics)
             try:
-                if on_step is not None and accelerator.is_main_process:
-                    on_step(step, total, metrics)
+                if options.on_step is not None and accelerator.is_main_process:
+                    options.on_step(step, total, metrics)
             except KeyboardInterrupt:
                 interrupted.set()
             stop = any_process(accelerator, interrupted.is_set())
@@ -303,7 +317,7 @@ class _Steps:
         run, split = self._run, self._split
         accelerator, seed, first = run.accelerator, run.recipe.seed, split.first(number)
         batch = self._disturb(next(self._batches), step, first, split.samples)
-        weights, timestep = self._data.weights(batch["index"], accelerator.device)
+        weights, action_weights = self._data.weights(batch["index"], accelerator.device)
         if self._data.drawn_by is not None:
             weights = torch.ones_like(weights)  # the weight has been spent on how often the frame is drawn
         # Between passes the processes need not agree on the gradient; FSDP would have to keep whole gradients for that.
@@ -311,7 +325,7 @@ class _Steps:
         with accelerator.no_sync(run.loss_module) if apart else nullcontext():
             seed_pass(seed, step, first)
             with accelerator.autocast(), self._noise.rows((seed, step), first, split.samples):
-                per_sample = run.loss_module(run.preprocessor(batch), timestep)
+                per_sample = run.loss_module(run.preprocessor(batch), action_weights)
             self._note(batch, per_sample)
             problem, loss, info = "", per_sample.sum(), {}
             try:

@@ -48,7 +48,7 @@ class Frames:
     phase: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GridCell:
     """One set of weights, as shares and means; a mean of frames that do not exist is left out.
 

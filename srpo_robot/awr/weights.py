@@ -30,6 +30,12 @@ class Weights:
     undefined: int
 
 
+def check_temperature(beta: float, w_max: float) -> None:
+    """Raises UsageError if the temperature or the cap is not a positive number."""
+    if not (0 < beta < np.inf and 0 < w_max < np.inf):
+        raise UsageError(f"beta {beta} and w_max {w_max} must be positive; Peng et al. use beta 1 and w_max 20")
+
+
 def awr_weights(advantage: np.ndarray, beta: float, w_max: float) -> Weights:
     """w = min(exp(A / beta), w_max), then scaled to mean 1. `advantage`: (N,), NaN where undefined (weight 0).
 
@@ -72,8 +78,7 @@ def action_weights(advantage: np.ndarray, lengths: Sequence[int], chunk: int, be
 
 def _exponentials(advantage: np.ndarray, beta: float, w_max: float) -> tuple[np.ndarray, np.ndarray]:
     """min(exp(A / beta), w_max), 0 where A is NaN, and which ones met the cap; both (N,)."""
-    if not (0 < beta < np.inf and 0 < w_max < np.inf):
-        raise UsageError(f"beta {beta} and w_max {w_max} must be positive; Peng et al. use beta 1 and w_max 20")
+    check_temperature(beta, w_max)
     defined = np.isfinite(advantage)
     if np.isinf(advantage).any() or not defined.any():
         raise TrainingError("no finite advantage to train on; look at the scores: srpo-robot score-dataset")

@@ -57,7 +57,7 @@ class ScoreOptions:
 
 
 def score_command(options: ScoreOptions) -> None:
-    """Score, print the summary, draw DATASET/srpo/curves.png, write the advantage table. Raises as `score_buffer`.
+    """Score, print the summary, draw DATASET/srpo/curves.png. Raises as `score_buffer`.
 
     Under `accelerate launch` or torchrun each process embeds its share; the first one scores when all are done.
     """
@@ -169,18 +169,15 @@ def external_from(reference: str, encoder: Any, settings: ScoreSettings) -> dict
 
 def finish(buffer: Buffer, scored: Scored, note: str, json_path: Path | None) -> None:
     """The tables, the pictures and the summary of a score."""
-    from srpo_robot.awr.tables import Weighting, weigh_buffer
     from srpo_robot.report.figures import draw_curves
     from srpo_robot.report.strategy_figure import draw_strategy_maps
 
-    if np.isfinite(scored.table["value"]).any():
-        weigh_buffer(buffer, scored.table, Weighting())
     draw_curves(buffer.episodes, scored.scores.curves, buffer.sidecar / "curves.png", note)
     summary = summarise(buffer, scored)
     print_summary(scored, summary)
     with waiting("drawing the strategy maps"):
         maps = draw_strategy_maps(buffer, scored.scores, scored.windows, next(iter(scored.embedded.cameras)))
-    files = ", ".join(["progress.parquet", "advantage.parquet", "curves.png", *_named(maps, len(summary["tasks"]))])
+    files = ", ".join(["progress.parquet", "curves.png", *_named(maps, len(summary["tasks"]))])
     say(f"Tables and pictures are in {buffer.sidecar} ({files}).")
     write_json(json_path, summary)
 

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.awr.tables import TABLE as ADVANTAGE
+from srpo_robot.awr.weighting import weights_of
+from srpo_robot.awr.weights_table import read_weights
 from srpo_robot.buffer.episodes import Buffer
-from srpo_robot.buffer.tables import Table, read_table
-from srpo_robot.errors import StaleTable, UndecodableFrame
+from srpo_robot.buffer.tables import Table
+from srpo_robot.errors import StaleTable, TrainingError, UndecodableFrame
 from srpo_robot.progress.embed import Embedded, StoredWindows, store_key
 from srpo_robot.progress.pipeline import STORE, ScoreSettings, combined, read_progress, read_settings
 from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.progress.store import EmbeddingStore
 from srpo_robot.progress.windows import WindowSpec
+from srpo_robot.recipes import Weighting
 from srpo_robot.records import Episode
 from srpo_robot.report.frames import spread
 from srpo_robot.report.regress import Match, Regress, nearest_windows, window_at, worst_regress
@@ -27,7 +29,7 @@ from srpo_robot.report.regress import Match, Regress, nearest_windows, window_at
 MAX_COMPARED = 400  # successes of a task that a failure is compared with, evenly over the dataset
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredDataset:
     """A scored buffer as its tables have it.
 
@@ -35,14 +37,18 @@ class ScoredDataset:
         buffer: the dataset.
         progress: progress.parquet.
         settings: what it was scored with.
-        weights: (N,) weight of each frame; None where there is none.
-        no_weights: why.
+        weights: (N,) weight of each frame; None if they are undefined everywhere.
+        weighting: the keys that the weights were made with.
+        weighted: whether a command wrote the weights; if not, they are computed with the default weighting.
+        no_weights: the reason, if there are none.
     """
 
     buffer: Buffer
     progress: Table
     settings: ScoreSettings
     weights: np.ndarray | None
+    weighting: Weighting
+    weighted: bool = False
     no_weights: str = ""
 
     @property
@@ -66,23 +72,32 @@ class ScoredDataset:
 
 
 def read_scored(buffer: Buffer) -> ScoredDataset:
-    """Read what scoring left in DATASET/srpo.
+    """Reads the tables in DATASET/srpo. Without a table of weights for this score, computes the default weights.
 
     Raises:
         StaleTable: never scored, or the data or its labels changed since; names the command. Missing weights are not
-            an error: `no_weights` says why.
+            an error: `no_weights` gives the reason.
     """
     progress, settings = read_progress(buffer), read_settings(buffer)
+    values, weighting, weighted, reason = None, Weighting(), False, ""
     try:
-        table = read_table(
-            buffer.sidecar / ADVANTAGE,
-            refresh=f"srpo-robot score-dataset {buffer.root}",
-            dataset=buffer.fingerprint,
-            parent=progress.metadata["content"],
-        )
-    except StaleTable as error:
-        return ScoredDataset(buffer, progress, settings, None, str(error))
-    return ScoredDataset(buffer, progress, settings, table["weight"])
+        table = read_weights(buffer, progress)
+        values, weighting, weighted = table["weight"], Weighting(**table.metadata["weighting"]), True
+    except StaleTable:
+        try:
+            weights = weights_of(buffer, progress, weighting)
+            values, weighting = weights.frames.values, weights.weighting
+        except TrainingError as error:  # the value is undefined everywhere
+            reason = str(error)
+    return ScoredDataset(
+        buffer=buffer,
+        progress=progress,
+        settings=settings,
+        weights=values,
+        weighting=weighting,
+        weighted=weighted,
+        no_weights=reason,
+    )
 
 
 class Embeddings:
