@@ -1,4 +1,4 @@
-"""Scores for other trainers, as parquet files by global frame index. The dataset's own features are never touched.
+"""Writes scores for other trainers as parquet files by global frame index. The dataset itself is never changed.
 
 `rabc`: progress in the schema of lerobot's SARM tools, for stock `lerobot-train --sample_weighting.type=rabc`.
 `weights`: AWR's weights, for the plugin `lerobot_policy_srpo_awr` and `--sample_weighting.type=srpo_awr`.
@@ -25,26 +25,26 @@ from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.records import Episode
 
 Kind = Literal["rabc", "weights", "recap"]
-RABC_FILE = "sarm_progress.parquet"  # where lerobot looks when sample_weighting.progress_path is not given
+RABC_FILE = "sarm_progress.parquet"  # lerobot's default for sample_weighting.progress_path
 SIDECAR_FILES = {"weights": "awr_weights.parquet", "recap": "recap.parquet"}
-# The text that pi*0.6 reads between its instruction and its actions (section V-B).
+# pi*0.6 reads this text between its instruction and its actions (section V-B).
 ADVANTAGE_TEXT = {True: "Advantage: positive", False: "Advantage: negative"}
 _RECORDED = ("data", "meta", "videos", "images")
 
 
 def default_path(buffer: Buffer, kind: Kind) -> Path:
-    """Where a file of that kind goes unless told otherwise."""
+    """Returns the default path of an export."""
     return buffer.root / RABC_FILE if kind == "rabc" else buffer.sidecar / SIDECAR_FILES[kind]
 
 
 def export_rabc(buffer: Buffer, progress: Table, path: Path) -> Table:
-    """Write the step value as SARM progress: index, episode_index and frame_index int64, progress_sparse float32.
+    """Writes the step value as SARM progress: index, episode_index and frame_index int64, progress_sparse float32.
 
-    The value is what this package trains by (`progress` itself, unless the score was made with another --value). NaN
-    where it is undefined: lerobot weighs such frames by its `fallback_weight`, 1 unless told otherwise.
+    The step value is `progress` itself unless the score was made with another --value. Undefined values are NaN:
+    lerobot gives such frames its `fallback_weight`, 1 by default.
 
     Raises:
-        StaleTable: the table is of another dataset.
+        StaleTable: the progress table belongs to another dataset.
         TrainingError: the value is undefined everywhere.
         UsageError: see `check_path`.
     """
@@ -58,7 +58,7 @@ def export_rabc(buffer: Buffer, progress: Table, path: Path) -> Table:
 
 
 def export_weights(buffer: Buffer, progress: Table, weights: BufferWeights, path: Path) -> Table:
-    """Writes AWR's weights: index int64, weight float32, mean 1 over the dataset, 0 where the advantage is undefined.
+    """Writes AWR's weights: index int64, weight float32, mean 1 over the dataset, 0 if the advantage is undefined.
 
     Raises:
         UsageError: see `check_path`.
@@ -95,17 +95,17 @@ def check_positive(positive: float) -> None:
 
 
 def recap_thresholds(advantage: np.ndarray, task: np.ndarray, positive: float) -> dict[str, float]:
-    """By task, the advantage above which a frame is positive: its quantile 1 - `positive` over the task's frames.
+    """Returns the threshold of each task: the quantile 1 - `positive` of its advantages. Frames above it are positive.
 
-    pi*0.6 sets one threshold a task, so that about 30 % of the task's frames are positive in pre-training, and more
-    while fine-tuning; ties at the threshold are negative, so the share may be smaller. A task of which no advantage is
-    defined is left out. (pi*0.6 calls human corrections and demonstrations positive whatever their advantage; here the
-    advantage decides throughout.)
+    pi*0.6 sets one threshold per task, so that about 30 % of the task's frames are positive in pre-training, and more
+    while fine-tuning. Ties at the threshold are negative, so the share may be smaller. A task without any defined
+    advantage is left out. (pi*0.6 calls human corrections and demonstrations positive whatever their advantage. Here
+    the advantage always decides.)
 
     Args:
-        advantage: (N,), NaN where undefined.
-        task: (N,) the frame's task.
-        positive: share of the frames, between 0 and 1.
+        advantage: (N,), NaN if undefined.
+        task: (N,) task of each frame.
+        positive: share of positive frames, between 0 and 1.
 
     Raises:
         UsageError: `positive` is not between 0 and 1.
@@ -115,12 +115,12 @@ def recap_thresholds(advantage: np.ndarray, task: np.ndarray, positive: float) -
     defined = np.isfinite(advantage)
     if not defined.any():
         raise TrainingError("no finite advantage to train on; look at the scores: srpo-robot score-dataset")
-    known = dict.fromkeys(task[defined])
-    return {str(name): float(np.quantile(advantage[defined & (task == name)], 1 - positive)) for name in known}
+    names = dict.fromkeys(task[defined])
+    return {str(name): float(np.quantile(advantage[defined & (task == name)], 1 - positive)) for name in names}
 
 
 def recap_labels(advantage: np.ndarray, task: np.ndarray, thresholds: dict[str, float]) -> np.ndarray:
-    """(N,) of True, False, or None where the advantage is undefined."""
+    """Returns (N,) labels: True or False, None if the advantage is undefined."""
     above = advantage > np.array([thresholds.get(str(name), np.nan) for name in task])
     return np.array([bool(a) if f else None for a, f in zip(above, np.isfinite(advantage), strict=True)], dtype=object)
 
@@ -147,7 +147,7 @@ def check_suffix(path: Path) -> None:
 
 
 def lengths_digest(episodes: Sequence[Episode]) -> str:
-    """Identifies a dataset by its episodes' lengths alone, which any reader of LeRobot datasets can compute."""
+    """Returns a hash of the episodes' lengths, which any reader of LeRobot datasets can compute."""
     return hashlib.sha256(json.dumps([episode.length for episode in episodes]).encode()).hexdigest()[:16]
 
 
@@ -173,7 +173,7 @@ def _write(
 
 
 def _kind(path: Path) -> str | None:
-    """What a file of this package says it is; None for any other file."""
+    """The kind that a file of this package records in its metadata; None for any other file."""
     try:
         return json.loads((pq.read_schema(path).metadata or {})[b"srpo"]).get("kind")
     except (pa.ArrowException, OSError, KeyError, ValueError):

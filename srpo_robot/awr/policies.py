@@ -1,8 +1,8 @@
-"""Policies: lerobot's, of any family, from a recipe, and checkpoints that load whole or not at all.
+"""Builds lerobot's policies from recipes, and loads checkpoints completely or not at all.
 
-lerobot's own `from_pretrained` returns random weights where loading fails, so every load here goes through one checked
-path. Tiny policies are of the same classes: the sizes that lerobot hard-codes are patched while one is being built.
-What sets the families apart is in `families`.
+lerobot's `from_pretrained` returns random weights if loading fails, so every load here goes through one checked path.
+Tiny policies are of the same classes: the sizes that lerobot hard-codes are patched while one is being built. The
+differences between families are in `families`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from lerobot.utils.feature_utils import dataset_to_policy_features  # noqa: E402
 RECORD = "srpo.json"
 WEIGHTS = "model.safetensors"
 PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
-# These follow from the recipe, the dataset or the machine; in `config` they would contradict them.
+# These follow from the recipe, the dataset or the machine, so `config` may not set them.
 _DERIVED = ("input_features", "output_features", "action_feature_names", "device", "pretrained_path", "push_to_hub")
 
 
@@ -68,19 +68,19 @@ _DERIVED = ("input_features", "output_features", "action_feature_names", "device
 
 
 def build_policy(recipe: PolicyRecipe, buffer: Buffer, device: str | torch.device = "cpu") -> tuple[Any, Any, Any]:
-    """The policy that `recipe` describes, for the cameras, state and action of `buffer`.
+    """Builds the policy that `recipe` describes, for the cameras, state and action of `buffer`.
 
-    Fresh weights depend on `recipe.seed` alone; with `recipe.base` they are that checkpoint's. Normalisation
-    statistics are always the dataset's.
+    Fresh weights depend on `recipe.seed` alone. With `recipe.base`, the weights are that checkpoint's. Normalisation
+    statistics always come from the dataset.
 
     Returns:
-        policy: of lerobot's class, with a per-sample forward (`losses.per_sample_loss`), on `device`, in training mode.
-        preprocessor: batch of a `TrainingSet`, or one observation -> what the policy takes.
-        postprocessor: the policy's action chunk (B, H, A) -> absolute actions in the dataset's units. Relative actions
-            are added to the state that the preprocessor saw last, so take a whole chunk through it at once.
+        policy: lerobot's class with a per-sample forward (`losses.per_sample_loss`), on `device`, in training mode.
+        preprocessor: turns a batch of a `TrainingSet`, or one observation, into the policy's input.
+        postprocessor: turns the policy's action chunk (B, H, A) into absolute actions in the dataset's units. Relative
+            actions are added to the state that the preprocessor saw last, so pass a whole chunk through it at once.
 
     Raises:
-        DatasetError: no camera, no state or no action in the dataset.
+        DatasetError: the dataset has no camera, no state or no action.
         RecipeError: a setting is unknown, or does not fit the dataset.
         CheckpointError: the base is incomplete or does not match.
     """
@@ -125,7 +125,7 @@ def outline(recipe: PolicyRecipe, buffer: Buffer) -> Any:
 
 
 def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
-    """The sizes to patch in: the recipe's, or those that its base was built with; {} for lerobot's own."""
+    """Returns the sizes to patch in: the recipe's, or the base's. {} keeps lerobot's own."""
     if base is None:
         return dict(recipe.tiny)
     if recipe.tiny:
@@ -148,7 +148,7 @@ def chunk_of(recipe: PolicyRecipe) -> Chunk:
 
 
 def weights_dtype(recipe: PolicyRecipe) -> str:
-    """ "float32" or "bfloat16": what the policy's weights are, by the recipe or else by its base."""
+    """Returns the dtype of the policy's weights, "float32" or "bfloat16": the recipe's, otherwise its base's."""
     if "dtype" in recipe.config or not recipe.base:
         return str(recipe.config.get("dtype", "float32"))
     return getattr(_saved_config(checkpoint_folder(recipe.base), "cpu"), "dtype", "float32")
@@ -161,14 +161,14 @@ def configure(kind: Family, recipe: PolicyRecipe, buffer: Buffer, base: Path | N
         RecipeError: a setting is unknown, contradicts the recipe, or does not fit the dataset.
         CheckpointError: the base's config cannot be read.
     """
-    known = [field.name for field in fields(kind.config)]
+    settings = [field.name for field in fields(kind.config)]
     for key in recipe.config:
         if key in _DERIVED or key.startswith(("optimizer_", "scheduler_")):
             raise RecipeError(
                 f"recipe {recipe.name}: config.{key} is not set there; it follows from the recipe or dataset"
             )
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+        if key not in settings:
+            close = difflib.get_close_matches(key, settings, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise RecipeError(f"recipe {recipe.name}: {kind.name} has no setting {key!r}{hint}")
     saved = None if base is None else _saved_config(base, device)
@@ -221,15 +221,15 @@ def _set_features(config: Any, recipe: PolicyRecipe, buffer: Buffer, expected: l
 
 
 def _renamed(inputs: dict[str, Any], recipe: PolicyRecipe, buffer: Buffer, expected: list[str]) -> dict[str, Any]:
-    """Input features under the names the policy knows, cameras in the base's order.
+    """Returns the input features under the policy's names, with the cameras in the base's order.
 
-    As in lerobot, the dataset may have some of the cameras that the base was trained with (the others are left out, as
-    if they were masked) or more than those, not others.
+    As in lerobot, the dataset may lack cameras of the base (they are left out, as if masked) or have additional ones,
+    but not both.
     """
     names = {f"{CAMERA}{mine}": f"{CAMERA}{theirs}" for mine, theirs in recipe.rename.items()}
-    have = {names.get(key, key): feature for key, feature in inputs.items()}
+    renamed = {names.get(key, key): feature for key, feature in inputs.items()}
     unknown = sorted(names.keys() - set(buffer.cameras))
-    if unknown or len(have) < len(inputs):
+    if unknown or len(renamed) < len(inputs):
         raise RecipeError(
             f"recipe {recipe.name}: [rename] takes the dataset's cameras ({_short(buffer.cameras)}) to different names "
             f"of the policy's; it has {', '.join(f'{a} = {b!r}' for a, b in recipe.rename.items())}"
@@ -242,8 +242,8 @@ def _renamed(inputs: dict[str, Any], recipe: PolicyRecipe, buffer: Buffer, expec
             f'{_short([min(set(mine) - set(expected))])} = "{_short(expected[:1])}"'
         )
     order = [*expected, *mine]
-    cameras = {key: have[key] for key in sorted(mine, key=order.index)}
-    return cameras | {key: feature for key, feature in have.items() if key not in cameras}
+    cameras = {key: renamed[key] for key in sorted(mine, key=order.index)}
+    return cameras | {key: feature for key, feature in renamed.items() if key not in cameras}
 
 
 def _short(cameras: Any) -> str:
@@ -260,7 +260,7 @@ def _check_relative(recipe: PolicyRecipe, buffer: Buffer) -> None:
 
 
 def _names(buffer: Buffer, key: str) -> tuple[str, ...]:
-    """Names of a vector's values; () where the dataset has none. Some datasets nest them: {"motors": [...]}."""
+    """Names of a vector's values, () if the dataset has none. Some datasets nest them: {"motors": [...]}."""
     names = buffer.meta.features[key].get("names") or ()
     if isinstance(names, dict):
         names = [name for group in names.values() if isinstance(group, list | tuple) for name in group]
@@ -268,7 +268,7 @@ def _names(buffer: Buffer, key: str) -> tuple[str, ...]:
 
 
 def _construct(kind: Family, config: Any, sizes: Mapping[str, int], seed: int) -> Any:
-    """The policy with fresh weights; on the device "meta" without weights, and then without tokenizers either."""
+    """Returns the policy with fresh weights. On the device "meta" it has neither weights nor tokenizers."""
     silent = redirect_stdout(io.StringIO())  # SmolVLA prints its number of layers
     needed = in_lerobot(kind, Tokenizers(object(), object())) if config.device == "meta" else nullcontext()
     with silent, needed, torch.random.fork_rng(devices=[]), architecture(sizes, image_px(config)):
@@ -285,19 +285,19 @@ def _construct(kind: Family, config: Any, sizes: Mapping[str, int], seed: int) -
 
 
 def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[Any, Any, Any, dict[str, Any]]:
-    """The policy of a checkpoint, ready to act.
+    """Loads the policy of a checkpoint, ready to act.
 
     Args:
         checkpoint: a `pretrained_model` folder, a checkpoint's folder (`checkpoints/000100`), a run's output folder
-            (its last checkpoint is taken), or a Hub id.
-        device: where it runs.
+            (for its last checkpoint), or a Hub id.
+        device: device of the policy.
 
     Returns:
-        policy (in evaluation mode), preprocessor, postprocessor as `build_policy`, and the checkpoint's srpo.json: how
-        it was made ({} where another trainer made it).
+        policy (in evaluation mode), preprocessor and postprocessor as `build_policy`, and the content of the
+        checkpoint's srpo.json ({} if another trainer made it).
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights are not exactly those of the configuration.
+        CheckpointError: a file is missing or damaged, or the weights do not match the configuration exactly.
     """
     folder = checkpoint_folder(checkpoint)
     _require(folder, *PROCESSORS)
@@ -316,10 +316,10 @@ def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu") -> t
 
 
 def load_weights(policy: nn.Module, path: Path) -> None:
-    """Copy the weights of a safetensors file into `policy`, which must have exactly the same names and shapes.
+    """Copies the weights of a safetensors file into `policy`, which must have exactly the same names and shapes.
 
     Raises:
-        CheckpointError: unreadable, or names or shapes differ; the policy is then unchanged.
+        CheckpointError: the file is unreadable, or names or shapes differ. The policy is then unchanged.
     """
     try:
         loaded = load_file(path)
@@ -327,15 +327,15 @@ def load_weights(policy: nn.Module, path: Path) -> None:
         raise CheckpointError(
             f"{path} cannot be read ({one_line(error)}); copy or download the checkpoint again"
         ) from None
-    own = policy.state_dict()
-    loaded = _current_names(loaded, own.keys())
-    missing, unexpected = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
+    state = policy.state_dict()
+    loaded = _current_names(loaded, state.keys())
+    missing, unexpected = sorted(state.keys() - loaded.keys()), sorted(loaded.keys() - state.keys())
     if missing or unexpected:
         raise CheckpointError(
             f"{path} does not hold this policy's weights: {len(missing)} missing"
             f"{_first(missing)}, {len(unexpected)} unknown{_first(unexpected)}; it belongs to another config.json"
         )
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         if tensor.shape != loaded[name].shape:
             raise CheckpointError(
                 f"{path}: {name} is {tuple(loaded[name].shape)} and the configuration asks for {tuple(tensor.shape)}; "
@@ -348,13 +348,13 @@ def _first(names: list[str]) -> str:
     return f" ({names[0]}{', ...' if len(names) > 1 else ''})" if names else ""
 
 
-def _current_names(weights: dict[str, torch.Tensor], own: Set[str]) -> dict[str, torch.Tensor]:
-    """openpi's names to lerobot 0.6's, as each policy's _fix_pytorch_state_dict_keys does, without its warnings."""
+def _current_names(weights: dict[str, torch.Tensor], names: Set[str]) -> dict[str, torch.Tensor]:
+    """Renames openpi's weights to lerobot 0.6's names like _fix_pytorch_state_dict_keys, but without its warnings."""
     renamed = {}
     for name, tensor in weights.items():
         name = name if name.startswith("model.") else f"model.{name}"
         both = (name.replace("model.time_mlp_", "model.action_time_mlp_", 1), name.replace("action_time_", "time_", 1))
-        renamed[name if name in own else next((other for other in both if other in own), name)] = tensor
+        renamed[name if name in names else next((other for other in both if other in names), name)] = tensor
     stem = "model.paligemma_with_expert.paligemma."
     head, embedding = f"{stem}lm_head.weight", f"{stem}model.language_model.embed_tokens.weight"
     if head in renamed and embedding not in renamed:  # openpi ties them and stores one
@@ -363,10 +363,10 @@ def _current_names(weights: dict[str, torch.Tensor], own: Set[str]) -> dict[str,
 
 
 def checkpoint_folder(checkpoint: str | Path) -> Path:
-    """The folder that holds config.json and model.safetensors of `checkpoint` (see `load_policy`).
+    """Returns the folder that holds config.json and model.safetensors of `checkpoint` (see `load_policy`).
 
     Raises:
-        CheckpointError: no such folder or Hub repository, or a file is missing.
+        CheckpointError: there is no such folder or Hub repository, or a file is missing.
     """
     root = Path(checkpoint)
     if root.is_dir():
@@ -396,7 +396,7 @@ def _from_hub(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*tokenizer/*"]))
-    except Exception as error:  # the Hub client raises dozens of kinds
+    except Exception as error:  # the Hub client raises dozens of kinds of errors
         why = one_line(error)[:160]
         raise CheckpointError(f"{hub_id} is no folder here and cannot be had from the Hub ({why})") from None
 
@@ -421,16 +421,16 @@ def _saved_config(folder: Path, device: str) -> Any:
 
 
 def write_record(folder: Path, preprocessor: Any, record: Mapping[str, Any]) -> None:
-    """Add to a saved policy what `load_policy` needs beyond lerobot's files: srpo.json and its own tokenizers."""
+    """Adds srpo.json and the policy's own tokenizers to a saved policy; `load_policy` needs them."""
     write_tokenizers(folder, preprocessor)
     (folder / RECORD).write_text(json.dumps(dict(record), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The srpo.json of a checkpoint, {} where there is none (another trainer made it).
+    """Returns the content of a checkpoint's srpo.json, {} if there is none (another trainer made the checkpoint).
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     path = folder / RECORD
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a training run is made from: its record, whether it may be resumed, and the numbers that are checked first."""
+"""The record of a training run, the checks of its weights, and whether a run may be resumed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.recipes import PolicyRecipe
 from srpo_robot.renames import RECIPE_KEYS, STEP_VALUES, current_keys
 
-# What a resumed run may change: the result is the same. A step's samples and noise do not depend on how they are dealt.
+# Keys that a resumed run may change without changing the result: a step's samples and noise do not depend on them.
 _FREE = {"steps", "save_every", "cache_gb", "batch_size", "accumulate"}
 
 
 def check_weights(weights: np.ndarray, frames: int) -> np.ndarray:
-    """`weights` as float64 (N,); TrainingError where they cannot train a dataset of `frames` frames."""
+    """Returns `weights` as float64 (N,). Raises TrainingError if they cannot train a dataset of `frames` frames."""
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (frames,):
         raise TrainingError(f"{weights.shape} weights for {frames} frames; make them anew from this dataset")
@@ -38,7 +38,7 @@ def check_weights(weights: np.ndarray, frames: int) -> np.ndarray:
 
 
 def check_action_weights(weights: np.ndarray, frames: int, chunk: int) -> np.ndarray:
-    """`weights` as float64 (N, chunk); TrainingError where they cannot train `frames` chunks of `chunk` actions."""
+    """Returns `weights` as float64 (N, chunk). Raises TrainingError if they cannot train `frames` such chunks."""
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (frames, chunk):
         raise TrainingError(f"{weights.shape} weights for {frames} chunks of {chunk} actions; make them anew")
@@ -51,11 +51,11 @@ def check_action_weights(weights: np.ndarray, frames: int, chunk: int) -> np.nda
 
 
 def trained_weights(weights: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """`weights` (N,) scaled to the mean over all frames, now over the trained ones: holding out changes no step size.
+    """Scales `weights` (N,) so that trained frames have the mean of all frames: holding out changes no step size.
 
     Args:
-        weights: (N,) as `check_weights` returns them.
-        trained: (N,) bool, False in the episodes that are held out.
+        weights: (N,) from `check_weights`.
+        trained: (N,) bool, False for frames of held-out episodes.
 
     Raises:
         TrainingError: only held-out frames have weight.
@@ -69,7 +69,7 @@ def trained_weights(weights: np.ndarray, trained: np.ndarray) -> np.ndarray:
 
 
 def resolve_steps(recipe: PolicyRecipe, steps: int | None) -> int:
-    """Optimizer steps of a run: `steps`, else the recipe's. Raises UsageError where that is not positive."""
+    """Returns the optimizer steps of a run: `steps`, or the recipe's. Raises UsageError if that is not positive."""
     total = recipe.steps if steps is None else steps
     if total < 1:
         raise UsageError(f"{total} steps; give a positive number")
@@ -79,7 +79,7 @@ def resolve_steps(recipe: PolicyRecipe, steps: int | None) -> int:
 def run_record(
     buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, provenance: Mapping[str, Any], processes: int
 ) -> dict[str, Any]:
-    """What srpo.json says about how a checkpoint was made, as JSON reads it back: comparable with a stored one."""
+    """Returns the content of srpo.json, in the form in which JSON reads it back, for comparison with a stored one."""
     content = {
         "version": __version__,
         "git_commit": _git_commit(),
@@ -95,7 +95,7 @@ def run_record(
 
 
 def _git_commit() -> str | None:
-    """The commit of this checkout; None for an installed wheel."""
+    """The commit of this checkout, None for an installed wheel."""
     try:
         result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -113,47 +113,47 @@ def _git_commit() -> str | None:
 def open_run(
     output: Path, record: dict[str, Any], resume: bool, total: int, steps_given: bool
 ) -> tuple[Path | None, int]:
-    """The checkpoint to go on from (None: a new run) and the steps in all.
+    """Returns the checkpoint to go on from (None: a new run), and the number of steps in all.
 
     Raises:
-        UsageError: `output` exists without `resume`, or the run to resume was made from something else, or is done.
+        UsageError: `output` exists without `resume`; or the run to resume was made from something else, or is done.
     """
     if not resume:
         check_output(output)
         return None, total
     start = last_checkpoint(output)
-    made = read_record(start / "pretrained_model")
-    differences = _differences(made, record)
+    stored = read_record(start / "pretrained_model")
+    differences = _differences(stored, record)
     if differences:
         raise UsageError(f"{output} was made with another {'; '.join(differences)}; start a new run: --output DIR")
-    total = total if steps_given else int(made["total_steps"])
-    if total <= int(made["step"]):
-        raise UsageError(f"{output} is trained to step {made['step']}; give --steps above that to go on")
+    total = total if steps_given else int(stored["total_steps"])
+    if total <= int(stored["step"]):
+        raise UsageError(f"{output} is trained to step {stored['step']}; give --steps above that to go on")
     return start, total
 
 
-def _differences(made: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a resumed run would change under the feet of its first part."""
-    if "recipe" not in made:
+def _differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names the inputs that differ between a stored run and the run that would resume it."""
+    if "recipe" not in stored:
         return ["trainer"]
-    old, new = _current_recipe(made["recipe"]), now["recipe"]
+    old, new = _current_recipe(stored["recipe"]), now["recipe"]
     names = [
         f"{name} (then {old.get(name)!r}, now {new[name]!r})"
         for name in sorted(new.keys() - _FREE)
         if old.get(name) != new[name]
     ]
-    names += ["dataset"] if made["dataset"]["fingerprint"] != now["dataset"]["fingerprint"] else []
-    names += ["set of weights"] if made["weights"] != now["weights"] else []
-    if made["samples_per_step"] != now["samples_per_step"]:
+    names += ["dataset"] if stored["dataset"]["fingerprint"] != now["dataset"]["fingerprint"] else []
+    names += ["set of weights"] if stored["weights"] != now["weights"] else []
+    if stored["samples_per_step"] != now["samples_per_step"]:
         names.append(
-            f"number of samples per step (then {made['samples_per_step']}, now {now['samples_per_step']}: "
+            f"number of samples per step (then {stored['samples_per_step']}, now {now['samples_per_step']}: "
             "batch_size x accumulate x processes)"
         )
     return names
 
 
 def _current_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recorded recipe under today's names. A key that did not exist then is at its default: it changed nothing."""
+    """A stored recipe under today's names. A key that did not exist then gets its default, which changes nothing."""
     defaults = {f.name: f.default for f in fields(PolicyRecipe) if f.default is not MISSING}
     renamed = current_keys(recipe, RECIPE_KEYS)
     return defaults | renamed | {"value": STEP_VALUES.get(renamed.get("value", ""), renamed.get("value", ""))}

@@ -81,8 +81,8 @@ def _say_audit(buffer: Buffer) -> None:
 def _how_to_train(buffer: Buffer, kind: str, path: Path, table: Table) -> list[str]:
     root = f"--dataset.repo_id=local/{buffer.root.name} --dataset.root={buffer.root}"
     if kind == "rabc":
-        where = f"--sample_weighting.progress_path={path}"
-        return [f"Train with: lerobot-train {root} --sample_weighting.type=rabc {where} ..."]
+        option = f"--sample_weighting.progress_path={path}"
+        return [f"Train with: lerobot-train {root} --sample_weighting.type=rabc {option} ..."]
     if kind == "weights":
         return [
             f"Once: pip install {PLUGIN}",

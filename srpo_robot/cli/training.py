@@ -1,4 +1,4 @@
-"""`srpo-robot train-awr`: from a scored buffer to a checkpoint."""
+"""`srpo-robot train-awr`: trains a policy on a scored buffer and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def train_command(options: TrainOptions) -> Path | None:
 
 
 def check_options(options: TrainOptions, recipe: PolicyRecipe) -> None:
-    """Refuses what cannot be trained before lerobot is imported, which takes seconds.
+    """Refuses impossible requests before lerobot is imported, which takes seconds.
 
     Raises:
         UsageError: an option or a number of the recipe is out of range, or the output folder cannot be used.
@@ -63,7 +63,7 @@ def check_options(options: TrainOptions, recipe: PolicyRecipe) -> None:
 
 
 def _check_columns(root: Path) -> None:
-    """Checks the columns of a dataset in a folder; whatever else is wrong with it, `open_buffer` says later."""
+    """Checks the columns of a dataset in a folder. `open_buffer` reports everything else that is wrong with it."""
     try:
         info = json.loads((root / INFO).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def _check_columns(root: Path) -> None:
 
 
 def train_buffer(buffer: Buffer, recipe: PolicyRecipe, options: TrainOptions) -> Path | None:
-    """Does what `train_command` does with a buffer and a recipe; `options.dataset` and `.policy` are not used."""
+    """Does the work of `train_command` on an open buffer; does not use `options.dataset` and `options.policy`."""
     check_features(buffer.root.name, buffer.meta.features)
     console.quiet = not _first_process()
     progress, weights = weigh(buffer, recipe, options.weights)
@@ -95,7 +95,7 @@ def train_buffer(buffer: Buffer, recipe: PolicyRecipe, options: TrainOptions) ->
 
 
 def provenance_of(buffer: Buffer, progress: Table | None, weights: BufferWeights) -> dict[str, Any]:
-    """Returns what the weights were made from, for the checkpoint's srpo.json."""
+    """Returns the sources of the weights, for the checkpoint's srpo.json."""
     content: dict[str, Any] = {
         "dataset": str(buffer.root),
         "fingerprint": buffer.fingerprint,
@@ -182,7 +182,7 @@ def print_plan(plan: TrainingPlan) -> None:
         f"the CUDA context, decoded frames in main memory ({_size(plan.cached_frames)})."
     )
     say(
-        f"{plan.steps:,} optimizer steps of {plan.samples_per_step} samples ({plan.dealt}), "
+        f"{plan.steps:,} optimizer steps of {plan.samples_per_step} samples ({plan.batch}), "
         f"{plan.epochs:.1f} epochs over {plan.trained_frames:,} frames"
         + (f"; {plan.held_out} of {plan.episodes} episodes held out" if plan.held_out else "")
         + f"; {plan.checkpoints} checkpoints of about {_size(plan.checkpoint_bytes)}"
