@@ -24,6 +24,7 @@ from srpo_robot.awr.checkpoints import Ema
 from srpo_robot.awr.checks import last_checkpoint
 from srpo_robot.awr.losses import per_sample_loss
 from srpo_robot.awr.policies import build_policy, load_policy
+from srpo_robot.awr.run_state import check_weights, open_run, run_record
 from srpo_robot.awr.sampling import FlowNoise, held_out, spread_frames
 from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.buffer.training import TrainingSet
@@ -205,6 +206,20 @@ def test_resume_with_something_else_is_refused(buffer, weights, finished, tmp_pa
     other = record_dataset(tmp_path / "other", (6, 6))
     with pytest.raises(UsageError, match="another dataset"):
         train(other, RECIPE, weights, finished, again)
+
+
+def test_a_run_of_an_older_version_goes_on(buffer, weights, finished, tmp_path):
+    """Its record has old names, and lacks keys that came later: they are at their defaults."""
+    output = shutil.copytree(finished, tmp_path / "old", symlinks=True)
+    path = last_checkpoint(output) / "pretrained_model" / "srpo.json"
+    record = json.loads(path.read_text())
+    old = {key: value for key, value in record["recipe"].items() if key not in ("step_horizon", "action_weights")}
+    path.write_text(json.dumps(record | {"recipe": old | {"timestep_weights": False, "value": ""}}))
+    now = run_record(buffer, RECIPE, check_weights(weights, buffer.total_frames), {}, 1)
+    assert open_run(output, now, resume=True, total=9, steps_given=True) == (last_checkpoint(output), 9)
+    now = run_record(buffer, replace(RECIPE, step_horizon=1), check_weights(weights, buffer.total_frames), {}, 1)
+    with pytest.raises(UsageError, match=r"another step_horizon \(then 5, now 1\); start a new run"):
+        open_run(output, now, resume=True, total=9, steps_given=True)
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ class FlowNoise:
 
     @contextmanager
     def rows(self, key: tuple[int, ...], first: int, total: int) -> Iterator[None]:
-        """While open, a forward pass gets rows `first`, `first` + 1, ... of the `total` draws for `key`, (seed, step)."""
+        """While open, a forward pass gets rows from `first` on of the `total` draws for `key`, (seed, step)."""
         if self._model is None:
             yield
             return

@@ -82,10 +82,10 @@ def check_value(buffer: Buffer, recipe: PolicyRecipe) -> None:
     """Raises StaleTable if the recipe trains on another step value than the buffer was scored with."""
     from srpo_robot.progress.pipeline import read_settings
 
-    have = read_settings(buffer).rules.value_name
-    if recipe.value not in ("", have):
+    value = read_settings(buffer).rules.value_name
+    if recipe.value not in ("", value):
         raise StaleTable(
-            f"{recipe.name} trains on the value {recipe.value!r}, the score has {have!r}; "
+            f"{recipe.name} trains on the value {recipe.value!r}, the score has {value!r}; "
             f"run: srpo-robot score-dataset {buffer.root} --value {recipe.value}"
         )
 

@@ -40,8 +40,8 @@ class WeightingOverrides:
 
     def apply[R: Weighting](self, recipe: R) -> R:
         """Returns `recipe` with the options that were given on the command line."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(recipe, **{key: value for key, value in given.items() if value is not None})
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(recipe, **{key: value for key, value in options.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,5 +114,5 @@ class TrainOptions:
 
     def apply(self, recipe: PolicyRecipe) -> PolicyRecipe:
         """Returns `recipe` with the options that were given on the command line."""
-        given = {key: getattr(self, key) for key in ("steps", "batch_size", "weights_as", "seed")}
-        return replace(self.weighting.apply(recipe), **{key: v for key, v in given.items() if v is not None})
+        options = {key: getattr(self, key) for key in ("steps", "batch_size", "weights_as", "seed")}
+        return replace(self.weighting.apply(recipe), **{key: v for key, v in options.items() if v is not None})
