@@ -1,10 +1,10 @@
 """Our training loop against lerobot's on the same tiny policy: steps per second, and peak memory.
 
 Both train pi0-tiny, or --policy, on the same synthetic frames in memory. Speed: rounds of both loops take turns in one
-process, and the ratio is the median over rounds. Memory: each loop runs alone, and the ratio is that of the bytes that
-torch holds at the peak of a step, beyond what it held before (on a GPU this is what counts). The growth of the resident
-memory is given beside it, a median over processes; single runs of it differ by 10 % and more, by what glibc's allocator
-does. This is the strict comparison: the larger the policy, the less a loop's own cost shows.
+process, and the ratio is the median over rounds. Memory: each loop runs alone, and the ratio compares the bytes that
+torch holds at the peak of a step beyond those it held before (on a GPU these bytes count). The growth of the resident
+memory is given too, as a median over processes. Single runs of it differ by 10 % and more because of glibc's allocator.
+A tiny policy is the strictest comparison: the larger the policy, the less the cost of a loop shows.
 
 python scripts/bench_training.py --json bench.json
 """
@@ -40,7 +40,7 @@ PIXELS = 64
 
 
 def record(root: Path, episodes: int = 4, length: int = 64) -> Buffer:
-    """Random walks with plain images."""
+    """Records random walks with plain images."""
     random = np.random.default_rng(0)
     features = dataset_features({"front": (PIXELS, PIXELS), "wrist": (PIXELS, PIXELS)}, NAMES, NAMES)
     with Recorder(root, 10.0, features, "bench") as recorder:
@@ -55,9 +55,9 @@ def record(root: Path, episodes: int = 4, length: int = 64) -> Buffer:
 
 
 def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: int) -> Iterator[float]:
-    """Seconds of each round of `steps` steps of `train`, one round whenever the next is asked for.
+    """Yields the seconds of each round of `steps` steps of `train`. A round runs when its value is requested.
 
-    `train` is a loop that calls back; it runs in a thread that waits between the rounds.
+    `train` is a loop with a callback, so it runs in a thread that waits between the rounds.
     """
     import queue
     import threading
@@ -79,7 +79,7 @@ def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: i
         train(buffer, recipe, np.ones(buffer.total_frames), root, LoopOptions(device="cpu", on_step=on_step))
 
     threading.Thread(target=run, daemon=True).start()
-    done.get()  # the first round pays for building everything
+    done.get()  # the first round builds everything
     for _ in range(rounds):
         go.put(None)
         yield done.get()
@@ -87,7 +87,7 @@ def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: i
 
 
 def stock(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int) -> Iterator[float]:
-    """The same of lerobot's `update_policy`, fed as its `train` does: next batch, preprocessor, update, metrics."""
+    """Does the same for lerobot's `update_policy`, called as in its `train`: batch, preprocessor, update, metrics."""
     from accelerate import Accelerator
     from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
     from lerobot.scripts.lerobot_train import update_policy
@@ -135,7 +135,7 @@ def stock(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int) -> Iter
 
 
 def speed(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int, root: Path) -> dict[str, Any]:
-    """Rounds of both in turn, the order swapped every time."""
+    """Measures rounds of both loops in turn; the order changes every time."""
     first, second = ours(buffer, recipe, root / "ours", rounds, steps), stock(buffer, recipe, rounds, steps)
     next(second)
     mine, theirs = [], []
@@ -153,9 +153,9 @@ def speed(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int, root: P
 
 
 def growth(which: str, buffer: Buffer, recipe: PolicyRecipe, steps: int, root: Path) -> int:
-    """Bytes by which the peak of this process's resident memory grows from before a loop to its last step.
+    """Returns the bytes by which the peak of this process's resident memory grows from before a loop to its last step.
 
-    No checkpoint is in it, and no thread: those have a heap of their own.
+    No checkpoint is written, and the loop has no thread of its own, because a thread has its own heap.
     """
     before, peak = _resident(), 0
 
@@ -173,7 +173,7 @@ def growth(which: str, buffer: Buffer, recipe: PolicyRecipe, steps: int, root: P
 
 
 def tensors(which: str, buffer: Buffer, recipe: PolicyRecipe, root: Path) -> int:
-    """Bytes that torch's allocator holds at the peak of three steps, beyond what it held before them."""
+    """Returns the bytes that torch's allocator holds at the peak of three steps, beyond those before them."""
     from torch.profiler import ProfilerActivity, profile
 
     profiler: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
@@ -201,13 +201,13 @@ def _resident() -> int:
 
 
 def alone(which: str, measured: str, policy: str, steps: int) -> int:
-    """`growth` or `tensors` of one loop, in a process of its own."""
+    """Returns `growth` or `tensors` of one loop, measured in a new process."""
     command = [sys.executable, __file__, "--alone", which, measured, "--policy", policy, "--steps", str(steps)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def memory(policy: str, steps: int, processes: int) -> dict[str, Any]:
-    """Peaks of both loops: torch's bytes once, and the median growth of that many processes each, in turn."""
+    """Measures the peaks of both loops: torch's bytes once, and the median growth over `processes` processes."""
     mine, theirs = (alone(which, "tensors", policy, steps) for which in ("ours", "stock"))
     pairs = [tuple(alone(which, "growth", policy, steps) for which in ("ours", "stock")) for _ in range(processes)]
     grown = [statistics.median(column) for column in zip(*pairs, strict=True)]
@@ -221,7 +221,7 @@ def memory(policy: str, steps: int, processes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare, print, and write what --json asks for."""
+    """Compares both loops, prints the result and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", default="pi0-tiny")
     parser.add_argument("--rounds", type=int, default=12)
@@ -229,30 +229,31 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5, help="of each loop, for the resident memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    # lerobot has no average of the weights; everything else is in both loops
-    recipe = replace(load(PolicyRecipe, "policies", asked.policy), ema_decay=0.0, padding="trained")
+    # lerobot does not average the weights; everything else is in both loops
+    recipe = replace(load(PolicyRecipe, "policies", arguments.policy), ema_decay=0.0, padding="trained")
     with tempfile.TemporaryDirectory() as folder:
         buffer = record(Path(folder) / "data")
-        if asked.alone and asked.alone[1] == "tensors":
-            print(tensors(asked.alone[0], buffer, recipe, Path(folder) / "run"))
-        elif asked.alone:
-            print(growth(asked.alone[0], buffer, recipe, 4 * asked.steps, Path(folder) / "run"))
+        if arguments.alone and arguments.alone[1] == "tensors":
+            print(tensors(arguments.alone[0], buffer, recipe, Path(folder) / "run"))
+        elif arguments.alone:
+            print(growth(arguments.alone[0], buffer, recipe, 4 * arguments.steps, Path(folder) / "run"))
         else:
-            found = speed(buffer, recipe, asked.rounds, asked.steps, Path(folder))
-            found |= memory(asked.policy, asked.steps, asked.processes)
-            mine, theirs = found["ours_peak_bytes"], found["stock_peak_bytes"]
-            found |= {"policy": asked.policy, "batch_size": recipe.batch_size, "torch_threads": 1}
+            results = speed(buffer, recipe, arguments.rounds, arguments.steps, Path(folder))
+            results |= memory(arguments.policy, arguments.steps, arguments.processes)
+            mine, theirs = results["ours_peak_bytes"], results["stock_peak_bytes"]
+            results |= {"policy": arguments.policy, "batch_size": recipe.batch_size, "torch_threads": 1}
             print(
-                f"{asked.policy}, batch {recipe.batch_size}: ours {found['ours_steps_per_s']:.2f} steps/s, lerobot "
-                f"{found['stock_steps_per_s']:.2f}; ratio {found['steps_per_s_ratio']:.3f} (at least 0.95 wanted)\n"
+                f"{arguments.policy}, batch {recipe.batch_size}: ours {results['ours_steps_per_s']:.2f} steps/s, "
+                f"lerobot {results['stock_steps_per_s']:.2f}; ratio {results['steps_per_s_ratio']:.3f} "
+                "(at least 0.95 wanted)\n"
                 f"peak memory of a step: ours {mine / 1e6:.1f} MB, lerobot {theirs / 1e6:.1f} MB; ratio "
-                f"{found['peak_memory_ratio']:.3f} (at most 1 wanted); growth of the resident memory: ratio "
-                f"{found['resident_growth_ratio']:.3f}"
+                f"{results['peak_memory_ratio']:.3f} (at most 1 wanted); growth of the resident memory: ratio "
+                f"{results['resident_growth_ratio']:.3f}"
             )
-            if asked.json:
-                asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            if arguments.json:
+                arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

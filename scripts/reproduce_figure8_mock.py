@@ -1,24 +1,24 @@
 """The paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, task by task.
 
-For each task demonstrations of which a part goes wrong, scored by progress. As in the paper the comparison is of
-fine-tunings: a base is trained once for each task and policy, plainly, on all of its demonstrations, and every cell
-of the study goes on from it (--base-steps 0: from fresh weights). For each method and training seed one fine-tuning
-and one set of trials on layouts that are the same for all and that no demonstration had. Frames are drawn in
-proportion to their weights, and every method sees the good demonstrations equally often: a method that draws more of
-them takes fewer steps. Executed steps and optimisation are the same for all. What is to be chosen is chosen with
---tuning: other training seeds, other layouts. Everything is resumable: call it again, and what is on disk is not made
-again.
+Each task has demonstrations of which a part goes wrong, scored by progress. As in the paper, fine-tunings are compared.
+A base is trained once for each task and policy, without weights, on all demonstrations of the task, and every cell of
+the study starts from it (--base-steps 0: from fresh weights). Each method and training seed has one fine-tuning and one
+set of trials. The layouts of the trials are the same for all, and no demonstration had them. Frames are drawn in
+proportion to their weights. Every method sees the good demonstrations equally often: a method that draws more of them
+takes fewer steps. Executed steps and optimisation are the same for all. Choices are made with --tuning, on other
+training seeds and layouts. Everything is resumable: a second call only makes the missing parts.
 
     python scripts/reproduce_figure8_mock.py STUDY --prepare
     python scripts/reproduce_figure8_mock.py STUDY --part 0 2 &
     python scripts/reproduce_figure8_mock.py STUDY --part 1 2
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
-A table of cells (--cells FILE) carries results from one machine to another: what is in it is not made again, what is
-made is added to it. A base that another machine trains is the same to the last bit or another policy (the table names
-it by a hash of its parameters), and bases can differ by more than methods do: a method is only ever compared with
-another one from the same base. Where a base comes out as another one, finish the task where it was begun, or make all
-of its methods anew. The cells of README's figure and of LOG.md are in figure8_mock.csv; without making anything:
+A table of cells (--cells FILE) carries results from one machine to another: its cells are not made again, and new cells
+are added to it. A base trained on another machine is either identical to the last bit or another policy (the table
+names it by a hash of its parameters), and bases can differ by more than methods do. So a method is only compared with
+another method from the same base. If a base comes out differently, finish the task on the first machine, or make all of
+its methods anew. The cells of README's figure and of LOG.md are in figure8_mock.csv. To draw them without making
+anything:
 
     python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 \\
         --method sft bc rabc awr-short awr --cells scripts/figure8_mock.csv --only-done --figure figure8.png
@@ -81,16 +81,16 @@ _LOOKS = {  # in the figure
 }
 _MORE_COLOURS = ("#fca5a5", "#fdba74", "#a5f3fc")
 
-# Chosen by what its weights look like: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
+# Chosen by its weights: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
 SHORT = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
-# Found after pi0-fast-tiny had fallen behind filtered cloning with the first (LOG.md): flatter, calm at episodes' ends.
+# Chosen after pi0-fast-tiny fell behind filtered cloning with SHORT (LOG.md): flatter, and calm at episodes' ends.
 LONG = Weighting(horizon=40, beta=2.0, kappa=4.0, tail="raw", baseline="value")
 CHOSEN = {"pi0-tiny": SHORT, "pi0-fast-tiny": LONG}
 
 
 @dataclass(frozen=True)
 class Method:
-    """How frames are weighted; for AWR also how they are scored (profile `loo`, camera `front`)."""
+    """How frames are weighted, and for AWR how they are scored (profile `loo`, camera `front`)."""
 
     scheme: Literal["uniform", "success", "rabc", "awr"]
     scorer: Literal["embedded", "pixel", "true"] = "embedded"
@@ -99,13 +99,13 @@ class Method:
     weighting: Weighting | None = None  # None: the policy's own
 
     def of(self, policy: str) -> Weighting:
-        """The weighting with which it trains `policy`."""
+        """Returns the weighting with which the method trains `policy`."""
         return self.weighting or CHOSEN[policy]
 
 
 SIZES = ("episodes", "failure_rate", "trials", "base_steps", "steps", "learning_rate")
 Cell = tuple[str, str, str, int]  # task, policy, method, training seed
-OnBase = dict[str, int]  # successes, by the base that the fine-tuning went on from
+OnBase = dict[str, int]  # successes by the base of the fine-tuning
 
 PAPER = Weighting(horizon=1, shift=0, tail="raw")
 METHODS = {
@@ -125,7 +125,7 @@ METHODS = {
     "awr-nearest": Method("awr", references="nearest", value="progress"),
     "awr-clusters": Method("awr", references="dbscan-auto", value="progress"),
     "awr-pixel": Method("awr", scorer="pixel"),
-    "awr-true": Method("awr", scorer="true"),  # what a perfect encoder would give
+    "awr-true": Method("awr", scorer="true"),  # windows from the true state, as from a perfect encoder
 } | {
     f"awr-b{beta:g}-h{horizon}-k{kappa:g}": Method("awr", weighting=Weighting(horizon=horizon, beta=beta, kappa=kappa))
     for beta in (0.1, 0.3, 1.0)
@@ -134,9 +134,9 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """Where a study lies, and its sizes."""
+    """Folder and sizes of a study."""
 
     root: Path
     episodes: int
@@ -148,7 +148,7 @@ class Study:
     tuning: bool = False
 
     def claim(self) -> None:
-        """Fix the sizes at the first call. Raises UsageError where the folder holds a study of other sizes."""
+        """Fixes the sizes at the first call. Raises UsageError if the folder holds a study of other sizes."""
         sizes = {key: value for key, value in asdict(self).items() if key not in ("root", "tuning", "trials")}
         path = self.root / "study.json"
         if path.is_file() and json.loads(path.read_text()) != sizes:
@@ -160,11 +160,11 @@ class Study:
 
     @property
     def cells(self) -> Path:
-        """Where runs and trials lie; those that choices are made by are apart."""
+        """Folder of runs and trials. --tuning has its own."""
         return self.root / "tuning" if self.tuning else self.root
 
     def buffer(self, task: str) -> Buffer:
-        """The task's demonstrations, recorded where they are missing."""
+        """Returns the task's demonstrations; records the missing ones."""
         root = self.root / "data" / task
         with alone(root):
             done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
@@ -175,7 +175,7 @@ class Study:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep other processes from making what lies at `path`; where one is making it, wait until it has ended."""
+    """Locks `path` against other processes. If another process is making it, waits until that process has ended."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("a") as file:
         try:
@@ -190,7 +190,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]:
-    """Embedded windows of every episode, camera `front`, from the store where they are there."""
+    """Returns the embedded windows of every episode, camera `front`, from the store if it has them."""
     spec = parse_windows("stride:4", "prefix", 10, None)
     if scorer == "true":
         return true_windows(read_truth(buffer), buffer.episodes, spec)
@@ -203,7 +203,7 @@ def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]
 
 
 def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
-    """The weight of every frame with which the method trains `policy`."""
+    """Computes the weights of the frames with which the method trains `policy`."""
     if method.scheme in ("uniform", "success"):
         return weights_of(buffer, None, Weighting(), method.scheme).frames
     rules = Rules("loo", method.references, method.value)
@@ -214,11 +214,11 @@ def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
 
 
 def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
-    """`weigh`, kept in the study's folder by what it is made from: scoring takes longer than looking."""
+    """Returns the values of `weigh`, cached in the study's folder by a hash of their inputs: scoring is slow."""
     buffer, method = study.buffer(task), METHODS[name]
     chunk = chunk_of(load(PolicyRecipe, "policies", policy))
-    made_from = digest([asdict(method), asdict(method.of(policy)), chunk.size, buffer.fingerprint])
-    path = study.root / "weights" / task / f"{name}-{made_from}.npy"
+    inputs = digest([asdict(method), asdict(method.of(policy)), chunk.size, buffer.fingerprint])
+    path = study.root / "weights" / task / f"{name}-{inputs}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.npy")
@@ -228,28 +228,28 @@ def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
 
 
 def weights_table(study: Study, task: str, policy: str, names: Sequence[str]) -> dict[str, Any]:
-    """What each method's weights look like, before anything is trained."""
+    """Prints and returns how each method's weights are spread, before anything is trained."""
     buffer = study.buffer(task)
-    found = {}
+    results = {}
     for name in names:
         weights = weigh(buffer, METHODS[name], policy)
         by = mean_weight_by_label(buffer, weights.values)
-        found[name] = {
+        results[name] = {
             "effective": weights.effective_sample_size / buffer.total_frames,
             "clipped": weights.clipped_fraction,
             "undefined": weights.undefined,
             **by,
         }
-        numbers = "  ".join(f"{key} {value:.2f}" for key, value in found[name].items())
+        numbers = "  ".join(f"{key} {value:.2f}" for key, value in results[name].items())
         print(f"{task} {policy:14s} {name:22s} {numbers}")
-    return found
+    return results
 
 
 # --- training and trials ------------------------------------------------------------------------------------------
 
 
 def base_of(study: Study, task: str, policy: str) -> Path:
-    """The checkpoint that every cell of a task and policy goes on from, trained where it is missing or half-trained."""
+    """Returns the checkpoint from which every cell of a task and policy starts. Trains it if it is not complete."""
     recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
     output = study.root / "base" / task / policy
     with alone(output):
@@ -260,20 +260,20 @@ def base_of(study: Study, task: str, policy: str) -> Path:
 
 
 def has_base(study: Study, task: str, policy: str) -> bool:
-    """Whether `base_of` has nothing to train."""
+    """Returns whether `base_of` has nothing to train."""
     checkpoints = study.root / "base" / task / policy / "checkpoints"
     return not study.base_steps or (checkpoints / f"{study.base_steps:06d}" / "training_state").is_dir()
 
 
 def base_name(study: Study, task: str, policy: str) -> str:
-    """Tells bases apart: a hash of the parameters. One is trained where it is missing."""
+    """Returns a hash of the base's parameters, which tells bases apart. Trains the base if it is missing."""
     if not study.base_steps:
         return "fresh"
     return hashlib.sha256((base_of(study, task, policy) / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
 def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> PolicyRecipe:
-    """How one cell is fine-tuned."""
+    """Returns the recipe of one cell's fine-tuning."""
     recipe = load(PolicyRecipe, "policies", policy)
     peak = study.learning_rate or recipe.learning_rate
     recipe = replace(
@@ -290,12 +290,12 @@ def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> Po
 
 
 def steps_for(full: int, weights: np.ndarray, good: np.ndarray) -> int:
-    """Steps with which the good frames are drawn as often as `full` steps of uniform draws draw them."""
+    """Returns the steps after which good frames are drawn as often as by `full` steps of uniform draws."""
     return max(1, round(full * good.mean() / (weights[good].sum() / weights.sum())))
 
 
 def checkpoint_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
-    """The trained policy of one cell of the study, trained where it is missing (or half-trained)."""
+    """Returns the trained policy of one cell of the study. Trains it if it is not complete."""
     output = study.cells / "runs" / task / policy / name / str(seed)
     buffer = study.buffer(task)
     weights = kept_weights(study, task, policy, name)
@@ -316,14 +316,14 @@ def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Pa
 
 
 def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:
-    """Verdicts of the cell's trials, one a line in its journal; those that are missing are run."""
+    """Returns the verdicts of the cell's trials, one per line of its journal. Runs the missing trials."""
     path = journal_of(study, task, policy, name, seed)
     with alone(path):
         return _trials(study, task, policy, name, seed, path)
 
 
 def journal_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
-    """The cell's trials, a line each."""
+    """Returns the file of the cell's trials, one line per trial."""
     return study.cells / "trials" / task / policy / name / f"{seed}.jsonl"
 
 
@@ -356,15 +356,16 @@ def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Pa
 
 
 def read_cells(study: Study, path: Path) -> dict[Cell, OnBase]:
-    """Successes of the table's cells that have this study's sizes; none where there is no table yet.
+    """Returns the successes of the table's cells that have this study's sizes; {} if there is no table yet.
 
-    Raises UsageError where the file is no such table, or where two rows of a cell and base disagree.
+    Raises:
+        UsageError: the file is not such a table, or two rows of one cell and base disagree.
     """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found: dict[Cell, OnBase] = {}
+    results: dict[Cell, OnBase] = {}
     others = 0
     for number, row in enumerate(rows, 2):
         try:
@@ -374,15 +375,15 @@ def read_cells(study: Study, path: Path) -> dict[Cell, OnBase]:
             raise UsageError(f"{path}, line {number}: not a row of a table that --cells wrote") from None
         if not mine:
             others += 1
-        elif found.setdefault(cell, {}).setdefault(base, successes) != successes:
+        elif results.setdefault(cell, {}).setdefault(base, successes) != successes:
             raise UsageError(f"{path}, line {number}: {' '.join(map(str, cell))} is there twice; delete one")
     if others:
         print(f"{path}: {others} cells are of other sizes and left out")
-    return found
+    return results
 
 
 def add_cell(study: Study, path: Path, cell: Cell, base: str, successes: int) -> None:
-    """Append one cell, whole, whatever other processes append."""
+    """Appends one whole cell, also if other processes append at the same time."""
     task, policy, method, seed = cell
     row = {"policy": policy, "task": task, "base": base, "method": method, "seed": seed, "successes": successes}
     row |= {key: _size(study, key) for key in SIZES}
@@ -400,13 +401,13 @@ def _size(study: Study, key: str) -> str:
     return "recipe" if value is None else f"{value:g}"
 
 
-# --- what came out ------------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------------
 
 
 def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
-    """Mean over training seeds and its 95 % interval: Student's t over seeds, so both seeds' and trials' chance.
+    """Returns the mean over training seeds and its 95 % interval: Student's t over seeds, for the chance of both.
 
-    The interval ends at `least`, 0 for a rate and -1 for a difference of rates, and at 1: nothing lies beyond.
+    "Both" are seeds and trials. The interval is cut to `least` (0 for a rate, -1 for a difference of rates) and 1.
     """
     n = len(values)
     if n == 0:
@@ -419,26 +420,26 @@ def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
 
 
 def summarise(rates: dict[Cell, dict[str, float]]) -> dict[str, Any]:
-    """By policy: each method's rate by task and over tasks, and how far AWR is from each other method.
+    """Returns, by policy, each method's rate by task and over tasks, and AWR's difference from each other method.
 
     Args:
-        rates: of each cell, by base.
+        rates: success rate of each cell, by base.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for policy in dict.fromkeys(key[1] for key in rates):
         mine = {(task, name, seed): by_base for (task, p, name, seed), by_base in rates.items() if p == policy}
         tasks, names = list(dict.fromkeys(key[0] for key in mine)), list(dict.fromkeys(key[1] for key in mine))
         groups = (tasks, *([task] for task in tasks))
         methods = {name: _over_tasks(tasks, [_by_seed(mine, of, name) for of in groups]) for name in names}
-        found[policy] = {"methods": methods}
+        results[policy] = {"methods": methods}
         for other in (name for name in names if "awr" in names and name != "awr"):
             gains = [_by_seed(mine, of, "awr", other) for of in groups]
-            found[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
-    return found
+            results[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
+    return results
 
 
 def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: float = 0.0) -> dict[str, Any]:
-    """Seeds' values over all tasks, which come first, and by task."""
+    """Statistics over seeds: over all tasks (the first of `values`) and by task."""
     by_task = {task: over_seeds(of_task, least) for task, of_task in zip(tasks, values[1:], strict=True)}
     return over_seeds(values[0], least) | {"tasks": by_task}
 
@@ -446,25 +447,25 @@ def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: 
 def _by_seed(
     rates: dict[tuple[str, str, int], dict[str, float]], tasks: Sequence[str], name: str, other: str | None = None
 ) -> list[float]:
-    """A method's mean rate over `tasks`, or how far it is above `other`'s from the same base.
+    """A method's mean rate over `tasks`, or its difference from the rate of `other` on the same base.
 
-    One value for each training seed that has all of the tasks; several bases of a cell count as their mean.
+    There is one value for each training seed that has all of the tasks. Several bases of a cell count as their mean.
     """
-    found = []
+    results = []
     for seed in sorted({seed for _, _, seed in rates}):
         cells = []
         for task in tasks:
-            own = rates.get((task, name, seed), {})
-            theirs = rates.get((task, other, seed), {}) if other else dict.fromkeys(own, 0.0)
-            cells.append([own[base] - theirs[base] for base in own.keys() & theirs.keys()])
+            first = rates.get((task, name, seed), {})
+            second = rates.get((task, other, seed), {}) if other else dict.fromkeys(first, 0.0)
+            cells.append([first[base] - second[base] for base in first.keys() & second.keys()])
         if all(cells):
-            found.append(float(np.mean([np.mean(of_task) for of_task in cells])))
-    return found
+            results.append(float(np.mean([np.mean(of_task) for of_task in cells])))
+    return results
 
 
-def show(found: dict[str, Any]) -> None:
-    """The table, on the terminal."""
-    for policy, result in found.items():
+def show(results: dict[str, Any]) -> None:
+    """Prints the table."""
+    for policy, result in results.items():
         gains = {key: row for key, row in result.items() if key.startswith("awr_minus")}
         for name, row in (result["methods"] | gains).items():
             print(f"{policy:14s} {name:22s} {_text(row)}")
@@ -479,12 +480,12 @@ def _text(row: dict[str, Any]) -> str:
     return f"{row['mean']:.0%}{spread}   seeds {' '.join(f'{value:.0%}' for value in row['seeds'])}"
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """A row a policy: bars by task and method, their intervals over training seeds, a dot a seed."""
-    most = max(len(row["tasks"]) for result in found.values() for row in result["methods"].values())
-    figure = Figure(figsize=(3.5 + 1.3 * most, 3.1 * len(found)))
-    rows = np.atleast_1d(figure.subplots(len(found), 1, sharey=True))
-    for axes, (policy, result) in zip(rows, found.items(), strict=True):
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draws one row per policy: bars by task and method, intervals over training seeds, one dot per seed."""
+    most = max(len(row["tasks"]) for result in results.values() for row in result["methods"].values())
+    figure = Figure(figsize=(3.5 + 1.3 * most, 3.1 * len(results)))
+    rows = np.atleast_1d(figure.subplots(len(results), 1, sharey=True))
+    for axes, (policy, result) in zip(rows, results.items(), strict=True):
         names = list(result["methods"])
         tasks = list(result["methods"][names[0]]["tasks"])
         mean_of = f"mean of {len(tasks)}"
@@ -521,7 +522,7 @@ def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: flo
 
 
 def main() -> None:
-    """Make what is missing, task by task and seed by seed, and print the table after every cell."""
+    """Makes the missing cells, task by task and seed by seed, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
@@ -541,56 +542,75 @@ def main() -> None:
     parser.add_argument("--only-done", action="store_true", help="table and figure of what is there; make nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(**{key: getattr(asked, key.replace("root", "study")) for key in Study.__dataclass_fields__})
+    study = Study(**{key: getattr(arguments, key.replace("root", "study")) for key in Study.__dataclass_fields__})
     study.claim()
-    if asked.prepare:
-        found: dict[str, Any] = {
-            task: {policy: weights_table(study, task, policy, asked.method) for policy in asked.policy}
-            for task in asked.task
+    if arguments.prepare:
+        results: dict[str, Any] = {
+            task: {policy: weights_table(study, task, policy, arguments.method) for policy in arguments.policy}
+            for task in arguments.task
         }
-        for task in asked.task if study.base_steps else ():
-            for policy in asked.policy:
+        for task in arguments.task if study.base_steps else ():
+            for policy in arguments.policy:
                 print(base_of(study, task, policy))
     else:
-        found = summarise(_rates(study, asked))
-        show(found)
-        if asked.figure:
-            draw(found, asked.figure)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        results = summarise(_rates(study, arguments))
+        show(results)
+        if arguments.figure:
+            draw(results, arguments.figure)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, dict[str, float]]:
-    """Success rate, by base, of every cell that was asked for; made where neither table nor folder has it."""
-    first, parts = asked.part
-    if not 0 <= first < parts:
-        raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
-    if study.tuning and asked.cells:
-        raise UsageError("--cells is for the study's own cells; runs of --tuning stay in the study's folder")
-    known = read_cells(study, asked.cells) if asked.cells else {}
-    seeds = range(TUNING_RUNS, TUNING_RUNS + asked.seeds) if study.tuning else range(asked.seeds)
-    cells = [(t, p, m, s) for s in seeds for t in asked.task for p in asked.policy for m in asked.method]
+def _rates(study: Study, arguments: argparse.Namespace) -> dict[Cell, dict[str, float]]:
+    """Returns the success rate of every requested cell, by base, in the order of the methods."""
+    check_request(study, arguments)
+    known = read_cells(study, arguments.cells) if arguments.cells else {}
     rates: dict[Cell, dict[str, float]] = {}
-    for cell in cells[first::parts]:
-        here = len(_verdicts(journal_of(study, *cell))) >= study.trials
-        if here and asked.only_done and not has_base(study, *cell[:2]):
-            print(" ".join(map(str, cell)), "is left out: the folder has lost the base that its trials go back to")
-            here = False
-        on_base = known.get(cell, {})
-        if here or not (on_base or asked.only_done):
-            base, successes = base_name(study, *cell[:2]), sum(trials_of(study, *cell))
-            if asked.cells and base not in on_base:
-                add_cell(study, asked.cells, cell, base, successes)
-            on_base[base] = successes
+    for cell in requested_cells(study, arguments):
+        on_base = successes_of(study, arguments, cell, known.get(cell, {}))
         if on_base:
             rates[cell] = {base: successes / study.trials for base, successes in on_base.items()}
             print(" ".join(map(str, cell)) + ":", *(f"{rate:.0%}" for rate in rates[cell].values()), flush=True)
     if not rates:
-        raise UsageError(f"none of these cells is done in {asked.cells or study.root}; leave --only-done out")
-    order = {name: number for number, name in enumerate(asked.method)}
+        raise UsageError(f"none of these cells is done in {arguments.cells or study.root}; leave --only-done out")
+    order = {name: number for number, name in enumerate(arguments.method)}
     return {cell: rates[cell] for cell in sorted(rates, key=lambda cell: order[cell[2]])}
+
+
+def check_request(study: Study, arguments: argparse.Namespace) -> None:
+    """Raises UsageError if --part is out of range, or --cells is combined with --tuning."""
+    first, parts = arguments.part
+    if not 0 <= first < parts:
+        raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
+    if study.tuning and arguments.cells:
+        raise UsageError("--cells is for the study's own cells; runs of --tuning stay in the study's folder")
+
+
+def requested_cells(study: Study, arguments: argparse.Namespace) -> list[Cell]:
+    """Returns this part's cells, seed by seed."""
+    first, parts = arguments.part
+    seeds = range(TUNING_RUNS, TUNING_RUNS + arguments.seeds) if study.tuning else range(arguments.seeds)
+    cells = [(t, p, m, s) for s in seeds for t in arguments.task for p in arguments.policy for m in arguments.method]
+    return cells[first::parts]
+
+
+def successes_of(study: Study, arguments: argparse.Namespace, cell: Cell, known: OnBase) -> OnBase:
+    """Returns a cell's successes by base: those of the table (`known`), and those in the folder or made now.
+
+    Adds to the table what it lacks. Makes nothing if the table has the cell, or with --only-done.
+    """
+    here = len(_verdicts(journal_of(study, *cell))) >= study.trials
+    if here and arguments.only_done and not has_base(study, *cell[:2]):
+        print(" ".join(map(str, cell)), "is left out: the folder has lost the base that its trials go back to")
+        here = False
+    if not here and (known or arguments.only_done):
+        return known
+    base, successes = base_name(study, *cell[:2]), sum(trials_of(study, *cell))
+    if arguments.cells and base not in known:
+        add_cell(study, arguments.cells, cell, base, successes)
+    return known | {base: successes}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from lerobot.datasets.sampler import EpisodeAwareSampler
 from safetensors.torch import load_file
 from test_policies import RECIPE, record_dataset
 
-from srpo_robot.awr import checkpoints, data, tracking
+from srpo_robot.awr import checkpoints, checks, data
 from srpo_robot.awr.checkpoints import Ema
 from srpo_robot.awr.checks import last_checkpoint
 from srpo_robot.awr.losses import per_sample_loss
@@ -454,7 +454,7 @@ def test_metrics_go_to_tensorboard_too(buffer, weights, tmp_path):
 
 
 def test_a_tracker_that_is_not_there_is_named(buffer, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--track wandb needs a package: pip install srpo-robot\[tracking\]"):
         train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(device="cpu", track=("wandb",)))
     with pytest.raises(UsageError, match="no tracker 'excel'; there are: tensorboard, wandb"):

@@ -5,6 +5,7 @@ import json
 import math
 import struct
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -333,7 +334,8 @@ def test_the_table_holds_what_trains_and_how_it_was_made(scored):
     table = read_weights(scored, progress)
     names = ["index", "increment", "step_advantage", "chunk_advantage", "advantage", "weight"]
     assert list(table.columns) == names
-    assert spearmanr(table["advantage"], table["weight"]).statistic == pytest.approx(1)
+    correlation: Any = spearmanr(table["advantage"], table["weight"])
+    assert correlation.statistic == pytest.approx(1)
     assert np.exp(table["advantage"] / 2) / table["weight"] == pytest.approx(
         np.full(84, (np.exp(table["advantage"] / 2)).mean())
     )

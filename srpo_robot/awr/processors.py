@@ -169,6 +169,7 @@ def saved_processors(kind: Family, folder: Path, config: Any, tokenizers: Tokeni
 
 
 def saved_tokenizers(folder: Path) -> Tokenizers:
+    """Loads the tokenizers that a checkpoint carries. Raises CheckpointError if one cannot be read."""
     return Tokenizers(
         _read_tokenizer(PreTrainedTokenizerFast, folder / TOKENIZER),
         _read_tokenizer(ActionTokens, folder / ACTION_TOKENIZER),

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -119,8 +119,9 @@ def weights_of(
 
 def resolve(recipe: Weighting, chunk: Chunk | None = None) -> Weighting:
     """Returns the weighting keys of `recipe` alone, with a horizon of 0 filled in."""
-    keys = {field.name: getattr(recipe, field.name) for field in fields(Weighting)}
-    return Weighting(**keys | {"horizon": recipe.horizon or (DEFAULT_HORIZON if chunk is None else chunk.executed)})
+    keys: dict[str, Any] = {field.name: getattr(recipe, field.name) for field in fields(Weighting)}
+    keys["horizon"] = recipe.horizon or (DEFAULT_HORIZON if chunk is None else chunk.executed)
+    return Weighting(**keys)
 
 
 def buffer_advantages(buffer: Buffer, progress: Table, weighting: Weighting) -> BufferAdvantages:
