@@ -23,8 +23,8 @@ import torch
 from bench_training import record
 
 from srpo_robot.awr import policies
-from srpo_robot.awr.plan import memory_of, outline
-from srpo_robot.awr.train import train
+from srpo_robot.awr.plan import memory_of
+from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import RecipeError, UsageError, one_line
 from srpo_robot.numerics import cell
@@ -84,15 +84,14 @@ def fitted_tokenizers() -> Iterator[None]:
 def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root: Path) -> MemoryRow:
     """Trains `steps` steps after two steps of warm-up. Running out of memory gives a row with a problem."""
     recipe = replace(recipe_of(policy, way, batch), steps=steps + 2)
-    held = sum(memory_of(outline(recipe, buffer), averaged=False).values())
+    held = sum(memory_of(policies.outline(recipe, buffer), averaged=False).values())
     times: list[float] = []
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
         with fitted_tokenizers():
-            train(
-                buffer, recipe, np.ones(buffer.total_frames), root, on_step=lambda *_: times.append(time.perf_counter())
-            )
+            loop = LoopOptions(on_step=lambda *_: times.append(time.perf_counter()))
+            train(buffer, recipe, np.ones(buffer.total_frames), root, loop)
     except torch.cuda.OutOfMemoryError as error:
         problem = one_line(error)[:80]
         return MemoryRow(policy=policy, way=way, batch=batch, held=held, peak=None, steps_per_s=None, problem=problem)

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from srpo_robot.awr.weights_table import read_weights
 from srpo_robot.buffer.opening import open_buffer
-from srpo_robot.buffer.tables import read_table
-from srpo_robot.progress.pipeline import read_curves
+from srpo_robot.progress.pipeline import read_curves, read_progress
 from srpo_robot.report.figures import FAILURE, MUTED, SUCCESS, save
 
 STAGES = ("record", "score-dataset", "weights", "train-awr", "run")
@@ -43,7 +43,7 @@ def main(demo: Path, target: Path) -> None:
         panels[1].plot(
             np.arange(at, episode.length) / episode.fps, curve.progress[at:], color=colour, lw=0.7, alpha=0.6
         )
-    weight = read_table(buffer.sidecar / "advantage.parquet", refresh="srpo-robot weights")["weight"]
+    weight = read_weights(buffer, read_progress(buffer))["weight"]
     labels = np.repeat([bool(e.success) for e in buffer.episodes], [e.length for e in buffer.episodes])
     bins = np.linspace(0, 4, 25)
     for kind, colour in ((True, SUCCESS), (False, FAILURE)):

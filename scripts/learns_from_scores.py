@@ -1,9 +1,9 @@
-"""Tests if training by advantage learns the good behaviour when half of the demonstrations go wrong.
+"""Tests whether training by advantage learns the good behaviour if half of the demonstrations go wrong.
 
-The dataset is synthetic. It has four states, and the good action is half the state. Half of the episodes do the
-opposite, and their score hardly rises. AWR and SFT train the same tiny policy for the same steps with the same noise,
-and differ only in the weights. The script prints the error of the first action for both, with a 95 % interval of the
-difference over seeds. These weights are very clear, so the result says nothing about scores of real video.
+The dataset is synthetic: four states, and the good action is half the state. Half of the episodes do the opposite, and
+their score hardly rises. AWR and SFT train the same tiny policy for the same steps under the same noise. Only the
+weights differ. The script prints the error of the first action against the good action for both, with a 95 % interval
+of the difference over seeds. Such clear weights say nothing about scores of real video.
 
 python scripts/learns_from_scores.py --seeds 5 --json learns.json
 """
@@ -23,7 +23,7 @@ from scipy.stats import t as student
 
 from srpo_robot.awr.advantage import advantages
 from srpo_robot.awr.policies import load_policy
-from srpo_robot.awr.train import train
+from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.awr.weights import awr_weights, uniform_weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
@@ -76,7 +76,7 @@ def record(root: Path, episodes: int, seed: int) -> Buffer:
 
 
 def scored_weights(buffer: Buffer, seed: int) -> np.ndarray:
-    """Computes AWR weights (N,) for a score that rises to 1 in good episodes and to 0.2 in others, with noise."""
+    """Returns AWR's weights (N,) for a noisy score that rises to 1 in good episodes and to 0.2 in the others."""
     random = np.random.default_rng([seed, 1])
     rise = [np.linspace(0, 1.0 if e.success else 0.2, e.length) for e in buffer.episodes]
     values = [curve + random.normal(0, 0.02, len(curve)) for curve in rise]
@@ -84,9 +84,9 @@ def scored_weights(buffer: Buffer, seed: int) -> np.ndarray:
 
 
 def action_error(checkpoint: Path) -> float:
-    """Computes the root mean square error of the first action over all states [action units].
+    """Returns the root mean square error of the first action against the good action, over states [action units].
 
-    If the policy's tokens do not decode to an action (pi0-FAST), the arm stands still: action 0.
+    If the policy's tokens are not an action (pi0-FAST), the action is 0.
     """
     policy, preprocessor, postprocessor, _ = load_policy(checkpoint)
     errors = []
@@ -110,48 +110,48 @@ class WeightingComparison:
     sft: tuple[float, ...]
 
     def summary(self) -> dict[str, Any]:
-        """Returns the content of the JSON file. The interval is None for a single seed."""
+        """Returns the comparison as JSON. The interval is null with a single seed."""
         gain = np.subtract(self.sft, self.awr)
-        result: dict[str, Any] = {"awr": self.awr, "sft": self.sft, "gain": float(gain.mean()), "interval": None}
+        results: dict[str, Any] = {"awr": self.awr, "sft": self.sft, "gain": float(gain.mean()), "interval": None}
         if len(gain) > 1:
             half = float(student.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain)))
-            result["interval"] = [result["gain"] - half, result["gain"] + half]
-        return result
+            results["interval"] = [results["gain"] - half, results["gain"] + half]
+        return results
 
 
 def compare(family: str, seeds: int, steps: int, episodes: int, root: Path) -> WeightingComparison:
     """Trains AWR and SFT on one dataset per seed."""
     errors: dict[str, list[float]] = {"awr": [], "sft": []}
     for seed in range(seeds):
-        folder = root / f"{family}-{seed}"
-        buffer = record(folder / "data", episodes, seed)
+        place = root / f"{family}-{seed}"
+        buffer = record(place / "data", episodes, seed)
         recipe = replace(RECIPES[family], steps=steps, seed=seed)
         schemes = {"awr": scored_weights(buffer, seed), "sft": uniform_weights(buffer.total_frames).values}
         for name, weights in schemes.items():
-            errors[name].append(action_error(train(buffer, recipe, weights, folder / name, device="cpu")))
+            errors[name].append(action_error(train(buffer, recipe, weights, place / name, LoopOptions(device="cpu"))))
         print(f"{family} seed {seed}: error AWR {errors['awr'][-1]:.3f}, SFT {errors['sft'][-1]:.3f}")
     return WeightingComparison(tuple(errors["awr"]), tuple(errors["sft"]))
 
 
 def main() -> None:
-    """Compares the families, prints the result and writes the --json file."""
+    """Compares both families, prints the table and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=sorted(RECIPES), action="append")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--episodes", type=int, default=24)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    summaries = {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for family in options.family or sorted(RECIPES):
-            result = compare(family, options.seeds, options.steps, options.episodes, Path(folder))
-            summaries[family] = summary = result.summary()
+        for family in arguments.family or sorted(RECIPES):
+            result = compare(family, arguments.seeds, arguments.steps, arguments.episodes, Path(folder))
+            results[family] = summary = result.summary()
             spread = "" if summary["interval"] is None else " [{:.3f}, {:.3f}]".format(*summary["interval"])
             print(f"{family}: SFT's error is {summary['gain']:.3f}{spread} above AWR's")
-    if options.json:
-        options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

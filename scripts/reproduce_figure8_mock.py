@@ -1,25 +1,24 @@
 """Reproduces the paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, by task.
 
-Each task has demonstrations of which a part fails, scored by progress. As in the paper, the study compares
-fine-tunings. A base is trained once per task and policy with uniform weights on all demonstrations, and every cell of
-the study continues from it (--base-steps 0: from fresh weights). Each method and training seed gets one fine-tuning and
-one set of trials. The layouts of the trials are the same for all and differ from those of the demonstrations. Frames
-are drawn in proportion to their weights, and every method sees the good demonstrations equally often. A method that
-draws more of them therefore takes fewer steps. Executed steps and optimisation are the same for all. Choices are made
-with --tuning, which uses other training seeds and other layouts. The script resumes: results on disk are not computed
-again.
+Each task has demonstrations of which a part goes wrong, scored by progress. As in the paper, fine-tunings are compared.
+A base is trained once for each task and policy, without weights, on all demonstrations of the task, and every cell of
+the study starts from it (--base-steps 0: from fresh weights). Each method and training seed has one fine-tuning and one
+set of trials. The layouts of the trials are the same for all, and no demonstration had them. Frames are drawn in
+proportion to their weights. Every method sees the good demonstrations equally often: a method that draws more of them
+takes fewer steps. Executed steps and optimisation are the same for all. Choices are made with --tuning, on other
+training seeds and layouts. Everything is resumable: a second call only makes the missing parts.
 
     python scripts/reproduce_figure8_mock.py STUDY --prepare
     python scripts/reproduce_figure8_mock.py STUDY --part 0 2 &
     python scripts/reproduce_figure8_mock.py STUDY --part 1 2
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
-A table of cells (--cells FILE) carries results from one machine to another. Cells in the table are not computed again,
-and new cells are added to it. A base that another machine trains is either equal bit for bit or a different policy. The
-table names bases by a hash of their parameters. Bases can differ by more than methods do, so a method is compared with
-another one only from the same base. If a base comes out differently, finish the task on the machine that began it, or
-compute all of its methods again. The cells of the README's figure and of LOG.md are in figure8_mock.csv. To use them
-without computing anything:
+A table of cells (--cells FILE) carries results from one machine to another: its cells are not made again, and new cells
+are added to it. A base trained on another machine is either identical to the last bit or another policy (the table
+names it by a hash of its parameters), and bases can differ by more than methods do. So a method is only compared with
+another method from the same base. If a base comes out differently, finish the task on the first machine, or make all of
+its methods anew. The cells of README's figure and of LOG.md are in figure8_mock.csv. To draw them without making
+anything:
 
     python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 \\
         --method sft bc rabc awr-short awr --cells scripts/figure8_mock.csv --only-done --figure figure8.png
@@ -48,15 +47,10 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from srpo_robot.awr.tables import (
-    Weighting,
-    baseline_weights,
-    mean_weight_by_label,
-    rabc_buffer_weights,
-    total_advantage,
-)
-from srpo_robot.awr.train import train
-from srpo_robot.awr.weights import Weights, awr_weights
+from srpo_robot.awr.policies import chunk_of
+from srpo_robot.awr.train import LoopOptions, train
+from srpo_robot.awr.weighting import mean_weight_by_label, weights_of
+from srpo_robot.awr.weights import Weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
@@ -72,7 +66,7 @@ from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.evidence.baselines import PixelMean
 from srpo_robot.progress.pipeline import combined, embed, progress_columns
 from srpo_robot.progress.score import WindowEmbeddings, score
-from srpo_robot.recipes import PolicyRecipe, digest, load
+from srpo_robot.recipes import PolicyRecipe, Weighting, digest, load
 from srpo_robot.report.figures import MUTED, save
 
 TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
@@ -89,16 +83,16 @@ _STYLES = {  # label and colour in the figure
 }
 _MORE_COLOURS = ("#fca5a5", "#fdba74", "#a5f3fc")
 
-# Chosen by looking at the weights: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
+# Chosen by its weights: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
 SHORT = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
-# Chosen after pi0-fast-tiny fell behind filtered cloning with the first (LOG.md): flatter, and calm at episode ends.
+# Chosen after pi0-fast-tiny fell behind filtered cloning with SHORT (LOG.md): flatter, and calm at episodes' ends.
 LONG = Weighting(horizon=40, beta=2.0, kappa=4.0, tail="raw", baseline="value")
 CHOSEN = {"pi0-tiny": SHORT, "pi0-fast-tiny": LONG}
 
 
 @dataclass(frozen=True)
 class Method:
-    """Weighting of frames, and for AWR also the score (profile `loo`, camera `front`)."""
+    """How frames are weighted, and for AWR how they are scored (profile `loo`, camera `front`)."""
 
     scheme: Literal["uniform", "success", "rabc", "awr"]
     scorer: Literal["embedded", "pixel", "true"] = "embedded"
@@ -107,13 +101,13 @@ class Method:
     weighting: Weighting | None = None  # None: the entry of the policy in `CHOSEN`
 
     def of(self, policy: str) -> Weighting:
-        """Returns the weighting for training `policy`."""
+        """Returns the weighting with which the method trains `policy`."""
         return self.weighting or CHOSEN[policy]
 
 
 SIZES = ("episodes", "failure_rate", "trials", "base_steps", "steps", "learning_rate")
 Cell = tuple[str, str, str, int]  # task, policy, method, training seed
-OnBase = dict[str, int]  # successes, by the base of the fine-tuning
+OnBase = dict[str, int]  # successes by the base of the fine-tuning
 
 PAPER = Weighting(horizon=1, shift=0, tail="raw")
 METHODS = {
@@ -135,7 +129,7 @@ METHODS = {
     "awr-nearest": Method("awr", references="nearest", value="progress"),
     "awr-clusters": Method("awr", references="dbscan-auto", value="progress"),
     "awr-pixel": Method("awr", scorer="pixel"),
-    "awr-true": Method("awr", scorer="true"),  # a perfect encoder
+    "awr-true": Method("awr", scorer="true"),  # windows from the true state, as from a perfect encoder
 } | {
     f"awr-b{beta:g}-h{horizon}-k{kappa:g}": Method("awr", weighting=Weighting(horizon=horizon, beta=beta, kappa=kappa))
     for beta in (0.1, 0.3, 1.0)
@@ -158,7 +152,7 @@ class Study:
     tuning: bool = False
 
     def claim(self) -> None:
-        """Writes the sizes at the first call. Raises UsageError if the folder holds a study of other sizes."""
+        """Fixes the sizes at the first call. Raises UsageError if the folder holds a study of other sizes."""
         sizes = {key: value for key, value in asdict(self).items() if key not in ("root", "tuning", "trials")}
         path = self.root / "study.json"
         if path.is_file() and json.loads(path.read_text()) != sizes:
@@ -170,11 +164,11 @@ class Study:
 
     @property
     def cells(self) -> Path:
-        """Returns the folder of runs and trials. --tuning has its own."""
+        """Folder of runs and trials. --tuning has its own."""
         return self.root / "tuning" if self.tuning else self.root
 
     def buffer(self, task: str) -> Buffer:
-        """Returns the task's demonstrations. Records them if they are missing."""
+        """Returns the task's demonstrations; records the missing ones."""
         root = self.root / "data" / task
         with alone(root):
             done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
@@ -190,7 +184,7 @@ class Study:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Locks `path` against other processes. Waits if another process holds the lock."""
+    """Locks `path` against other processes. If another process is making it, waits until that process has ended."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("a") as file:
         try:
@@ -216,28 +210,21 @@ def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]
 
 
 def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
-    """Computes the weight of every frame for training `policy` with the method."""
+    """Computes the weights of the frames with which the method trains `policy`."""
     if method.scheme in ("uniform", "success"):
-        return baseline_weights(buffer, method.scheme)  # type: ignore[arg-type]
+        return weights_of(buffer, None, Weighting(), method.scheme).frames
     config = ScoringConfig(profile="loo", references=method.references, value=method.value)
     scores = score(buffer.episodes, windows_of(buffer, method.scorer), config)
     table = Table(progress_columns(buffer.episodes, scores), {"dataset": buffer.fingerprint})
-    if method.scheme == "rabc":
-        return rabc_buffer_weights(buffer, table, chunk_of(policy))
-    weighting = method.of(policy)
-    _, advantage = total_advantage(buffer, table, weighting)
-    return awr_weights(advantage, weighting.beta, weighting.w_max)
-
-
-def chunk_of(policy: str) -> int:
-    """Returns the number of actions in a chunk."""
-    return load(PolicyRecipe, "policies", policy).config["chunk_size"]
+    chunk = chunk_of(load(PolicyRecipe, "policies", policy))
+    return weights_of(buffer, table, method.of(policy), method.scheme, chunk).frames
 
 
 def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
-    """Returns the weights of `weigh`. They are cached in the study's folder under a hash of their inputs."""
+    """Returns the values of `weigh`, cached in the study's folder by a hash of their inputs: scoring is slow."""
     buffer, method = study.buffer(task), METHODS[name]
-    inputs = digest([asdict(method), asdict(method.of(policy)), chunk_of(policy), buffer.fingerprint])
+    chunk = chunk_of(load(PolicyRecipe, "policies", policy))
+    inputs = digest([asdict(method), asdict(method.of(policy)), chunk.size, buffer.fingerprint])
     path = study.root / "weights" / task / f"{name}-{inputs}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,27 +234,27 @@ def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
 
 
 def weights_table(study: Study, task: str, policy: str, names: Sequence[str]) -> dict[str, Any]:
-    """Prints and returns statistics of each method's weights, before any training."""
+    """Prints and returns how each method's weights are spread, before anything is trained."""
     buffer = study.buffer(task)
-    rows = {}
+    results = {}
     for name in names:
         weights = weigh(buffer, METHODS[name], policy)
-        rows[name] = {
+        results[name] = {
             "effective": weights.effective_sample_size / buffer.total_frames,
             "clipped": weights.clipped_fraction,
             "undefined": weights.undefined,
-            **mean_weight_by_label(buffer, weights),
+            **mean_weight_by_label(buffer, weights.values),
         }
-        numbers = "  ".join(f"{key} {value:.2f}" for key, value in rows[name].items())
+        numbers = "  ".join(f"{key} {value:.2f}" for key, value in results[name].items())
         print(f"{task} {policy:14s} {name:22s} {numbers}")
-    return rows
+    return results
 
 
 # --- training and trials ------------------------------------------------------------------------------------------
 
 
 def base_of(study: Study, task: str, policy: str) -> Path:
-    """Returns the base checkpoint of a task and policy. Trains it if it is missing or incomplete."""
+    """Returns the checkpoint from which every cell of a task and policy starts. Trains it if it is not complete."""
     recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
     output = study.root / "base" / task / policy
     with alone(output):
@@ -278,20 +265,20 @@ def base_of(study: Study, task: str, policy: str) -> Path:
 
 
 def has_base(study: Study, task: str, policy: str) -> bool:
-    """Returns True if `base_of` has nothing to train."""
+    """Returns whether `base_of` has nothing to train."""
     checkpoints = study.root / "base" / task / policy / "checkpoints"
     return not study.base_steps or (checkpoints / f"{study.base_steps:06d}" / "training_state").is_dir()
 
 
 def base_name(study: Study, task: str, policy: str) -> str:
-    """Returns the name of a base: a hash of its parameters. Trains the base if it is missing."""
+    """Returns a hash of the base's parameters, which tells bases apart. Trains the base if it is missing."""
     if not study.base_steps:
         return "fresh"
     return hashlib.sha256((base_of(study, task, policy) / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
 def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> PolicyRecipe:
-    """Returns the recipe for the fine-tuning of one cell."""
+    """Returns the recipe of one cell's fine-tuning."""
     recipe = load(PolicyRecipe, "policies", policy)
     peak = study.learning_rate or recipe.learning_rate
     recipe = replace(
@@ -308,12 +295,12 @@ def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> Po
 
 
 def steps_for(full: int, weights: np.ndarray, good: np.ndarray) -> int:
-    """Returns the number of steps that draws good frames as often as `full` steps of uniform draws."""
+    """Returns the steps after which good frames are drawn as often as by `full` steps of uniform draws."""
     return max(1, round(full * good.mean() / (weights[good].sum() / weights.sum())))
 
 
 def checkpoint_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
-    """Returns the trained policy of one cell of the study. Trains it if it is missing or incomplete."""
+    """Returns the trained policy of one cell of the study. Trains it if it is not complete."""
     output = study.cells / "runs" / task / policy / name / str(seed)
     buffer = study.buffer(task)
     weights = kept_weights(study, task, policy, name)
@@ -329,18 +316,19 @@ def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Pa
     resume = any((output / "checkpoints").glob("0*"))
     if not resume and output.exists():
         (output / "metrics.jsonl").unlink(missing_ok=True)
-    return train(buffer, recipe, weights, output, resume=resume, device="cpu", provenance={"method": name})
+    loop = LoopOptions(resume=resume, device="cpu", provenance={"method": name})
+    return train(buffer, recipe, weights, output, loop)
 
 
 def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:
-    """Returns the verdicts of the cell's trials from its journal. Runs the missing trials."""
+    """Returns the verdicts of the cell's trials, one per line of its journal. Runs the missing trials."""
     path = journal_of(study, task, policy, name, seed)
     with alone(path):
         return _trials(study, task, policy, name, seed, path)
 
 
 def journal_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
-    """Returns the path of the cell's journal, one line per trial."""
+    """Returns the file of the cell's trials, one line per trial."""
     return study.cells / "trials" / task / policy / name / f"{seed}.jsonl"
 
 
@@ -380,15 +368,16 @@ def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Pa
 
 
 def read_cells(study: Study, path: Path) -> dict[Cell, OnBase]:
-    """Reads the successes of the cells that have this study's sizes. Returns none if there is no table yet.
+    """Returns the successes of the table's cells that have this study's sizes; {} if there is no table yet.
 
-    Raises UsageError if the file is not such a table, or if two rows of a cell and base disagree.
+    Raises:
+        UsageError: the file is not such a table, or two rows of one cell and base disagree.
     """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    cells: dict[Cell, OnBase] = {}
+    results: dict[Cell, OnBase] = {}
     others = 0
     for number, row in enumerate(rows, 2):
         try:
@@ -398,15 +387,15 @@ def read_cells(study: Study, path: Path) -> dict[Cell, OnBase]:
             raise UsageError(f"{path}, line {number}: not a row of a table that --cells wrote") from None
         if not same_sizes:
             others += 1
-        elif cells.setdefault(cell, {}).setdefault(base, successes) != successes:
+        elif results.setdefault(cell, {}).setdefault(base, successes) != successes:
             raise UsageError(f"{path}, line {number}: {' '.join(map(str, cell))} is there twice; delete one")
     if others:
         print(f"{path}: {others} cells are of other sizes and left out")
-    return cells
+    return results
 
 
 def add_cell(study: Study, path: Path, cell: Cell, base: str, successes: int) -> None:
-    """Appends one cell as a whole row, under a lock against other processes."""
+    """Appends one whole cell, also if other processes append at the same time."""
     task, policy, method, seed = cell
     row = {"policy": policy, "task": task, "base": base, "method": method, "seed": seed, "successes": successes}
     row |= {key: _size(study, key) for key in SIZES}
@@ -424,14 +413,13 @@ def _size(study: Study, key: str) -> str:
     return "recipe" if value is None else f"{value:g}"
 
 
-# --- results ------------------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------------
 
 
 def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
-    """Computes the mean over training seeds and its 95 % interval.
+    """Returns the mean over training seeds and its 95 % interval: Student's t over seeds, for the chance of both.
 
-    The interval is Student's t over seeds, so it covers the chance of both seeds and trials. It is clipped to `least`
-    and 1. `least` is 0 for a rate and -1 for a difference of rates.
+    "Both" are seeds and trials. The interval is cut to `least` (0 for a rate, -1 for a difference of rates) and 1.
     """
     n = len(values)
     if n == 0:
@@ -444,26 +432,26 @@ def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
 
 
 def summarise(rates: dict[Cell, dict[str, float]]) -> dict[str, Any]:
-    """Returns, by policy, each method's rate by task and over tasks, and AWR's difference to each other method.
+    """Returns, by policy, each method's rate by task and over tasks, and AWR's difference from each other method.
 
     Args:
         rates: success rate of each cell, by base.
     """
-    summary: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for policy in dict.fromkeys(key[1] for key in rates):
         cells = {(task, name, seed): by_base for (task, p, name, seed), by_base in rates.items() if p == policy}
         tasks, names = list(dict.fromkeys(key[0] for key in cells)), list(dict.fromkeys(key[1] for key in cells))
         groups = (tasks, *([task] for task in tasks))
-        methods = {name: _over_tasks(tasks, [_by_seed(cells, group, name) for group in groups]) for name in names}
-        summary[policy] = {"methods": methods}
+        methods = {name: _over_tasks(tasks, [_by_seed(cells, of, name) for of in groups]) for name in names}
+        results[policy] = {"methods": methods}
         for other in (name for name in names if "awr" in names and name != "awr"):
-            gains = [_by_seed(cells, group, "awr", other) for group in groups]
-            summary[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
-    return summary
+            gains = [_by_seed(cells, of, "awr", other) for of in groups]
+            results[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
+    return results
 
 
 def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: float = 0.0) -> dict[str, Any]:
-    """Summarises values by seed. The first entry of `values` is over all tasks, then one entry per task follows."""
+    """Statistics over seeds: over all tasks (the first of `values`) and by task."""
     by_task = {task: over_seeds(of_task, least) for task, of_task in zip(tasks, values[1:], strict=True)}
     return over_seeds(values[0], least) | {"tasks": by_task}
 
@@ -471,11 +459,11 @@ def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: 
 def _by_seed(
     rates: dict[tuple[str, str, int], dict[str, float]], tasks: Sequence[str], name: str, other: str | None = None
 ) -> list[float]:
-    """Returns a method's mean rate over `tasks`, or its difference to the rate of `other` from the same base.
+    """A method's mean rate over `tasks`, or its difference from the rate of `other` on the same base.
 
-    There is one value for each training seed that has all tasks. Several bases of a cell count as their mean.
+    There is one value for each training seed that has all of the tasks. Several bases of a cell count as their mean.
     """
-    values = []
+    results = []
     for seed in sorted({seed for _, _, seed in rates}):
         cells = []
         for task in tasks:
@@ -483,13 +471,13 @@ def _by_seed(
             second = rates.get((task, other, seed), {}) if other else dict.fromkeys(first, 0.0)
             cells.append([first[base] - second[base] for base in first.keys() & second.keys()])
         if all(cells):
-            values.append(float(np.mean([np.mean(of_task) for of_task in cells])))
-    return values
+            results.append(float(np.mean([np.mean(of_task) for of_task in cells])))
+    return results
 
 
-def show(summary: dict[str, Any]) -> None:
+def show(results: dict[str, Any]) -> None:
     """Prints the table."""
-    for policy, result in summary.items():
+    for policy, result in results.items():
         gains = {key: row for key, row in result.items() if key.startswith("awr_minus")}
         for name, row in (result["methods"] | gains).items():
             print(f"{policy:14s} {name:22s} {_text(row)}")
@@ -504,12 +492,12 @@ def _text(row: dict[str, Any]) -> str:
     return f"{row['mean']:.0%}{spread}   seeds {' '.join(f'{value:.0%}' for value in row['seeds'])}"
 
 
-def draw(summary: dict[str, Any], path: Path) -> None:
-    """Draws one row per policy: bars by task and method, intervals over training seeds, and a dot per seed."""
-    most = max(len(row["tasks"]) for result in summary.values() for row in result["methods"].values())
-    figure = Figure(figsize=(3.5 + 1.3 * most, 3.1 * len(summary)))
-    rows = np.atleast_1d(figure.subplots(len(summary), 1, sharey=True))
-    for axes, (policy, result) in zip(rows, summary.items(), strict=True):
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draws one row per policy: bars by task and method, intervals over training seeds, one dot per seed."""
+    most = max(len(row["tasks"]) for result in results.values() for row in result["methods"].values())
+    figure = Figure(figsize=(3.5 + 1.3 * most, 3.1 * len(results)))
+    rows = np.atleast_1d(figure.subplots(len(results), 1, sharey=True))
+    for axes, (policy, result) in zip(rows, results.items(), strict=True):
         names = list(result["methods"])
         tasks = list(result["methods"][names[0]]["tasks"])
         mean_of = f"mean of {len(tasks)}"
@@ -546,7 +534,7 @@ def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: flo
 
 
 def main() -> None:
-    """Computes the missing cells, task by task and seed by seed, and prints the table."""
+    """Makes the missing cells, task by task and seed by seed, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
@@ -566,56 +554,75 @@ def main() -> None:
     parser.add_argument("--only-done", action="store_true", help="table and figure of what is there; make nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(**{key: getattr(options, key.replace("root", "study")) for key in Study.__dataclass_fields__})
+    study = Study(**{key: getattr(arguments, key.replace("root", "study")) for key in Study.__dataclass_fields__})
     study.claim()
-    if options.prepare:
-        result: dict[str, Any] = {
-            task: {policy: weights_table(study, task, policy, options.method) for policy in options.policy}
-            for task in options.task
+    if arguments.prepare:
+        results: dict[str, Any] = {
+            task: {policy: weights_table(study, task, policy, arguments.method) for policy in arguments.policy}
+            for task in arguments.task
         }
-        for task in options.task if study.base_steps else ():
-            for policy in options.policy:
+        for task in arguments.task if study.base_steps else ():
+            for policy in arguments.policy:
                 print(base_of(study, task, policy))
     else:
-        result = summarise(_rates(study, options))
-        show(result)
-        if options.figure:
-            draw(result, options.figure)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        results = summarise(_rates(study, arguments))
+        show(results)
+        if arguments.figure:
+            draw(results, arguments.figure)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _rates(study: Study, options: argparse.Namespace) -> dict[Cell, dict[str, float]]:
-    """Returns the success rate, by base, of every requested cell. Computes it if table and folder both lack it."""
-    first, parts = options.part
-    if not 0 <= first < parts:
-        raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
-    if study.tuning and options.cells:
-        raise UsageError("--cells is for the study's own cells; runs of --tuning stay in the study's folder")
-    known = read_cells(study, options.cells) if options.cells else {}
-    seeds = range(TUNING_RUNS, TUNING_RUNS + options.seeds) if study.tuning else range(options.seeds)
-    cells = [(t, p, m, s) for s in seeds for t in options.task for p in options.policy for m in options.method]
+def _rates(study: Study, arguments: argparse.Namespace) -> dict[Cell, dict[str, float]]:
+    """Returns the success rate of every requested cell, by base, in the order of the methods."""
+    check_request(study, arguments)
+    known = read_cells(study, arguments.cells) if arguments.cells else {}
     rates: dict[Cell, dict[str, float]] = {}
-    for cell in cells[first::parts]:
-        here = len(_verdicts(journal_of(study, *cell))) >= study.trials
-        if here and options.only_done and not has_base(study, *cell[:2]):
-            print(" ".join(map(str, cell)), "is left out: the folder has lost the base that its trials go back to")
-            here = False
-        on_base = known.get(cell, {})
-        if here or not (on_base or options.only_done):
-            base, successes = base_name(study, *cell[:2]), sum(trials_of(study, *cell))
-            if options.cells and base not in on_base:
-                add_cell(study, options.cells, cell, base, successes)
-            on_base[base] = successes
+    for cell in requested_cells(study, arguments):
+        on_base = successes_of(study, arguments, cell, known.get(cell, {}))
         if on_base:
             rates[cell] = {base: successes / study.trials for base, successes in on_base.items()}
             print(" ".join(map(str, cell)) + ":", *(f"{rate:.0%}" for rate in rates[cell].values()), flush=True)
     if not rates:
-        raise UsageError(f"none of these cells is done in {options.cells or study.root}; leave --only-done out")
-    order = {name: number for number, name in enumerate(options.method)}
+        raise UsageError(f"none of these cells is done in {arguments.cells or study.root}; leave --only-done out")
+    order = {name: number for number, name in enumerate(arguments.method)}
     return {cell: rates[cell] for cell in sorted(rates, key=lambda cell: order[cell[2]])}
+
+
+def check_request(study: Study, arguments: argparse.Namespace) -> None:
+    """Raises UsageError if --part is out of range, or --cells is combined with --tuning."""
+    first, parts = arguments.part
+    if not 0 <= first < parts:
+        raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
+    if study.tuning and arguments.cells:
+        raise UsageError("--cells is for the study's own cells; runs of --tuning stay in the study's folder")
+
+
+def requested_cells(study: Study, arguments: argparse.Namespace) -> list[Cell]:
+    """Returns this part's cells, seed by seed."""
+    first, parts = arguments.part
+    seeds = range(TUNING_RUNS, TUNING_RUNS + arguments.seeds) if study.tuning else range(arguments.seeds)
+    cells = [(t, p, m, s) for s in seeds for t in arguments.task for p in arguments.policy for m in arguments.method]
+    return cells[first::parts]
+
+
+def successes_of(study: Study, arguments: argparse.Namespace, cell: Cell, known: OnBase) -> OnBase:
+    """Returns a cell's successes by base: those of the table (`known`), and those in the folder or made now.
+
+    Adds to the table what it lacks. Makes nothing if the table has the cell, or with --only-done.
+    """
+    here = len(_verdicts(journal_of(study, *cell))) >= study.trials
+    if here and arguments.only_done and not has_base(study, *cell[:2]):
+        print(" ".join(map(str, cell)), "is left out: the folder has lost the base that its trials go back to")
+        here = False
+    if not here and (known or arguments.only_done):
+        return known
+    base, successes = base_name(study, *cell[:2]), sum(trials_of(study, *cell))
+    if arguments.cells and base not in known:
+        add_cell(study, arguments.cells, cell, base, successes)
+    return known | {base: successes}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import hashlib
 import json
 import tomllib
 import types
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -123,49 +123,59 @@ class TaskRecipe:
         return self.instruction.replace("{target}", target)
 
 
-@dataclass(frozen=True)
-class PolicyRecipe:
-    """A policy and how it is fine-tuned (policies/*.toml)."""
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """How progress becomes weights of frames: min(exp(A / beta), w_max), scaled to mean 1.
 
-    name: str
-    family: Literal["pi0", "pi0_fast", "pi05", "smolvla"]
-    base: str = ""  # checkpoint folder or Hub id to start from; "" builds from `config` with fresh weights
-    config: dict[str, Any] = field(default_factory=dict)  # fields of lerobot's policy config
-    tiny: dict[str, int] = field(default_factory=dict)  # sizes lerobot hard-codes; only where base is ""
-    rename: dict[str, str] = field(default_factory=dict)  # the dataset's camera -> the base's name for it
-    steps: int = 30_000  # optimizer steps
-    batch_size: int = 32  # samples per forward pass and process
-    accumulate: int = 1  # forward passes per optimizer step: batch_size * accumulate * processes samples
-    learning_rate: float = 2.5e-5  # peak; lerobot's preset for pi0
-    warmup_steps: int = 1_000
-    final_learning_rate: float = 2.5e-6  # end of the cosine
-    weight_decay: float = 0.01
-    grad_clip_norm: float = 1.0
-    ema_decay: float = 0.0  # 0: no averaging; the averaged weights are what the checkpoint carries
-    save_every: int = 1_000  # steps between checkpoints; 0: only the one that is always written at the end
-    validation_share: float = 0.0  # share of each task's episodes held out, whose loss is logged at every checkpoint
-    padding: Literal["masked", "trained"] = "masked"  # the repeated last action of a chunk cut by the episode's end
-    token_balance: Literal["sample", "batch"] = "sample"  # pi0-FAST: mean over samples, or over a batch's tokens
-    image_shift: float = 0.0  # training images are moved by up to this share of their longer side
-    state_noise: float = 0.0  # states are told wrong by up to this share of their range (1st to 99th percentile)
-    weights_as: Literal["loss", "sampling"] = "loss"  # a weight multiplies a frame's loss, or its draws
-    action_weights: bool = False  # pi0: a weight for every action of a chunk instead of one for the chunk
-    lora_rank: int = 0  # 0: all weights that the config trains; else LoRA through peft
-    lora_alpha: int = 0  # 0: twice the rank
-    lora_targets: str = ""  # regular expression over module names; "": the family's own
-    cache_gb: float = 4.0  # decoded frames are kept in memory up to this size, else read from disk one by one
+    A = A_chunk + kappa * A_trajectory. A_chunk is the standardised gain of the step value over `horizon` frames.
+    """
+
     beta: float = 1.0  # temperature of exp(A / beta), Peng et al. 2019
     w_max: float = 20.0  # cap on exp(A / beta) before scaling to mean 1
     horizon: int = 0  # frames of the chunk advantage; 0: the policy's n_action_steps
     shift: int = 1  # 1: R[t+H] - R[t]; 0 with horizon 1 is the paper's D_t
     tail: Literal["divide", "raw", "drop"] = "divide"  # how a horizon cut by the episode's end counts
-    kappa: float = 0.0  # share of the trajectory advantage
-    baseline: Literal["mean", "value"] = "mean"  # what a gain is compared with: all gains, or those from a like value
+    kappa: float = 0.0  # factor of the trajectory advantage
+    baseline: Literal["mean", "value"] = "mean"  # compares a gain with all gains, or with gains from a similar value
+    step_horizon: int = 5  # frames of a single action's gain, for action_weights; 1: its increment alone, mostly noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecipe(Weighting):
+    """A policy, how its training data is weighted, and how it is fine-tuned (policies/*.toml)."""
+
+    name: str
+    family: Literal["pi0", "pi0_fast", "pi05", "smolvla"]
+    base: str = ""  # checkpoint folder or Hub id to start from; "": `config` with fresh weights
+    config: dict[str, Any] = field(default_factory=dict)  # fields of lerobot's policy config
+    tiny: dict[str, int] = field(default_factory=dict)  # sizes that lerobot hard-codes; only if base is ""
+    rename: dict[str, str] = field(default_factory=dict)  # the dataset's camera -> the base's name for it
+    steps: int = 30_000  # optimizer steps
+    batch_size: int = 32  # samples per forward pass and process
+    accumulate: int = 1  # forward passes per optimizer step: batch_size * accumulate * processes samples
+    learning_rate: float = 2.5e-5  # peak; lerobot's preset for pi0
+    warmup_steps: int = 1_000  # steps over which the learning rate rises to its peak
+    final_learning_rate: float = 2.5e-6  # at the end of the cosine
+    weight_decay: float = 0.01  # AdamW
+    grad_clip_norm: float = 1.0  # largest norm of the gradient
+    ema_decay: float = 0.0  # 0: no averaging; a checkpoint carries the averaged weights
+    save_every: int = 1_000  # steps between checkpoints; 0: only the last one, which is always written
+    validation_share: float = 0.0  # share of each task's episodes held out; their loss is logged at every checkpoint
+    padding: Literal["masked", "trained"] = "masked"  # the repeated last action of a chunk cut by the episode's end
+    token_balance: Literal["sample", "batch"] = "sample"  # pi0-FAST: mean over samples, or over a batch's tokens
+    image_shift: float = 0.0  # largest random shift of training images, as a share of their longer side
+    state_noise: float = 0.0  # uniform state noise, as a fraction of the 1st to 99th percentile range
+    weights_as: Literal["loss", "sampling"] = "loss"  # a weight multiplies a frame's loss, or how often it is drawn
+    action_weights: bool = False  # pi0: one weight per action of a chunk instead of one per chunk
+    lora_rank: int = 0  # 0: all weights that the config trains; otherwise LoRA through peft
+    lora_alpha: int = 0  # 0: twice the rank
+    lora_targets: str = ""  # regular expression over module names; "": the family's own
+    cache_gb: float = 4.0  # decoded frames are kept in memory up to this size, otherwise read from disk one by one
     value: Literal["", "progress", "reward", "knn-time", "knn-return"] = (
         ""  # step value that the score must have; "": any
     )
-    audit_level: float = 0.05  # largest p at which success and failure count as separated; see srpo-robot audit
-    seed: int = 0
+    audit_level: float = 0.05  # largest p that counts as separated; see srpo-robot audit
+    seed: int = 0  # of fresh weights, sample order, noise and augmentation
 
 
 # --- loading ------------------------------------------------------------------------------------------------------
@@ -225,7 +235,7 @@ def build[T](cls: type[T], table: dict[str, Any], where: str) -> T:
     """
     table = {current(key, RECIPE_KEYS): value for key, value in table.items()}
     hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f for f in _required_first(cls)}
     for key in table:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
@@ -237,6 +247,11 @@ def build[T](cls: type[T], table: dict[str, Any], where: str) -> T:
     if missing:
         raise RecipeError(f"{where}: missing key {', '.join(map(repr, missing))}")
     return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in table.items()})
+
+
+def _required_first(recipe: Any) -> list[Field[Any]]:
+    """Fields of a recipe or its class, those without a default first: a subclass lists its base's fields first."""
+    return sorted(fields(recipe), key=lambda f: f.default is not MISSING or f.default_factory is not MISSING)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -264,7 +279,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def dump(recipe: Any) -> str:
     """Returns a recipe as TOML that `load` reads back unchanged. Keys whose value is None are left out."""
-    tables = asdict(recipe)
+    content = asdict(recipe)
+    tables = {f.name: content[f.name] for f in _required_first(recipe)}
     plain = {key: value for key, value in tables.items() if not _is_table(value)}
     lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if value is not None]
     for key, value in tables.items():

@@ -1,15 +1,60 @@
 """Advantages and weights: by hand, and by law."""
 
+from pathlib import Path
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import spearmanr
 
 from srpo_robot.awr.advantage import advantages, chunk_gain, expected_gain, increments
+from srpo_robot.awr.weighting import Chunk, weights_of
 from srpo_robot.awr.weights import awr_weights, success_weights, uniform_weights
+from srpo_robot.buffer.episodes import Buffer
+from srpo_robot.buffer.tables import Table
 from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.numerics import standardise
+from srpo_robot.recipes import PolicyRecipe, Weighting
+from srpo_robot.records import Episode
+
+
+class ToyBuffer:
+    """What `weights_of` reads of a buffer."""
+
+    root, fingerprint = Path("toy"), "toy"
+
+    def __init__(self, lengths):
+        starts = np.cumsum([0, *lengths])
+        self.episodes = tuple(
+            Episode(
+                index=i,
+                task="go",
+                length=n,
+                fps=10.0,
+                first_frame=int(starts[i]),
+                cameras=("c",),
+                success=i % 2 == 0,
+            )
+            for i, n in enumerate(lengths)
+        )
+        self.total_frames = int(starts[-1])
+
+
+def toy_buffer(lengths) -> Buffer:
+    return cast(Buffer, ToyBuffer(lengths))
+
+
+def toy_progress(lengths, random) -> Table:
+    columns = {
+        "index": np.arange(sum(lengths)),
+        "value": random.uniform(0, 1, sum(lengths)),
+        "trajectory_advantage": np.repeat(random.normal(0, 1, len(lengths)), lengths),
+    }
+    return Table(columns, {"dataset": "toy", "content": "0"})
+
 
 VALUE = np.array([0.0, 0.0, 0.1, 0.4, 0.3, 1.0])
 values = hnp.arrays(np.float64, st.integers(2, 40), elements=st.floats(0, 1, width=32))
@@ -185,3 +230,57 @@ def test_nothing_to_train_on():
 def test_a_horizon_must_be_at_least_one_frame():
     with pytest.raises(UsageError, match="at least 1"):
         chunk_gain(VALUE, 0)
+
+
+# --- from a score to the weights
+
+
+@given(st.data())
+def test_below_the_cap_a_higher_advantage_is_a_higher_weight(data):
+    """The column `advantage` is the one that trains: its order is the order of the weights."""
+    lengths = data.draw(st.lists(st.integers(3, 12), min_size=2, max_size=4))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    buffer, progress = toy_buffer(lengths), toy_progress(lengths, random)
+    weighting = Weighting(
+        horizon=data.draw(st.integers(1, 4)),
+        beta=data.draw(st.floats(0.3, 3)),
+        kappa=data.draw(st.floats(0, 2)),
+        baseline=data.draw(st.sampled_from(["mean", "value"])),
+        w_max=1e9,
+    )
+    weights = weights_of(buffer, progress, weighting)
+    assert weights.advantages is not None
+    total, values = weights.advantages.total, weights.frames.values
+    assert weights.frames.clipped_fraction == 0
+    assert np.log(values) - total / weighting.beta == pytest.approx(np.log(values[0]) - total[0] / weighting.beta)
+    correlation: Any = spearmanr(np.round(total, 9), np.round(np.log(values), 9))
+    assert correlation.statistic == pytest.approx(1)
+    assert total == pytest.approx(weights.advantages.chunk + weighting.kappa * progress["trajectory_advantage"])
+
+
+def test_weights_are_pure_and_say_all_keys():
+    lengths = [6, 5]
+    buffer, progress = toy_buffer(lengths), toy_progress(lengths, np.random.default_rng(0))
+    before = {name: column.copy() for name, column in progress.columns.items()}
+    first, second = (weights_of(buffer, progress, Weighting(), chunk=Chunk(8, 3)) for _ in range(2))
+    assert first.frames.values.tolist() == second.frames.values.tolist()
+    assert all((progress[name] == column).all() for name, column in before.items())
+    assert first.weighting == Weighting(horizon=3)
+    assert weights_of(buffer, progress, Weighting()).weighting == Weighting(horizon=10)
+    recipe = PolicyRecipe(name="p", family="pi0", beta=0.5, horizon=2)
+    assert weights_of(buffer, progress, recipe, chunk=Chunk(8, 3)).weighting == Weighting(beta=0.5, horizon=2)
+
+
+def test_schemes_without_advantages_go_the_same_way():
+    lengths = [6, 5]
+    buffer, progress = toy_buffer(lengths), toy_progress(lengths, np.random.default_rng(0))
+    assert weights_of(buffer, None, Weighting(), "uniform").frames.values.tolist() == [1.0] * 11
+    assert weights_of(buffer, None, Weighting(), "success").frames.values[6:].tolist() == [0.0] * 5
+    rabc = weights_of(buffer, progress, Weighting(), "rabc", Chunk(4, 2))
+    assert (rabc.advantages, rabc.actions, rabc.frames.values.mean()) == (None, None, pytest.approx(1))
+    recipe = PolicyRecipe(name="p", family="pi0", action_weights=True)
+    with pytest.raises(UsageError, match="action_weights are AWR's"):
+        weights_of(buffer, progress, recipe, "rabc", Chunk(4, 2))
+    for scheme, missing in (("awr", None), ("rabc", progress)):
+        with pytest.raises(ValueError, match="need a progress table, and rabc and action_weights a chunk"):
+            weights_of(buffer, missing, Weighting(), scheme)  # type: ignore[arg-type]

@@ -97,7 +97,13 @@ def test_without_either_a_batch_is_what_it_was(buffer, built, batch):
 
 @pytest.mark.parametrize(("key", "value"), [("image_shift", 0.5), ("image_shift", -0.1), ("state_noise", 1.0)])
 def test_out_of_range(buffer, tmp_path, key, value):
-    from srpo_robot.awr.train import train
+    from srpo_robot.awr.train import LoopOptions, train
 
     with pytest.raises(UsageError, match=f"{key} {value} must be at least 0 and below"):
-        train(buffer, replace(RECIPE, **{key: value}), np.ones(buffer.total_frames), tmp_path / "run", device="cpu")
+        train(
+            buffer,
+            replace(RECIPE, **{key: value}),
+            np.ones(buffer.total_frames),
+            tmp_path / "run",
+            LoopOptions(device="cpu"),
+        )

@@ -21,11 +21,13 @@ from conftest import SQUARES, moving_square, record_squares, refused
 from PIL import Image
 from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor
 
+from srpo_robot.awr.weighting import weights_of
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pipeline import read_progress
 from srpo_robot.progress.windows import ends
+from srpo_robot.recipes import Weighting
 
 FRONT = "observation.images.front"
 
@@ -238,7 +240,10 @@ def test_an_episode_of_one_frame_has_no_progress_and_the_others_do(cli, tmp_path
     assert np.isnan(progress(root, 4)).all()
     assert np.isnan(progress(root, 5)).all()
     assert all(np.isfinite(progress(root, index)).all() for index in range(4))
-    increments = pq.read_table(root / "srpo" / "advantage.parquet")["increment"].to_numpy()
+    buffer = open_buffer(root)
+    weights = weights_of(buffer, read_progress(buffer), Weighting())
+    assert weights.advantages is not None
+    increments = weights.advantages.increment
     assert np.isnan(increments[-2:]).all()  # undefined, not "no progress"
 
 

@@ -124,8 +124,9 @@ def test_scoring_writes_tables_picture_and_summary(cli, squares_copy, tiny_encod
     )
     assert code == 0
     assert "4 episodes, 84 frames, 4 episodes embedded now" in out
-    for name in ("progress.parquet", "advantage.parquet", "curves.png"):
+    for name in ("progress.parquet", "curves.png"):
         assert (squares_copy / "srpo" / name).stat().st_size > 0
+    assert not (squares_copy / "srpo" / "advantage.parquet").exists()  # `weights` and `train-awr` write it
     task = json.loads(path.read_text())["tasks"]["go right"]
     assert (task["episodes"], task["successes"], task["clusters"]) == (4, 2, [2])
     assert task["final_progress_success"] == 1.0

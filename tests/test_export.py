@@ -18,12 +18,13 @@ from test_weights import LENGTHS, ramps, write_scores
 
 from srpo_robot.awr import policies
 from srpo_robot.awr.export import ADVANTAGE_TEXT, export_rabc, recap_labels, recap_thresholds
-from srpo_robot.awr.tables import Weighting, weigh_buffer
+from srpo_robot.awr.weighting import weights_of
 from srpo_robot.awr.weights import rabc_weights
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
 from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.progress.pipeline import TABLE, read_progress
+from srpo_robot.recipes import Weighting
 
 VALUES = [np.linspace(0, 1, 9) ** 2, np.linspace(0.6, 0.2, 8)]  # of two episodes: one gets there, one loses ground
 PLUGIN = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / "lerobot_policy_srpo_awr"
@@ -76,7 +77,7 @@ def test_weights_are_those_that_train(cli, scored, tmp_path):
     assert [str(field.type) for field in table.schema] == ["int64", "float"]
     assert table["index"].to_numpy().tolist() == list(range(84))
     weighting = Weighting(horizon=5, beta=0.5, kappa=0.3, baseline="value")
-    want = weigh_buffer(scored, read_progress(scored), weighting).weights.values
+    want = weights_of(scored, read_progress(scored), weighting).frames.values
     assert table["weight"].to_numpy() == pytest.approx(want, rel=1e-6)
     assert not table["weight"].to_numpy()[-18:].any()  # undefined
     assert not list((tmp_path / "new").glob(".*"))

@@ -94,7 +94,8 @@ def test_a_family_is_built_trained_saved_moved_and_loaded(buffer, name, tmp_path
     assert torch.equal(chunk((policy, preprocessor, postprocessor)), chunk(loaded[:3]))
     assert chunk(loaded[:3]).shape == (1, 4, 4)
     assert (
-        policies.executed_steps(replace(recipe, base=str(tmp_path / "there"), tiny={})) == policy.config.n_action_steps
+        policies.chunk_of(replace(recipe, base=str(tmp_path / "there"), tiny={})).executed
+        == policy.config.n_action_steps
     )
     assert capsys.readouterr().out == ""
 

@@ -13,7 +13,8 @@ import pytest
 from conftest import record_squares
 from test_buffer import checksums
 
-from srpo_robot.awr.tables import Weighting, baseline_weights, mean_weight_by_label, weigh_buffer
+from srpo_robot.awr.weighting import mean_weight_by_label, weights_of
+from srpo_robot.awr.weights_table import write_weights
 from srpo_robot.buffer.labels import Label, write_labels
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import ScoringError, StaleTable, UndecodableFrame
@@ -31,6 +32,7 @@ from srpo_robot.progress.pipeline import (
 from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.progress.store import EmbeddingStore
 from srpo_robot.progress.windows import clip_indices, window_ends
+from srpo_robot.recipes import Weighting
 
 CONFIG = ScoringConfig(cameras=("observation.images.front",), windows="stride:4", min_window=6)
 
@@ -57,7 +59,7 @@ def test_the_table_has_a_row_a_frame_and_the_recording_stays_byte_identical(squa
     before = checksums(squares_copy)
     buffer = open_buffer(squares_copy)
     scored = score_buffer(buffer, encoder, CONFIG)
-    weigh_buffer(buffer, scored.table, Weighting(horizon=4))
+    write_weights(buffer, scored.table, weights_of(buffer, scored.table, Weighting(horizon=4)))
     table = read_progress(buffer)
     assert table["index"].tolist() == list(range(84))
     assert np.bincount(table["episode_index"]).tolist() == [24, 20, 22, 18]
@@ -105,7 +107,7 @@ def test_a_score_is_stale_after_an_episode_or_a_label_changed(squares_copy, enco
     with pytest.raises(StaleTable, match="run: srpo-robot score-dataset"):
         read_progress(open_buffer(squares_copy))
     with pytest.raises(StaleTable, match="run: srpo-robot score-dataset"):
-        weigh_buffer(open_buffer(squares_copy), table, Weighting())
+        weights_of(open_buffer(squares_copy), table, Weighting())
 
 
 def test_a_table_says_config_and_encoder_and_one_of_an_older_format_is_refused(squares_copy, tiny_encoder_folder):
@@ -128,12 +130,12 @@ def test_a_table_says_config_and_encoder_and_one_of_an_older_format_is_refused(s
 
 def test_weights_of_a_buffer(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
-    weighted = weigh_buffer(buffer, score_buffer(buffer, encoder, CONFIG).table, Weighting(horizon=4))
-    assert weighted.weights.values.mean() == pytest.approx(1)
-    plain = weigh_buffer(buffer, read_progress(buffer), Weighting(horizon=4, kappa=2.0))
-    tilt = mean_weight_by_label(buffer, plain.weights)
+    weights = weights_of(buffer, score_buffer(buffer, encoder, CONFIG).table, Weighting(horizon=4))
+    assert weights.frames.values.mean() == pytest.approx(1)
+    with_kappa = weights_of(buffer, read_progress(buffer), Weighting(horizon=4, kappa=2.0))
+    tilt = mean_weight_by_label(buffer, with_kappa.frames.values)
     assert tilt["success"] > tilt["failure"]  # kappa's trajectory advantage favours successes
-    cloned = mean_weight_by_label(buffer, baseline_weights(buffer, "success"))
+    cloned = mean_weight_by_label(buffer, weights_of(buffer, None, Weighting(), "success").frames.values)
     assert (cloned["success"], cloned["failure"]) == (pytest.approx(84 / 44), 0.0)
 
 
@@ -145,7 +147,7 @@ def test_a_task_without_success_is_refused_before_anything_is_embedded(squares_c
     assert not (buffer.sidecar / "embeddings.zarr").exists()
     scored = score_buffer(buffer, encoder, replace(CONFIG, skip_tasks=("go left",)))
     assert np.isnan(scored.table["progress"][-10:]).all()
-    weights = weigh_buffer(buffer, scored.table, Weighting()).weights
+    weights = weights_of(buffer, scored.table, Weighting()).frames
     assert weights.undefined == 10
     assert weights.values[-10:].tolist() == [0.0] * 10
     with pytest.raises(ScoringError, match="no task 'go up' to skip"):

@@ -210,7 +210,7 @@ def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
     columns["observation.state"][:, 6] = columns["action"][:, 3] = 0.1
     monkeypatch.setattr(Buffer, "column", lambda self, key: columns[key])
     recipe = replace(RECIPE, config=RECIPE.config | {"use_relative_actions": False})
-    config = policies._configure(policies.family("pi0"), recipe, buffer, None, "cpu")
+    config = policies.configure(policies.family("pi0"), recipe, buffer, None, "cpu")
     stats = policies.normalisation_stats(buffer, config)
     assert stats["observation.state"]["std"][6] == 1.0
     assert stats["action"]["std"][3] == 1e-4
@@ -227,7 +227,7 @@ def test_quantiles_that_meet_make_way_for_the_ends_of_what_moves_rarely(buffer, 
         values[:, 3], values[4, 3] = 0.0, 0.08
     monkeypatch.setattr(Buffer, "column", lambda self, key: columns[key])
     recipe = replace(RECIPE, config=RECIPE.config | {"use_relative_actions": False})
-    config = policies._configure(policies.family("pi0"), recipe, buffer, None, "cpu")
+    config = policies.configure(policies.family("pi0"), recipe, buffer, None, "cpu")
     stats = policies.normalisation_stats(buffer, config)
     for of in stats.values():
         np.testing.assert_allclose((of["q10"][3], of["q90"][3]), (0.0, 0.08))

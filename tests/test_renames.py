@@ -56,7 +56,9 @@ def test_keys_of_recorded_data_are_renamed_without_a_warning():
 
 
 def test_a_journal_with_the_old_key_is_read_without_a_warning(tmp_path: Path):
-    trial = Trial(0, "put the apple on the plate", "sft", 1, True, 10, 1.0, limited_by={"box": 2})
+    trial = Trial(
+        trial=0, task="put the apple", policy="sft", seed=1, success=True, steps=10, seconds=1.0, limited_by={"box": 2}
+    )
     append_trial(tmp_path, trial)
     path = tmp_path / "trials.jsonl"
     row = json.loads(path.read_text())

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from srpo_robot.awr.tables import TABLE as ADVANTAGE
-from srpo_robot.awr.tables import Weighting, weigh_buffer
+from srpo_robot.awr.weighting import weights_of
+from srpo_robot.awr.weights_table import TABLE as ADVANTAGE
+from srpo_robot.awr.weights_table import read_weights, write_weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.labels import Label, write_labels
 from srpo_robot.buffer.opening import open_buffer
@@ -29,9 +30,10 @@ from srpo_robot.cli.reporting import report_dataset
 from srpo_robot.errors import StaleTable, UndecodableFrame
 from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import load_encoder
-from srpo_robot.progress.pipeline import STORE, TABLE, score_buffer
+from srpo_robot.progress.pipeline import STORE, TABLE, read_progress, score_buffer
 from srpo_robot.progress.references import parse_references
 from srpo_robot.progress.score import WindowEmbeddings
+from srpo_robot.recipes import Weighting
 from srpo_robot.report import dataset_page, strategy_figure
 from srpo_robot.report.dataset import Embeddings, matched, read_scored, worst_falls
 from srpo_robot.report.dataset_page import make_report, with_strips
@@ -322,7 +324,7 @@ def score_squares(
     )
     buffer = open_buffer(root)
     scored = score_buffer(buffer, load_encoder(str(folder)), config)
-    weigh_buffer(buffer, scored.table, Weighting(horizon=4))
+    write_weights(buffer, scored.table, weights_of(buffer, scored.table, Weighting(horizon=4)))
     return buffer, scored
 
 
@@ -332,7 +334,8 @@ def let_fall(buffer: Buffer, scored) -> None:
     first = buffer.episodes[2].first_frame
     value[first : first + 22] = np.interp(np.arange(22), [0, 10, 14, 21], [0.0, 0.75, 0.25, 0.25])
     columns = {**scored.table.columns, "value": value}
-    weigh_buffer(buffer, write_table(buffer.sidecar / TABLE, columns, scored.table.metadata), Weighting(horizon=4))
+    progress = write_table(buffer.sidecar / TABLE, columns, scored.table.metadata)
+    write_weights(buffer, progress, weights_of(buffer, progress, Weighting(horizon=4)))
 
 
 @pytest.fixture(scope="module")
@@ -520,8 +523,30 @@ def test_what_is_missing_is_said(scored_copy):
     page = make_report(open_buffer(scored_copy), scored_copy / "page.html").read_text()
     assert "there are no embeddings at" in page
     assert not (scored_copy / "srpo" / STORE).exists()
-    assert "There are no weights" in page
+    assert "the default weighting: beta 1, w_max 20, horizon 10" in page
     assert "srpo-robot score-dataset draws them" in page
+
+
+def test_the_pages_weights_are_the_tables_or_the_defaults(scored_copy):
+    buffer = open_buffer(scored_copy)
+    progress = read_progress(buffer)
+    path = buffer.sidecar / ADVANTAGE
+    assert (
+        "the last command that weighed the dataset wrote them: beta 1, w_max 20, horizon 4"
+        in make_report(buffer, scored_copy / "page.html").read_text()
+    )
+    table = read_weights(buffer, progress)
+    write_table(path, table.columns, {key: v for key, v in table.metadata.items() if key != "format"})  # as before
+    assert read_scored(buffer).weights == pytest.approx(weights_of(buffer, progress, Weighting()).frames.values)
+
+
+def test_without_any_value_there_are_no_weights(scored_copy):
+    buffer = open_buffer(scored_copy)
+    progress = read_progress(buffer)
+    undefined = progress.columns | {"value": np.full(buffer.total_frames, np.nan)}
+    write_table(buffer.sidecar / TABLE, undefined, progress.metadata)
+    page = make_report(buffer, scored_copy / "page.html").read_text()
+    assert "There are no weights: no finite advantage to train on" in page
 
 
 def test_undefined_progress_is_said_and_never_drawn_as_a_number(tmp_path, tiny_encoder_folder):

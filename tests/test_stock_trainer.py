@@ -27,7 +27,7 @@ from srpo_robot.awr.policies import build_policy, load_policy, write_record
 from srpo_robot.awr.processors import in_lerobot, saved_tokenizers
 from srpo_robot.awr.sampling import FlowNoise
 from srpo_robot.awr.tiny import architecture
-from srpo_robot.awr.train import train
+from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.recipes import PolicyRecipe
 
 STEPS = 20
@@ -109,7 +109,13 @@ def stock_losses(buffer, recipe, start: Path, output: Path, monkeypatch) -> list
 
 
 def our_losses(buffer, recipe, start: Path, output: Path) -> list[float]:
-    train(buffer, replace(recipe, base=str(start), tiny={}), np.ones(buffer.total_frames), output, device="cpu")
+    train(
+        buffer,
+        replace(recipe, base=str(start), tiny={}),
+        np.ones(buffer.total_frames),
+        output,
+        LoopOptions(device="cpu"),
+    )
     return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 

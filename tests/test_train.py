@@ -19,13 +19,14 @@ from lerobot.datasets.sampler import EpisodeAwareSampler
 from safetensors.torch import load_file
 from test_policies import RECIPE, record_dataset
 
-from srpo_robot.awr import checkpoints, data, tracking
+from srpo_robot.awr import checkpoints, checks, data
 from srpo_robot.awr.checkpoints import Ema
+from srpo_robot.awr.checks import last_checkpoint
 from srpo_robot.awr.losses import per_sample_loss
 from srpo_robot.awr.policies import build_policy, load_policy
-from srpo_robot.awr.run_state import last_checkpoint
+from srpo_robot.awr.run_state import check_weights, open_run, run_record
 from srpo_robot.awr.sampling import FlowNoise, held_out, spread_frames
-from srpo_robot.awr.train import train
+from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.buffer.training import TrainingSet
 from srpo_robot.errors import TrainingError, UsageError
 
@@ -44,7 +45,7 @@ def weights(buffer):
 def finished(buffer, weights, tmp_path_factory):
     """A run of four steps; twelve frames in batches of four, so that it crosses an epoch. Read-only by agreement."""
     output = tmp_path_factory.mktemp("finished") / "run"
-    train(buffer, RECIPE, weights, output, provenance={"advantage": "abc"}, device="cpu")
+    train(buffer, RECIPE, weights, output, LoopOptions(provenance={"advantage": "abc"}, device="cpu"))
     return output
 
 
@@ -100,9 +101,9 @@ def test_the_loss_is_the_weighted_one(buffer, finished, weights):
 
 def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, finished, tmp_path):
     torch.manual_seed(123)
-    train(buffer, RECIPE, weights, tmp_path / "again", device="cpu")
+    train(buffer, RECIPE, weights, tmp_path / "again", LoopOptions(device="cpu"))
     assert metrics(tmp_path / "again") == metrics(finished)
-    train(buffer, replace(RECIPE, seed=6), weights, tmp_path / "other", steps=1, device="cpu")
+    train(buffer, replace(RECIPE, seed=6), weights, tmp_path / "other", LoopOptions(steps=1, device="cpu"))
     assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
 
 
@@ -113,14 +114,14 @@ def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, finished,
 def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, change):
     recipe = replace(RECIPE, **{"ema_decay": 0.9} | change)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(buffer, recipe, weights, whole, device="cpu")
+    train(buffer, recipe, weights, whole, LoopOptions(device="cpu"))
     with pytest.raises(KeyboardInterrupt):
-        train(buffer, recipe, weights, parts, device="cpu", on_step=interrupt_after(2))
+        train(buffer, recipe, weights, parts, LoopOptions(device="cpu", on_step=interrupt_after(2)))
     assert last_checkpoint(parts).name == "000002"
     with (parts / "metrics.jsonl").open("a") as log:
         log.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')  # what a crash leaves
     torch.manual_seed(77)
-    train(buffer, recipe, weights, parts, resume=True, device="cpu")
+    train(buffer, recipe, weights, parts, LoopOptions(resume=True, device="cpu"))
     assert metrics(parts) == metrics(whole)
     for name in ("pretrained_model/model.safetensors", "training_state/optimizer_state.safetensors"):
         one, other = (load_file(last_checkpoint(run) / name) for run in (whole, parts))
@@ -129,10 +130,10 @@ def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, 
 
 
 def test_more_steps_can_be_added(buffer, weights, tmp_path):
-    train(buffer, RECIPE, weights, tmp_path / "run", steps=1, device="cpu")
+    train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(steps=1, device="cpu"))
     with pytest.raises(UsageError, match="is trained to step 1; give --steps above that"):
-        train(buffer, RECIPE, weights, tmp_path / "run", resume=True, device="cpu")
-    train(buffer, RECIPE, weights, tmp_path / "run", resume=True, steps=2, device="cpu")
+        train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(resume=True, device="cpu"))
+    train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(resume=True, steps=2, device="cpu"))
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
 
 
@@ -164,7 +165,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(buffer, weights, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(buffer, RECIPE, weights, tmp_path / "run", on_step=press, device="cpu")
+        train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(on_step=press, device="cpu"))
     assert last_checkpoint(tmp_path / "run").name == "000002"
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -179,11 +180,11 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, 
 
     monkeypatch.setattr(checkpoints, "write_record", fail_at_2)
     with pytest.raises(TrainingError, match=r"step 2 cannot be written .*No space left.* are whole: free some space"):
-        train(buffer, recipe, weights, tmp_path / "run", device="cpu")
+        train(buffer, recipe, weights, tmp_path / "run", LoopOptions(device="cpu"))
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["000001", "last"]  # nothing half-written takes the place that is needed
     monkeypatch.setattr(checkpoints, "write_record", real)
-    train(buffer, recipe, weights, tmp_path / "run", resume=True, device="cpu")
+    train(buffer, recipe, weights, tmp_path / "run", LoopOptions(resume=True, device="cpu"))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "000001", "000002", "000003", "000004", "last",
     ]  # fmt: skip
@@ -191,20 +192,34 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, 
 
 def test_output_that_exists_is_not_overwritten(buffer, weights, finished):
     with pytest.raises(UsageError, match=r"exists; go on with it: --resume, or write elsewhere: --output"):
-        train(buffer, RECIPE, weights, finished, device="cpu")
+        train(buffer, RECIPE, weights, finished, LoopOptions(device="cpu"))
 
 
 def test_resume_with_something_else_is_refused(buffer, weights, finished, tmp_path):
-    again = {"resume": True, "steps": 9, "device": "cpu"}
+    again = LoopOptions(resume=True, steps=9, device="cpu")
     with pytest.raises(UsageError, match=r"another learning_rate \(then 0.01, now 0.02\); start a new run"):
-        train(buffer, replace(RECIPE, learning_rate=0.02), weights, finished, **again)
+        train(buffer, replace(RECIPE, learning_rate=0.02), weights, finished, again)
     with pytest.raises(UsageError, match="another set of weights"):
-        train(buffer, RECIPE, weights + 1, finished, **again)
+        train(buffer, RECIPE, weights + 1, finished, again)
     with pytest.raises(UsageError, match="has no checkpoint to resume"):
-        train(buffer, RECIPE, weights, tmp_path / "nothing", **again)
+        train(buffer, RECIPE, weights, tmp_path / "nothing", again)
     other = record_dataset(tmp_path / "other", (6, 6))
     with pytest.raises(UsageError, match="another dataset"):
-        train(other, RECIPE, weights, finished, **again)
+        train(other, RECIPE, weights, finished, again)
+
+
+def test_a_run_of_an_older_version_goes_on(buffer, weights, finished, tmp_path):
+    """Its record has old names, and lacks keys that came later: they are at their defaults."""
+    output = shutil.copytree(finished, tmp_path / "old", symlinks=True)
+    path = last_checkpoint(output) / "pretrained_model" / "srpo.json"
+    record = json.loads(path.read_text())
+    old = {key: value for key, value in record["recipe"].items() if key not in ("step_horizon", "action_weights")}
+    path.write_text(json.dumps(record | {"recipe": old | {"timestep_weights": False, "value": ""}}))
+    now = run_record(buffer, RECIPE, check_weights(weights, buffer.total_frames), {}, 1)
+    assert open_run(output, now, resume=True, total=9, steps_given=True) == (last_checkpoint(output), 9)
+    now = run_record(buffer, replace(RECIPE, step_horizon=1), check_weights(weights, buffer.total_frames), {}, 1)
+    with pytest.raises(UsageError, match=r"another step_horizon \(then 5, now 1\); start a new run"):
+        open_run(output, now, resume=True, total=9, steps_given=True)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +233,7 @@ def test_resume_with_something_else_is_refused(buffer, weights, finished, tmp_pa
 )
 def test_unusable_weights(buffer, weights, tmp_path, change, message):
     with pytest.raises(TrainingError, match=message):
-        train(buffer, RECIPE, change(weights), tmp_path / "run", device="cpu")
+        train(buffer, RECIPE, change(weights), tmp_path / "run", LoopOptions(device="cpu"))
     assert not (tmp_path / "run").exists()
 
 
@@ -226,7 +241,7 @@ def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
     """Two datasets' worth of weights that differ only in frames of weight zero cannot be told apart by the loss."""
     only = np.zeros(buffer.total_frames)
     only[0] = 12.0
-    train(buffer, RECIPE, only, tmp_path / "run", steps=3, device="cpu")
+    train(buffer, RECIPE, only, tmp_path / "run", LoopOptions(steps=3, device="cpu"))
     lines = metrics(tmp_path / "run")
     assert sum(line["mean_weight"] for line in lines) == pytest.approx(3.0)  # one epoch: frame 0 is drawn once
     assert [line["loss"] > 0 for line in lines] == [line["mean_weight"] > 0 for line in lines]
@@ -236,12 +251,16 @@ def test_drawn_by_weight_only_frames_that_have_weight_are_seen(buffer, tmp_path)
     only = np.zeros(buffer.total_frames)
     only[[0, 5]] = 12.0
     recipe = replace(RECIPE, weights_as="sampling")
-    train(buffer, recipe, only, tmp_path / "run", steps=3, device="cpu")
+    train(buffer, recipe, only, tmp_path / "run", LoopOptions(steps=3, device="cpu"))
     lines = metrics(tmp_path / "run")
     assert all(line["mean_weight"] == 1.0 and line["loss"] == line["unweighted_loss"] > 0 for line in lines)
     with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # which says what the batch held
         train(
-            buffer, replace(recipe, learning_rate=1e30, warmup_steps=0), only, tmp_path / "nan", device="cpu", steps=40
+            buffer,
+            replace(recipe, learning_rate=1e30, warmup_steps=0),
+            only,
+            tmp_path / "nan",
+            LoopOptions(device="cpu", steps=40),
         )
     batch = json.loads((tmp_path / "nan" / "nan_batch.json").read_text())
     assert {sample["index"] for sample in batch["samples"]} == {0, 5}
@@ -250,13 +269,13 @@ def test_drawn_by_weight_only_frames_that_have_weight_are_seen(buffer, tmp_path)
 def test_actions_with_weights_of_their_own_cannot_be_drawn(buffer, weights, tmp_path):
     recipe = replace(RECIPE, weights_as="sampling", action_weights=True)
     with pytest.raises(UsageError, match='set weights_as to "loss"'):
-        train(buffer, recipe, weights, tmp_path / "run", device="cpu")
+        train(buffer, recipe, weights, tmp_path / "run", LoopOptions(device="cpu"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, weights, tmp_path):
     recipe = replace(RECIPE, learning_rate=1e30, warmup_steps=0, steps=40, batch_size=2, accumulate=2, save_every=1)
     with pytest.raises(TrainingError, match=r"NaN or infinite.*nan_batch\.json"):
-        train(buffer, recipe, weights, tmp_path / "run", device="cpu")
+        train(buffer, recipe, weights, tmp_path / "run", LoopOptions(device="cpu"))
     batch = json.loads((tmp_path / "run" / "nan_batch.json").read_text())
     good = int(last_checkpoint(tmp_path / "run").name)
     assert batch["step"] == good + 1 == len(metrics(tmp_path / "run")) + 1
@@ -271,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, we
 def test_frames_read_from_disk_train_alike(buffer, weights, finished, tmp_path, monkeypatch):
     pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need that; starting one takes 10 s
     monkeypatch.setattr(data, "decoding_workers", lambda: 0)
-    train(buffer, replace(RECIPE, cache_gb=0.0), weights, tmp_path / "disk", device="cpu")
+    train(buffer, replace(RECIPE, cache_gb=0.0), weights, tmp_path / "disk", LoopOptions(device="cpu"))
     assert metrics(tmp_path / "disk") == metrics(finished)
 
 
@@ -294,13 +313,19 @@ def same_run(one, other):
 def whole(buffer, weights, tmp_path_factory):
     """Five steps of one process with eight samples in one pass."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    train(buffer, STEADY, weights, output, device="cpu")
+    train(buffer, STEADY, weights, output, LoopOptions(device="cpu"))
     return output
 
 
 @pytest.mark.parametrize(("batch", "passes"), [(1, 8), (4, 2)])
 def test_passes_that_accumulate_make_the_update_of_one_large_batch(buffer, weights, tmp_path, whole, batch, passes):
-    train(buffer, replace(STEADY, batch_size=batch, accumulate=passes), weights, tmp_path / "run", device="cpu")
+    train(
+        buffer,
+        replace(STEADY, batch_size=batch, accumulate=passes),
+        weights,
+        tmp_path / "run",
+        LoopOptions(device="cpu"),
+    )
     same_run(tmp_path / "run", whole)
     assert metrics(whole)[4]["epoch"] == pytest.approx(40 / 12)
 
@@ -312,13 +337,13 @@ import numpy as np, torch
 from dataclasses import replace
 from pathlib import Path
 from test_policies import RECIPE
-from srpo_robot.awr.train import train
+from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.buffer.opening import open_buffer
 torch.set_num_threads(1)
 root = Path({root!r})
 buffer = open_buffer(root / "data")
 recipe = replace(RECIPE, **({plan} | dict({change})))
-train(buffer, recipe, np.load(root / "weights.npy"), root / "run", device="cpu", {options})
+train(buffer, recipe, np.load(root / "weights.npy"), root / "run", LoopOptions(device="cpu", {options}))
 """
 
 
@@ -352,13 +377,13 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(place, whole
     assert result.stderr.count("KeyboardInterrupt") >= 2, result.stderr
     assert last_checkpoint(place / "run").name == "000003"
     assert json.loads((last_checkpoint(place / "run") / "pretrained_model" / "srpo.json").read_text())["processes"] == 2
-    train(buffer, STEADY, weights, place / "run", resume=True, device="cpu")  # the split may change
+    train(buffer, STEADY, weights, place / "run", LoopOptions(resume=True, device="cpu"))  # the split may change
     same_run(place / "run", whole)
 
 
 def test_a_step_of_another_size_is_not_mixed_in(buffer, weights, whole):
     with pytest.raises(UsageError, match=r"number of samples per step \(then 8, now 16: batch_size x accumulate"):
-        train(buffer, replace(STEADY, accumulate=2), weights, whole, resume=True, steps=9, device="cpu")
+        train(buffer, replace(STEADY, accumulate=2), weights, whole, LoopOptions(resume=True, steps=9, device="cpu"))
 
 
 def test_a_process_with_a_nan_stops_the_other_one_too(place):
@@ -384,7 +409,7 @@ def test_held_out_episodes_are_measured_under_fixed_noise_and_never_trained_on(w
     buffer = record_dataset(tmp_path / "data", (4, 4, 4, 4))
     weights = np.arange(1.0, 17.0)
     recipe = replace(RECIPE, validation_share=0.5, steps=4, save_every=2, ema_decay=0.0)
-    train(buffer, recipe, weights, tmp_path / "run", device="cpu")
+    train(buffer, recipe, weights, tmp_path / "run", LoopOptions(device="cpu"))
     lines = metrics(tmp_path / "run")
     assert ["validation_loss" in line for line in lines] == [False, True, False, True]
     chosen = held_out(buffer.episodes, 0.5, recipe.seed)
@@ -406,13 +431,13 @@ def test_the_held_out_loss_is_of_the_weights_that_are_saved(buffer, weights, tmp
     recipe = replace(
         RECIPE, validation_share=0.3, steps=3, save_every=1, learning_rate=1e-12, final_learning_rate=1e-12
     )
-    train(big, recipe, np.ones(16), tmp_path / "run", device="cpu")
+    train(big, recipe, np.ones(16), tmp_path / "run", LoopOptions(device="cpu"))
     measured = [line["validation_loss"] for line in metrics(tmp_path / "run")]
     assert measured == pytest.approx([measured[0]] * 3, rel=1e-6)
     with pytest.raises(TrainingError, match="every frame with weight is held out"):
         chosen = held_out(big.episodes, 0.3, recipe.seed)
         only = np.repeat([float(e.index in chosen) for e in big.episodes], 4)
-        train(big, recipe, only, tmp_path / "other", device="cpu")
+        train(big, recipe, only, tmp_path / "other", LoopOptions(device="cpu"))
 
 
 # --- trackers ---
@@ -421,7 +446,7 @@ def test_the_held_out_loss_is_of_the_weights_that_are_saved(buffer, weights, tmp
 def test_metrics_go_to_tensorboard_too(buffer, weights, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(buffer, RECIPE, weights, tmp_path / "run", steps=2, device="cpu", track=("tensorboard",))
+    train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(steps=2, device="cpu", track=("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "srpo-robot"))
     events.Reload()
     logged = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
@@ -429,11 +454,11 @@ def test_metrics_go_to_tensorboard_too(buffer, weights, tmp_path):
 
 
 def test_a_tracker_that_is_not_there_is_named(buffer, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--track wandb needs a package: pip install srpo-robot\[tracking\]"):
-        train(buffer, RECIPE, weights, tmp_path / "run", device="cpu", track=("wandb",))
+        train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(device="cpu", track=("wandb",)))
     with pytest.raises(UsageError, match="no tracker 'excel'; there are: tensorboard, wandb"):
-        train(buffer, RECIPE, weights, tmp_path / "run", device="cpu", track=("excel",))
+        train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(device="cpu", track=("excel",)))
     assert not (tmp_path / "run").exists()
 
 
@@ -459,7 +484,7 @@ def test_kill_9_during_a_save_leaves_the_checkpoint_before_and_the_run_goes_on(p
     assert (place / "run" / "checkpoints" / ".partial-000003").is_dir()
     assert last_checkpoint(place / "run").name == "000002"
     load_policy(place / "run")
-    train(buffer, STEADY, weights, place / "run", resume=True, device="cpu")
+    train(buffer, STEADY, weights, place / "run", LoopOptions(resume=True, device="cpu"))
     assert metrics(place / "run") == metrics(whole)
     assert not (place / "run" / "checkpoints" / ".partial-000003").exists()
 
@@ -500,4 +525,4 @@ def test_a_disk_that_is_full(place):
 )
 def test_recipes_that_cannot_train(buffer, weights, tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
-        train(buffer, replace(RECIPE, **change), weights, tmp_path / "run", device="cpu")
+        train(buffer, replace(RECIPE, **change), weights, tmp_path / "run", LoopOptions(device="cpu"))

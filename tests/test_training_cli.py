@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,9 +44,7 @@ vocab = 16
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, tiny_encoder_folder) -> Path:
-    """A scored dataset; its advantage.parquet is read-only by agreement."""
-    import sys
-
+    """A scored dataset; its progress.parquet is read-only by agreement."""
     from srpo_robot.cli import main
 
     root = record_squares(tmp_path_factory.mktemp("scored") / "data", SQUARES)
@@ -149,6 +149,52 @@ def test_lora_trains_adapters_only_and_goes_on(cli, scored, recipe, tmp_path):
     one, two = (load_file(tmp_path / run / "checkpoints" / "000003" / "training_state" / "raw_weights.safetensors")
                 for run in ("whole", "parts"))  # fmt: skip
     assert all((one[name] == two[name]).all() for name in one)
+
+
+REFUSALS = """
+import json, sys
+from srpo_robot.cli import main
+for line in json.loads(sys.argv.pop()):
+    sys.argv[1:] = line
+    try:
+        main()
+    except SystemExit as stop:
+        assert stop.code, line
+print(sorted({"torch", "lerobot", "transformers", "accelerate", "pandas"} & set(sys.modules)))
+"""
+
+
+def test_typos_are_answered_before_torch_and_lerobot_are_imported(recipe, tmp_path):
+    """These imports take seconds; a typo is answered without them."""
+    blind = tmp_path / "blind"
+    (blind / "meta").mkdir(parents=True)
+    features = {"observation.state": {"dtype": "float32"}, "action": {"dtype": "float32"}}
+    (blind / "meta" / "info.json").write_text(json.dumps({"codebase_version": "v3.0", "features": features}))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    train = ["train-awr", str(tmp_path / "nowhere"), "--policy", str(recipe()), "--output", str(tmp_path / "out")]
+    requests = {
+        "no folder": train,
+        "did you mean 'pi0-tiny'": [*train, "--policy", "pi0-tinny"],
+        "no observation.images": ["train-awr", str(blind), *train[2:]],
+        "no tracker 'x'": [*train, "--track", "x"],
+        "beta 0.0": [*train, "--beta", "0"],
+        "accumulate 0": [*train, "--policy", str(tmp_path / "wrong.toml")],
+        "has no checkpoint to resume": [*train, "--resume"],
+        "exists; go on": [*train, "--output", str(tmp_path / "full")],
+        "no recipe 'pi'": ["weights", str(tmp_path / "nowhere"), "--policy", "pi"],
+        "--betas is 'x'": ["weights", str(tmp_path / "nowhere"), "--betas", "x"],
+        "w_max -1.0": ["export", str(tmp_path / "nowhere"), "--to", "weights", "--w-max", "-1"],
+        "does not end in .parquet": ["export", str(tmp_path / "nowhere"), "--to", "rabc", "--output", "w.csv"],
+        "the positive share is 1": ["export", str(tmp_path / "nowhere"), "--to", "recap", "--positive", "1"],
+    }
+    (tmp_path / "wrong.toml").write_text(RECIPE.format(more="accumulate = 0"))
+    command = [sys.executable, "-c", REFUSALS, json.dumps(list(requests.values()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    said = " ".join(done.stderr.split())
+    for words in requests:
+        assert words in said, words
 
 
 def test_what_cannot_be_trained_is_said_before_anything_is_written(cli, scored, recipe, tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import struct
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from lerobot.rewards.sarm.rabc import RABCWeights
+from scipy.stats import spearmanr
 
 from srpo_robot.awr import weight_grid as wg
 from srpo_robot.awr.export import export_rabc
-from srpo_robot.awr.tables import (
-    Weighting,
-    check_horizon,
-    mean_weight_by_label,
-    rabc_buffer_weights,
-    weigh_buffer,
-)
+from srpo_robot.awr.weighting import Chunk, check_horizon, mean_weight_by_label, weights_of
 from srpo_robot.awr.weights import (
     action_weights,
     awr_weights,
@@ -31,11 +27,14 @@ from srpo_robot.awr.weights import (
     success_weights,
     uniform_weights,
 )
+from srpo_robot.awr.weights_table import TABLE as ADVANTAGE
+from srpo_robot.awr.weights_table import read_weights, write_weights
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
 from srpo_robot.errors import StaleTable, TrainingError, UsageError
 from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.pipeline import FORMAT, TABLE, EncoderInfo, read_progress
+from srpo_robot.recipes import PolicyRecipe, Weighting
 from srpo_robot.records import Episode
 from srpo_robot.report.weights_figure import draw_weighting
 
@@ -106,7 +105,8 @@ def test_rabc_weights_are_lerobots_on_the_exported_file(squares_copy, tmp_path, 
     assert len(np.unique(ours.values)) > 2  # some between nothing and all
     assert (ours.undefined > 0) == holes
     if kappa == 0.01:
-        assert rabc_buffer_weights(buffer, progress, chunk).values == pytest.approx(ours.values)
+        weights = weights_of(buffer, progress, Weighting(), "rabc", Chunk(chunk, chunk)).frames
+        assert weights.values == pytest.approx(ours.values)
 
 
 def test_rabc_by_hand():
@@ -142,7 +142,7 @@ def test_rabc_refuses_what_it_cannot_weigh():
 # --- weights of actions
 
 
-def test_timestep_weights_by_hand():
+def test_action_weights_by_hand():
     advantage = np.log([1.0, 2.0, 3.0, 4.0, 9.0])  # two episodes: 3 and 2 frames; the last is capped at 5
     made = action_weights(advantage, [3, 2], chunk=3, beta=1.0, w_max=5.0)
     raw = np.array([[1, 2, 3], [2, 3, 0], [3, 0, 0], [4, 5, 0], [5, 0, 0]])
@@ -154,7 +154,7 @@ actions = hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-5, 5))
 
 
 @given(actions, st.integers(1, 60), st.floats(0.3, 3), st.integers(1, 39))
-def test_timestep_weights_have_mean_1_where_an_action_is_and_0_past_the_end(advantage, chunk, beta, cut):
+def test_action_weights_have_mean_1_where_an_action_is_and_0_past_the_end(advantage, chunk, beta, cut):
     lengths = [cut, len(advantage) - cut] if cut < len(advantage) else [len(advantage)]
     made = action_weights(advantage, lengths, chunk, beta, 20.0)
     ends = np.repeat(np.cumsum(lengths), lengths)
@@ -179,15 +179,16 @@ def test_an_undefined_action_weighs_nothing_in_any_chunk():
 
 def test_a_buffers_actions_are_weighed_by_their_own_gain(scored):
     progress = read_progress(scored)
-    weighting = Weighting(horizon=5, step_horizon=1)
-    assert weigh_buffer(scored, progress, weighting).timestep is None
-    made = weigh_buffer(scored, progress, weighting, chunk=4).timestep
+    recipe = PolicyRecipe(name="p", family="pi0", horizon=5, step_horizon=1)
+    assert weights_of(scored, progress, recipe, chunk=Chunk(4, 4)).actions is None
+    recipe = replace(recipe, action_weights=True)
+    made = weights_of(scored, progress, recipe, chunk=Chunk(4, 4)).actions
     assert made is not None
     value = progress["value"]
     own = value[1:6] - value[:5]  # R[t+k+1] - R[t+k] of frame 0's first actions
     assert np.argsort(made[0]).tolist() == np.argsort(own[:4]).tolist()
     assert made[1, :3] == pytest.approx(made[0, 1:])  # one action, one weight, in whichever chunk
-    share = weigh_buffer(scored, progress, replace(weighting, kappa=1.0), chunk=4).timestep
+    share = weights_of(scored, progress, replace(recipe, kappa=1.0), chunk=Chunk(4, 4)).actions
     assert share is not None
     assert share[:24].mean() > made[:24].mean()  # a success
 
@@ -255,7 +256,16 @@ def test_without_failures_there_is_no_ratio():
 
 
 def one_view(**changes):
-    sound = wg.GridCell(1.0, 20.0, 0.5, 0.1, 0.05, {"success": 1.8, "failure": 0.3}, {}, {})
+    sound = wg.GridCell(
+        beta=1.0,
+        w_max=20.0,
+        effective=0.5,
+        clipped=0.1,
+        top=0.05,
+        by_label={"success": 1.8, "failure": 0.3},
+        by_task={},
+        by_phase={},
+    )
     return replace(sound, **changes)
 
 
@@ -302,9 +312,9 @@ def test_the_figure_takes_a_grid_of_one_and_data_without_failures(tmp_path):
 
 
 def test_the_mean_by_label_is_the_views(scored):
-    weights = weigh_buffer(scored, read_progress(scored), Weighting(horizon=5)).weights
+    weights = weights_of(scored, read_progress(scored), Weighting(horizon=5)).frames
     seen = wg.view(weights, wg.frames_of(scored.episodes), 1.0, 20.0)
-    assert mean_weight_by_label(scored, weights) == pytest.approx(seen.by_label)
+    assert mean_weight_by_label(scored, weights.values) == pytest.approx(seen.by_label)
     assert seen.ratio > 1
 
 
@@ -319,10 +329,49 @@ def test_effective_sample_size():
     assert effective_sample_size(np.array([0.0, 5.0, 0.0])) == pytest.approx(1)
 
 
+def test_the_table_holds_what_trains_and_how_it_was_made(scored):
+    progress = read_progress(scored)
+    weighting = Weighting(horizon=5, beta=2.0, w_max=1e6, kappa=0.7, baseline="value")
+    weights = weights_of(scored, progress, weighting)
+    write_weights(scored, progress, weights)
+    table = read_weights(scored, progress)
+    names = ["index", "increment", "step_advantage", "chunk_advantage", "advantage", "weight"]
+    assert list(table.columns) == names
+    correlation: Any = spearmanr(table["advantage"], table["weight"])
+    assert correlation.statistic == pytest.approx(1)
+    assert np.exp(table["advantage"] / 2) / table["weight"] == pytest.approx(
+        np.full(84, (np.exp(table["advantage"] / 2)).mean())
+    )
+    share = 0.7 * progress["trajectory_advantage"]
+    assert table["advantage"] == pytest.approx(table["chunk_advantage"] + share)
+    assert table["step_advantage"] != pytest.approx(table["advantage"], abs=0.1)
+    assert Weighting(**table.metadata["weighting"]) == weighting
+    assert table.metadata["parent"] == progress.metadata["content"]
+    with pytest.raises(ValueError, match="no advantages to write"):
+        write_weights(scored, progress, weights_of(scored, None, Weighting(), "uniform"))
+
+
+def test_a_table_of_an_older_version_or_another_score_is_refused(cli, scored):
+    progress = read_progress(scored)
+    with pytest.raises(StaleTable, match="does not exist; run: srpo-robot weights"):
+        read_weights(scored, progress)
+    assert cli("weights", scored.root, "--horizon", 5)[0] == 0
+    table = read_weights(scored, progress)
+    old = {key: value for key, value in table.metadata.items() if key not in ("format", "weighting")}
+    write_table(scored.sidecar / ADVANTAGE, table.columns, old | {"recipe": "0123456789abcdef"})
+    with pytest.raises(StaleTable, match="another state of its format; run: srpo-robot weights .*train-awr"):
+        read_weights(scored, progress)
+    assert cli("weights", scored.root, "--horizon", 5)[0] == 0
+    assert read_weights(scored, progress).metadata["weighting"]["horizon"] == 5
+    other = write_scores(scored, ramps(seed=1))
+    with pytest.raises(StaleTable, match="another state of its parent; run: srpo-robot weights"):
+        read_weights(scored, other)
+
+
 # --- the command
 
 
-def test_weights_shows_saves_and_changes_nothing_that_is_read(cli, scored, tmp_path):
+def test_weights_shows_saves_and_changes_no_other_table(cli, scored, tmp_path):
     before = {path.name: path.read_bytes() for path in scored.sidecar.iterdir()}
     files = ("--json", tmp_path / "w.json", "--csv", tmp_path / "out" / "w.csv")
     code, out, err = cli("weights", scored.root, "--horizon", 5, "--betas", "0.3,1", "--caps", "5,20", *files)
@@ -331,12 +380,13 @@ def test_weights_shows_saves_and_changes_nothing_that_is_read(cli, scored, tmp_p
         assert text in out
     after = {path.name: path.read_bytes() for path in scored.sidecar.iterdir()}
     assert after.pop("weights.png").startswith(b"\x89PNG")
+    assert after.pop("advantage.parquet")
     assert after == before
     content = json.loads((tmp_path / "w.json").read_text())
     assert (content["frames"], content["weighting"]["horizon"], len(content["grid"])) == (84, 5, 4)
-    weights = weigh_buffer(scored, read_progress(scored), Weighting(horizon=5)).weights
+    weights = weights_of(scored, read_progress(scored), Weighting(horizon=5)).frames
     assert content["chosen"]["effective"] == pytest.approx(weights.effective_sample_size / 84)
-    assert content["chosen"]["by_label"] == pytest.approx(mean_weight_by_label(scored, weights))
+    assert content["chosen"]["by_label"] == pytest.approx(mean_weight_by_label(scored, weights.values))
     rows = list(csv.DictReader((tmp_path / "out" / "w.csv").read_text().splitlines()))
     assert [(row["beta"], row["w_max"]) for row in rows] == [(b, w) for b in ("0.3", "1.0") for w in ("5.0", "20.0")]
     chosen = rows[-1]
@@ -390,7 +440,7 @@ def test_scores_that_are_missing_stale_or_of_another_dataset(cli, squares_copy):
     write_scores(buffer, ramps(), dataset="another")
     refused(cli("weights", squares_copy), "another state of its dataset", "srpo-robot score-dataset")
     with pytest.raises(StaleTable, match="not of"):
-        weigh_buffer(buffer, write_scores(buffer, ramps(), dataset="another"), Weighting())
+        weights_of(buffer, write_scores(buffer, ramps(), dataset="another"), Weighting())
     write_scores(buffer, ramps())
     (squares_copy / "relabel.csv").write_text("episode_index,success\n0,false\n")
     assert cli("label", squares_copy, "--csv", squares_copy / "relabel.csv")[0] == 0

@@ -1,7 +1,8 @@
 """FAST action tokens (Pertsch et al. 2025, arXiv 2501.09747) fitted on a dataset: DCT, rounding, byte-pair encoding.
 
-lerobot's tokenizer was fitted on many robots and has to be downloaded; a tiny policy has its own, which lies inside its
-checkpoint. A copy of this file lies beside it, so that lerobot loads it too: it imports nothing of this package.
+lerobot's tokenizer was fitted on many robots and has to be downloaded. A tiny policy has its own, stored in its
+checkpoint. A copy of this file is stored beside it, so that lerobot can load it too. That is why this file imports
+nothing from this package.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from scipy.fft import dct, idct
 from tokenizers import Tokenizer, decoders, models, trainers
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-_FIRST = 0x100  # the character of the smallest coefficient: no white space or control character stands for a number
+_FIRST = 0x100  # character of the smallest coefficient; above all white space and control characters
 
 
 class ActionTokens(ProcessorMixin):
-    """A chunk of normalised actions (H, A) <-> a list of token ids, with an error that rounding alone makes.
+    """Turns a chunk of normalised actions (H, A) into token ids and back. Rounding is the only error.
 
-    Coefficients run from the lowest frequency up, all dimensions of one frequency side by side. The names of the
-    attributes and of the call are those that lerobot's pi0_fast uses.
+    Coefficients are ordered from the lowest frequency up, with all dimensions of one frequency side by side. Attributes
+    and call have the names that lerobot's pi0_fast uses.
 
     Attributes:
-        bpe_tokenizer: tokens <-> a string of one character a coefficient.
-        scale: coefficients are multiplied by it before they are rounded.
+        bpe_tokenizer: tokens <-> a string with one character per coefficient.
+        scale: factor of the coefficients before rounding.
         min_token: coefficient of the character 0.
-        coefficients: how many values a coefficient takes.
-        steps: H.
+        coefficients: number of values that a coefficient takes.
+        steps: H, number of actions in a chunk.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ActionTokens(ProcessorMixin):
 
     @classmethod
     def fit(cls, chunks: np.ndarray, scale: float, vocab: int) -> ActionTokens:
-        """A tokenizer of at most `vocab` tokens for chunks like these (n, H, A); the same chunks give the same one.
+        """Fits a tokenizer of at most `vocab` tokens on chunks (n, H, A). The same chunks give the same tokenizer.
 
         Raises:
             ValueError: the coefficients take more than `vocab` values.
@@ -66,7 +67,7 @@ class ActionTokens(ProcessorMixin):
         return cls(wrapped, scale, low - _FIRST, len(alphabet), chunks.shape[1])
 
     def __call__(self, chunks: Any) -> list[list[int]]:  # type: ignore[override]
-        """Token ids of chunks (n, H, A), or of one (H, A). A coefficient outside the fitted range is cut to it."""
+        """Returns token ids of chunks (n, H, A) or of one chunk (H, A). Clips coefficients to the fitted range."""
         chunks = np.asarray(chunks, dtype=np.float64)
         numbers = _coefficients(chunks if chunks.ndim == 3 else chunks[None], self.scale)
         low = self.min_token + _FIRST
@@ -75,14 +76,14 @@ class ActionTokens(ProcessorMixin):
         return encoded["input_ids"]
 
     def decode(self, tokens: list[int], width: int) -> np.ndarray:  # type: ignore[override]
-        """The chunk (H, A) of token ids, A = `width`. Raises ValueError where they are not those of a whole chunk."""
+        """Returns the chunk (H, A) of token ids, A = `width`. Raises ValueError if they do not make a whole chunk."""
         numbers = np.array([ord(c) for c in self.bpe_tokenizer.decode(tokens)], dtype=np.float64) + self.min_token
         if len(numbers) != self.steps * width:
             raise ValueError(f"{len(numbers)} coefficients where {self.steps * width} are a chunk")
         return np.asarray(idct(numbers.reshape(self.steps, width) / self.scale, axis=0, norm="ortho"))
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> list[str]:
-        """Write the tokenizer, and this file as the code that `AutoProcessor` loads it with."""
+        """Writes the tokenizer, and a copy of this file as the code with which `AutoProcessor` loads it."""
         written = super().save_pretrained(str(save_directory), push_to_hub, **options)
         folder, source = Path(save_directory), Path(inspect.getfile(type(self)))
         description = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
@@ -93,7 +94,7 @@ class ActionTokens(ProcessorMixin):
 
 
 def _coefficients(chunks: np.ndarray, scale: float) -> np.ndarray:
-    """Rounded DCT coefficients (n, H * A) of (n, H, A)."""
+    """Returns rounded DCT coefficients (n, H * A) of chunks (n, H, A)."""
     spectrum = np.asarray(dct(np.asarray(chunks, dtype=np.float64), axis=1, norm="ortho"))
     return np.rint(spectrum * scale).astype(np.int64).reshape(len(chunks), -1)
 

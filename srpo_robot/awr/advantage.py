@@ -1,8 +1,8 @@
 """Progress -> advantages (eq. 15 and the chunk form). numpy in, numpy out.
 
 The paper weights frame t by the standardised increment D_t = R_t - R_{t-1}. A policy trains on the chunk
-a_t..a_{t+H-1}, so what trains here by default is the standardised gain over that chunk: aggregate first, standardise
-after. `horizon=1, shift=0` is the paper to the letter.
+a_t..a_{t+H-1}, so the default here is the standardised gain over that chunk: aggregate first, then standardise.
+`horizon=1, shift=0` is the paper to the letter.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from srpo_robot.numerics import standardise
 
 Tail = Literal["divide", "raw", "drop"]
 Baseline = Literal["mean", "value"]
-_NEIGHBOURS = 0.1  # share of a task's frames that the expected gain at a value is averaged over
+_NEIGHBOURS = 0.1  # share of a task's frames over which the expected gain at a value is averaged
 
 
 @dataclass(frozen=True, eq=False)
 class Advantages:
-    """Per frame, over all episodes in order; NaN where progress is undefined (and where the tail is dropped).
+    """Advantages per frame, over all episodes in order. NaN if progress is undefined or the tail is dropped.
 
     Attributes:
-        increment: (N,) D_t = R_t - R_{t-1}, 0 at t = 0 [progress].
-        step: (N,) A_t = (D_t - mu)/sigma, mu and sigma over all trajectories.
-        chunk: (N,) standardised gain over the horizon, what trains by default.
+        increment: (N,) D_t = R_t - R_{t-1} [progress], 0 at t = 0.
+        step: (N,) A_t = (D_t - mu)/sigma, with mu and sigma over all trajectories.
+        chunk: (N,) standardised gain over the horizon, A_chunk.
     """
 
     increment: np.ndarray
@@ -37,17 +37,19 @@ class Advantages:
 
 
 def increments(value: np.ndarray) -> np.ndarray:
-    """D_t = R_t - R_{t-1} of one episode, (T,); D_0 = 0; NaN throughout where the value is undefined."""
+    """Returns D_t = R_t - R_{t-1} of one episode, (T,), with D_0 = 0. All NaN if the value is undefined."""
     return np.diff(value, prepend=value[:1])
 
 
 def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "divide") -> np.ndarray:
-    """Gain of one episode's value R (T,) over the chunk that starts at each frame: (T,).
+    """Returns the gain (T,) of one episode's value R (T,) over the chunk that starts at each frame.
 
     shift 1: G_t = R_{min(t+H, T-1)} - R_t, caused by the actions a_t..a_{t+H-1}. shift 0 starts and ends one frame
-    earlier; with H = 1 it is D_t. In the last frames the horizon that is left shrinks: `divide` makes G a gain per
-    frame (0 at the last frame, which has no successor), `raw` leaves it, `drop` makes frames without a full horizon
-    NaN.
+    earlier; with H = 1 it is D_t. The last frames have a shorter horizon. `divide` turns G into a gain per frame (0 at
+    the last frame, which has no successor). `raw` leaves G as it is. `drop` sets frames without a full horizon to NaN.
+
+    Raises:
+        UsageError: horizon or shift is out of range.
     """
     if horizon < 1 or shift not in (0, 1):
         raise UsageError(f"horizon {horizon} must be at least 1 and shift {shift} 0 or 1")
@@ -56,9 +58,9 @@ def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "di
     end = np.minimum(np.arange(length) + shift - 1 + horizon, length - 1)
     end = np.maximum(end, start)
     gain = value[end] - value[start]
-    left = end - start
+    frames = end - start  # 0 to horizon
     if tail == "divide":
-        return gain / np.maximum(left, 1)
+        return gain / np.maximum(frames, 1)
     if tail == "drop":
         full = np.arange(length) + shift - 1 + horizon <= length - 1
         return np.where(full, gain, np.nan)
@@ -66,14 +68,14 @@ def chunk_gain(value: np.ndarray, horizon: int, shift: int = 1, tail: Tail = "di
 
 
 def expected_gain(gain: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """E[G | R], the gain to be expected from where a frame is: (N,), NaN where gain or value is.
+    """Returns E[G | R] (N,), the expected gain from a frame's value; NaN if its gain or value is NaN.
 
-    The mean gain of the tenth of the frames whose value is nearest, in rank, to a frame's own. Frames of one value have
-    one expectation.
+    It is the mean gain over the tenth of the frames whose values are nearest in rank. Frames with equal values have
+    equal expectations.
 
     Args:
-        gain: (N,) over the chunk from each frame.
-        value: (N,) R where the chunk starts.
+        gain: (N,) gain over the chunk from each frame.
+        value: (N,) R at the start of the chunk.
     """
     known = np.isfinite(gain) & np.isfinite(value)
     expected = np.full(len(gain), np.nan)
@@ -95,13 +97,20 @@ def advantages(
     baseline: Baseline = "mean",
     tasks: Sequence[str] | None = None,
 ) -> Advantages:
-    """Advantages of a dataset from its episodes' values (each (T_i,)), standardised over all trajectories together.
+    """Computes the advantages of a dataset from its episodes' values, standardised over all trajectories together.
 
     Args:
-        baseline: what a chunk's gain is compared with. "mean": the mean over all frames (the paper's standardisation);
-            a chunk in a slow phase of the task then has a low advantage however well it is done. "value": the gain to
-            be expected from the value where it starts (`expected_gain`, within a task), as in A = Q - V.
-        tasks: of the episodes; None: they are of one task.
+        values: step value of each episode, (T_i,).
+        horizon: frames of a chunk.
+        shift: see `chunk_gain`.
+        tail: see `chunk_gain`.
+        baseline: "mean" compares a gain with the mean over all frames (the paper's standardisation). A chunk in a slow
+            phase of the task then has a low advantage however well it is done. "value" compares it with the expected
+            gain from the value at its start (`expected_gain`, within a task), as in A = Q - V.
+        tasks: task of each episode; None: all have the same task.
+
+    Raises:
+        UsageError: see `chunk_gain`.
     """
     increment = np.concatenate([increments(value) for value in values])
     gains = [chunk_gain(value, horizon, shift, tail) for value in values]

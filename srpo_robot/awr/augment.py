@@ -1,8 +1,8 @@
-"""Small disturbances of what a policy sees while it trains: a few hundred demonstrations are soon learnt by heart.
+"""Augmentation of training batches, because a policy soon memorises a few hundred demonstrations.
 
 Images are shifted (Kostrikov, Yarats and Fergus, DrQ, arXiv 2004.13649), each sample and camera by its own amount. The
-state is told a little wrong, and a relative action with it, so that the motion to be predicted stays what it was. A
-step's draws are a function of (seed, step) and the place in its batch, as its frames and its noise are (`sampling`).
+state gets uniform noise, and a relative action the same noise, so that the motion to predict does not change. A step's
+draws depend on (seed, step) and the place in its batch only, like its frames and its flow noise (`sampling`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402  (after quie
 
 
 class Augmentation:
-    """What a recipe's `image_shift` and `state_noise` do to raw batches; nothing where both are 0."""
+    """Applies a recipe's `image_shift` and `state_noise` to raw batches. Does nothing if both are 0."""
 
     def __init__(self, buffer: Buffer, recipe: PolicyRecipe, config: Any) -> None:
-        """`config`: lerobot's of the policy, which says what of the action is relative to the state."""
+        """`config`: the policy's lerobot config, which says which action values are relative to the state."""
         self._seed, self._shift = recipe.seed, recipe.image_shift
         self._cameras = sorted(buffer.cameras)
-        self._reach: Tensor | None = None  # (S,) state units: noise is uniform from minus this to this
+        self._reach: Tensor | None = None  # (S,) [state units] noise is uniform from -reach to reach
         if recipe.state_noise:
             stats = column_stats(buffer.column(OBS_STATE))
             self._reach = torch.from_numpy(recipe.state_noise * (stats["q99"] - stats["q01"])).float()
@@ -41,13 +41,13 @@ class Augmentation:
         self._relative = torch.from_numpy(mask)
 
     def __call__(self, batch: dict[str, Any], step: int, first: int, samples: int) -> dict[str, Any]:
-        """The batch, disturbed.
+        """Returns the augmented batch.
 
         Args:
-            batch: of `TrainingSet`: images (B, 3, H, W) a camera, observation.state (B, S), action (B, H, A).
-            step: of the optimizer.
-            first: place in the step's whole batch of this one's first sample.
-            samples: of the whole batch.
+            batch: from `TrainingSet`: images (B, 3, H, W) per camera, observation.state (B, S), action (B, H, A).
+            step: optimizer step.
+            first: place of this batch's first sample in the step's whole batch.
+            samples: number of samples in the whole batch.
         """
         if not self._shift and self._reach is None:
             return batch
@@ -66,9 +66,12 @@ class Augmentation:
 
 
 def shifted(images: Tensor, by: Tensor, most: float) -> Tensor:
-    """Images (B, 3, H, W) moved by whole pixels, their edge pixels repeated into what becomes free.
+    """Moves images (B, 3, H, W) by whole pixels and fills the free border with the edge pixels.
 
-    `by` (B, 2), -1 to 1: down and right, in units of `most`, a share of the image's longer side.
+    Args:
+        images: (B, 3, H, W).
+        by: (B, 2) shift down and right, -1 to 1, in units of `most`.
+        most: largest shift, as a share of the image's longer side.
     """
     height, width = images.shape[-2:]
     reach = round(most * max(height, width))

@@ -1,4 +1,4 @@
-"""Checkpoints in lerobot's layout, whole or absent; what of a run goes into one, and how it comes back."""
+"""Writes and reads checkpoints in lerobot's layout. A checkpoint is either whole or absent."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from lerobot.common.train_utils import (  # noqa: E402
 )
 from lerobot.configs.train import TrainPipelineConfig  # noqa: E402
 
-RAW_WEIGHTS = "raw_weights.safetensors"  # in training_state/: the trained weights, where the checkpoint holds others
+RAW_WEIGHTS = "raw_weights.safetensors"  # the trained weights, if pretrained_model/ holds averaged or merged ones
 
 
 class LossModule(nn.Module):
-    """A policy whose forward pass is its per-sample loss: DDP and FSDP act on `forward`, whatever a loss calls inside.
+    """A policy whose forward pass returns its per-sample loss, because DDP and FSDP only act on `forward`.
 
     Attributes:
-        policy: lerobot's policy, or peft's wrapper of it.
+        policy: lerobot's policy, or peft's wrapper around it.
     """
 
     def __init__(self, policy: nn.Module, options: LossOptions) -> None:
@@ -51,42 +51,42 @@ class LossModule(nn.Module):
         self._options = options
 
     def forward(self, batch: dict[str, Any], action_weights: Tensor | None = None) -> Tensor:
-        """Losses (B,) of a preprocessed batch; see `per_sample_loss`."""
+        """Returns the losses (B,) of a preprocessed batch; see `per_sample_loss`."""
         return per_sample_loss(self.policy, batch, self._options, action_weights)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Run:
-    """A run as it stands: what trains, and what a checkpoint of it holds beside the weights."""
+    """The parts of a training run, and everything that its checkpoints hold."""
 
     accelerator: Accelerator
     recipe: PolicyRecipe
-    record: dict[str, Any]  # srpo.json
+    record: dict[str, Any]  # content of srpo.json
     output: Path
-    loss_module: Any  # LossModule, as accelerate wraps it
+    loss_module: Any  # LossModule in accelerate's wrapper
     preprocessor: Any
     postprocessor: Any
     optimizer: Any
     scheduler: Any
     ema: Ema | None
     config: TrainPipelineConfig
-    first_step: int  # 0, or the step that is resumed from
+    first_step: int  # 0, or the step to resume from
 
     @property
     def policy(self) -> Any:
-        """The policy itself, without the wrappers."""
+        """The policy without the wrappers."""
         return self.accelerator.unwrap_model(self.loss_module).policy
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a part of the weights only (FSDP)."""
+        """Whether each process holds only a part of the weights (FSDP)."""
         return self.accelerator.distributed_type is DistributedType.FSDP
 
 
 class Ema:
     """Exponential moving average of a policy's trainable weights.
 
-    The decay grows as (1 + t) / (10 + t) up to its value, so a short run does not average in its random start.
+    The decay grows as (1 + t) / (10 + t) up to its final value, so a short run does not average in its random start.
     """
 
     def __init__(self, policy: nn.Module, decay: float) -> None:
@@ -96,13 +96,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step`."""
+        """Updates the average with the weights after `step`."""
         decay = min(self._decay, (1 + step) / (10 + step))
         get_ema_multi_avg_fn(decay)(self._average, self._parameters, step)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """While open, the policy has the averages for weights."""
+        """Gives the policy the averaged weights while the context is open."""
         self._swap()
         try:
             yield
@@ -112,13 +112,13 @@ class Ema:
     @torch.no_grad()
     def _swap(self) -> None:
         for parameter, average in zip(self._parameters, self._average, strict=True):
-            held = parameter.detach().clone()
+            current = parameter.detach().clone()
             parameter.copy_(average)
-            average.copy_(held)
+            average.copy_(current)
 
 
 def averaged(run: Run) -> Any:
-    """A context in which the policy has the weights that a checkpoint carries: the averages, or its own."""
+    """Returns a context in which the policy has the weights of a checkpoint: the averages if there are any."""
     return nullcontext() if run.ema is None else run.ema.swapped()
 
 
@@ -126,13 +126,13 @@ def averaged(run: Run) -> Any:
 
 
 def save(run: Run, step: int, total: int) -> Path:
-    """Write a checkpoint beside its place and move it there: it is whole or absent. Every process calls this.
+    """Writes a checkpoint to a temporary folder and moves it into place. Every process must call this.
 
     Returns:
         OUTPUT/checkpoints/STEP.
 
     Raises:
-        TrainingError: it cannot be written (a full disk); the checkpoints before it are as they were.
+        TrainingError: it cannot be written (a full disk). Earlier checkpoints stay unchanged.
     """
     place = get_step_checkpoint_dir(run.output, total, step)
     weights, moments = _gathered(run) if run.sharded else (None, None)
@@ -156,7 +156,7 @@ def _part(place: Path) -> Path:
 
 
 def _gathered(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The policy's whole weights and the optimizer's whole state on the main process, of parts on every process."""
+    """Gathers the weights and the optimizer's state on the main process from the parts on every process."""
     weights, moments = gather_fsdp_state_dicts(run.loss_module, run.optimizer)
     return {name.removeprefix("policy."): tensor for name, tensor in weights.items()}, moments
 
@@ -185,7 +185,7 @@ def _write(run: Run, place: Path, step: int, weights: Any, moments: Any) -> None
         save_file(_trained(run.policy), part / "training_state" / RAW_WEIGHTS)
     assert (part / "pretrained_model" / WEIGHTS).is_file()
     write_record(part / "pretrained_model", run.preprocessor, run.record | {"step": step})
-    if place.exists():  # left by a run that went further and was resumed before it
+    if place.exists():  # left by a run that got further and was then resumed from an earlier step
         shutil.rmtree(place)
     os.replace(part, place)
     update_last_checkpoint(place)
@@ -200,36 +200,36 @@ def _trained(policy: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trained(policy: nn.Module, path: Path) -> None:
-    """Put back the trained weights of `RAW_WEIGHTS`, in place.
+    """Loads the trained weights of `RAW_WEIGHTS` into the policy, in place.
 
     Raises:
-        CheckpointError: the file cannot be read, or is of other weights.
+        CheckpointError: the file cannot be read, or holds other weights.
     """
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _unusable(path.parent.parent, error) from None
-    mine = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    if stored.keys() != mine.keys():
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    if stored.keys() != trained.keys():
         raise _unusable(path.parent.parent, ValueError(f"{path.name} is of other weights"))
-    for name, parameter in mine.items():
+    for name, parameter in trained.items():
         parameter.copy_(stored[name])
 
 
 def load_state(start: Path, optimizer: Any, scheduler: Any, sharded: bool) -> int:
-    """Load the scheduler's state, and the optimizer's unless it is `sharded`, in place; the step they are of.
+    """Loads the scheduler's state, and the optimizer's state unless it is `sharded`, in place. Returns their step.
 
     Raises:
         CheckpointError: the folder is damaged.
     """
     try:
         return load_training_state(start, optimizer, scheduler, load_optimizer=not sharded)[0]
-    except Exception as error:  # whatever a half-copied folder makes lerobot's readers raise
+    except Exception as error:  # lerobot's readers raise many kinds of errors on a half-copied folder
         raise _unusable(start, error) from None
 
 
 def load_sharded_optimizer(run: Run, start: Path) -> None:
-    """Under FSDP: deal the optimizer's state out to the processes. After accelerate has prepared the run."""
+    """Under FSDP, shards the optimizer's state over the processes. Call it after accelerate has prepared the run."""
     load_fsdp_optimizer_state(run.loss_module, run.optimizer, start)
 
 
@@ -239,7 +239,7 @@ def _unusable(start: Path, error: Exception) -> CheckpointError:
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether `flag` is set on any process; all of them must ask."""
+    """Returns whether `flag` is set on any process. Every process must call this."""
     if accelerator.num_processes == 1:
         return flag
     flags = torch.tensor([float(flag)], device=accelerator.device)

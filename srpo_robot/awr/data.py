@@ -1,4 +1,4 @@
-"""What a run draws from: samples with their weights, and the episodes that are held out to measure the loss on."""
+"""Training samples with their weights, and the held-out episodes on which the loss is measured."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from srpo_robot.awr.checkpoints import Run, averaged
-from srpo_robot.awr.run_state import check_timestep_weights, check_weights, trained_weights
+from srpo_robot.awr.run_state import check_action_weights, check_weights, trained_weights
 from srpo_robot.awr.sampling import FlowNoise, held_out, spread_frames
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.training import TrainingSet, collate
 from srpo_robot.recipes import PolicyRecipe
 
-HELD_OUT_FRAMES = 256  # at most; every checkpoint pays for their forward passes
+HELD_OUT_FRAMES = 256  # at most, because every checkpoint pays for their forward passes
 
 
 class TrainingData:
-    """A buffer as a run sees it.
+    """Samples of a buffer for one run.
 
     Attributes:
-        trained: episodes that are trained on.
-        held_out: the others; see `sampling.held_out`.
-        frames: number of frames of `trained`.
-        drawn_by: (N,) weights by global frame index that frames are drawn in proportion to; None: each once an epoch.
+        trained: episodes to train on.
+        held_out: the other episodes; see `sampling.held_out`.
+        frames: number of frames in `trained`.
+        drawn_by: (N,) weights by global frame index; frames are drawn in proportion. None: each frame once an epoch.
     """
 
     def __init__(
-        self, buffer: Buffer, recipe: PolicyRecipe, chunk: int, weights: np.ndarray, timestep: np.ndarray | None
+        self, buffer: Buffer, recipe: PolicyRecipe, chunk: int, weights: np.ndarray, action_weights: np.ndarray | None
     ) -> None:
-        """Raises UsageError, TrainingError where share or weights cannot be; DatasetError as `TrainingSet`."""
+        """Raises UsageError or TrainingError if share or weights are not usable; DatasetError as `TrainingSet`."""
         weights = check_weights(weights, buffer.total_frames)
-        kept = held_out(buffer.episodes, recipe.validation_share, recipe.seed)
-        self.trained = [episode for episode in buffer.episodes if episode.index not in kept]
-        self.held_out = [episode for episode in buffer.episodes if episode.index in kept]
+        excluded = held_out(buffer.episodes, recipe.validation_share, recipe.seed)
+        self.trained = [episode for episode in buffer.episodes if episode.index not in excluded]
+        self.held_out = [episode for episode in buffer.episodes if episode.index in excluded]
         self.frames = sum(episode.length for episode in self.trained)
-        mask = np.repeat([e.index not in kept for e in buffer.episodes], [e.length for e in buffer.episodes])
-        if timestep is not None:  # then a frame counts once, and its actions by their own weights
-            timestep = check_timestep_weights(timestep, buffer.total_frames, chunk)
+        mask = np.repeat([e.index not in excluded for e in buffer.episodes], [e.length for e in buffer.episodes])
+        if action_weights is not None:  # every frame then counts once, and its actions by their weights
+            action_weights = check_action_weights(action_weights, buffer.total_frames, chunk)
             weights = np.ones(buffer.total_frames)
         weights = trained_weights(weights, mask)
         self.drawn_by = weights if recipe.weights_as == "sampling" else None
         self._weights = torch.from_numpy(weights.astype(np.float32))
-        self._timestep = None if timestep is None else torch.from_numpy(timestep.astype(np.float32))
+        self._action_weights = None if action_weights is None else torch.from_numpy(action_weights.astype(np.float32))
         self._samples = TrainingSet(buffer, chunk, recipe.cache_gb)
 
     def weights(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Weights of frames `index` (B,): (B,), and of their chunks' actions (B, chunk) or None."""
+        """Returns the weights (B,) of frames `index` (B,), and (B, chunk) of their chunks' actions or None."""
         index = index.cpu()
-        timestep = None if self._timestep is None else self._timestep[index].to(device)
-        return self._weights[index].to(device), timestep
+        action_weights = None if self._action_weights is None else self._action_weights[index].to(device)
+        return self._weights[index].to(device), action_weights
 
     def loader(self, batches: Iterable[list[int]], workers: int | None = None) -> DataLoader:
-        """Loads `batches` of global frame indices; in processes of its own where frames are read from disk."""
+        """Returns a loader of `batches` of global frame indices. Frames from disk are decoded in worker processes."""
         if self._samples.in_memory:
             workers = 0
         elif workers is None:
@@ -74,15 +74,15 @@ class TrainingData:
 
 
 def decoding_workers() -> int:
-    """Processes that decode frames beside the training, where they do not fit into memory."""
+    """Returns the number of worker processes that decode frames, if the frames do not fit into memory."""
     return max(1, min(8, (os.cpu_count() or 1) - 1))
 
 
 class HeldOut:
-    """The loss on episodes that are never trained on, under noise that is the same every time it is measured.
+    """Measures the loss on the held-out episodes, under the same noise every time.
 
-    The weights measured are those that the checkpoint carries. Normalisation statistics and scores do come from the
-    whole dataset.
+    The policy has the weights of the checkpoint, averaged or not. Normalisation statistics and scores come from the
+    whole dataset, held-out episodes included.
     """
 
     def __init__(self, run: Run, data: TrainingData) -> None:
@@ -95,27 +95,28 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
-        """`validation_loss`, unweighted, and `validation_weighted_loss`; {} where nothing is held out.
+        """Returns `validation_loss` (unweighted) and `validation_weighted_loss`; {} if nothing is held out.
 
-        Every process measures all of it: FSDP needs them in step, and the result is the same on any number of them.
+        Every process measures all held-out frames: FSDP needs the processes in step, and the result then does not
+        depend on their number.
         """
         if self._loader is None:
             return {}
         run, sums, done = self._run, torch.zeros(2, dtype=torch.float64), 0
-        # Outside FSDP the wrapper is not needed, and DDP's would wait for the other processes.
-        trainee: Any = run.loss_module if run.sharded else run.accelerator.unwrap_model(run.trainee)
+        # Without FSDP the wrapper is not needed, and DDP's wrapper would wait for the other processes.
+        loss_module: Any = run.loss_module if run.sharded else run.accelerator.unwrap_model(run.loss_module)
         with averaged(run):
-            trainee.eval()
+            loss_module.eval()
             for batch in self._loader:
-                weights, timestep = self._data.weights(batch["index"], run.accelerator.device)
-                # Step 0 is no step of the training: these draws are its own.
+                weights, action_weights = self._data.weights(batch["index"], run.accelerator.device)
+                # Training steps start at 1, so the draws of step 0 are used here only.
                 noise = self._noise.rows((run.recipe.seed, 0), done, len(self._frames))
                 with noise, run.accelerator.autocast():
                     batch = run.preprocessor(batch)
-                    plain = trainee(batch)
-                    weighted = plain * weights if timestep is None else trainee(batch, timestep)
+                    plain = loss_module(batch)
+                    weighted = plain * weights if action_weights is None else loss_module(batch, action_weights)
                 sums += torch.stack([plain.double().sum(), weighted.double().sum()]).cpu()
                 done += len(plain)
-            trainee.train()
+            loss_module.train()
         plain_mean, weighted_mean = (sums / done).tolist()
         return {"validation_loss": plain_mean, "validation_weighted_loss": weighted_mean}

@@ -1,4 +1,4 @@
-"""Scores for other trainers, as parquet files by global frame index. The dataset's own features are never touched.
+"""Writes scores for other trainers as parquet files by global frame index. The dataset itself is never changed.
 
 `rabc`: progress in the schema of lerobot's SARM tools, for stock `lerobot-train --sample_weighting.type=rabc`.
 `weights`: AWR's weights, for the plugin `lerobot_policy_srpo_awr` and `--sample_weighting.type=srpo_awr`.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,39 +18,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srpo_robot.awr.tables import Weighting, episode_values, total_advantage
-from srpo_robot.awr.weights import awr_weights
+from srpo_robot.awr.weighting import BufferWeights, step_values
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.tables import Table, write_table
 from srpo_robot.errors import TrainingError, UsageError
-from srpo_robot.recipes import digest
 from srpo_robot.records import Episode
 
 Kind = Literal["rabc", "weights", "recap"]
-RABC_FILE = "sarm_progress.parquet"  # where lerobot looks when sample_weighting.progress_path is not given
+RABC_FILE = "sarm_progress.parquet"  # lerobot's default for sample_weighting.progress_path
 SIDECAR_FILES = {"weights": "awr_weights.parquet", "recap": "recap.parquet"}
-# The text that pi*0.6 reads between its instruction and its actions (section V-B).
+# pi*0.6 reads this text between its instruction and its actions (section V-B).
 ADVANTAGE_TEXT = {True: "Advantage: positive", False: "Advantage: negative"}
 _RECORDED = ("data", "meta", "videos", "images")
 
 
 def default_path(buffer: Buffer, kind: Kind) -> Path:
-    """Where a file of that kind goes unless told otherwise."""
+    """Returns the default path of an export."""
     return buffer.root / RABC_FILE if kind == "rabc" else buffer.sidecar / SIDECAR_FILES[kind]
 
 
 def export_rabc(buffer: Buffer, progress: Table, path: Path) -> Table:
-    """Write the step value as SARM progress: index, episode_index and frame_index int64, progress_sparse float32.
+    """Writes the step value as SARM progress: index, episode_index and frame_index int64, progress_sparse float32.
 
-    The value is what this package trains by (`progress` itself, unless the score was made with another --value). NaN
-    where it is undefined: lerobot weighs such frames by its `fallback_weight`, 1 unless told otherwise.
+    The step value is `progress` itself unless the score was made with another --value. Undefined values are NaN:
+    lerobot gives such frames its `fallback_weight`, 1 by default.
 
     Raises:
-        StaleTable: the table is of another dataset.
+        StaleTable: the progress table belongs to another dataset.
         TrainingError: the value is undefined everywhere.
         UsageError: see `check_path`.
     """
-    value = np.concatenate(episode_values(buffer, progress))
+    value = np.concatenate(step_values(buffer, progress))
     if not np.isfinite(value).any():
         raise TrainingError("no frame has a step value to export; look at the scores: srpo-robot score-dataset")
     places = {name: progress[name].astype(np.int64) for name in ("index", "episode_index", "frame_index")}
@@ -58,74 +57,77 @@ def export_rabc(buffer: Buffer, progress: Table, path: Path) -> Table:
     return _write(buffer, progress, path, "rabc", columns, {}, {"reward_model_path": encoder})
 
 
-def export_weights(buffer: Buffer, progress: Table, weighting: Weighting, path: Path) -> Table:
-    """Write AWR's weights: index int64, weight float32, mean 1 over the dataset, 0 where the advantage is undefined.
+def export_weights(buffer: Buffer, progress: Table, weights: BufferWeights, path: Path) -> Table:
+    """Writes AWR's weights: index int64, weight float32, mean 1 over the dataset, 0 if the advantage is undefined.
 
     Raises:
-        StaleTable, UsageError, TrainingError: see `tables.total_advantage`, `weights.awr_weights`, `check_path`.
+        UsageError: see `check_path`.
     """
-    _, advantage = total_advantage(buffer, progress, weighting)
-    weights = awr_weights(advantage, weighting.beta, weighting.w_max)
-    columns = {"index": progress["index"].astype(np.int64), "weight": weights.values.astype(np.float32)}
-    return _write(buffer, progress, path, "weights", columns, {"recipe": digest(weighting)})
+    columns = {"index": progress["index"].astype(np.int64), "weight": weights.frames.values.astype(np.float32)}
+    return _write(buffer, progress, path, "weights", columns, {"weighting": asdict(weights.weighting)})
 
 
-def export_recap(buffer: Buffer, progress: Table, weighting: Weighting, positive: float, path: Path) -> Table:
-    """Write RECAP's improvement indicator: index int64, advantage bool, advantage_text.
+def export_recap(buffer: Buffer, progress: Table, weights: BufferWeights, positive: float, path: Path) -> Table:
+    """Writes RECAP's improvement indicator: index int64, advantage bool, advantage_text.
 
-    A frame is positive where A = A_chunk + kappa * A_trajectory is above its task's threshold (see
-    `recap_thresholds`). Where A is undefined, advantage is null and the text is empty: such a frame trains without the
+    A frame is positive if A = A_chunk + kappa * A_trajectory is above its task's threshold (see
+    `recap_thresholds`). If A is undefined, advantage is null and the text is empty: such a frame trains without the
     indicator, as pi*0.6 does for a random share of all frames.
 
     Raises:
-        StaleTable, UsageError, TrainingError: see `tables.total_advantage`, `recap_thresholds`, `check_path`.
+        UsageError, TrainingError: see `recap_thresholds` and `check_path`.
     """
-    _, advantage = total_advantage(buffer, progress, weighting)
+    assert weights.advantages is not None
+    advantage = weights.advantages.total
     task = np.repeat([e.task for e in buffer.episodes], [e.length for e in buffer.episodes])
     thresholds = recap_thresholds(advantage, task, positive)
     labels = recap_labels(advantage, task, thresholds)
     text = np.array(["" if label is None else ADVANTAGE_TEXT[label] for label in labels], dtype=object)
     columns = {"index": progress["index"].astype(np.int64), "advantage": labels, "advantage_text": text}
-    made = {"recipe": digest(weighting), "positive": positive, "thresholds": thresholds}
-    return _write(buffer, progress, path, "recap", columns, made)
+    source = {"weighting": asdict(weights.weighting), "positive": positive, "thresholds": thresholds}
+    return _write(buffer, progress, path, "recap", columns, source)
+
+
+def check_positive(positive: float) -> None:
+    """Raises UsageError if the share of positive frames is not between 0 and 1."""
+    if not 0 < positive < 1:
+        raise UsageError(f"the positive share is {positive:g}; give a number between 0 and 1, pi*0.6 has 0.3")
 
 
 def recap_thresholds(advantage: np.ndarray, task: np.ndarray, positive: float) -> dict[str, float]:
-    """By task, the advantage above which a frame is positive: its quantile 1 - `positive` over the task's frames.
+    """Returns the threshold of each task: the quantile 1 - `positive` of its advantages. Frames above it are positive.
 
-    pi*0.6 sets one threshold a task, so that about 30 % of the task's frames are positive in pre-training, and more
-    while fine-tuning; ties at the threshold are negative, so the share may be smaller. A task of which no advantage is
-    defined is left out. (pi*0.6 calls human corrections and demonstrations positive whatever their advantage; here the
-    advantage decides throughout.)
+    pi*0.6 sets one threshold per task, so that about 30 % of the task's frames are positive in pre-training, and more
+    while fine-tuning. Ties at the threshold are negative, so the share may be smaller. A task without any defined
+    advantage is left out. (pi*0.6 calls human corrections and demonstrations positive whatever their advantage. Here
+    the advantage always decides.)
 
     Args:
-        advantage: (N,), NaN where undefined.
-        task: (N,) the frame's task.
-        positive: share of the frames, between 0 and 1.
+        advantage: (N,), NaN if undefined.
+        task: (N,) task of each frame.
+        positive: share of positive frames, between 0 and 1.
 
     Raises:
         UsageError: `positive` is not between 0 and 1.
         TrainingError: no advantage is defined.
     """
-    if not 0 < positive < 1:
-        raise UsageError(f"the positive share is {positive:g}; give a number between 0 and 1, pi*0.6 has 0.3")
+    check_positive(positive)
     defined = np.isfinite(advantage)
     if not defined.any():
         raise TrainingError("no finite advantage to train on; look at the scores: srpo-robot score-dataset")
-    known = dict.fromkeys(task[defined])
-    return {str(name): float(np.quantile(advantage[defined & (task == name)], 1 - positive)) for name in known}
+    names = dict.fromkeys(task[defined])
+    return {str(name): float(np.quantile(advantage[defined & (task == name)], 1 - positive)) for name in names}
 
 
 def recap_labels(advantage: np.ndarray, task: np.ndarray, thresholds: dict[str, float]) -> np.ndarray:
-    """(N,) of True, False, or None where the advantage is undefined."""
+    """Returns (N,) labels: True or False, None if the advantage is undefined."""
     above = advantage > np.array([thresholds.get(str(name), np.nan) for name in task])
     return np.array([bool(a) if f else None for a, f in zip(above, np.isfinite(advantage), strict=True)], dtype=object)
 
 
 def check_path(buffer: Buffer, path: Path, kind: Kind) -> None:
-    """Raise UsageError where `path` is no place for an export: among the recorded files, or another's file."""
-    if path.suffix != ".parquet":
-        raise UsageError(f"{path} does not end in .parquet; the export is a parquet file")
+    """Raises UsageError if `path` is no place for an export: among the recorded files, or another program's file."""
+    check_suffix(path)
     root, place = buffer.root.resolve(), path.resolve()
     if any(place.is_relative_to(root / folder) for folder in _RECORDED):
         raise UsageError(
@@ -138,8 +140,14 @@ def check_path(buffer: Buffer, path: Path, kind: Kind) -> None:
         )
 
 
+def check_suffix(path: Path) -> None:
+    """Raises UsageError if `path` does not end in .parquet."""
+    if path.suffix != ".parquet":
+        raise UsageError(f"{path} does not end in .parquet; the export is a parquet file")
+
+
 def lengths_digest(episodes: Sequence[Episode]) -> str:
-    """Identifies a dataset by its episodes' lengths alone, which any reader of LeRobot datasets can compute."""
+    """Returns a hash of the episodes' lengths, which any reader of LeRobot datasets can compute."""
     return hashlib.sha256(json.dumps([episode.length for episode in episodes]).encode()).hexdigest()[:16]
 
 
@@ -149,7 +157,7 @@ def _write(
     path: Path,
     kind: Kind,
     columns: dict[str, np.ndarray],
-    made: dict[str, Any],
+    source: dict[str, Any],
     foreign: dict[str, str] | None = None,
 ) -> Table:
     check_path(buffer, path, kind)
@@ -159,13 +167,13 @@ def _write(
         "lengths": lengths_digest(buffer.episodes),
         "frames": buffer.total_frames,
         "parent": progress.metadata["content"],
-        **made,
+        **source,
     }
     return write_table(path, columns, metadata, foreign)
 
 
 def _kind(path: Path) -> str | None:
-    """What a file of this package says it is; None for any other file."""
+    """The kind that a file of this package records in its metadata; None for any other file."""
     try:
         return json.loads((pq.read_schema(path).metadata or {})[b"srpo"]).get("kind")
     except (pa.ArrowException, OSError, KeyError, ValueError):

@@ -1,6 +1,6 @@
-"""What sets one policy family apart from another; everything else in `awr` is the same for all of them.
+"""The differences between policy families. Everything else in `awr` is the same for all of them.
 
-A family is named by a recipe's `family` and by `type` in a checkpoint's config.json.
+A recipe's `family`, and `type` in a checkpoint's config.json, hold a family's name.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from srpo_robot.errors import CheckpointError
 
-# Imported when asked for: every module costs the import of a modelling file.
-_WHERE = {
+# Imported on demand, because each module imports a large modelling file.
+_MODULES = {
     "pi0": ("srpo_robot.awr.flow", "PI0"),
     "pi05": ("srpo_robot.awr.flow", "PI05"),
     "smolvla": ("srpo_robot.awr.flow", "SMOLVLA"),
@@ -30,24 +30,24 @@ def _none(config: Any) -> Mapping[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One policy family.
 
     Attributes:
-        name: as in recipes and in config.json.
+        name: name in recipes and in config.json.
         config: lerobot's config class.
         policy: lerobot's policy class, extended by `forward(batch, options=..., action_weights=...)` -> (B,).
-        processors: makes (preprocessor, postprocessor) of (config, statistics).
+        processors: function (config, statistics) -> (preprocessor, postprocessor).
         lora_targets: default LoRA targets, a regular expression over module names.
-        downloads: Hub ids of what lerobot fetches to build it, the most likely to be missing first.
-        prompt: what the policy reads, with {task} and {state} (numbers from -1 to 255).
-        expert_width: whether a tiny build has a width for an action expert beside that of its language model.
-        acts_in_tokens: whether an action chunk is a sequence of tokens, with a tokenizer of its own.
-        token_modules: lerobot's modules that ask transformers for tokenizers by name.
-        check: raises RecipeError where a setting of the config cannot work.
-        processor_overrides: what lerobot forgets to save with a preprocessor, by step name.
-        loaded: settings that differ where all weights come from a checkpoint.
+        downloads: Hub ids that lerobot fetches to build the policy, the most likely to be missing first.
+        prompt: the policy's prompt, with {task} and {state} (numbers from -1 to 255).
+        expert_width: whether a tiny build has a width for an action expert beside the width of its language model.
+        acts_in_tokens: whether an action chunk is a sequence of tokens, with its own tokenizer.
+        token_modules: lerobot's modules that load tokenizers from transformers by name.
+        check: raises RecipeError if a setting of the config cannot work.
+        processor_overrides: settings of a preprocessor that lerobot does not save, by step name.
+        loaded: settings that differ if all weights come from a checkpoint.
     """
 
     name: str
@@ -66,17 +66,17 @@ class Family:
 
     @property
     def reads_state(self) -> bool:
-        """Whether the state is part of the prompt, in 256 bins."""
+        """Whether the prompt contains the state, in 256 bins."""
         return "{state}" in self.prompt
 
 
 def family(name: str) -> Family:
-    """The family of a recipe or a checkpoint.
+    """Returns the family of that name.
 
     Raises:
-        CheckpointError: this version has none of that name; the message lists those it has.
+        CheckpointError: this version has no such family. The message lists the families it has.
     """
-    if name not in _WHERE:
-        raise CheckpointError(f"there is no policy family {name!r} here; there are {', '.join(sorted(_WHERE))}")
-    module, constant = _WHERE[name]
+    if name not in _MODULES:
+        raise CheckpointError(f"there is no policy family {name!r} here; there are {', '.join(sorted(_MODULES))}")
+    module, constant = _MODULES[name]
     return getattr(import_module(module), constant)

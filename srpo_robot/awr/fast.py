@@ -1,15 +1,15 @@
-"""pi0-FAST: the loss of each sample from lerobot's parts, and only tokens that are a whole chunk become motion.
+"""pi0-FAST with one loss per sample, and with decoding that refuses tokens that do not make a whole chunk.
 
-lerobot reduces the token losses to one number for the batch, so the forward is put together again here: from its
-embedding, its language model and its head.
+lerobot reduces the token losses to one number for the batch. So the forward pass is put together here from lerobot's
+embedding, language model and head.
 
-"masked" padding: a chunk's tokens are frequencies over all of its steps, so none belongs to a padded step alone. A
-chunk that the episode's end cuts therefore trains as a whole or not at all, and masked means not at all: its loss is 0.
-The last chunk_size - 1 frames of an episode then never start a chunk; where that leaves too little of short episodes,
+"masked" padding: a chunk's tokens are frequencies over all of its steps, so no token belongs to a padded step alone. A
+chunk cut by the episode's end can only train as a whole or not at all. Masked means not at all: its loss is 0. The last
+chunk_size - 1 frames of an episode then never start a chunk. If that leaves too little of short episodes,
 `padding = "trained"` trains on holding the last action, as lerobot does.
 
-The constant tokens around the action ("Action: ", "|") count: lerobot's decoder needs them, a policy built from nothing
-has to learn them, and once it has they cost nothing.
+The constant tokens around the action ("Action: ", "|") count: lerobot's decoder needs them, and a policy with fresh
+weights has to learn them. Once it has, they cost nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SLICE = 256  # tokens whose logits are in memory at once: 0.26 GB at PaliGemma'
 
 
 class Pi0Fast(PI0FastPolicy):
-    """lerobot's PI0FastPolicy with a loss a sample, whole chunks, and an error where it would move to the mean pose."""
+    """lerobot's PI0FastPolicy with one loss per sample. Undecodable tokens raise, they do not move to the mean pose."""
 
     def forward(
         self,
@@ -57,7 +57,7 @@ class Pi0Fast(PI0FastPolicy):
         options: LossOptions | None = None,
         action_weights: Tensor | None = None,
     ) -> Any:
-        """lerobot's forward; with `options` the loss of each sample, see `losses.per_sample_loss`."""
+        """Does lerobot's forward pass. With `options` it returns one loss per sample; see `losses.per_sample_loss`."""
         if options is None:
             return super().forward(batch)
         if action_weights is not None:
@@ -67,11 +67,11 @@ class Pi0Fast(PI0FastPolicy):
         return token_loss(nll, counts, options, excluded)
 
     def token_nll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of each action token after the first, which is given.
+        """Computes the negative log-likelihood of each action token after the first one, which is the input.
 
         Returns:
-            nll: (B, T) with gradient, 0 where there is no token.
-            counts: (B, T) True where there is one. T + 1 tokens are those of the batch's longest chunk.
+            nll: (B, T) with gradient, 0 for padding.
+            counts: (B, T) True for tokens, False for padding. The batch's longest chunk has T + 1 tokens.
         """
         counts = batch[ACTION_TOKEN_MASK].bool()
         longest = int(counts.sum(dim=1).max())
@@ -82,7 +82,7 @@ class Pi0Fast(PI0FastPolicy):
         return torch.zeros_like(targets, dtype=values.dtype).masked_scatter(counts, values), counts
 
     def _hidden(self, batch: dict[str, Any], tokens: Tensor, counts: Tensor) -> Tensor:
-        """The language model's last layer (B, images + language + tokens, width)."""
+        """Returns the language model's last layer (B, images + language + tokens, width)."""
         language = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
         model: Any = self.model
         images = self._preprocess_images(batch)
@@ -104,7 +104,7 @@ class Pi0Fast(PI0FastPolicy):
         return torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
 
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(n,) of (n, width) and (n,). The logits are made again going back instead of being kept."""
+        """Losses (n,) from (n, width) and (n,). The backward pass recomputes the logits instead of keeping them."""
         return checkpoint(self._head, hidden, targets, use_reentrant=False)  # type: ignore[return-value]
 
     def _head(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -113,12 +113,14 @@ class Pi0Fast(PI0FastPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **options: Any) -> Tensor:
-        """As lerobot's (B, chunk_size, A), where greedy decoding takes the best token that still can become a chunk.
+        """Returns a chunk (B, chunk_size, A) like lerobot, but decodes only tokens that can still make a whole chunk.
 
-        A token stands for one or more coefficients, so a policy that takes the best token each time is often one
-        coefficient too long or too short; where it is not, nothing changes.
+        A token stands for one or more coefficients, so plain greedy decoding is often one coefficient too long or too
+        short. If it is not, the result is the same.
         """
-        if self.config.temperature > 0 or self.config.compile_model:  # lerobot's own choice; checked all the same
+        if (
+            self.config.temperature > 0 or self.config.compile_model
+        ):  # lerobot decodes; the result is checked below all the same
             return super().predict_action_chunk(batch, **options)
         head = self.model.paligemma_with_expert.paligemma.lm_head
         hook = head.register_forward_hook(self._grammar(len(batch[OBS_LANGUAGE_TOKENS])))
@@ -137,63 +139,71 @@ class Pi0Fast(PI0FastPolicy):
         counts = coefficients_of_tokens(actions.bpe_tokenizer)
         sizes[first - torch.arange(len(counts))] = torch.tensor(counts)
         prefix = text.encode("Action: ", add_special_tokens=False)
-        wanted = self.config.chunk_size * _action_width(self.config)
-        return _Grammar(sizes, prefix, text.convert_tokens_to_ids("|"), torch.full((rows,), wanted))
+        total = self.config.chunk_size * _action_width(self.config)
+        return _Grammar(sizes, prefix, text.convert_tokens_to_ids("|"), torch.full((rows,), total))
 
     def detokenize_actions(self, tokens: Tensor, action_horizon: int, action_dim: int) -> Tensor:
-        """As lerobot's (B, action_horizon, action_dim). Raises UndecodableActions instead of returning zeros."""
+        """Decodes like lerobot to (B, action_horizon, action_dim). Raises UndecodableActions, never returns zeros."""
         try:
             return super().detokenize_actions(tokens, action_horizon, action_dim)
-        except AssertionError:  # of validate_action_token_prefix
+        except AssertionError:  # from validate_action_token_prefix
             raise UndecodableActions("the policy's tokens do not begin with 'Action:'; train it longer") from None
 
     def decode_actions_with_fast(
         self, token_ids: list[Any], time_horizon: int, action_dim: int, relaxed_decoding: bool = True
     ) -> np.ndarray:
-        """As lerobot's, which fills and cuts token sequences of a wrong length and makes others an all-zero chunk.
+        """Decodes like lerobot, which pads or cuts sequences of a wrong length and replaces others by zeros.
 
         Raises:
-            UndecodableActions: the tokens are not exactly those of a chunk; zeros would be a move to the mean pose, and
-                after a token too many or too few every number belongs to another joint.
+            UndecodableActions: the tokens do not make exactly one chunk. Zeros would be a move to the mean pose, and
+                after one token too many or too few every number belongs to another joint.
         """
-        wanted = time_horizon * action_dim
+        expected = time_horizon * action_dim
         for tokens in token_ids:
             try:
-                got = len(self.action_tokenizer.bpe_tokenizer.decode(tokens))
-            except (OverflowError, TypeError, ValueError):  # a word that is no action token
-                got = 0
-            if got != wanted:
+                count = len(self.action_tokenizer.bpe_tokenizer.decode(tokens))
+            except (OverflowError, TypeError, ValueError):  # a token that is not an action token
+                count = 0
+            if count != expected:
                 raise UndecodableActions(
-                    f"the policy's tokens give {got} coefficients where a chunk has {wanted}; the arm holds"
+                    f"the policy's tokens give {count} coefficients where a chunk has {expected}; the arm holds"
                 )
         return super().decode_actions_with_fast(token_ids, time_horizon, action_dim, relaxed_decoding)
 
 
 class _Grammar:
-    """A hook on the head, for one chunk: "Action: ", then tokens up to the chunk's coefficients, then "|"."""
+    """Hook on the head for decoding one chunk: "Action: ", then tokens up to the chunk's coefficients, then "|"."""
 
-    def __init__(self, sizes: Tensor, prefix: list[int], end: int, left: Tensor) -> None:
-        """`sizes` (V,): coefficients that a word stands for, -1 where it is no action; `left` (B,): those to come."""
-        self._sizes, self._prefix, self._end, self._left = sizes, list(prefix), end, left
+    def __init__(self, sizes: Tensor, prefix: list[int], end: int, remaining: Tensor) -> None:
+        """Takes the vocabulary's sizes and the chunk's.
+
+        Args:
+            sizes: (V,) number of coefficients per token id, -1 for ids that are not action tokens.
+            prefix: token ids that come first.
+            end: token id that comes last.
+            remaining: (B,) number of coefficients still to come.
+        """
+        self._sizes, self._prefix, self._end, self._remaining = sizes, list(prefix), end, remaining
 
     def __call__(self, module: Any, inputs: Any, logits: Tensor) -> Tensor:
-        """The logits (B, 1, V) of the next token, -inf where it cannot become a chunk."""
-        self._sizes, self._left = self._sizes.to(logits.device), self._left.to(logits.device)
+        """Returns the logits (B, 1, V) of the next token, -inf for tokens that cannot lead to a whole chunk."""
+        self._sizes, self._remaining = self._sizes.to(logits.device), self._remaining.to(logits.device)
         if self._prefix:
             allowed = torch.zeros_like(logits, dtype=torch.bool)
             allowed[..., self._prefix.pop(0)] = True
             return logits.masked_fill(~allowed, -torch.inf)
-        allowed = (self._sizes >= 0) & (self._sizes <= self._left[:, None])  # (B, V)
-        allowed[self._left == 0, self._end] = True
+        allowed = (self._sizes >= 0) & (self._sizes <= self._remaining[:, None])  # (B, V)
+        allowed[self._remaining == 0, self._end] = True
         masked = logits.masked_fill(~allowed[:, None], -torch.inf)
-        self._left = self._left - self._sizes[masked[:, -1].argmax(dim=-1)].clamp(min=0)
+        self._remaining = self._remaining - self._sizes[masked[:, -1].argmax(dim=-1)].clamp(min=0)
         return masked
 
 
 def coefficients_of_tokens(bpe: Any) -> list[int]:
-    """How many coefficients each token of a FAST tokenizer stands for, by token id.
+    """Returns the number of coefficients of each token of a FAST tokenizer, by token id.
 
-    One a character; a byte-level tokenizer, as lerobot's is, may cut a character's bytes: they count at the first one.
+    Each character is one coefficient. A byte-level tokenizer such as lerobot's may split a character's bytes: the
+    character then counts at its first byte.
     """
     tokens = bpe.convert_ids_to_tokens(list(range(len(bpe))))
     if not isinstance(bpe.backend_tokenizer.decoder, decoders.ByteLevel):

@@ -1,8 +1,8 @@
-"""Flow-matching families (pi0, pi0.5, SmolVLA): lerobot's policies, whose forward also gives one loss a sample.
+"""Flow-matching families (pi0, pi0.5, SmolVLA): lerobot's policies with one loss per sample.
 
-lerobot reduces over the whole chunk before anything can be weighed, and its pi0 and pi0.5 train on the repeated last
+lerobot reduces over the whole chunk before a weight could be applied, and its pi0 and pi0.5 train on the repeated last
 action past an episode's end. The classes here draw noise and time in lerobot's order, so the same seed gives the same
-loss. Their config and weights are lerobot's: a checkpoint has nothing of this package in it.
+loss. Config and weights are lerobot's: a checkpoint holds nothing of this package.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _IS_PAD = "action_is_pad"
 
 
 class _PerSample:
-    """Before a lerobot policy in the bases of a class: `forward(batch, options=...)` returns (B,)."""
+    """Mixin for a lerobot policy: `forward(batch, options=...)` returns one loss per sample, (B,)."""
 
     config: Any
 
@@ -49,7 +49,7 @@ class _PerSample:
         options: LossOptions | None = None,
         action_weights: Tensor | None = None,
     ) -> Any:
-        """lerobot's forward; with `options` the loss of each sample, see `losses.per_sample_loss`."""
+        """Does lerobot's forward pass. With `options` it returns one loss per sample; see `losses.per_sample_loss`."""
         if options is None:
             return super().forward(batch, reduction=reduction)  # type: ignore[misc]
         errors = self._errors(batch)[:, :, : self.config.output_features[ACTION].shape[0]]
@@ -57,12 +57,12 @@ class _PerSample:
         return chunk_loss(errors, padded, action_weights)
 
     def _errors(self, batch: dict[str, Any]) -> Tensor:
-        """Squared errors (B, chunk, max_action_dim)."""
+        """Returns squared errors (B, chunk, max_action_dim)."""
         raise NotImplementedError
 
 
 def _drawn(policy: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Padded actions (B, chunk, max_action_dim), noise of the same shape and time (B,), drawn in lerobot's order."""
+    """Returns padded actions (B, chunk, max_action_dim), noise of that shape and time (B,), in lerobot's order."""
     actions = policy.prepare_action(batch)
     noise = policy.model.sample_noise(actions.shape, actions.device)
     return actions, noise, policy.model.sample_time(len(actions), actions.device)
@@ -110,7 +110,7 @@ PI05 = Family(
     config=PI05Config,
     policy=Pi05,
     processors=make_pi05_pre_post_processors,
-    # lerobot's own default names pi0's layers, so its pi0.5 adapters leave the time layers out
+    # lerobot's default has the names of pi0's layers, so its pi0.5 adapters leave the time layers out
     lora_targets=rf"({_EXPERT}|model\.(action_in_proj|action_out_proj|time_mlp_in|time_mlp_out))",
     downloads=("google/paligemma-3b-pt-224",),
     prompt="Task: {task}, State: {state};\nAction: ",
@@ -125,5 +125,5 @@ SMOLVLA = Family(
     downloads=("HuggingFaceTB/SmolVLM2-500M-Video-Instruct",),
     expert_width=False,  # config.expert_width_multiplier
     check=_no_aloha,
-    loaded={"load_vlm_weights": False},  # else lerobot fetches a backbone only to overwrite it
+    loaded={"load_vlm_weights": False},  # otherwise lerobot downloads a backbone only to overwrite it
 )

@@ -1,4 +1,4 @@
-"""LoRA through peft: adapters train, and what is saved is a plain policy with the adapters merged in."""
+"""LoRA through peft: only adapters train, and a checkpoint is a plain policy with the adapters merged in."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from srpo_robot.recipes import PolicyRecipe
 
 
 def lora_targets(name: str) -> str:
-    """Which layers LoRA adapts by default in a family: a regular expression over module names.
+    """Returns the layers that LoRA adapts by default in a family, as a regular expression over module names.
 
-    The query and value projections of the part that makes the actions, and the layers into and out of it.
+    They are the query and value projections of the action expert, and the layers into and out of it.
     """
     return family(name).lora_targets
 
 
 def apply_lora(policy: Any, recipe: PolicyRecipe) -> Any:
-    """`policy` wrapped by peft so that only adapters train, or as it is where the recipe has no `lora_rank`.
+    """Wraps `policy` with peft so that only adapters train. Without `lora_rank` in the recipe, returns it unchanged.
 
-    The adapters begin as the identity, at random by `recipe.seed`. A checkpoint of a wrapped policy carries merged
-    weights (`plain_policy`): it is whole by itself, is checked like any other, and needs neither peft nor the base.
+    The adapters start as the identity; `recipe.seed` draws their random part. A checkpoint of a wrapped policy holds
+    merged weights (`plain_policy`). It is complete, is checked like any other, and needs neither peft nor the base.
 
     Raises:
-        RecipeError: `lora_targets` is no regular expression, or names no layer of the policy.
+        RecipeError: `lora_targets` is not a regular expression, or matches no layer of the policy.
     """
     if not recipe.lora_rank:
         return policy
@@ -45,9 +45,9 @@ def apply_lora(policy: Any, recipe: PolicyRecipe) -> Any:
 
 
 def plain_policy(policy: Any) -> tuple[Any, dict[str, torch.Tensor] | None]:
-    """The policy without peft's wrapper and the state dict to save for it; None: its own.
+    """Returns the policy without peft's wrapper, and the state dict to save for it (None: its own).
 
-    The adapters are added to copies of their layers: the weights that train on stay exact, also in bfloat16.
+    The adapters are added to copies of their layers, so that the weights in training stay exact, also in bfloat16.
     """
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer

@@ -13,13 +13,13 @@ from srpo_robot.errors import TrainingError
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What counts in a sample's loss (the recipe's `padding` and `token_balance`).
+    """Which parts of a sample count in its loss (the recipe's `padding` and `token_balance`).
 
     Attributes:
-        padding: whether the repeated last action of a chunk that the episode's end cuts is trained on. "masked": no.
-            Each family says how; lerobot trains on it.
-        tokens: for policies that act in tokens. "sample": each sample's mean over its own tokens, so that every sample
-            weighs the same. "batch": lerobot's balance, where a sample weighs by its share of the batch's tokens.
+        padding: whether to train on the repeated last action of a chunk that the episode's end cuts. "masked": no; the
+            families differ in how they mask it. "trained": yes, as lerobot does.
+        tokens: for policies that act in tokens. "sample": each sample's mean over its own tokens, so that all samples
+            count the same. "batch": lerobot's balance, in which a sample counts by its share of the batch's tokens.
     """
 
     padding: Literal["masked", "trained"] = "masked"
@@ -29,35 +29,35 @@ class LossOptions:
 def per_sample_loss(
     policy: Any, batch: dict[str, Any], options: LossOptions | None = None, action_weights: Tensor | None = None
 ) -> Tensor:
-    """The policy's own loss for each sample of a preprocessed batch: (B,), with gradient.
+    """Returns the policy's own loss for each sample of a preprocessed batch: (B,), with gradient.
 
-    For flow-matching policies (`awr.flow`) it is the squared error at one random noise and time a sample, averaged over
-    the chunk and the real dimensions of the action; for pi0-FAST (`awr.fast`) the mean negative log-likelihood of the
-    chunk's tokens.
+    Flow-matching policies (`awr.flow`): the squared error at one random noise and time per sample, averaged over the
+    chunk and the real dimensions of the action. pi0-FAST (`awr.fast`): the mean negative log-likelihood of the chunk's
+    tokens.
 
     Args:
-        policy: of `build_policy` or `load_policy`; accelerate and peft may have wrapped it.
-        batch: what the policy's preprocessor returned; with `action_is_pad` (B, chunk) where padding is masked.
+        policy: from `build_policy` or `load_policy`; accelerate and peft may have wrapped it.
+        batch: output of the policy's preprocessor; with `action_is_pad` (B, chunk) if padding is masked.
         options: default `LossOptions()`.
-        action_weights: (B, chunk) non-negative, a weight for each action of a chunk; flow-matching only.
+        action_weights: (B, chunk) non-negative, one weight per action of a chunk; flow-matching only.
 
     Raises:
-        TrainingError: timestep weights for a policy that has no loss per action.
+        TrainingError: action weights for a policy that has no loss per action.
     """
     return policy(batch, options=options or LossOptions(), action_weights=action_weights)
 
 
 def chunk_loss(errors: Tensor, padded: Tensor | None = None, action_weights: Tensor | None = None) -> Tensor:
-    """One loss a sample from the errors of a chunk's actions.
+    """Returns one loss per sample from the errors of a chunk's actions.
 
     Args:
-        errors: (B, chunk, A) of the action's real dimensions.
-        padded: (B, chunk) True for actions past the episode's end: they do not count. None: all count. The first action
-            of a chunk is never padded.
+        errors: (B, chunk, A) errors in the action's real dimensions.
+        padded: (B, chunk) True for actions past the episode's end, which do not count. None: all count. The first
+            action of a chunk is never padded.
         action_weights: (B, chunk) or None.
 
     Returns:
-        (B,) the mean over the actions that count of weight times error.
+        (B,) mean of weight times error over the actions that count.
     """
     if padded is None and action_weights is None:
         return errors.mean(dim=(1, 2))
@@ -71,16 +71,16 @@ def chunk_loss(errors: Tensor, padded: Tensor | None = None, action_weights: Ten
 
 
 def token_loss(nll: Tensor, counts: Tensor, options: LossOptions, excluded: Tensor | None = None) -> Tensor:
-    """One loss a sample from the negative log-likelihoods of its tokens.
+    """Returns one loss per sample from the negative log-likelihoods of its tokens.
 
     Args:
-        nll: (B, T).
-        counts: (B, T) True for tokens, False for what fills the row.
-        options: `tokens` says what a sample's sum is divided by.
+        nll: (B, T) negative log-likelihoods.
+        counts: (B, T) True for tokens, False for padding.
+        options: `tokens` decides by which number a sample's sum is divided.
         excluded: (B,) True for samples that do not train: their loss is 0. None: all train.
 
     Returns:
-        (B,) whose mean over the batch is, with tokens="batch", the mean over all tokens of the samples that train.
+        (B,) losses. With tokens="batch", their mean over the batch is the mean over all tokens of samples that train.
     """
     included = counts if excluded is None else counts & ~excluded[:, None]
     sums = (nll * included).sum(dim=1)
@@ -90,11 +90,11 @@ def token_loss(nll: Tensor, counts: Tensor, options: LossOptions, excluded: Tens
 
 
 def awr_loss(per_sample: Tensor, weights: Tensor, index: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
-    """mean(w * l) over the batch, a sample of AWR's objective E[w l].
+    """Returns mean(w * l) over the batch, an unbiased estimate of AWR's objective E[w l].
 
-    Not divided by the sum of the batch's weights, as lerobot's loop does: that cancels the weights at batch size 1,
-    dampens them in small batches, and makes the estimate biased. The weights have mean 1 over the dataset instead, so
-    the step size is that of the unweighted loss.
+    lerobot's loop divides by the sum of the batch's weights. That cancels the weights at batch size 1, dampens them in
+    small batches, and makes the estimate biased. Here the weights have mean 1 over the dataset instead, so the step
+    size is the same as with the unweighted loss.
 
     Args:
         per_sample: (B,) losses.
@@ -106,7 +106,7 @@ def awr_loss(per_sample: Tensor, weights: Tensor, index: Tensor | None = None) -
         info: `loss`, `unweighted_loss` and `mean_weight` as floats.
 
     Raises:
-        TrainingError: a loss is NaN or infinite; it names the frames.
+        TrainingError: a loss is NaN or infinite. The message names the frames.
     """
     if per_sample.shape != weights.shape:
         raise TrainingError(f"{tuple(weights.shape)} weights for {tuple(per_sample.shape)} losses")

@@ -1,4 +1,4 @@
-"""Statistics of state and action, from the dataset's own columns, as lerobot's normalizer takes them."""
+"""Statistics of state and action from the dataset's columns, in the form that lerobot's normalizer takes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402
 
 _FLAT_ACTION = 1e-4  # [action units] floor of an action's std: a constant dimension must not amplify rounding
 _FLAT_STATE = 1e-4  # [state units] below it a dimension counts as constant and is not scaled
-_QUANTILES = (1, 10, 50, 90, 99)  # of lerobot's modes
-_RANGES = (("min", "max"), ("q01", "q99"), ("q10", "q90"))  # what those modes map to -1 and 1
+_QUANTILES = (1, 10, 50, 90, 99)  # in percent, for lerobot's normalization modes
+_RANGES = (("min", "max"), ("q01", "q99"), ("q10", "q90"))  # bounds that those modes map to -1 and 1
 
 
 def normalisation_stats(buffer: Buffer, config: Any) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics of state and action over the whole dataset, as lerobot's normalizer takes them; images are not scaled.
+    """Computes statistics of state and action over the whole dataset for lerobot's normalizer. Images are not scaled.
 
-    With relative actions they are those of the relative chunk, which is what the policy then predicts.
+    With relative actions, the action's statistics are over relative chunks, which the policy then predicts.
+
+    Raises:
+        DatasetError: a state or an action holds NaN or infinity.
     """
     state, action = buffer.column(OBS_STATE), buffer.column(ACTION)
     stats = {OBS_STATE: column_stats(state)}
@@ -50,9 +53,9 @@ def normalisation_stats(buffer: Buffer, config: Any) -> dict[str, dict[str, np.n
 
 
 def _span_rare_values(stats: dict[str, np.ndarray], low: str, high: str, flat: float) -> None:
-    """Where quantiles meet in a dimension that does move, if rarely, take its ends: a gripper that opens once.
+    """Replaces equal quantiles of a dimension that moves rarely by its minimum and maximum: a gripper that opens once.
 
-    Widened like a constant's, its bounds would put the rare values hundreds of units out.
+    Bounds widened as for a constant would put the rare values hundreds of units outside.
     """
     met = (stats[high] - stats[low] < flat) & (stats["max"] - stats["min"] >= flat)
     stats[low] = np.where(met, stats["min"], stats[low])
@@ -60,19 +63,19 @@ def _span_rare_values(stats: dict[str, np.ndarray], low: str, high: str, flat: f
 
 
 def _widen(stats: dict[str, np.ndarray], low: str, high: str, flat: float, half: float) -> None:
-    """Move two bounds that are closer than `flat` to `half` on either side of their middle."""
+    """Moves two bounds that are closer than `flat` to `half` on either side of their middle."""
     middle, narrow = (stats[low] + stats[high]) / 2, stats[high] - stats[low] < flat
     stats[low] = np.where(narrow, middle - half, stats[low])
     stats[high] = np.where(narrow, middle + half, stats[high])
 
 
 def relative_actions(config: Any) -> bool:
-    """Whether the policy predicts actions minus the state; families without the setting never do."""
+    """Returns whether the policy predicts actions minus the state; families without the setting never do."""
     return bool(getattr(config, "use_relative_actions", False))
 
 
 def column_stats(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-dimension statistics of (N, D) values: mean, std (population), min, max and quantiles of lerobot's modes."""
+    """Returns mean, std (population), min, max and the quantiles of lerobot's modes of (N, D) values, (D,) each."""
     values = np.asarray(values, dtype=np.float64)
     return {
         "mean": values.mean(axis=0),
@@ -90,20 +93,20 @@ def _quantiles(values: np.ndarray) -> dict[str, np.ndarray]:
 def relative_stats(
     action: np.ndarray, state: np.ndarray, bounds: list[tuple[int, int]], chunk: int, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Statistics of a[t+k] - state[t] over all t and all k < chunk that stay inside the episode of t.
+    """Computes statistics of a[t+k] - state[t] over all t and all k < chunk that stay inside the episode of t.
 
-    lerobot's `compute_relative_action_stats` leaves out starts within a chunk of the episode's end; those are trained
-    on, so they count here.
+    lerobot's `compute_relative_action_stats` leaves out chunks that start near the episode's end. They are trained on,
+    so they count here.
 
     Args:
         action: (N, A) absolute actions.
-        state: (N, S) states, S >= A, whose first A values are what the action is about.
+        state: (N, S) states, S >= A. Their first A values belong to the action's values.
         bounds: first frame and one past the last, per episode.
         chunk: length of a chunk.
-        mask: (A,) True where the action is made relative; elsewhere it stays absolute.
+        mask: (A,) True for values that become relative; the others stay absolute.
 
     Returns:
-        As `column_stats`, (A,) each.
+        The statistics of `column_stats`, (A,) each.
     """
     action, state = np.asarray(action, dtype=np.float64), np.asarray(state, dtype=np.float64)
     offset = state[:, : action.shape[1]] * mask
@@ -111,7 +114,9 @@ def relative_stats(
     for first, last in bounds:
         end[first:last] = last
     start = np.arange(len(action))
-    inside = [start[start + k < end] for k in range(chunk)]  # one lag at a time: never (N, chunk, A) in memory
+    inside = [
+        start[start + k < end] for k in range(chunk)
+    ]  # one lag at a time, because (N, chunk, A) may not fit into memory
     lags = [(k, rows) for k, rows in enumerate(inside) if len(rows)]
 
     def relative() -> Iterator[np.ndarray]:
@@ -123,12 +128,12 @@ def relative_stats(
     low = np.min([part.min(axis=0) for part in relative()], axis=0)
     high = np.max([part.max(axis=0) for part in relative()], axis=0)
     each = [_quantiles(np.concatenate([part[:, d] for part in relative()])) for d in range(action.shape[1])]
-    quantiles = {name: np.array([one[name] for one in each]) for name in each[0]}  # one dimension at a time: memory
+    quantiles = {name: np.array([dimension[name] for dimension in each]) for name in each[0]}
     return {"mean": mean, "std": np.sqrt(variance), "min": low, "max": high, **quantiles}
 
 
 def normalised_chunks(buffer: Buffer, config: Any, stats: dict[str, dict[str, np.ndarray]], most: int) -> np.ndarray:
-    """Action chunks (n, chunk, A) as the policy sees them, of at most `most` frames spread evenly over the dataset."""
+    """Returns normalised action chunks (n, chunk, A) of at most `most` frames, spread evenly over the dataset."""
     action, state = buffer.column(ACTION), buffer.column(OBS_STATE)
     end = np.zeros(len(action), dtype=np.int64)
     for episode in buffer.episodes:
@@ -143,6 +148,6 @@ def normalised_chunks(buffer: Buffer, config: Any, stats: dict[str, dict[str, np
 
 
 def relative_mask(config: Any, width: int) -> np.ndarray:
-    """(width,) True where an action of `width` values is relative to the state, by lerobot's own step."""
+    """Returns (width,) True for the action values that are relative to the state, by lerobot's own step."""
     step = RelativeActionsProcessorStep(True, config.relative_exclude_joints, config.action_feature_names)
     return np.array(step._build_mask(width))

@@ -1,41 +1,36 @@
-"""What a training would take, before anything is loaded or written."""
+"""Sizes of a training run, computed before weights are loaded or anything is written."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from srpo_robot.awr import policies
-from srpo_robot.awr.families import family
 from srpo_robot.awr.sampling import held_out
-from srpo_robot.awr.tiny import check_sizes
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.training import cached_bytes
 from srpo_robot.recipes import PolicyRecipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """Sizes of a run.
 
     Attributes:
-        parameters: of the policy, LoRA's among them.
-        trained: of them, those that train.
-        memory: [bytes] of one process by what they hold; data-parallel processes hold all of it each.
-        cached_frames: [bytes] of decoded frames kept in main memory, by each process; 0 where they do not fit.
-        steps: optimizer steps.
-        samples_per_step: over all passes and processes.
-        dealt: how those come about, in words.
-        trained_frames: frames of the episodes that are not held out.
-        held_out: episodes that are.
-        episodes: all.
-        checkpoints: number that is written.
-        checkpoint_bytes: [bytes] of one.
+        parameters: number of parameters of the policy, LoRA's among them.
+        trained: number of parameters that train.
+        memory: [bytes] of one process by content; every data-parallel process holds all of it.
+        cached_frames: [bytes] of decoded frames that each process keeps in main memory; 0 if they do not fit.
+        steps: number of optimizer steps.
+        samples_per_step: number of samples over all passes and processes.
+        batch: the factors of `samples_per_step`, in words.
+        trained_frames: number of frames in the episodes that are not held out.
+        held_out: number of held-out episodes.
+        episodes: number of all episodes.
+        checkpoints: number of checkpoints that are written.
+        checkpoint_bytes: [bytes] of one checkpoint.
     """
 
     parameters: int
@@ -44,7 +39,7 @@ class TrainingPlan:
     cached_frames: int
     steps: int
     samples_per_step: int
-    dealt: str
+    batch: str
     trained_frames: int
     held_out: int
     episodes: int
@@ -53,21 +48,21 @@ class TrainingPlan:
 
     @property
     def epochs(self) -> float:
-        """How often each frame is drawn."""
+        """How often each frame is drawn on average."""
         return self.steps * self.samples_per_step / self.trained_frames
 
 
 def plan_training(buffer: Buffer, recipe: PolicyRecipe, processes: int = 1) -> TrainingPlan:
-    """The plan of training `recipe` on `buffer` with `processes` processes.
+    """Returns the sizes of training `recipe` on `buffer` with `processes` processes. Reads and makes no weights.
 
     Raises:
-        SrpoRobotError: as `build_policy` and `sampling.held_out`; no weights are read or made.
+        SrpoRobotError: as `build_policy` and `sampling.held_out`.
     """
-    policy = outline(recipe, buffer)
+    policy = policies.outline(recipe, buffer)
     memory = memory_of(policy, recipe.ema_decay > 0)
-    kept = held_out(buffer.episodes, recipe.validation_share, recipe.seed)
+    excluded = held_out(buffer.episodes, recipe.validation_share, recipe.seed)
     decoded = cached_bytes(buffer)
-    written = memory["weights"] + memory["AdamW's two moments"] + memory.get("weights' average", 0)
+    checkpoint = memory["weights"] + memory["AdamW's two moments"] + memory.get("weights' average", 0)
     return TrainingPlan(
         parameters=sum(p.numel() for p in policy.parameters()),
         trained=sum(p.numel() for p in policy.parameters() if p.requires_grad),
@@ -75,49 +70,21 @@ def plan_training(buffer: Buffer, recipe: PolicyRecipe, processes: int = 1) -> T
         cached_frames=decoded if decoded <= recipe.cache_gb * 1e9 else 0,
         steps=recipe.steps,
         samples_per_step=recipe.batch_size * recipe.accumulate * processes,
-        dealt=f"batch_size {recipe.batch_size} x accumulate {recipe.accumulate} x {processes} processes",
-        trained_frames=sum(e.length for e in buffer.episodes if e.index not in kept),
-        held_out=len(kept),
+        batch=f"batch_size {recipe.batch_size} x accumulate {recipe.accumulate} x {processes} processes",
+        trained_frames=sum(e.length for e in buffer.episodes if e.index not in excluded),
+        held_out=len(excluded),
         episodes=len(buffer.episodes),
         checkpoints=math.ceil(recipe.steps / recipe.save_every) if recipe.save_every > 0 else 1,
-        checkpoint_bytes=written,
+        checkpoint_bytes=checkpoint,
     )
 
 
-def outline(recipe: PolicyRecipe, buffer: Buffer) -> Any:
-    """The policy of `recipe` without its weights: names, shapes and dtypes, and which of them train.
-
-    Raises:
-        SrpoRobotError: as `build_policy`.
-    """
-    policies.check_columns(buffer)
-    kind = family(recipe.family)
-    base = policies.checkpoint_folder(recipe.base) if recipe.base else None
-    config = policies._configure(kind, recipe, buffer, base, "cpu")
-    sizes = policies.tiny_sizes(recipe, base)
-    if sizes:
-        check_sizes(sizes, config, kind)
-    config.device = "meta"  # lerobot moves the model there
-    with torch.device("meta"):
-        return policies.apply_lora(policies._construct(kind, config, sizes, recipe.seed), recipe)
-
-
-def chunk_size(recipe: PolicyRecipe) -> int:
-    """Actions of a chunk: chunk_size by the recipe, else its base, else lerobot's default."""
-    if "chunk_size" in recipe.config:
-        return int(recipe.config["chunk_size"])
-    if recipe.base:
-        config = policies.checkpoint_folder(recipe.base) / "config.json"
-        return int(json.loads(config.read_text(encoding="utf-8"))["chunk_size"])
-    return family(recipe.family).config().chunk_size
-
-
 def memory_of(policy: nn.Module, averaged: bool) -> dict[str, int]:
-    """Bytes that training `policy` holds from step to step, by what they are; activations are not among them.
+    """Returns the bytes that training `policy` holds from step to step, by content. Activations are not included.
 
-    A gradient and AdamW's moments have the dtype of their weight, as torch makes them.
+    As in torch, a gradient and AdamW's moments have the dtype of their weight.
     """
-    held = sum(p.numel() * p.element_size() for p in policy.parameters())
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    found = {"weights": held, "gradients": trained, "AdamW's two moments": 2 * trained}
-    return found | ({"weights' average": trained} if averaged else {})
+    sizes = {"weights": weights, "gradients": trained, "AdamW's two moments": 2 * trained}
+    return sizes | ({"weights' average": trained} if averaged else {})

@@ -1,8 +1,8 @@
-"""Policies: lerobot's, of any family, from a recipe, and checkpoints that load whole or not at all.
+"""Builds lerobot's policies from recipes, and loads checkpoints completely or not at all.
 
-lerobot's own `from_pretrained` returns random weights where loading fails, so every load here goes through one checked
-path. Tiny policies are of the same classes: the sizes that lerobot hard-codes are patched while one is being built.
-What sets the families apart is in `families`.
+lerobot's `from_pretrained` returns random weights if loading fails, so every load here goes through one checked path.
+Tiny policies are of the same classes: the sizes that lerobot hard-codes are patched while one is being built. The
+differences between families are in `families`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import nn
 
 from srpo_robot.awr.checkpoint_files import PROCESSORS, checkpoint_folder, require_files
 from srpo_robot.awr.checkpoint_files import WEIGHTS as WEIGHTS
+from srpo_robot.awr.checks import check_features
 from srpo_robot.awr.families import Family, family
 from srpo_robot.awr.lora import apply_lora as apply_lora
 from srpo_robot.awr.lora import lora_targets as lora_targets
@@ -46,9 +47,10 @@ from srpo_robot.awr.processors import (
 from srpo_robot.awr.processors import TOKENIZER as TOKENIZER
 from srpo_robot.awr.processors import cameras_taken as cameras_taken
 from srpo_robot.awr.tiny import architecture, check_sizes, image_px, initialise
+from srpo_robot.awr.weighting import Chunk
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import quiet_lerobot
-from srpo_robot.errors import CheckpointError, DatasetError, RecipeError, one_line
+from srpo_robot.errors import CheckpointError, RecipeError, one_line
 from srpo_robot.recipes import PolicyRecipe
 
 quiet_lerobot()
@@ -58,7 +60,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE  # noqa: E402
 from lerobot.utils.feature_utils import dataset_to_policy_features  # noqa: E402
 
 RECORD = "srpo.json"
-# These follow from the recipe, the dataset or the machine; in `config` they would contradict them.
+# These follow from the recipe, the dataset or the machine, so `config` may not set them.
 _DERIVED = ("input_features", "output_features", "action_feature_names", "device", "pretrained_path", "push_to_hub")
 
 
@@ -66,27 +68,27 @@ _DERIVED = ("input_features", "output_features", "action_feature_names", "device
 
 
 def build_policy(recipe: PolicyRecipe, buffer: Buffer, device: str | torch.device = "cpu") -> tuple[Any, Any, Any]:
-    """The policy that `recipe` describes, for the cameras, state and action of `buffer`.
+    """Builds the policy that `recipe` describes, for the cameras, state and action of `buffer`.
 
-    Fresh weights depend on `recipe.seed` alone; with `recipe.base` they are that checkpoint's. Normalisation
-    statistics are always the dataset's.
+    Fresh weights depend on `recipe.seed` alone. With `recipe.base`, the weights are that checkpoint's. Normalisation
+    statistics always come from the dataset.
 
     Returns:
-        policy: of lerobot's class, with a per-sample forward (`losses.per_sample_loss`), on `device`, in training mode.
-        preprocessor: batch of a `TrainingSet`, or one observation -> what the policy takes.
-        postprocessor: the policy's action chunk (B, H, A) -> absolute actions in the dataset's units. Relative actions
-            are added to the state that the preprocessor saw last, so take a whole chunk through it at once.
+        policy: lerobot's class with a per-sample forward (`losses.per_sample_loss`), on `device`, in training mode.
+        preprocessor: turns a batch of a `TrainingSet`, or one observation, into the policy's input.
+        postprocessor: turns the policy's action chunk (B, H, A) into absolute actions in the dataset's units. Relative
+            actions are added to the state that the preprocessor saw last, so pass a whole chunk through it at once.
 
     Raises:
-        DatasetError: no camera, no state or no action in the dataset.
+        DatasetError: the dataset has no camera, no state or no action.
         RecipeError: a setting is unknown, or does not fit the dataset.
         CheckpointError: the base is incomplete or does not match.
     """
-    check_columns(buffer)
+    check_features(buffer.root.name, buffer.meta.features)
     kind = family(recipe.family)
     base = checkpoint_folder(recipe.base) if recipe.base else None
     sizes = tiny_sizes(recipe, base)
-    config = _configure(kind, recipe, buffer, base, str(device))
+    config = configure(kind, recipe, buffer, base, str(device))
     if sizes:
         check_sizes(sizes, config, kind)
     stats = normalisation_stats(buffer, config)
@@ -104,19 +106,26 @@ def build_policy(recipe: PolicyRecipe, buffer: Buffer, device: str | torch.devic
     return policy.to(device), preprocessor, postprocessor
 
 
-def check_columns(buffer: Buffer) -> None:
-    """Raise DatasetError where `buffer` lacks what a policy learns from; it names what is missing."""
-    missing = [key for key in (ACTION, OBS_STATE) if key not in buffer.meta.features]
-    missing += [] if buffer.cameras else ["observation.images.*"]
-    if missing:
-        raise DatasetError(
-            f"{buffer.root.name} has no {' and no '.join(missing)}; a policy learns from cameras, observation.state "
-            "and action: record with 'srpo-robot record', or use a dataset that has them (scoring needs only cameras)"
-        )
+def outline(recipe: PolicyRecipe, buffer: Buffer) -> Any:
+    """Returns the policy of `recipe` without its weights: names, shapes and dtypes, and which parameters train.
+
+    Raises:
+        SrpoRobotError: as `build_policy`.
+    """
+    check_features(buffer.root.name, buffer.meta.features)
+    kind = family(recipe.family)
+    base = checkpoint_folder(recipe.base) if recipe.base else None
+    config = configure(kind, recipe, buffer, base, "cpu")
+    sizes = tiny_sizes(recipe, base)
+    if sizes:
+        check_sizes(sizes, config, kind)
+    config.device = "meta"  # lerobot moves the model there
+    with torch.device("meta"):
+        return apply_lora(_construct(kind, config, sizes, recipe.seed), recipe)
 
 
 def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
-    """The sizes to patch in: the recipe's, or those that its base was built with; {} for lerobot's own."""
+    """Returns the sizes to patch in: the recipe's, or the base's. {} keeps lerobot's own."""
     if base is None:
         return dict(recipe.tiny)
     if recipe.tiny:
@@ -124,31 +133,42 @@ def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
     return dict(read_record(base).get("tiny", {}))
 
 
-def executed_steps(recipe: PolicyRecipe) -> int:
-    """How many actions of a chunk are executed: n_action_steps by the recipe, else its base, else lerobot's default."""
-    if "n_action_steps" in recipe.config:
-        return int(recipe.config["n_action_steps"])
+def chunk_of(recipe: PolicyRecipe) -> Chunk:
+    """Returns the sizes of the policy's action chunk: by the recipe, otherwise by its base or lerobot's default.
+
+    Raises:
+        CheckpointError: the base is incomplete or cannot be read.
+    """
+    if {"chunk_size", "n_action_steps"} <= recipe.config.keys():
+        return Chunk(int(recipe.config["chunk_size"]), int(recipe.config["n_action_steps"]))
     base = checkpoint_folder(recipe.base) if recipe.base else None
     config: Any = family(recipe.family).config() if base is None else _saved_config(base, "cpu")
-    return config.n_action_steps
+    size, executed = (recipe.config.get(key, getattr(config, key)) for key in ("chunk_size", "n_action_steps"))
+    return Chunk(int(size), int(executed))
 
 
 def weights_dtype(recipe: PolicyRecipe) -> str:
-    """ "float32" or "bfloat16": what the policy's weights are, by the recipe or else by its base."""
+    """Returns the dtype of the policy's weights, "float32" or "bfloat16": the recipe's, otherwise its base's."""
     if "dtype" in recipe.config or not recipe.base:
         return str(recipe.config.get("dtype", "float32"))
     return getattr(_saved_config(checkpoint_folder(recipe.base), "cpu"), "dtype", "float32")
 
 
-def _configure(kind: Family, recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: str) -> Any:
-    known = [field.name for field in fields(kind.config)]
+def configure(kind: Family, recipe: PolicyRecipe, buffer: Buffer, base: Path | None, device: str) -> Any:
+    """Returns lerobot's config of the policy, with the features of `buffer`; `base` is the base's checkpoint folder.
+
+    Raises:
+        RecipeError: a setting is unknown, contradicts the recipe, or does not fit the dataset.
+        CheckpointError: the base's config cannot be read.
+    """
+    settings = [field.name for field in fields(kind.config)]
     for key in recipe.config:
         if key in _DERIVED or key.startswith(("optimizer_", "scheduler_")):
             raise RecipeError(
                 f"recipe {recipe.name}: config.{key} is not set there; it follows from the recipe or dataset"
             )
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+        if key not in settings:
+            close = difflib.get_close_matches(key, settings, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise RecipeError(f"recipe {recipe.name}: {kind.name} has no setting {key!r}{hint}")
     saved = None if base is None else _saved_config(base, device)
@@ -201,15 +221,15 @@ def _set_features(config: Any, recipe: PolicyRecipe, buffer: Buffer, expected: l
 
 
 def _renamed(inputs: dict[str, Any], recipe: PolicyRecipe, buffer: Buffer, expected: list[str]) -> dict[str, Any]:
-    """Input features under the names the policy knows, cameras in the base's order.
+    """Returns the input features under the policy's names, with the cameras in the base's order.
 
-    As in lerobot, the dataset may have some of the cameras that the base was trained with (the others are left out, as
-    if they were masked) or more than those, not others.
+    As in lerobot, the dataset may lack cameras of the base (they are left out, as if masked) or have additional ones,
+    but not both.
     """
     names = {f"{CAMERA}{mine}": f"{CAMERA}{theirs}" for mine, theirs in recipe.rename.items()}
-    have = {names.get(key, key): feature for key, feature in inputs.items()}
+    renamed = {names.get(key, key): feature for key, feature in inputs.items()}
     unknown = sorted(names.keys() - set(buffer.cameras))
-    if unknown or len(have) < len(inputs):
+    if unknown or len(renamed) < len(inputs):
         raise RecipeError(
             f"recipe {recipe.name}: [rename] takes the dataset's cameras ({_short(buffer.cameras)}) to different names "
             f"of the policy's; it has {', '.join(f'{a} = {b!r}' for a, b in recipe.rename.items())}"
@@ -222,8 +242,8 @@ def _renamed(inputs: dict[str, Any], recipe: PolicyRecipe, buffer: Buffer, expec
             f'{_short([min(set(mine) - set(expected))])} = "{_short(expected[:1])}"'
         )
     order = [*expected, *mine]
-    cameras = {key: have[key] for key in sorted(mine, key=order.index)}
-    return cameras | {key: feature for key, feature in have.items() if key not in cameras}
+    cameras = {key: renamed[key] for key in sorted(mine, key=order.index)}
+    return cameras | {key: feature for key, feature in renamed.items() if key not in cameras}
 
 
 def _short(cameras: Any) -> str:
@@ -240,7 +260,7 @@ def _check_relative(recipe: PolicyRecipe, buffer: Buffer) -> None:
 
 
 def _names(buffer: Buffer, key: str) -> tuple[str, ...]:
-    """Names of a vector's values; () where the dataset has none. Some datasets nest them: {"motors": [...]}."""
+    """Names of a vector's values, () if the dataset has none. Some datasets nest them: {"motors": [...]}."""
     names = buffer.meta.features[key].get("names") or ()
     if isinstance(names, dict):
         names = [name for group in names.values() if isinstance(group, list | tuple) for name in group]
@@ -248,7 +268,7 @@ def _names(buffer: Buffer, key: str) -> tuple[str, ...]:
 
 
 def _construct(kind: Family, config: Any, sizes: Mapping[str, int], seed: int) -> Any:
-    """The policy with fresh weights; on the device "meta" without weights, and then without tokenizers either."""
+    """Returns the policy with fresh weights. On the device "meta" it has neither weights nor tokenizers."""
     silent = redirect_stdout(io.StringIO())  # SmolVLA prints its number of layers
     needed = in_lerobot(kind, Tokenizers(object(), object())) if config.device == "meta" else nullcontext()
     with silent, needed, torch.random.fork_rng(devices=[]), architecture(sizes, image_px(config)):
@@ -265,19 +285,19 @@ def _construct(kind: Family, config: Any, sizes: Mapping[str, int], seed: int) -
 
 
 def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[Any, Any, Any, dict[str, Any]]:
-    """The policy of a checkpoint, ready to act.
+    """Loads the policy of a checkpoint, ready to act.
 
     Args:
         checkpoint: a `pretrained_model` folder, a checkpoint's folder (`checkpoints/000100`), a run's output folder
-            (its last checkpoint is taken), or a Hub id.
-        device: where it runs.
+            (for its last checkpoint), or a Hub id.
+        device: device of the policy.
 
     Returns:
-        policy (in evaluation mode), preprocessor, postprocessor as `build_policy`, and the checkpoint's srpo.json: how
-        it was made ({} where another trainer made it).
+        policy (in evaluation mode), preprocessor and postprocessor as `build_policy`, and the content of the
+        checkpoint's srpo.json ({} if another trainer made it).
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights are not exactly those of the configuration.
+        CheckpointError: a file is missing or damaged, or the weights do not match the configuration exactly.
     """
     folder = checkpoint_folder(checkpoint)
     require_files(folder, *PROCESSORS)
@@ -296,10 +316,10 @@ def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu") -> t
 
 
 def load_weights(policy: nn.Module, path: Path) -> None:
-    """Copy the weights of a safetensors file into `policy`, which must have exactly the same names and shapes.
+    """Copies the weights of a safetensors file into `policy`, which must have exactly the same names and shapes.
 
     Raises:
-        CheckpointError: unreadable, or names or shapes differ; the policy is then unchanged.
+        CheckpointError: the file is unreadable, or names or shapes differ. The policy is then unchanged.
     """
     try:
         loaded = load_file(path)
@@ -307,15 +327,15 @@ def load_weights(policy: nn.Module, path: Path) -> None:
         raise CheckpointError(
             f"{path} cannot be read ({one_line(error)}); copy or download the checkpoint again"
         ) from None
-    own = policy.state_dict()
-    loaded = _current_names(loaded, own.keys())
-    missing, unexpected = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
+    state = policy.state_dict()
+    loaded = _current_names(loaded, state.keys())
+    missing, unexpected = sorted(state.keys() - loaded.keys()), sorted(loaded.keys() - state.keys())
     if missing or unexpected:
         raise CheckpointError(
             f"{path} does not hold this policy's weights: {len(missing)} missing"
             f"{_first(missing)}, {len(unexpected)} unknown{_first(unexpected)}; it belongs to another config.json"
         )
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         if tensor.shape != loaded[name].shape:
             raise CheckpointError(
                 f"{path}: {name} is {tuple(loaded[name].shape)} and the configuration asks for {tuple(tensor.shape)}; "
@@ -328,13 +348,13 @@ def _first(names: list[str]) -> str:
     return f" ({names[0]}{', ...' if len(names) > 1 else ''})" if names else ""
 
 
-def _current_names(weights: dict[str, torch.Tensor], own: Set[str]) -> dict[str, torch.Tensor]:
-    """openpi's names to lerobot 0.6's, as each policy's _fix_pytorch_state_dict_keys does, without its warnings."""
+def _current_names(weights: dict[str, torch.Tensor], names: Set[str]) -> dict[str, torch.Tensor]:
+    """Renames openpi's weights to lerobot 0.6's names like _fix_pytorch_state_dict_keys, but without its warnings."""
     renamed = {}
     for name, tensor in weights.items():
         name = name if name.startswith("model.") else f"model.{name}"
         both = (name.replace("model.time_mlp_", "model.action_time_mlp_", 1), name.replace("action_time_", "time_", 1))
-        renamed[name if name in own else next((other for other in both if other in own), name)] = tensor
+        renamed[name if name in names else next((other for other in both if other in names), name)] = tensor
     stem = "model.paligemma_with_expert.paligemma."
     head, embedding = f"{stem}lm_head.weight", f"{stem}model.language_model.embed_tokens.weight"
     if head in renamed and embedding not in renamed:  # openpi ties them and stores one
@@ -354,16 +374,16 @@ def _saved_config(folder: Path, device: str) -> Any:
 
 
 def write_record(folder: Path, preprocessor: Any, record: Mapping[str, Any]) -> None:
-    """Add to a saved policy what `load_policy` needs beyond lerobot's files: srpo.json and its own tokenizers."""
+    """Adds srpo.json and the policy's own tokenizers to a saved policy; `load_policy` needs them."""
     write_tokenizers(folder, preprocessor)
     (folder / RECORD).write_text(json.dumps(dict(record), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The srpo.json of a checkpoint, {} where there is none (another trainer made it).
+    """Returns the content of a checkpoint's srpo.json, {} if there is none (another trainer made the checkpoint).
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     path = folder / RECORD
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Processors and tokenizers of a policy: lerobot's, or its own where it is tiny or its checkpoint carries them.
+"""Processors and tokenizers of a policy: lerobot's, or its own if it is tiny or its checkpoint carries them.
 
-lerobot cuts long instructions and long chunks silently, and hard-codes the names of what it fetches; both are seen to
-here.
+lerobot cuts long instructions and long chunks silently, and hard-codes the names of its downloads. This module refuses
+the first and replaces the second.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from lerobot.utils.constants import OBS_STATE  # noqa: E402
 TOKENIZER = "tokenizer"
 ACTION_TOKENIZER = "action_tokenizer"
 CAMERA = "observation.images."
-_FITTED_ON = 4096  # chunks that an action tokenizer is fitted on, spread over the dataset
-_CHECKED = 512  # chunks whose number of tokens is looked at before training
-_SCALE = 10.0  # of FAST's coefficients, the default of its authors
+_FITTED_ON = 4096  # number of chunks, spread over the dataset, for fitting an action tokenizer
+_CHECKED = 512  # number of chunks whose tokens are counted before training
+_SCALE = 10.0  # scale of FAST's coefficients, its authors' default
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizers:
-    """A policy's own tokenizers; None: lerobot's, of the full size."""
+    """A policy's own tokenizers; None stands for lerobot's full-size one."""
 
     text: PreTrainedTokenizerFast | Any = None
     action: ActionTokens | Any = None
@@ -53,13 +53,13 @@ class Tokenizers:
 def own_tokenizers(
     kind: Family, sizes: Mapping[str, int], buffer: Buffer, config: Any, stats: dict[str, Any]
 ) -> Tokenizers:
-    """Tokenizers made from the dataset, for a tiny policy."""
+    """Makes the tokenizers of a tiny policy from the dataset. Raises RecipeError if the vocabulary is too small."""
     if not sizes:
         return Tokenizers()
     text = word_tokenizer([str(task) for task in buffer.meta.tasks.index], sizes, kind)
     if not kind.acts_in_tokens:
         return Tokenizers(text)
-    config.text_tokenizer_name, config.action_tokenizer_name = TOKENIZER, ACTION_TOKENIZER  # folders of a checkpoint
+    config.text_tokenizer_name, config.action_tokenizer_name = TOKENIZER, ACTION_TOKENIZER  # folders in a checkpoint
     words, chunks = words_of(text), normalised_chunks(buffer, config, stats, _FITTED_ON)
     try:
         action = ActionTokens.fit(chunks, _SCALE, max(sizes["vocab"] - config.fast_skip_tokens - words, 0))
@@ -73,12 +73,12 @@ def own_tokenizers(
 
 @contextmanager
 def in_lerobot(kind: Family, tokenizers: Tokenizers) -> Iterator[None]:
-    """While open, lerobot's processors and policies are made with `tokenizers`: it hard-codes some of their names."""
+    """While open, lerobot builds processors and policies with `tokenizers`, although it hard-codes some names."""
     processors: Any = sys.modules[kind.processors.__module__]
     original = processors.TokenizerProcessorStep
 
     def with_tokenizer(tokenizer_name: str, **options: Any) -> TokenizerProcessorStep:
-        # Padding to the batch's longest instruction: the same result with fewer tokens.
+        # Padding to the batch's longest instruction gives the same result with fewer tokens.
         return original(tokenizer=tokenizers.text, **options | {"padding": "longest"})
 
     processors.TokenizerProcessorStep = original if tokenizers.text is None else with_tokenizer
@@ -90,6 +90,7 @@ def in_lerobot(kind: Family, tokenizers: Tokenizers) -> Iterator[None]:
 
 
 def make_processors(kind: Family, config: Any, stats: dict[str, Any]) -> tuple[Any, Any]:
+    """Returns new (preprocessor, postprocessor). Raises CheckpointError if lerobot cannot fetch a tokenizer."""
     try:
         return kind.processors(config, stats)
     except OSError as error:
@@ -97,18 +98,20 @@ def make_processors(kind: Family, config: Any, stats: dict[str, Any]) -> tuple[A
 
 
 def rename_cameras(preprocessor: Any, recipe: PolicyRecipe) -> None:
+    """Sets the preprocessor's camera names by the recipe's [rename], in place."""
     step = next(step for step in preprocessor.steps if isinstance(step, RenameObservationsProcessorStep))
     step.rename_map = {f"{CAMERA}{mine}": f"{CAMERA}{theirs}" for mine, theirs in recipe.rename.items()}
 
 
 def cameras_taken(policy: Any, preprocessor: Any) -> list[str]:
-    """The cameras that an observation must have, by the names of the dataset it was trained on."""
+    """Returns the cameras that an observation must have, under their names in the training dataset."""
     step = next((step for step in preprocessor.steps if isinstance(step, RenameObservationsProcessorStep)), None)
     back = {theirs: mine for mine, theirs in (step.rename_map if step is not None else {}).items()}
     return sorted(back.get(key, key).removeprefix(CAMERA) for key in policy.config.image_features)
 
 
 def not_had(kind: Family, error: BaseException) -> CheckpointError:
+    """Returns the error for a download that failed; it says how to get the file."""
     what = next((name for name in kind.downloads if name in str(error)), kind.downloads[0])
     hint = f"fetch it once with 'hf download {what}'"
     if what.startswith("google/"):
@@ -120,7 +123,7 @@ def not_had(kind: Family, error: BaseException) -> CheckpointError:
 
 
 def check_instructions(kind: Family, preprocessor: Any, buffer: Buffer) -> None:
-    """lerobot cuts a long instruction silently; two tasks could then read alike."""
+    """Raises RecipeError if an instruction is too long: lerobot cuts it silently, and two tasks could become one."""
     step = tokenizer_step(preprocessor)
     state = " ".join(["255"] * buffer.meta.features[OBS_STATE]["shape"][0])
     for task in buffer.meta.tasks.index:
@@ -132,7 +135,7 @@ def check_instructions(kind: Family, preprocessor: Any, buffer: Buffer) -> None:
 
 
 def check_chunks(preprocessor: Any, buffer: Buffer, config: Any, stats: dict[str, Any]) -> None:
-    """lerobot cuts a chunk of many tokens with a warning; the policy would learn what cannot be decoded."""
+    """Raises RecipeError if a chunk has too many tokens. lerobot would cut it, and the rest could not be decoded."""
     step = next((step for step in preprocessor.steps if isinstance(step, ActionTokenizerProcessorStep)), None)
     if step is None:
         return
@@ -148,23 +151,25 @@ def check_chunks(preprocessor: Any, buffer: Buffer, config: Any, stats: dict[str
 
 
 def tokenizer_step(preprocessor: Any) -> TokenizerProcessorStep:
-    """The step of `preprocessor` that turns the instruction into tokens."""
+    """Returns the step of `preprocessor` that turns the instruction into tokens."""
     return next(step for step in preprocessor.steps if isinstance(step, TokenizerProcessorStep))
 
 
 def saved_processors(kind: Family, folder: Path, config: Any, tokenizers: Tokenizers) -> tuple[Any, Any]:
+    """Loads (preprocessor, postprocessor) of a checkpoint. Raises CheckpointError if that fails."""
     overrides: dict[str, Any] = {"device_processor": {"device": config.device}, **kind.processor_overrides(config)}
     if tokenizers.text is not None:
         overrides["tokenizer_processor"] = {"tokenizer": tokenizers.text}
     try:
         return make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
-    except Exception as error:  # lerobot wraps whatever a step raises
+    except Exception as error:  # lerobot wraps the error of a step in its own
         if any(name in str(error) for name in kind.downloads):
             raise not_had(kind, error) from None
         raise CheckpointError(f"{folder}: its processors cannot be loaded: {one_line(error)[:300]}") from None
 
 
 def saved_tokenizers(folder: Path) -> Tokenizers:
+    """Loads the tokenizers that a checkpoint carries. Raises CheckpointError if one cannot be read."""
     return Tokenizers(
         _read_tokenizer(PreTrainedTokenizerFast, folder / TOKENIZER),
         _read_tokenizer(ActionTokens, folder / ACTION_TOKENIZER),
@@ -172,7 +177,7 @@ def saved_tokenizers(folder: Path) -> Tokenizers:
 
 
 def _read_tokenizer(kind: type[Any], folder: Path) -> Any:
-    """The tokenizer of a folder, None where there is no folder."""
+    """Loads the tokenizer of a folder; None if there is no such folder."""
     if not folder.is_dir():
         return None
     try:
@@ -182,7 +187,7 @@ def _read_tokenizer(kind: type[Any], folder: Path) -> Any:
 
 
 def write_tokenizers(folder: Path, preprocessor: Any) -> None:
-    """Put a policy's own tokenizers beside its saved files."""
+    """Writes a policy's own tokenizers into its checkpoint."""
     text = tokenizer_step(preprocessor).tokenizer
     if text is not None:
         text.save_pretrained(folder / TOKENIZER)

@@ -1,4 +1,4 @@
-"""What a training run is made from: its record, whether it may be resumed, and the numbers that are checked first."""
+"""The record of a training run, the checks of its weights, and whether a run may be resumed."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from srpo_robot import __version__
+from srpo_robot.awr.checks import check_output, last_checkpoint
 from srpo_robot.awr.policies import read_record
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.recipes import PolicyRecipe
+from srpo_robot.renames import RECIPE_KEYS, STEP_VALUES, current_keys
 
-# What a resumed run may change: the result is the same. A step's samples and noise do not depend on how they are dealt.
+# Keys that a resumed run may change without changing the result: a step's samples and noise do not depend on them.
 _FREE = {"steps", "save_every", "cache_gb", "batch_size", "accumulate"}
 
 
 def check_weights(weights: np.ndarray, frames: int) -> np.ndarray:
-    """`weights` as float64 (N,); TrainingError where they cannot train a dataset of `frames` frames."""
+    """Returns `weights` as float64 (N,). Raises TrainingError if they cannot train a dataset of `frames` frames."""
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (frames,):
         raise TrainingError(f"{weights.shape} weights for {frames} frames; make them anew from this dataset")
@@ -35,8 +37,8 @@ def check_weights(weights: np.ndarray, frames: int) -> np.ndarray:
     return weights
 
 
-def check_timestep_weights(weights: np.ndarray, frames: int, chunk: int) -> np.ndarray:
-    """`weights` as float64 (N, chunk); TrainingError where they cannot train `frames` chunks of `chunk` actions."""
+def check_action_weights(weights: np.ndarray, frames: int, chunk: int) -> np.ndarray:
+    """Returns `weights` as float64 (N, chunk). Raises TrainingError if they cannot train `frames` such chunks."""
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (frames, chunk):
         raise TrainingError(f"{weights.shape} weights for {frames} chunks of {chunk} actions; make them anew")
@@ -49,11 +51,11 @@ def check_timestep_weights(weights: np.ndarray, frames: int, chunk: int) -> np.n
 
 
 def trained_weights(weights: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """`weights` (N,) scaled to the mean over all frames, now over the trained ones: holding out changes no step size.
+    """Scales `weights` (N,) so that trained frames have the mean of all frames: holding out changes no step size.
 
     Args:
-        weights: (N,) as `check_weights` returns them.
-        trained: (N,) bool, False in the episodes that are held out.
+        weights: (N,) from `check_weights`.
+        trained: (N,) bool, False for frames of held-out episodes.
 
     Raises:
         TrainingError: only held-out frames have weight.
@@ -67,37 +69,17 @@ def trained_weights(weights: np.ndarray, trained: np.ndarray) -> np.ndarray:
 
 
 def resolve_steps(recipe: PolicyRecipe, steps: int | None) -> int:
-    """Optimizer steps of a run: `steps`, else the recipe's. Raises UsageError where that is not positive."""
+    """Returns the optimizer steps of a run: `steps`, or the recipe's. Raises UsageError if that is not positive."""
     total = recipe.steps if steps is None else steps
     if total < 1:
         raise UsageError(f"{total} steps; give a positive number")
     return total
 
 
-def check_recipe(recipe: PolicyRecipe) -> None:
-    """Raise UsageError where a number of the training part of `recipe` is out of range."""
-    for name in ("batch_size", "accumulate"):
-        if getattr(recipe, name) < 1:
-            raise UsageError(f"recipe {recipe.name}: {name} {getattr(recipe, name)} must be at least 1")
-    if not recipe.grad_clip_norm > 0:
-        raise UsageError(f"recipe {recipe.name}: grad_clip_norm {recipe.grad_clip_norm} must be positive")
-    if not 0 <= recipe.ema_decay < 1:
-        raise UsageError(f"recipe {recipe.name}: ema_decay {recipe.ema_decay} must be at least 0 and below 1")
-    if not 0 <= recipe.image_shift < 0.5:
-        raise UsageError(f"recipe {recipe.name}: image_shift {recipe.image_shift} must be at least 0 and below 0.5")
-    if not 0 <= recipe.state_noise < 1:
-        raise UsageError(f"recipe {recipe.name}: state_noise {recipe.state_noise} must be at least 0 and below 1")
-    if recipe.action_weights and recipe.weights_as == "sampling":
-        raise UsageError(
-            f"recipe {recipe.name}: action_weights weigh the actions of a frame, which is drawn whole; "
-            'set weights_as to "loss"'
-        )
-
-
 def run_record(
     buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, provenance: Mapping[str, Any], processes: int
 ) -> dict[str, Any]:
-    """What srpo.json says about how a checkpoint was made, as JSON reads it back: comparable with a stored one."""
+    """Returns the content of srpo.json, in the form in which JSON reads it back, for comparison with a stored one."""
     content = {
         "version": __version__,
         "git_commit": _git_commit(),
@@ -113,7 +95,7 @@ def run_record(
 
 
 def _git_commit() -> str | None:
-    """The commit of this checkout; None for an installed wheel."""
+    """The commit of this checkout, None for an installed wheel."""
     try:
         result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -131,54 +113,47 @@ def _git_commit() -> str | None:
 def open_run(
     output: Path, record: dict[str, Any], resume: bool, total: int, steps_given: bool
 ) -> tuple[Path | None, int]:
-    """The checkpoint to go on from (None: a new run) and the steps in all.
+    """Returns the checkpoint to go on from (None: a new run), and the number of steps in all.
 
     Raises:
-        UsageError: `output` exists without `resume`, or the run to resume was made from something else, or is done.
+        UsageError: `output` exists without `resume`; or the run to resume was made from something else, or is done.
     """
     if not resume:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UsageError(f"{output} exists; go on with it: --resume, or write elsewhere: --output DIR")
+        check_output(output)
         return None, total
     start = last_checkpoint(output)
-    made = read_record(start / "pretrained_model")
-    differences = _differences(made, record)
+    stored = read_record(start / "pretrained_model")
+    differences = _differences(stored, record)
     if differences:
         raise UsageError(f"{output} was made with another {'; '.join(differences)}; start a new run: --output DIR")
-    total = total if steps_given else int(made["total_steps"])
-    if total <= int(made["step"]):
-        raise UsageError(f"{output} is trained to step {made['step']}; give --steps above that to go on")
+    total = total if steps_given else int(stored["total_steps"])
+    if total <= int(stored["step"]):
+        raise UsageError(f"{output} is trained to step {stored['step']}; give --steps above that to go on")
     return start, total
 
 
-def last_checkpoint(output: Path) -> Path:
-    """The newest whole checkpoint of a run, OUTPUT/checkpoints/STEP.
-
-    Raises:
-        UsageError: there is none.
-    """
-    folder = output / "checkpoints"
-    whole = [path for path in folder.glob("*") if path.name.isdigit() and (path / "training_state").is_dir()]
-    if not whole:
-        raise UsageError(f"{output} has no checkpoint to resume; start without --resume")
-    return max(whole, key=lambda path: int(path.name))
-
-
-def _differences(made: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a resumed run would change under the feet of its first part."""
-    if "recipe" not in made:
+def _differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names the inputs that differ between a stored run and the run that would resume it."""
+    if "recipe" not in stored:
         return ["trainer"]
-    old, new = made["recipe"], now["recipe"]
+    old, new = _current_recipe(stored["recipe"]), now["recipe"]
     names = [
         f"{name} (then {old.get(name)!r}, now {new[name]!r})"
         for name in sorted(new.keys() - _FREE)
         if old.get(name) != new[name]
     ]
-    names += ["dataset"] if made["dataset"]["fingerprint"] != now["dataset"]["fingerprint"] else []
-    names += ["set of weights"] if made["weights"] != now["weights"] else []
-    if made["samples_per_step"] != now["samples_per_step"]:
+    names += ["dataset"] if stored["dataset"]["fingerprint"] != now["dataset"]["fingerprint"] else []
+    names += ["set of weights"] if stored["weights"] != now["weights"] else []
+    if stored["samples_per_step"] != now["samples_per_step"]:
         names.append(
-            f"number of samples per step (then {made['samples_per_step']}, now {now['samples_per_step']}: "
+            f"number of samples per step (then {stored['samples_per_step']}, now {now['samples_per_step']}: "
             "batch_size x accumulate x processes)"
         )
     return names
+
+
+def _current_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe under today's names. A key that did not exist then gets its default, which changes nothing."""
+    defaults = {f.name: f.default for f in fields(PolicyRecipe) if f.default is not MISSING}
+    renamed = current_keys(recipe, RECIPE_KEYS)
+    return defaults | renamed | {"value": STEP_VALUES.get(renamed.get("value", ""), renamed.get("value", ""))}

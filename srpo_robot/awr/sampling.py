@@ -1,8 +1,8 @@
-"""Which frames a step sees, and what noise it draws: functions of (seed, step) and the place in the step's batch.
+"""The frames and the noise of each step, as functions of (seed, step) and the place in the step's batch.
 
-Neither depends on how the batch is dealt to forward passes and processes. One process with a batch of 32, four passes
-of 8, or two GPUs with 16 each see the same frames under the same noise, so they make the same update up to rounding;
-and a resumed run repeats an uninterrupted one.
+Neither depends on how the batch is split over forward passes and processes. One process with a batch of 32, four passes
+of 8, or two GPUs with 16 each see the same frames under the same noise, so they make the same update up to rounding.
+A resumed run repeats an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ quiet_lerobot()
 
 from lerobot.datasets.sampler import EpisodeAwareSampler  # noqa: E402  (after quiet_lerobot)
 
-_HELD_OUT, _NOISE, _TIME, _OTHER, _ORDER, AUGMENTATION = 1, 2, 3, 4, 5, 6  # what a seed is for: streams are apart
+_HELD_OUT, _NOISE, _TIME, _OTHER, _ORDER, AUGMENTATION = 1, 2, 3, 4, 5, 6  # one random stream per purpose
 
 
 # --- frames -------------------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ _HELD_OUT, _NOISE, _TIME, _OTHER, _ORDER, AUGMENTATION = 1, 2, 3, 4, 5, 6  # wha
 
 @dataclass(frozen=True)
 class Split:
-    """How a step's batch is dealt: `per_pass` samples in each of `passes` forward passes on each of `processes`."""
+    """How a step's batch is split: `per_pass` samples in each of `passes` forward passes on each of `processes`."""
 
     per_pass: int
     passes: int = 1
@@ -42,20 +42,20 @@ class Split:
 
     @property
     def samples(self) -> int:
-        """Samples of a step, over all passes and processes."""
+        """Number of samples of a step, over all passes and processes."""
         return self.per_pass * self.passes * self.processes
 
     def first(self, number: int) -> int:
-        """Place in the step's batch of the first sample of this process's forward pass `number`."""
+        """Returns the place in the step's batch of the first sample of this process's forward pass `number`."""
         return (number * self.processes + self.process) * self.per_pass
 
 
 class SampleOrder:
-    """For DataLoader's `batch_sampler`: this process's batches of global frame indices, without end.
+    """Endless batches of global frame indices for this process; use it as DataLoader's `batch_sampler`.
 
-    The order is that of lerobot's EpisodeAwareSampler, epoch after epoch: each frame once an epoch, shuffled by (seed,
-    epoch). Unlike there a batch goes on into the next epoch instead of being cut short, so every step has
-    `split.samples` samples. With `weights` an epoch has as many draws, shared out by weight: see `WeightedSampler`.
+    The order is that of lerobot's EpisodeAwareSampler, epoch after epoch: each frame once per epoch, shuffled by (seed,
+    epoch). Unlike there, a batch continues into the next epoch instead of being cut short, so every step has
+    `split.samples` samples. With `weights`, an epoch has as many draws, in proportion to weight: see `WeightedSampler`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SampleOrder:
         first_step: int = 0,
         weights: np.ndarray | None = None,
     ) -> None:
-        """`weights`: (N,) non-negative, by global frame index of the dataset; None: every frame once an epoch."""
+        """`weights`: (N,) non-negative, by global frame index of the dataset; None: every frame once per epoch."""
         self._split, self._first_step = split, first_step
         first = [episode.first_frame for episode in episodes]
         last = [episode.first_frame + episode.length for episode in episodes]
@@ -93,16 +93,16 @@ class SampleOrder:
 
 
 class WeightedSampler:
-    """Frames drawn in proportion to their weights, by lerobot's protocol for samplers.
+    """Draws frames in proportion to their weights, with lerobot's protocol for samplers.
 
-    The unweighted loss of such draws has the expectation of the weighted loss of uniform ones, so it is the same
-    objective; but no pass is spent on a frame of weight 0, and a batch does not hang on its few heaviest frames (An,
-    Ying and Zhu, "Why resampling outperforms reweighting", arXiv 2009.13447). An epoch of N frames has N draws:
-    systematic resampling, so a frame of weight w (mean 1) is drawn floor(w) or ceil(w) times, w on average.
+    The unweighted loss of such draws has the same expectation as the weighted loss of uniform draws: the objective is
+    the same. But no pass is spent on a frame of weight 0, and a batch does not depend on its few heaviest frames (An,
+    Ying and Zhu, "Why resampling outperforms reweighting", arXiv 2009.13447). An epoch of N frames has N draws by
+    systematic resampling: a frame of weight w (mean 1) is drawn floor(w) or ceil(w) times, w on average.
     """
 
     def __init__(self, frames: np.ndarray, weights: np.ndarray, seed: int) -> None:
-        """`frames` (N,) what is drawn from; `weights` (N,) non-negative, not all 0, of any scale."""
+        """`frames` (N,): indices to draw. `weights` (N,): non-negative, not all 0, on any scale."""
         self._frames, self._seed = frames, seed
         self._shares = np.cumsum(weights) * (len(frames) / weights.sum())
         self._epoch = self._start = 0
@@ -111,7 +111,7 @@ class WeightedSampler:
         return len(self._frames)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on in `epoch` at its draw `start_index`."""
+        """Continues in `epoch` at its draw `start_index`."""
         self._epoch, self._start = state["epoch"], state["start_index"]
 
     def __iter__(self) -> Iterator[int]:
@@ -120,10 +120,10 @@ class WeightedSampler:
         yield from self.epoch(epoch)[start:].tolist()
 
     def epoch(self, number: int) -> np.ndarray:
-        """The draws (N,) of epoch `number`: a function of (seed, number)."""
+        """Returns the draws (N,) of epoch `number`, a function of (seed, number)."""
         random = np.random.default_rng([self._seed, number, _ORDER])
         ticks = np.arange(len(self._frames)) + random.random()
-        # Rounding may leave the last tick at or above the last share: it belongs to the last frame that has weight.
+        # By rounding, the last tick may reach the last share. It then belongs to the last frame that has weight.
         places = np.minimum(np.searchsorted(self._shares, ticks, side="right"), self._last)
         return random.permutation(self._frames[places])
 
@@ -133,9 +133,9 @@ class WeightedSampler:
 
 
 def held_out(episodes: Sequence[Episode], share: float, seed: int) -> frozenset[int]:
-    """Indices of the episodes that are kept from training: of each task `share` of its episodes, at least one.
+    """Returns the indices of the held-out episodes: `share` of each task's episodes, at least one.
 
-    Episodes of one group (cut from one take) are held out together. Which ones, depends on `seed` alone.
+    Episodes of one group (cut from one take) are held out together. The choice depends on `seed` alone.
 
     Raises:
         UsageError: the share is not in [0, 1), or leaves a task no episode to train on.
@@ -146,11 +146,11 @@ def held_out(episodes: Sequence[Episode], share: float, seed: int) -> frozenset[
     tasks = sorted({episode.task for episode in episodes}) if share else []
     for task in tasks:
         of_task = [episode for episode in episodes if episode.task == task]
-        wanted = max(1, round(share * len(of_task)))
+        count = max(1, round(share * len(of_task)))
         groups = sorted({_group(episode) for episode in of_task})
         np.random.default_rng([seed, _HELD_OUT]).shuffle(groups)
         for group in groups:
-            if sum(episode.index in chosen for episode in of_task) >= wanted:
+            if sum(episode.index in chosen for episode in of_task) >= count:
                 break
             chosen |= {episode.index for episode in episodes if _group(episode) == group}
     for task in tasks:
@@ -166,7 +166,7 @@ def _group(episode: Episode) -> str:
 
 
 def spread_frames(episodes: Sequence[Episode], most: int) -> list[int]:
-    """Up to `most` global frame indices, evenly over all frames of `episodes`."""
+    """Returns up to `most` global frame indices, spread evenly over all frames of `episodes`."""
     frames = np.concatenate([np.arange(e.first_frame, e.first_frame + e.length) for e in episodes])
     places = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
     return frames[places].tolist()
@@ -176,20 +176,21 @@ def spread_frames(episodes: Sequence[Episode], most: int) -> list[int]:
 
 
 def derived_seed(*key: int) -> int:
-    """One seed from several numbers."""
+    """Derives one seed from several numbers."""
     return int(np.random.SeedSequence(key).generate_state(1, dtype=np.uint64)[0])
 
 
 def seed_pass(seed: int, step: int, place: int) -> None:
-    """Seed torch for one forward pass, by the place of its first sample: for what draws beside the flow (dropout)."""
+    """Seeds torch for one forward pass by the place of its first sample: for other draws than the flow's (dropout)."""
     torch.manual_seed(derived_seed(seed, step, place, _OTHER))
 
 
 class FlowNoise:
-    """The noise and times that a flow-matching policy trains on, by a sample's place in the whole batch.
+    """Draws the noise and times of a flow-matching policy by a sample's place in the whole batch.
 
-    A policy draws for the samples it is given. Here it draws for the whole batch of the step, on the CPU, and takes the
-    rows it was given: the same on any device and under any split. pi0-FAST draws nothing; then this does nothing.
+    A policy draws for the samples of its forward pass. Here it draws for the whole batch of the step, on the CPU, and
+    takes the rows of its samples. So the draws are the same on any device and under any split. pi0-FAST draws nothing,
+    and then this class does nothing.
     """
 
     def __init__(self, policy: nn.Module) -> None:
@@ -200,7 +201,7 @@ class FlowNoise:
 
     @contextmanager
     def rows(self, key: tuple[int, ...], first: int, total: int) -> Iterator[None]:
-        """While open, a forward pass draws rows `first`... of the `total` that belong to `key`, (seed, step)."""
+        """While open, a forward pass gets rows from `first` on of the `total` draws for `key`, (seed, step)."""
         if self._model is None:
             yield
             return
@@ -222,10 +223,10 @@ class FlowNoise:
         finally:
             del self._model.sample_noise, self._model.sample_time
 
-    def _draw(self, what: tuple[int, ...], draw: Any) -> Tensor:
-        """A step's draw is made once and kept until the next step."""
-        if what not in self._drawn:
+    def _draw(self, kind: tuple[int, ...], draw: Any) -> Tensor:
+        """Makes a step's draw once and keeps it until the next step."""
+        if kind not in self._drawn:
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(derived_seed(*self._key, what[0]))
-                self._drawn[what] = draw()
-        return self._drawn[what]
+                torch.default_generator.manual_seed(derived_seed(*self._key, kind[0]))
+                self._drawn[kind] = draw()
+        return self._drawn[kind]

@@ -1,6 +1,6 @@
-"""Tiny policies: lerobot's classes at sizes that train on a CPU core, with tokenizers of their own.
+"""Tiny policies: lerobot's classes at sizes that train on a CPU core, with their own tokenizers.
 
-Same code and losses as the full size; only the widths, depths and vocabulary that lerobot hard-codes are others.
+Code and losses are those of the full size. Only the widths, depths and vocabulary that lerobot hard-codes differ.
 """
 
 from __future__ import annotations
@@ -40,18 +40,28 @@ SIZES = (
     "patch",
     "vocab",
 )
-_EXPERT = "expert_width"  # only where `Family.expert_width`
-_PROMPT = ("Action", "|", "task", "state", ",", ":", ";", "-", *map(str, range(256)))  # of families that read the state
+_EXPERT = "expert_width"  # only if `Family.expert_width`
+_PROMPT = (
+    "Action",
+    "|",
+    "task",
+    "state",
+    ",",
+    ":",
+    ";",
+    "-",
+    *map(str, range(256)),
+)  # for families that read the state
 _SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
 
 
 def check_sizes(sizes: Mapping[str, int], config: Any, family: Family) -> None:
-    """Raise RecipeError where a size is unknown, missing or does not fit the others."""
+    """Raises RecipeError if a size is unknown, missing or does not fit the others."""
     takes = SIZES if family.expert_width else tuple(name for name in SIZES if name != _EXPERT)
     wrong = sorted(set(sizes) ^ set(takes))
     if wrong:
-        what = "unknown" if wrong[0] in sizes else "missing"
-        raise RecipeError(f"[tiny] has {what} {', '.join(map(repr, wrong))}; it takes {', '.join(takes)}")
+        problem = "unknown" if wrong[0] in sizes else "missing"
+        raise RecipeError(f"[tiny] has {problem} {', '.join(map(repr, wrong))}; it takes {', '.join(takes)}")
     pixels = image_px(config)
     if pixels % sizes["patch"]:
         raise RecipeError(f"[tiny] patch {sizes['patch']} does not divide image_resolution {pixels}")
@@ -60,21 +70,22 @@ def check_sizes(sizes: Mapping[str, int], config: Any, family: Family) -> None:
 
 
 def image_px(config: Any) -> int:
-    """Side of the square [px] that a policy's vision tower sees."""
+    """Returns the side [px] of the square images that a policy's vision tower takes."""
     size = getattr(config, "image_resolution", None) or config.resize_imgs_with_padding
     return int(size[0])
 
 
 @contextmanager
 def architecture(sizes: Mapping[str, int], image_px: int = 224) -> Iterator[None]:
-    """While open, lerobot's policies are built with `sizes` (keys: SIZES) in place of theirs; {} changes nothing.
+    """While open, lerobot builds its policies with `sizes` instead of its own; {} changes nothing.
 
     lerobot reads the widths from module functions and hard-codes vision tower and vocabulary, so those names in its
-    modules are replaced. Not for concurrent threads. Heads stay 8, key-value heads 1: lerobot reshapes by that.
+    modules are replaced. Not for concurrent threads. There are always 8 heads and 1 key-value head, because lerobot
+    reshapes by these numbers.
 
     Args:
-        sizes: see SIZES.
-        image_px: side of the images; only pi0_fast needs it, whose vision tower lerobot leaves at 224.
+        sizes: sizes by name; see SIZES.
+        image_px: side of the images. Only pi0_fast needs it: lerobot leaves its vision tower at 224.
     """
     with ExitStack() as stack:
         if sizes:
@@ -110,7 +121,7 @@ def _shrink_module(stack: ExitStack, module: Any, sizes: Mapping[str, int], imag
 
 
 def _shrink(config: Any, sizes: Mapping[str, int]) -> None:
-    """Set a Hugging Face PaliGemma configuration to `sizes`."""
+    """Sets a Hugging Face PaliGemma configuration to `sizes`, in place."""
     config._vocab_size = sizes["vocab"]
     config.vocab_size = sizes["vocab"]
     config.image_token_index = sizes["vocab"] - 1
@@ -123,7 +134,7 @@ def _shrink(config: Any, sizes: Mapping[str, int]) -> None:
 
 
 def _shrink_smolvla(stack: ExitStack, sizes: Mapping[str, int], image_px: int) -> None:
-    """SmolVLA reads its backbone's sizes and special tokens from the Hub; here from `sizes`."""
+    """Gives SmolVLA its backbone's sizes and special tokens from `sizes` instead of from the Hub."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": sizes["head_dim"]}
     text = heads | {"hidden_size": sizes["width"], "intermediate_size": sizes["mlp"], "vocab_size": sizes["vocab"]}
     vision = {
@@ -142,21 +153,21 @@ def _shrink_smolvla(stack: ExitStack, sizes: Mapping[str, int], image_px: int) -
         pad_token_id=0,
     )
     tokens = SimpleNamespace(tokenizer=SimpleNamespace(fake_image_token_id=0, global_image_token_id=0))
-    for name, made in (("AutoConfig", config), ("AutoProcessor", tokens)):
-        stack.enter_context(patch.object(smolvlm_with_expert, name, _always(made)))
+    for name, value in (("AutoConfig", config), ("AutoProcessor", tokens)):
+        stack.enter_context(patch.object(smolvlm_with_expert, name, _always(value)))
 
 
-def _always(made: Any) -> Any:
-    """What stands in for one of transformers' Auto classes: `from_pretrained` returns `made`, whatever is asked for."""
-    return SimpleNamespace(from_pretrained=lambda *_, **__: made)
+def _always(value: Any) -> Any:
+    """Replaces one of transformers' Auto classes: `from_pretrained` always returns `value`."""
+    return SimpleNamespace(from_pretrained=lambda *_, **__: value)
 
 
 def initialise(policy: nn.Module, seed: int) -> None:
-    """Xavier for all linear layers: the initialisation that the tiny sizes were tried with (normal 0.02 was not)."""
+    """Initialises all linear layers by Xavier. The tiny sizes were tested with it, and not with normal 0.02."""
     generator = torch.Generator().manual_seed(seed)
     for module in policy.modules():
         if isinstance(module, nn.Linear):
-            fresh = torch.empty(module.weight.shape)  # drawn on the CPU: the same weights on any device
+            fresh = torch.empty(module.weight.shape)  # drawn on the CPU, for the same weights on any device
             module.weight.data.copy_(nn.init.xavier_uniform_(fresh, generator=generator))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -164,20 +175,20 @@ def initialise(policy: nn.Module, seed: int) -> None:
 
 @contextmanager
 def tokenizers_in_lerobot(modules: Iterable[ModuleType], text: Any, action: Any) -> Iterator[None]:
-    """While open, `modules` find these tokenizers wherever they ask transformers for one by name; None: lerobot's."""
+    """While open, `modules` get these tokenizers when they load one from transformers by name; None: lerobot's."""
     with ExitStack() as stack:
         for module in modules:
-            for name, made in (("AutoTokenizer", text), ("AutoProcessor", action)):
-                if made is not None:
-                    stack.enter_context(patch.object(module, name, _always(made)))
+            for name, tokenizer in (("AutoTokenizer", text), ("AutoProcessor", action)):
+                if tokenizer is not None:
+                    stack.enter_context(patch.object(module, name, _always(tokenizer)))
         yield
 
 
 def word_tokenizer(tasks: list[str], sizes: Mapping[str, int], family: Family) -> PreTrainedTokenizerFast:
-    """A lower-case word-level tokenizer of the words in `tasks`; any other word becomes <unk>.
+    """Returns a lower-case word-level tokenizer of the words in `tasks`. Any other word becomes <unk>.
 
-    For a family that reads the state it also has the prompt's words and numbers, and for one that acts in tokens its
-    ids go up to the vocabulary's end: lerobot counts action tokens from there downwards.
+    If the family reads the state, the tokenizer also has the prompt's words and numbers. If it acts in tokens, the ids
+    go up to the vocabulary's end: lerobot counts action tokens from there downwards.
 
     Raises:
         RecipeError: the words do not fit [tiny] vocab.
@@ -198,13 +209,13 @@ def word_tokenizer(tasks: list[str], sizes: Mapping[str, int], family: Family) -
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = split
     names = {name: token for name, token in _SPECIAL.items() if token in ids}
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     if family.reads_state:
-        made.add_tokens(AddedToken("Action", single_word=True, normalized=False))  # type: ignore[arg-type]
-    return made
+        wrapped.add_tokens(AddedToken("Action", single_word=True, normalized=False))  # type: ignore[arg-type]
+    return wrapped
 
 
 def words_of(tokenizer: PreTrainedTokenizerFast) -> int:
-    """How many of the first ids stand for words; the others are free for action tokens."""
+    """Returns how many of the first ids stand for words. The other ids are free for action tokens."""
     vocab = tokenizer.get_vocab()
     return sum(f"<{number}>" not in vocab for number in range(len(vocab)))

@@ -1,9 +1,8 @@
-"""Where a run's numbers go: always metrics.jsonl; TensorBoard and Weights & Biases on request, through accelerate."""
+"""Writes a run's metrics to metrics.jsonl, and on request to TensorBoard and Weights & Biases through accelerate."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,27 +10,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from srpo_robot.errors import UsageError
-
 METRICS = "metrics.jsonl"
-TRACKERS = ("tensorboard", "wandb")
-PROJECT = "srpo-robot"  # project in W&B, folder in OUTPUT/tensorboard
-
-
-def check_trackers(track: Sequence[str]) -> None:
-    """Raise UsageError where one of `track` is unknown or its package is not installed."""
-    for name in track:
-        if name not in TRACKERS:
-            raise UsageError(f"no tracker {name!r}; there are: {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"--track {name} needs a package: pip install srpo-robot[tracking]")
+PROJECT = "srpo-robot"  # project name in W&B, and folder in OUTPUT/tensorboard
 
 
 class MetricsLog:
-    """OUTPUT/metrics.jsonl, one line a step. On resume the lines after the checkpoint go: those steps are redone.
+    """OUTPUT/metrics.jsonl, one line per step. On resume, lines after the checkpoint are removed: the steps run again.
 
-    Trackers that were asked for get the same numbers. TensorBoard drops what a resumed run redoes, by step; W&B keeps
-    the first value of a step.
+    The trackers get the same numbers. If a step runs again, TensorBoard drops its old value and W&B keeps it.
     """
 
     def __init__(self, output: Path, first_step: int, accelerator: Accelerator, track: Sequence[str] = ()) -> None:
@@ -43,7 +29,7 @@ class MetricsLog:
             self._kept = [line for line in lines if _step_of(line) <= first_step]
 
     def open_trackers(self, config: Mapping[str, Any]) -> None:
-        """Start the trackers; `config` is what they show as the run's settings."""
+        """Starts the trackers. They show `config` as the run's settings."""
         if self._track:
             output = self._path.parent.resolve()
             identity = hashlib.sha256(str(output).encode()).hexdigest()[:16]
@@ -61,11 +47,11 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         if self._main:
             self._file.close()
-        for tracker in self._accelerator.trackers:  # not end_training(): that closes the process group too
+        for tracker in self._accelerator.trackers:  # not end_training(), which also closes the process group
             tracker.finish()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the line of `step`."""
+        """Adds the line of `step`."""
         if self._main:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()

@@ -1,7 +1,7 @@
-"""Advantage-weighted fine-tuning: a short loop on accelerate, over lerobot's sampler, optimizer and checkpoint layout.
+"""Advantage-weighted fine-tuning: a short loop on accelerate, with lerobot's sampler, optimizer and checkpoint layout.
 
-What a step sees and draws is a function of (seed, step), see `sampling`: a resumed run repeats an uninterrupted one,
-and neither gradient accumulation nor the number of processes changes the update beyond rounding.
+The frames and the noise of a step depend on (seed, step) only, see `sampling`. So a resumed run repeats an
+uninterrupted one, and neither gradient accumulation nor the number of processes changes the update beyond rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ from srpo_robot.awr.checkpoints import (
     load_trained,
     save,
 )
+from srpo_robot.awr.checks import check_recipe, check_trackers
 from srpo_robot.awr.data import HeldOut, TrainingData
 from srpo_robot.awr.losses import LossOptions, awr_loss
-from srpo_robot.awr.run_state import check_recipe, check_weights, open_run, resolve_steps, run_record
+from srpo_robot.awr.run_state import check_weights, open_run, resolve_steps, run_record
 from srpo_robot.awr.sampling import FlowNoise, SampleOrder, Split, seed_pass
-from srpo_robot.awr.tracking import MetricsLog, check_trackers
+from srpo_robot.awr.tracking import MetricsLog
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import quiet_lerobot
 from srpo_robot.errors import RecipeError, TrainingError, UsageError
@@ -58,74 +59,87 @@ NAN_BATCH = "nan_batch.json"
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How the training loop runs. Apart from `steps` nothing here changes the policy that comes out.
+
+    Attributes:
+        resume: go on from the last checkpoint of the output folder.
+        steps: optimizer steps in all; None: `recipe.steps`, and on resume the number that the run was started with.
+        device: "auto" (the device that accelerate finds) or "cpu".
+        track: where metrics go beside metrics.jsonl: "tensorboard", "wandb".
+        provenance: hashes of the tables that the weights were made from; stored in srpo.json.
+        on_step: called as on_step(step, total, metrics) after every step, on the main process.
+    """
+
+    resume: bool = False
+    steps: int | None = None
+    device: str = "auto"
+    track: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    on_step: OnStep | None = None
+
+
 def train(
     buffer: Buffer,
     recipe: PolicyRecipe,
     weights: np.ndarray,
     output: Path,
+    options: LoopOptions | None = None,
     *,
     action_weights: np.ndarray | None = None,
-    resume: bool = False,
-    steps: int | None = None,
-    on_step: OnStep | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    track: Sequence[str] = (),
 ) -> Path:
-    """Fine-tune a policy on `buffer`, each frame weighted by `weights`: in its loss, or in how often it is drawn.
+    """Fine-tunes a policy on `buffer`. A frame's weight multiplies its loss, or says how often the frame is drawn.
 
     Args:
         buffer: dataset with cameras, observation.state and action.
-        recipe: policy and optimisation; everything random follows from `recipe.seed`.
-        weights: (N,) non-negative, by global frame index. A frame of weight 0 is drawn and contributes nothing;
-            with the recipe's `weights_as = "sampling"` it is not drawn.
-        output: folder of the run; new, or with `resume` that of an interrupted one.
-        action_weights: (N, chunk) non-negative, a weight for every action of a frame's chunk; then `weights` only
-            says what the run was made from.
-        resume: go on from the last checkpoint of `output`.
-        steps: optimizer steps in all; default `recipe.steps`, and on resume what the run was started with.
-        on_step: called as on_step(step, total, metrics) after every step, on the main process.
-        provenance: what the weights were made from (hashes of parents); stored in srpo.json.
-        device: "auto" (what accelerate finds) or "cpu".
-        track: where metrics go beside metrics.jsonl: "tensorboard", "wandb".
+        recipe: policy and optimisation. Everything random follows from `recipe.seed`.
+        weights: (N,) non-negative, by global frame index. A frame of weight 0 is drawn but contributes nothing. With
+            the recipe's `weights_as = "sampling"` it is never drawn.
+        output: folder of the run. It is new, or with `options.resume` the folder of an interrupted run.
+        options: default `LoopOptions()`.
+        action_weights: (N, chunk) non-negative, one weight per action of a frame's chunk. `weights` then only goes
+            into the run's record.
 
     Returns:
-        The last checkpoint's folder, OUTPUT/checkpoints/STEP. It holds pretrained_model/ (what `load_policy` takes) and
-        training_state/.
+        The last checkpoint's folder, OUTPUT/checkpoints/STEP. It holds pretrained_model/ (which `load_policy` takes)
+        and training_state/.
 
     Raises:
-        UsageError: `output` exists without `resume`, or the run to resume was made from something else; a number of
-            the recipe, a tracker or a way of launching that cannot be.
-        TrainingError: unusable weights; a loss or gradient that is not finite, with its frames in
-            OUTPUT/nan_batch.json; a checkpoint that cannot be written. Checkpoints made before stay.
+        UsageError: `output` exists without `resume`; the run to resume was made from something else; or a number of
+            the recipe, a tracker or the way of launching is not possible.
+        TrainingError: the weights are unusable; a loss or gradient is not finite (its frames are then listed in
+            OUTPUT/nan_batch.json); or a checkpoint cannot be written. Earlier checkpoints stay.
         DatasetError, RecipeError, CheckpointError: as `build_policy`.
-        KeyboardInterrupt: after the checkpoint of the step that was under way has been written.
+        KeyboardInterrupt: the run was interrupted. The checkpoint of the current step has been written.
     """
+    options = options or LoopOptions()
     check_recipe(recipe)
-    check_trackers(track)
+    check_trackers(options.track)
     weights = check_weights(weights, buffer.total_frames)
-    accelerator = _accelerator(recipe, device, output, track)
+    accelerator = _accelerator(recipe, options.device, output, options.track)
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
-    record = run_record(buffer, recipe, weights, dict(provenance or {}), accelerator.num_processes)
-    start, total = open_run(output, record, resume, resolve_steps(recipe, steps), steps is not None)
-    accelerator.wait_for_everyone()  # every process has looked at the folder before one of them writes
+    record = run_record(buffer, recipe, weights, options.provenance, accelerator.num_processes)
+    steps = resolve_steps(recipe, options.steps)
+    start, total = open_run(output, record, options.resume, steps, options.steps is not None)
+    accelerator.wait_for_everyone()  # every process checks the folder before one of them writes
     run = _assemble(buffer, recipe, record | {"total_steps": total}, output, start, accelerator)
     data = TrainingData(buffer, recipe, run.policy.config.chunk_size, weights, action_weights)
-    disturb = Augmentation(buffer, recipe, run.policy.config)
-    steps_of, held, checkpoint = _Steps(run, data, disturb), HeldOut(run, data), start
-    log = MetricsLog(output, run.first_step, accelerator, track)
+    augment = Augmentation(buffer, recipe, run.policy.config)
+    updates, held_out, checkpoint = _Updates(run, data, augment), HeldOut(run, data), start
+    log = MetricsLog(output, run.first_step, accelerator, options.track)
     with interrupts.deferred() as interrupted, log:
         log.open_trackers(asdict(recipe))
         for step in range(run.first_step + 1, total + 1):
-            metrics = steps_of.take(step)
+            metrics = updates.make(step)
             saving = should_save_checkpoint(step, recipe.save_every, total)
             if saving:
-                metrics |= held.loss()
+                metrics |= held_out.loss()
             log.write(step, metrics)
             try:
-                if on_step is not None and accelerator.is_main_process:
-                    on_step(step, total, metrics)
+                if options.on_step is not None and accelerator.is_main_process:
+                    options.on_step(step, total, metrics)
             except KeyboardInterrupt:
                 interrupted.set()
             stop = any_process(accelerator, interrupted.is_set())
@@ -137,7 +151,7 @@ def train(
     return checkpoint
 
 
-# --- putting a run together ---------------------------------------------------------------------------------------
+# --- assembling a run ---------------------------------------------------------------------------------------
 
 
 def _accelerator(recipe: PolicyRecipe, device: str, output: Path, track: Sequence[str]) -> Accelerator:
@@ -148,7 +162,7 @@ def _accelerator(recipe: PolicyRecipe, device: str, output: Path, track: Sequenc
         )
     accelerator = Accelerator(
         cpu=device == "cpu",
-        step_scheduler_with_optimizer=False,  # one scheduler step an optimizer step, whatever the number of processes
+        step_scheduler_with_optimizer=False,  # one scheduler step per optimizer step for any number of processes
         mixed_precision="bf16" if half else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # pi0's language heads are unused
         log_with=list(track) or None,
@@ -173,8 +187,8 @@ def _check_sharding(accelerator: Accelerator, recipe: PolicyRecipe) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks, which the next step takes again: 14 % of the time of a tiny pi0's step."""
-    with suppress(OSError, AttributeError):  # another C library
+    """Makes glibc keep freed blocks for the next step. Without it, a tiny pi0 spends 14 % of a step on allocation."""
+    with suppress(OSError, AttributeError):  # the C library is not glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         libc.mallopt(-3, 32 * 1024**2)  # M_MMAP_THRESHOLD, its largest value
@@ -189,7 +203,7 @@ def _assemble(
     accelerator: Accelerator,
 ) -> Run:
     source, base = recipe, recipe.base
-    if start is not None and not recipe.lora_rank:  # LoRA starts from the same base again, and takes its adapters back
+    if start is not None and not recipe.lora_rank:  # LoRA starts from its base again and loads its adapters below
         source, base = replace(recipe, base=str(start), tiny={}), str(start)
     policy, preprocessor, postprocessor = policies.build_policy(source, buffer, accelerator.device.type)
     sizes = policies.tiny_sizes(source, policies.checkpoint_folder(base) if base else None)
@@ -226,7 +240,7 @@ def _assemble(
 
 
 def _lerobot_config(buffer: Buffer, recipe: PolicyRecipe, policy: Any, output: Path, total: int) -> TrainPipelineConfig:
-    """lerobot's description of this run, for its optimizer and for train_config.json."""
+    """Returns lerobot's config of this run, for its optimizer and for train_config.json."""
     config = TrainPipelineConfig(
         dataset=DatasetConfig(repo_id=f"local/{buffer.root.name}", root=str(buffer.root)),
         policy=policy,
@@ -240,7 +254,7 @@ def _lerobot_config(buffer: Buffer, recipe: PolicyRecipe, policy: Any, output: P
         log_freq=1,
     )
     config.optimizer = policy.get_optimizer_preset()
-    # Where a run is shorter than the recipe's, lerobot shrinks warmup and cosine together; a longer one stretches the
+    # If a run is shorter than the recipe's, lerobot shrinks warmup and cosine together. A longer run stretches the
     # cosine.
     config.scheduler = CosineDecayWithWarmupSchedulerConfig(
         num_warmup_steps=recipe.warmup_steps,
@@ -252,7 +266,7 @@ def _lerobot_config(buffer: Buffer, recipe: PolicyRecipe, policy: Any, output: P
 
 
 def _optimizer(config: TrainPipelineConfig, policy: torch.nn.Module, total: int) -> tuple[Any, Any]:
-    """lerobot's optimizer over the weights that train, and its scheduler."""
+    """Returns lerobot's optimizer over the weights that train, and its scheduler."""
     assert config.optimizer is not None
     assert config.scheduler is not None
     optimizer: Any = config.optimizer.build([p for p in policy.parameters() if p.requires_grad])
@@ -262,23 +276,23 @@ def _optimizer(config: TrainPipelineConfig, policy: torch.nn.Module, total: int)
 # --- steps --------------------------------------------------------------------------------------------------------
 
 
-class _Steps:
-    """The steps of a run, one by one."""
+class _Updates:
+    """Makes the updates of a run, one per step."""
 
-    def __init__(self, run: Run, data: TrainingData, disturb: Augmentation) -> None:
+    def __init__(self, run: Run, data: TrainingData, augment: Augmentation) -> None:
         recipe, accelerator = run.recipe, run.accelerator
-        self._run, self._data, self._disturb = run, data, disturb
+        self._run, self._data, self._augment = run, data, augment
         self._split = Split(recipe.batch_size, recipe.accumulate, accelerator.num_processes, accelerator.process_index)
         order = SampleOrder(data.trained, recipe.seed, self._split, run.first_step, data.drawn_by)
         self._batches = iter(data.loader(order))
         self._noise = FlowNoise(run.loss_module)
-        self._seen: list[dict[str, Any]] = []
+        self._passes: list[dict[str, Any]] = []  # frames and losses of the current step
 
-    def take(self, step: int) -> dict[str, float]:
-        """Make the update of `step`; its metrics, averaged over passes and processes."""
+    def make(self, step: int) -> dict[str, float]:
+        """Makes the update of `step` and returns its metrics, averaged over passes and processes."""
         began = time.perf_counter()
         run, passes = self._run, self._split.passes
-        self._seen = []
+        self._passes = []
         infos = [self._pass(step, number) for number in range(passes)]
         norm = run.accelerator.clip_grad_norm_(run.loss_module.parameters(), run.recipe.grad_clip_norm)
         if norm is None or not torch.isfinite(norm):
@@ -295,23 +309,23 @@ class _Steps:
             "lr": rate,
             "grad_norm": float(norm),  # type: ignore[arg-type]
             "epoch": samples / self._data.frames,
-            "seconds": time.perf_counter() - began,  # with the loading of its batch
+            "seconds": time.perf_counter() - began,  # includes loading the batch
         }
 
     def _pass(self, step: int, number: int) -> dict[str, float]:
-        """One forward and backward pass: adds its share of the gradient, and says what its loss was."""
+        """Does one forward and backward pass, which adds its share of the gradient. Returns the loss and its parts."""
         run, split = self._run, self._split
         accelerator, seed, first = run.accelerator, run.recipe.seed, split.first(number)
-        batch = self._disturb(next(self._batches), step, first, split.samples)
-        weights, timestep = self._data.weights(batch["index"], accelerator.device)
+        batch = self._augment(next(self._batches), step, first, split.samples)
+        weights, action_weights = self._data.weights(batch["index"], accelerator.device)
         if self._data.drawn_by is not None:
-            weights = torch.ones_like(weights)  # the weight has been spent on how often the frame is drawn
-        # Between passes the processes need not agree on the gradient; FSDP would have to keep whole gradients for that.
-        apart = number < split.passes - 1 and not run.sharded
-        with accelerator.no_sync(run.loss_module) if apart else nullcontext():
+            weights = torch.ones_like(weights)  # the weight already decides how often the frame is drawn
+        # Between passes the processes need not agree on the gradient. FSDP would have to keep whole gradients for that.
+        unsynced = number < split.passes - 1 and not run.sharded
+        with accelerator.no_sync(run.loss_module) if unsynced else nullcontext():
             seed_pass(seed, step, first)
             with accelerator.autocast(), self._noise.rows((seed, step), first, split.samples):
-                per_sample = run.loss_module(run.preprocessor(batch), timestep)
+                per_sample = run.loss_module(run.preprocessor(batch), action_weights)
             self._note(batch, per_sample)
             problem, loss, info = "", per_sample.sum(), {}
             try:
@@ -331,15 +345,15 @@ class _Steps:
         return dict(zip(names, values.tolist(), strict=True))
 
     def _note(self, batch: dict[str, Any], per_sample: Tensor) -> None:
-        """Keep what a batch held, in case this step is the one that fails."""
-        self._seen.append({"index": batch["index"], "episode": batch["episode_index"], "loss": per_sample.detach()})
+        """Keeps the frames and losses of a pass, in case this step fails."""
+        self._passes.append({"index": batch["index"], "episode": batch["episode_index"], "loss": per_sample.detach()})
 
     def _give_up(self, step: int, why: str) -> None:
-        """Write OUTPUT/nan_batch.json and raise. Every process comes here at the same pass."""
+        """Writes OUTPUT/nan_batch.json and raises TrainingError. Every process calls this at the same pass."""
         samples: list[Any] = [
             {"index": int(index), "episode": int(episode), "loss": _plain(float(loss))}
-            for seen in self._seen
-            for index, episode, loss in zip(seen["index"], seen["episode"], seen["loss"].float(), strict=True)
+            for part in self._passes
+            for index, episode, loss in zip(part["index"], part["episode"], part["loss"].float(), strict=True)
         ]
         samples = gather_object(samples)
         path = self._run.output / NAN_BATCH
@@ -350,5 +364,5 @@ class _Steps:
 
 
 def _plain(value: float) -> float | str:
-    """JSON has no NaN and no infinity: they are written as words."""
+    """Returns NaN and infinity as words, because JSON has neither."""
     return value if math.isfinite(value) else str(value)

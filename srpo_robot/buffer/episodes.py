@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from srpo_robot.buffer.decode import (
     CHUNK,
@@ -139,10 +138,14 @@ class Buffer:
         return values.to_numpy(zero_copy_only=False)[order]
 
     @cached_property
-    def _data(self) -> pads.Dataset:
+    def _data(self) -> Any:
+        import pyarrow.dataset as pads  # imports pandas, which takes half a second
+
         return pads.dataset(self.root / "data", format="parquet", partitioning=None)
 
     def _image_cells(self, episode: Episode, camera: str) -> Iterator[Any]:
+        import pyarrow.dataset as pads
+
         rows = pads.field("episode_index") == episode.index
         batches = self._data.to_batches(
             columns=["frame_index", camera], filter=rows, batch_size=CHUNK, batch_readahead=1, fragment_readahead=1

@@ -6,7 +6,7 @@ The docstrings of the functions are the help pages.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -19,8 +19,6 @@ from srpo_robot.cli.options import (
     CompareOptions,
     Dataset,
     DemoOptions,
-    Device,
-    Json,
     LabelOptions,
     MockLabOptions,
     ProtocolOptions,
@@ -30,6 +28,7 @@ from srpo_robot.cli.options import (
     ServeOptions,
 )
 from srpo_robot.cli.scoring_options import ScoreOptions
+from srpo_robot.cli.weighting_options import ExportOptions, TrainOptions, WeightsOptions
 from srpo_robot.errors import UsageError
 
 app = typer.Typer(
@@ -150,126 +149,32 @@ def report(
     report_dataset(dataset, output)
 
 
-WeightsPolicy = Annotated[
-    str | None, typer.Option("--policy", help="A recipe of policies/ whose keys make the weights, for example pi0.")
-]
-Beta = Annotated[float | None, typer.Option(help="Temperature of exp(A / beta).")]
-WMax = Annotated[float | None, typer.Option(help="Cap on exp(A / beta).")]
-ChunkHorizon = Annotated[int | None, typer.Option(help="Frames of the chunk advantage.", min=1)]
-Shift = Annotated[
-    int | None,
-    typer.Option(help="1: the gain after frame t, which its action caused; 0: one frame earlier.", min=0, max=1),
-]
-Tail = Annotated[
-    Literal["divide", "raw", "drop"] | None, typer.Option(help="How a horizon cut by the episode's end counts.")
-]
-Kappa = Annotated[float | None, typer.Option(help="Share of the trajectory advantage.", min=0.0)]
-Baseline = Annotated[
-    Literal["mean", "value"] | None,
-    typer.Option(help="What a gain is compared with: all gains, or those of chunks that start from a like value."),
-]
-
-
-@app.command(epilog="Example: srpo-robot weights data/apple --policy pi0-tiny")
-def weights(
-    dataset: Dataset,
-    policy: WeightsPolicy = None,
-    beta: Beta = None,
-    w_max: WMax = None,
-    horizon: ChunkHorizon = None,
-    shift: Shift = None,
-    tail: Tail = None,
-    kappa: Kappa = None,
-    baseline: Baseline = None,
-    betas: Annotated[str, typer.Option(help="Of the grid.")] = "0.1,0.3,1,3",
-    caps: Annotated[str, typer.Option(help="Values of w_max of the grid.")] = "5,20,100",
-    csv: Annotated[Path | None, typer.Option(help="Also write the grid as CSV.", dir_okay=False)] = None,
-    json: Json = None,
-) -> None:
+@command(app, example="srpo-robot weights data/apple --policy pi0-tiny")
+def weights(options: WeightsOptions) -> None:
     """Look at AWR's weights before training: who carries the gradient, by label, task and part of the episode."""
-    from srpo_robot.cli.weighing import WeightingOptions, parse_numbers, weights_command
+    from srpo_robot.cli.weighing import weights_command
 
-    options = WeightingOptions(policy, beta, w_max, horizon, shift, tail, kappa, baseline)
-    grid = parse_numbers(betas, "--betas"), parse_numbers(caps, "--caps")
-    weights_command(dataset, options, *grid, csv, json)
+    weights_command(options)
 
 
-@app.command(epilog="Example: srpo-robot export data/apple --to rabc")
-def export(
-    dataset: Dataset,
-    to: Annotated[
-        Literal["rabc", "weights", "recap"],
-        typer.Option(
-            help="rabc: progress for lerobot-train --sample_weighting.type=rabc; weights: AWR's, for the plugin "
-            "lerobot_policy_srpo_awr; recap: is a frame's advantage positive, as pi*0.6 is conditioned."
-        ),
-    ],
-    output: Annotated[
-        Path | None, typer.Option(help="The parquet file; a place in the dataset's folder by default.", dir_okay=False)
-    ] = None,
-    policy: WeightsPolicy = None,
-    beta: Beta = None,
-    w_max: WMax = None,
-    horizon: ChunkHorizon = None,
-    shift: Shift = None,
-    tail: Tail = None,
-    kappa: Kappa = None,
-    baseline: Baseline = None,
-    positive: Annotated[
-        float, typer.Option(help="recap: share of each task's frames that is positive.", min=0.0, max=1.0)
-    ] = 0.3,
-) -> None:
+@command(app, example="srpo-robot export data/apple --to rabc")
+def export(options: ExportOptions) -> None:
     """Hand the scores to another trainer as a file beside the recorded data, by frame index."""
     from srpo_robot.cli.exporting import export_command
-    from srpo_robot.cli.weighing import WeightingOptions
 
-    options = WeightingOptions(policy, beta, w_max, horizon, shift, tail, kappa, baseline)
-    export_command(dataset, to, output, options, positive)
+    export_command(options)
 
 
-@app.command("train-awr", epilog="Example: srpo-robot train-awr data/apple --policy pi0-tiny --output outputs/awr")
-def train_awr(
-    dataset: Dataset,
-    policy: Annotated[str, typer.Option(help="A recipe of policies/, for example pi0-tiny.")],
-    output: Annotated[Path, typer.Option(help="New folder for checkpoints and metrics.")],
-    weights: Annotated[
-        Literal["awr", "uniform", "success", "rabc"],
-        typer.Option(help="awr: by advantage; uniform: SFT; success: filtered behaviour cloning; rabc: as lerobot's."),
-    ] = "awr",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of the recipe's.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a pass, instead of the recipe's.", min=1)] = None,
-    beta: Beta = None,
-    w_max: WMax = None,
-    horizon: ChunkHorizon = None,
-    shift: Shift = None,
-    tail: Tail = None,
-    kappa: Kappa = None,
-    baseline: Baseline = None,
-    weights_as: Annotated[
-        Literal["loss", "sampling"] | None,
-        typer.Option(help="A frame's weight multiplies its loss, or says how often it is drawn."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.", min=0)] = None,
-    device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
-    accept_audit: Annotated[
-        bool, typer.Option("--accept-audit", help="Train although the audit failed, or was never made.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print parameters, memory and steps, and write nothing.")
-    ] = False,
-    track: Annotated[str, typer.Option(help="Metrics also go to tensorboard, wandb, or both: tensorboard,wandb.")] = "",
-) -> None:
+@command(app, "train-awr", example="srpo-robot train-awr data/apple --policy pi0-tiny --output outputs/awr")
+def train_awr(options: TrainOptions) -> None:
     """Fine-tune a policy on a scored buffer, each frame weighted by its advantage.
 
     The options stand in for the recipe's keys of the same names. Under `accelerate launch -m srpo_robot.cli` or
     torchrun the batch is dealt to the processes.
     """
-    from srpo_robot.cli.training import TrainOptions, TrainOverrides, train_command
+    from srpo_robot.cli.training import train_command
 
-    overrides = TrainOverrides(steps, batch_size, beta, w_max, horizon, shift, tail, kappa, baseline, weights_as, seed)
-    options = TrainOptions(output, device, resume, accept_audit, dry_run, _names(track))
-    train_command(dataset, policy, weights, overrides, options)
+    train_command(options)
 
 
 @command(

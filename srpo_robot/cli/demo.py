@@ -114,9 +114,10 @@ def _audit(dataset: Path) -> AuditResult:
 
 
 def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps: int) -> None:
-    from srpo_robot.awr.run_state import last_checkpoint
+    from srpo_robot.awr.checks import last_checkpoint
     from srpo_robot.buffer.opening import open_buffer
-    from srpo_robot.cli.training import TrainOptions, train_buffer
+    from srpo_robot.cli.training import train_buffer
+    from srpo_robot.cli.weighting_options import TrainOptions
     from srpo_robot.recipes import PolicyRecipe, load
 
     done = int(last_checkpoint(output).name) if (output / "checkpoints").is_dir() else 0
@@ -124,8 +125,10 @@ def _train(dataset: Path, scheme: Literal["awr", "uniform"], output: Path, steps
         say(f"{output} is trained.")
         return
     recipe = replace(load(PolicyRecipe, "policies", POLICY), steps=steps, warmup_steps=min(100, steps // 4))
-    options = TrainOptions(output=output, resume=done > 0, accept_audit=True)
-    train_buffer(open_buffer(dataset), recipe, scheme, options)
+    options = TrainOptions(
+        dataset=str(dataset), policy=POLICY, output=output, weights=scheme, resume=done > 0, accept_audit=True
+    )
+    train_buffer(open_buffer(dataset), recipe, options)
 
 
 def _run(checkpoint: Path, output: Path, trials: int) -> list[Trial]:

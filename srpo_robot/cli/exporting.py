@@ -1,44 +1,45 @@
-"""`srpo-robot export`: scores for other trainers, and the command that trains with them."""
+"""`srpo-robot export`: writes the scores for other trainers, and prints the command that trains with them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from srpo_robot.awr import export
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.console import say, waiting, warn
-from srpo_robot.cli.weighing import WeightingOptions
+from srpo_robot.cli.weighing import load_weighting, weigh
+from srpo_robot.cli.weighting_options import ExportOptions
 from srpo_robot.errors import StaleTable
-from srpo_robot.recipes import PolicyRecipe
+from srpo_robot.recipes import PolicyRecipe, Weighting
 
 PLUGIN = Path(__file__).resolve().parents[1] / "plugins" / "lerobot_policy_srpo_awr"
 
 
-def export_command(
-    dataset: str,
-    kind: Literal["rabc", "weights", "recap"],
-    output: Path | None,
-    options: WeightingOptions,
-    positive: float,
-) -> Path:
-    """Write the file and print how to train with it.
+def export_command(options: ExportOptions) -> Path:
+    """Writes the file and prints how to train with it.
 
     Raises:
         StaleTable: the scores are missing, or of another state of the data or its labels.
-        UsageError, TrainingError: see the functions of `awr.export`.
+        UsageError, TrainingError: see `weigh` and the functions of `awr.export`.
     """
-    with waiting(f"opening {dataset}"):
-        buffer = open_buffer(dataset)
-        path, table = export_buffer(buffer, kind, output, options, positive)
+    recipe = load_weighting(options.policy, options.weighting)
+    if options.output is not None:
+        export.check_suffix(options.output)
+    if options.to == "recap":
+        export.check_positive(options.positive)
+    with waiting(f"opening {options.dataset}"):
+        buffer = open_buffer(options.dataset)
+        path = options.output or export.default_path(buffer, options.to)
+        content = export_buffer(buffer, recipe, path, options)
     _say_audit(buffer)
-    say(f"{len(table['index'])} frames: {path}")
-    for line in _how_to_train(buffer, kind, path, table):
+    say(f"{len(content['index'])} frames: {path}")
+    for line in _how_to_train(buffer, options.to, path, content):
         say(line)
-    if kind == "rabc" and (undefined := int(np.isnan(table["progress_sparse"]).sum())):
+    if options.to == "rabc" and (undefined := int(np.isnan(content["progress_sparse"]).sum())):
         warn(
             f"{undefined} frames have no progress; lerobot gives them weight 1, to leave them out: "
             """--sample_weighting.extra_params='{"fallback_weight": 0.0}'"""
@@ -46,30 +47,22 @@ def export_command(
     return path
 
 
-def export_buffer(
-    buffer: Buffer,
-    kind: Literal["rabc", "weights", "recap"],
-    output: Path | None,
-    options: WeightingOptions,
-    positive: float,
-) -> tuple[Path, Table]:
-    """The file's path and content; raises as `export_command`."""
-    from srpo_robot.awr import export
-    from srpo_robot.progress.pipeline import read_progress
+def export_buffer(buffer: Buffer, recipe: Weighting | PolicyRecipe, path: Path, options: ExportOptions) -> Table:
+    """Writes the file to `path` and returns its content. Raises as `export_command`."""
+    export.check_path(buffer, path, options.to)
+    if options.to == "rabc":
+        from srpo_robot.progress.pipeline import read_progress
 
-    path = output or export.default_path(buffer, kind)
-    export.check_path(buffer, path, kind)
-    progress = read_progress(buffer)
-    if kind == "rabc":
-        return path, export.export_rabc(buffer, progress, path)
-    weighting = options.resolve(buffer)
-    if kind == "weights":
-        return path, export.export_weights(buffer, progress, weighting, path)
-    return path, export.export_recap(buffer, progress, weighting, positive, path)
+        return export.export_rabc(buffer, read_progress(buffer), path)
+    progress, weights = weigh(buffer, recipe)
+    assert progress is not None
+    if options.to == "weights":
+        return export.export_weights(buffer, progress, weights, path)
+    return export.export_recap(buffer, progress, weights, options.positive, path)
 
 
 def _say_audit(buffer: Buffer) -> None:
-    """Another trainer asks for no audit, so what it found is said here; nothing is refused."""
+    """Warns if the score's audit failed or is missing. Another trainer asks for no audit, so nothing is refused."""
     from srpo_robot.progress.evidence.audit import FILE, judge, read_audit
     from srpo_robot.progress.pipeline import audit_origin, read_provenance
 
@@ -87,8 +80,8 @@ def _say_audit(buffer: Buffer) -> None:
 def _how_to_train(buffer: Buffer, kind: str, path: Path, table: Table) -> list[str]:
     root = f"--dataset.repo_id=local/{buffer.root.name} --dataset.root={buffer.root}"
     if kind == "rabc":
-        where = f"--sample_weighting.progress_path={path}"
-        return [f"Train with: lerobot-train {root} --sample_weighting.type=rabc {where} ..."]
+        option = f"--sample_weighting.progress_path={path}"
+        return [f"Train with: lerobot-train {root} --sample_weighting.type=rabc {option} ..."]
     if kind == "weights":
         return [
             f"Once: pip install {PLUGIN}",

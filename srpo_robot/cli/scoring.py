@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # these import torch, zarr or lerobot: a typo must be answere
 
 
 def score_command(options: ScoreOptions) -> None:
-    """Scores, prints the summary, draws DATASET/srpo/curves.png, writes the advantage table. Raises as `score_buffer`.
+    """Scores, prints the summary and draws DATASET/srpo/curves.png. Raises as `score_buffer`.
 
     Under `accelerate launch` or torchrun each process embeds its shard. The first process scores after all of them.
     """
@@ -139,18 +139,15 @@ def external_from(reference: str, encoder: Any, config: ScoringConfig) -> dict[s
 
 def finish(buffer: Buffer, scored: Scored, note: str, json_path: Path | None) -> None:
     """Writes the tables and pictures of a score and prints its summary."""
-    from srpo_robot.awr.tables import Weighting, weigh_buffer
     from srpo_robot.report.figures import draw_curves
     from srpo_robot.report.strategy_figure import draw_strategy_maps
 
-    if np.isfinite(scored.table["value"]).any():
-        weigh_buffer(buffer, scored.table, Weighting())
     draw_curves(buffer.episodes, scored.scores.curves, buffer.sidecar / "curves.png", note)
     summary = summarise(buffer, scored)
     print_summary(scored, summary)
     with waiting("drawing the strategy maps"):
         maps = draw_strategy_maps(buffer, scored.scores, scored.windows, next(iter(scored.embedded.cameras)))
-    files = ", ".join(["progress.parquet", "advantage.parquet", "curves.png", *_named(maps, len(summary["tasks"]))])
+    files = ", ".join(["progress.parquet", "curves.png", *_named(maps, len(summary["tasks"]))])
     say(f"Tables and pictures are in {buffer.sidecar} ({files}).")
     write_json(json_path, summary)
 

@@ -1,244 +1,283 @@
-"""`srpo-robot weights`: what AWR's weights would be, seen before they train."""
+"""`srpo-robot weights`: shows AWR's weights before they train. `weigh` computes the weights of other commands too."""
 
 from __future__ import annotations
 
 import csv
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from srpo_robot.awr.weight_grid import BETAS, CAPS, GridCell, advice, frames_of, view, weight_grid
+from srpo_robot.awr.weighting import BufferWeights, Chunk, Scheme, check_horizon, resolve, weights_of
+from srpo_robot.awr.weights import check_temperature
+from srpo_robot.awr.weights_table import TABLE, write_weights
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import Table
 from srpo_robot.cli.console import console, number, say, table, waiting, warn, write_json
-from srpo_robot.errors import UsageError
+from srpo_robot.cli.weighting_options import WeightingOverrides, WeightsOptions
+from srpo_robot.errors import StaleTable, UsageError
 from srpo_robot.numerics import cell
-from srpo_robot.recipes import PolicyRecipe, load
-
-if TYPE_CHECKING:
-    from srpo_robot.awr.tables import Weighting
-    from srpo_robot.awr.weight_grid import GridCell
+from srpo_robot.recipes import PolicyRecipe, Weighting, load
 
 FIGURE = "weights.png"
 TASKS_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class WeightingOptions:
-    """How the weights are made: a policy's recipe, and options over its keys; None leaves the recipe's or default."""
+# --- computing ----------------------------------------------------------------------------------------------------
 
-    policy: str | None = None
-    beta: float | None = None
-    w_max: float | None = None
-    horizon: int | None = None
-    shift: int | None = None
-    tail: str | None = None
-    kappa: float | None = None
-    baseline: str | None = None
 
-    def resolve(self, buffer: Buffer) -> Weighting:
-        """The weighting asked for.
+def load_weighting(policy: str | None, overrides: WeightingOverrides) -> Weighting | PolicyRecipe:
+    """Returns the policy's recipe, or the default weighting, with the options of the command line.
 
-        Raises:
-            StaleTable: the recipe trains on another step value than the buffer was scored with.
-            UsageError: no episode is as long as the horizon.
-        """
-        from srpo_robot.awr.tables import Weighting, check_horizon
+    Raises:
+        RecipeError: there is no such recipe, or it is wrong.
+        UsageError: beta or w_max is not positive.
+    """
+    recipe = overrides.apply(load(PolicyRecipe, "policies", policy) if policy else Weighting())
+    check_temperature(recipe.beta, recipe.w_max)
+    return recipe
 
-        found = self._of_the_recipe(buffer) if self.policy else Weighting()
-        given = {k: v for k, v in asdict(self).items() if k != "policy" and v is not None}
-        found = replace(found, **given)
-        check_horizon(buffer, found.horizon)
-        return found
 
-    def _of_the_recipe(self, buffer: Buffer) -> Weighting:
-        from srpo_robot.awr.policies import executed_steps
-        from srpo_robot.awr.tables import Weighting
-        from srpo_robot.cli.training import check_value
+def weigh(
+    buffer: Buffer, recipe: Weighting | PolicyRecipe, scheme: Scheme = "awr"
+) -> tuple[Table | None, BufferWeights]:
+    """Reads the score if the scheme needs one, and computes the weights. Writes nothing.
 
-        recipe = load(PolicyRecipe, "policies", str(self.policy))
+    Returns:
+        The progress table, None for a scheme that needs no score; and the weights.
+
+    Raises:
+        StaleTable: the score is missing, out of date, or of another step value than the recipe trains on.
+        UsageError: no episode is as long as the horizon.
+        SrpoRobotError: as `weighting.weights_of`.
+    """
+    if scheme in ("uniform", "success"):
+        return None, weights_of(buffer, None, recipe, scheme)
+    from srpo_robot.progress.pipeline import read_progress
+
+    progress = read_progress(buffer)
+    chunk = None
+    if isinstance(recipe, PolicyRecipe):
         check_value(buffer, recipe)
-        return Weighting.of(recipe, recipe.horizon or executed_steps(recipe))
+        chunk = _chunk(recipe, scheme)
+    if scheme == "awr":
+        check_horizon(buffer, resolve(recipe, chunk).horizon)
+    return progress, weights_of(buffer, progress, recipe, scheme, chunk)
 
 
-@dataclass(frozen=True, eq=False)
+def _chunk(recipe: PolicyRecipe, scheme: Scheme) -> Chunk | None:
+    """The policy's chunk, if the weights depend on it: it may be known from the base's checkpoint only."""
+    if scheme == "awr" and recipe.horizon and not recipe.action_weights:
+        return None
+    from srpo_robot.awr.policies import chunk_of
+
+    return chunk_of(recipe)
+
+
+def check_value(buffer: Buffer, recipe: PolicyRecipe) -> None:
+    """Raises StaleTable if the recipe trains on another step value than the buffer was scored with."""
+    from srpo_robot.progress.pipeline import read_settings
+
+    value = read_settings(buffer).rules.value_name
+    if recipe.value not in ("", value):
+        raise StaleTable(
+            f"{recipe.name} trains on the value {recipe.value!r}, the score has {value!r}; "
+            f"run: srpo-robot score-dataset {buffer.root} --value {recipe.value}"
+        )
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WeightSummary:
-    """A buffer's weights as `weights_command` shows them."""
+    """Weights as `weights` shows them.
 
-    weighting: Weighting
-    values: np.ndarray  # (N,)
-    undefined: int
-    view: GridCell
+    Attributes:
+        weights: weights of the buffer.
+        chosen: how they are spread over labels, tasks and parts of an episode.
+        grid: the same for every beta and cap of the grid.
+        advice: doubts about the weights, one line each.
+    """
+
+    weights: BufferWeights
+    chosen: GridCell
     grid: tuple[GridCell, ...]
     advice: tuple[str, ...]
 
 
-def weights_command(
-    dataset: str,
-    options: WeightingOptions,
-    betas: tuple[float, ...] = (),
-    caps: tuple[float, ...] = (),
-    csv_path: Path | None = None,
-    json_path: Path | None = None,
-) -> WeightSummary:
-    """Print how the weights are spread, over a grid of `betas` and `caps`, and draw DATASET/srpo/weights.png.
+def weights_command(options: WeightsOptions) -> WeightSummary:
+    """Prints how the weights are spread, also over a grid of beta and w_max. Writes their table and a figure.
 
-    Nothing that another command reads is written.
+    The files are DATASET/srpo/advantage.parquet and DATASET/srpo/weights.png.
 
     Raises:
         StaleTable: the scores are missing, or of another state of the data or its labels.
-        UsageError, TrainingError: see `WeightingOptions.resolve` and `weights.awr_weights`.
+        UsageError, TrainingError: see `weigh` and `weights.awr_weights`.
     """
-    from srpo_robot.progress.pipeline import read_progress
-
-    with waiting(f"opening {dataset}"):
-        buffer = open_buffer(dataset)
-        progress = read_progress(buffer)
-        seen = see(buffer, progress, options.resolve(buffer), betas, caps)
-    print_view(buffer, seen)
-    print_grid(seen)
-    for line in seen.advice:
-        warn(line)
-    short = sum(episode.length <= seen.weighting.horizon for episode in buffer.episodes)
-    if short:
-        warn(f"{short} of {len(buffer.episodes)} episodes are no longer than the horizon of {seen.weighting.horizon}")
-    draw(buffer, seen)
-    if csv_path is not None:
-        write_csv(csv_path, seen.grid)
-        say(f"Grid: {csv_path}")
-    write_json(json_path, as_json(buffer, seen))
-    return seen
+    betas, caps = parse_numbers(options.betas, "--betas"), parse_numbers(options.caps, "--caps")
+    recipe = load_weighting(options.policy, options.weighting)
+    with waiting(f"opening {options.dataset}"):
+        buffer = open_buffer(options.dataset)
+        progress, weights = weigh(buffer, recipe)
+        assert progress is not None
+        summary = summarise(buffer, weights, betas, caps)
+    print_summary(buffer, summary)
+    warn_about(buffer, summary)
+    write_weights(buffer, progress, weights)
+    say(f"Table: {buffer.sidecar / TABLE}")
+    draw(buffer, summary)
+    if options.csv is not None:
+        write_csv(options.csv, summary.grid)
+        say(f"Grid: {options.csv}")
+    write_json(options.json, as_json(buffer, summary))
+    return summary
 
 
-def see(
-    buffer: Buffer,
-    progress: Table,
-    weighting: Weighting,
-    betas: tuple[float, ...] = (),
-    caps: tuple[float, ...] = (),
+def summarise(
+    buffer: Buffer, weights: BufferWeights, betas: Sequence[float] = (), caps: Sequence[float] = ()
 ) -> WeightSummary:
-    """The weights of a scored buffer and their views; raises as `weights_command`."""
-    from srpo_robot.awr import weight_grid as wg
-    from srpo_robot.awr.tables import total_advantage
-    from srpo_robot.awr.weights import awr_weights
-
-    _, advantage = total_advantage(buffer, progress, weighting)
-    frames = wg.frames_of(buffer.episodes)
-    weights = awr_weights(advantage, weighting.beta, weighting.w_max)
-    view = wg.view(weights, frames, weighting.beta, weighting.w_max)
-    grid = wg.weight_grid(advantage, frames, betas or wg.BETAS, caps or wg.CAPS)
-    return WeightSummary(weighting, weights.values, weights.undefined, view, grid, wg.advice(view, grid))
+    """Returns how AWR's weights are spread; empty `betas` or `caps`: the default grid. Raises as `awr_weights`."""
+    assert weights.advantages is not None
+    frames, weighting = frames_of(buffer.episodes), weights.weighting
+    chosen = view(weights.frames, frames, weighting.beta, weighting.w_max)
+    grid = weight_grid(weights.advantages.total, frames, betas or BETAS, caps or CAPS)
+    return WeightSummary(weights=weights, chosen=chosen, grid=grid, advice=advice(chosen, grid))
 
 
-def print_view(buffer: Buffer, seen: WeightSummary) -> None:
-    """The weights of the chosen setting: in all, by task and by part of the episode."""
-    w, view = seen.weighting, seen.view
-    labels = list(view.by_label)
-    made = table(
+def warn_about(buffer: Buffer, summary: WeightSummary) -> None:
+    """Prints the doubts about the weights, and how many episodes are too short for the horizon."""
+    for line in summary.advice:
+        warn(line)
+    horizon = summary.weights.weighting.horizon
+    short = sum(episode.length <= horizon for episode in buffer.episodes)
+    if short:
+        warn(f"{short} of {len(buffer.episodes)} episodes are no longer than the horizon of {horizon}")
+
+
+def print_summary(buffer: Buffer, summary: WeightSummary) -> None:
+    """Prints the weights over all frames, by part of the episode, by task if there are several, and the grid."""
+    print_all_frames(buffer, summary)
+    print_thirds(buffer, summary)
+    if len(summary.chosen.by_task) > 1:
+        print_tasks(summary.chosen)
+    print_grid(summary.grid)
+
+
+def print_all_frames(buffer: Buffer, summary: WeightSummary) -> None:
+    """Prints one row: how the weights are spread over all frames."""
+    w, chosen = summary.weights.weighting, summary.chosen
+    row = table(
         f"weights of {buffer.root}: beta {w.beta:g}, w_max {w.w_max:g}, horizon {w.horizon}, shift {w.shift}, "
         f"tail {w.tail}, kappa {w.kappa:g}, baseline {w.baseline}",
         "frames", "effective", "at the cap", "weight of the top 1 %", "undefined (weight 0)",
     )  # fmt: skip
-    made.add_row(
+    row.add_row(
         str(buffer.total_frames),
-        f"{view.effective * buffer.total_frames:.0f} ({view.effective:.0%})",
-        f"{view.clipped:.1%}",
-        f"{view.top:.0%}",
-        str(seen.undefined),
+        f"{chosen.effective * buffer.total_frames:.0f} ({chosen.effective:.0%})",
+        f"{chosen.clipped:.1%}",
+        f"{chosen.top:.0%}",
+        str(summary.weights.frames.undefined),
     )
-    console.print(made)
-    thirds = table("mean weight of a frame", "label", "all", "first third", "second third", "last third")
-    for label in labels:
-        thirds.add_row(label, number(view.by_label[label], 2), *(number(x, 2) for x in _thirds(buffer, seen, label)))
-    console.print(thirds)
-    if len(view.by_task) == 1:
-        return
-    tasks = table("mean weight of a frame by task", "task", "all", *labels)
-    for task, means in list(view.by_task.items())[:TASKS_SHOWN]:
-        tasks.add_row(task, *(cell(means.get(name), 2) for name in ("all", *labels)))
-    console.print(tasks)
-    if len(view.by_task) > TASKS_SHOWN:
-        say(f"... and {len(view.by_task) - TASKS_SHOWN} more tasks; all of them: --json FILE")
+    console.print(row)
 
 
-def _thirds(buffer: Buffer, seen: WeightSummary, label: str) -> list[float]:
-    from srpo_robot.awr.weight_grid import frames_of
-
-    own = frames_of(buffer.episodes).label == label
+def print_thirds(buffer: Buffer, summary: WeightSummary) -> None:
+    """Prints the mean weight by label and third of the episode."""
+    values, label = summary.weights.frames.values, frames_of(buffer.episodes).label
     third = np.concatenate([np.arange(e.length) * 3 // e.length for e in buffer.episodes])
-    parts = [seen.values[own & (third == number)] for number in range(3)]
-    return [float(part.mean()) if len(part) else math.nan for part in parts]
+    rows = table("mean weight of a frame", "label", "all", "first third", "second third", "last third")
+    for name, mean in summary.chosen.by_label.items():
+        parts = [values[(label == name) & (third == place)] for place in range(3)]
+        means = [float(part.mean()) if len(part) else math.nan for part in parts]
+        rows.add_row(name, *(number(x, 2) for x in (mean, *means)))
+    console.print(rows)
 
 
-def print_grid(seen: WeightSummary) -> None:
-    """One row for every beta and cap."""
-    made = table("the grid", "beta", "w_max", "effective", "at the cap", "top 1 %", "success", "failure", "ratio")
-    for one in seen.grid:
-        means = (one.by_label.get(name, math.nan) for name in ("success", "failure"))
-        made.add_row(
-            f"{one.beta:g}",
-            f"{one.w_max:g}",
-            f"{one.effective:.0%}",
-            f"{one.clipped:.1%}",
-            f"{one.top:.0%}",
+def print_tasks(entry: GridCell) -> None:
+    """Prints the mean weight by task and label, of at most TASKS_SHOWN tasks."""
+    labels = list(entry.by_label)
+    rows = table("mean weight of a frame by task", "task", "all", *labels)
+    for task, means in list(entry.by_task.items())[:TASKS_SHOWN]:
+        rows.add_row(task, *(cell(means.get(name), 2) for name in ("all", *labels)))
+    console.print(rows)
+    if len(entry.by_task) > TASKS_SHOWN:
+        say(f"... and {len(entry.by_task) - TASKS_SHOWN} more tasks; all of them: --json FILE")
+
+
+def print_grid(grid: Sequence[GridCell]) -> None:
+    """Prints one row per beta and cap."""
+    rows = table("the grid", "beta", "w_max", "effective", "at the cap", "top 1 %", "success", "failure", "ratio")
+    for entry in grid:
+        means = (entry.by_label.get(name, math.nan) for name in ("success", "failure"))
+        rows.add_row(
+            f"{entry.beta:g}",
+            f"{entry.w_max:g}",
+            f"{entry.effective:.0%}",
+            f"{entry.clipped:.1%}",
+            f"{entry.top:.0%}",
             *(cell(mean, 2) for mean in means),
-            cell(one.ratio, 1),
+            cell(entry.ratio, 1),
         )
-    console.print(made)
+    console.print(rows)
 
 
-def draw(buffer: Buffer, seen: WeightSummary) -> None:
-    """DATASET/srpo/weights.png."""
-    from srpo_robot.awr.weight_grid import frames_of
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def draw(buffer: Buffer, summary: WeightSummary) -> None:
+    """Writes DATASET/srpo/weights.png."""
     from srpo_robot.report.weights_figure import draw_weighting
 
-    w, label = seen.weighting, frames_of(buffer.episodes).label
-    by_label = {name: seen.values[label == name] for name in seen.view.by_label}
+    w, label = summary.weights.weighting, frames_of(buffer.episodes).label
+    by_label = {name: summary.weights.frames.values[label == name] for name in summary.chosen.by_label}
     note = f"{buffer.root.name}: horizon {w.horizon}, shift {w.shift}, tail {w.tail}, kappa {w.kappa:g}"
     note += f", baseline {w.baseline}"
-    draw_weighting(by_label, seen.view, seen.grid, buffer.sidecar / FIGURE, note)
+    draw_weighting(by_label, summary.chosen, summary.grid, buffer.sidecar / FIGURE, note)
     say(f"Figure: {buffer.sidecar / FIGURE}")
 
 
-def as_json(buffer: Buffer, seen: WeightSummary) -> dict[str, Any]:
-    """Everything that was shown, and every task and tenth."""
+def as_json(buffer: Buffer, summary: WeightSummary) -> dict[str, Any]:
+    """Returns everything that is printed, for every task and every tenth of an episode."""
     return {
         "dataset": str(buffer.root),
         "frames": buffer.total_frames,
-        "weighting": asdict(seen.weighting),
-        "undefined": seen.undefined,
-        "chosen": _of(seen.view),
-        "grid": [_of(one) for one in seen.grid],
-        "advice": list(seen.advice),
+        "weighting": asdict(summary.weights.weighting),
+        "undefined": summary.weights.frames.undefined,
+        "chosen": _cell_as_json(summary.chosen),
+        "grid": [_cell_as_json(entry) for entry in summary.grid],
+        "advice": list(summary.advice),
     }
 
 
-def _of(view: GridCell) -> dict[str, Any]:
-    return asdict(view) | {"ratio": view.ratio}
+def _cell_as_json(entry: GridCell) -> dict[str, Any]:
+    return asdict(entry) | {"ratio": entry.ratio}
 
 
-def write_csv(path: Path, grid: tuple[GridCell, ...]) -> None:
-    """The grid as CSV, one row for every beta and cap; what does not exist is empty."""
+def write_csv(path: Path, grid: Sequence[GridCell]) -> None:
+    """Writes the grid as CSV, one row per beta and cap. A mean that does not exist is empty."""
     plain = ("beta", "w_max", "effective", "clipped", "top", "ratio")
     labels = ("success", "failure", "unlabelled")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*plain, *(f"mean_{name}" for name in labels)])
-        for one in grid:
-            values = [getattr(one, name) for name in plain] + [one.by_label.get(name, math.nan) for name in labels]
+        for entry in grid:
+            values = [getattr(entry, name) for name in plain] + [entry.by_label.get(name, math.nan) for name in labels]
             writer.writerow(["" if math.isnan(value) else repr(float(value)) for value in values])
 
 
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """The numbers between the commas of an option. Raises UsageError where one is none, or not positive."""
+    """Returns the numbers between the commas of an option. Raises UsageError if one is not a positive number."""
     try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
+        numbers = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        found = (math.nan,)
-    if not all(0 < value < math.inf for value in found):
+        numbers = (math.nan,)
+    if not all(0 < value < math.inf for value in numbers):
         raise UsageError(f"{option} is {text!r}; give positive numbers with commas between them, for example 0.3,1,3")
-    return found
+    return numbers

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.awr.tables import TABLE as ADVANTAGE
+from srpo_robot.awr.weighting import weights_of
+from srpo_robot.awr.weights_table import read_weights
 from srpo_robot.buffer.episodes import Buffer
-from srpo_robot.buffer.tables import Table, read_table
-from srpo_robot.errors import StaleTable, UndecodableFrame
+from srpo_robot.buffer.tables import Table
+from srpo_robot.errors import StaleTable, TrainingError, UndecodableFrame
 from srpo_robot.progress.embed import Embedded, StoredWindows, store_key
 from srpo_robot.progress.pipeline import STORE, Provenance, combined, provenance_of, read_progress
 from srpo_robot.progress.score import WindowEmbeddings
 from srpo_robot.progress.store import EmbeddingStore
+from srpo_robot.recipes import Weighting
 from srpo_robot.records import Episode
 from srpo_robot.report.frames import spread
 from srpo_robot.report.regress import Match, Regress, nearest_windows, window_at, worst_regress
@@ -25,7 +27,7 @@ from srpo_robot.report.regress import Match, Regress, nearest_windows, window_at
 MAX_COMPARED = 400  # most successes of a task to compare with a failure, spread evenly over the dataset
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredDataset:
     """A scored buffer with its tables.
 
@@ -33,14 +35,18 @@ class ScoredDataset:
         buffer: the dataset.
         progress: progress.parquet.
         provenance: config and encoder of the score.
-        weights: (N,) weight of each frame, None if there is no current table of weights.
-        no_weights: why there are no weights.
+        weights: (N,) weight of each frame; None if they are undefined everywhere.
+        weighting: the keys that the weights were made with.
+        weighted: whether a command wrote the weights; if not, they are computed with the default weighting.
+        no_weights: the reason, if there are none.
     """
 
     buffer: Buffer
     progress: Table
     provenance: Provenance
     weights: np.ndarray | None
+    weighting: Weighting
+    weighted: bool = False
     no_weights: str = ""
 
     @property
@@ -67,23 +73,32 @@ class ScoredDataset:
 
 
 def read_scored(buffer: Buffer) -> ScoredDataset:
-    """Reads the score of a buffer from DATASET/srpo. Missing weights are not an error, see `no_weights`.
+    """Reads the tables in DATASET/srpo. Without a table of weights for this score, computes the default weights.
 
     Raises:
         StaleTable: the dataset was never scored, or its data or labels changed since. The message names the command.
+            Missing weights are not an error: `no_weights` gives the reason.
     """
     progress = read_progress(buffer)
-    provenance = provenance_of(progress)
+    values, weighting, weighted, reason = None, Weighting(), False, ""
     try:
-        table = read_table(
-            buffer.sidecar / ADVANTAGE,
-            refresh=f"srpo-robot score-dataset {buffer.root}",
-            dataset=buffer.fingerprint,
-            parent=progress.metadata["content"],
-        )
-    except StaleTable as error:
-        return ScoredDataset(buffer, progress, provenance, None, str(error))
-    return ScoredDataset(buffer, progress, provenance, table["weight"])
+        table = read_weights(buffer, progress)
+        values, weighting, weighted = table["weight"], Weighting(**table.metadata["weighting"]), True
+    except StaleTable:
+        try:
+            weights = weights_of(buffer, progress, weighting)
+            values, weighting = weights.frames.values, weights.weighting
+        except TrainingError as error:  # the value is undefined everywhere
+            reason = str(error)
+    return ScoredDataset(
+        buffer=buffer,
+        progress=progress,
+        provenance=provenance_of(progress),
+        weights=values,
+        weighting=weighting,
+        weighted=weighted,
+        no_weights=reason,
+    )
 
 
 class Embeddings:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.awr.tables import mean_weight_by_label
-from srpo_robot.awr.weights import Weights, effective_sample_size
+from srpo_robot.awr.weighting import mean_weight_by_label
+from srpo_robot.awr.weights import effective_sample_size
 from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import UndecodableFrame
 from srpo_robot.numerics import cell
@@ -363,11 +363,16 @@ def _weights(scored: ScoredDataset) -> Section:
         ("largest weight", f"{weights.max():.2f}, at {highest} frames"),
         ("weight 0 (undefined)", f"{int((weights == 0).sum())} frames"),
     ]
-    by_label = mean_weight_by_label(scored.buffer, Weights(weights, float("nan"), effective, int((weights == 0).sum())))
+    by_label = mean_weight_by_label(scored.buffer, weights)
     rows += [(f"mean weight, {name}", f"{mean:.3f}") for name, mean in by_label.items()]
     kind = np.repeat(["success" if e.success else "failure" for e in episodes], [e.length for e in episodes])
     histogram = draw_weights({name: weights[kind == name] for name in ("success", "failure") if (kind == name).any()})
-    note = "min(exp(A / beta), w_max), scaled to mean 1; the last command that weighed the dataset wrote them."
+    w = scored.weighting
+    source = "the last command that weighed the dataset wrote them" if scored.weighted else "the default weighting"
+    note = (
+        f"min(exp(A / beta), w_max), scaled to mean 1; {source}: beta {w.beta:g}, w_max {w.w_max:g}, "
+        f"horizon {w.horizon}, kappa {w.kappa:g}, baseline {w.baseline}."
+    )
     return Section(
         title=title, notes=[note], tables=[rows], pictures=[(histogram, "histogram of the frames' weights by label")]
     )

@@ -1,8 +1,8 @@
 """A sample weighter with the true AWR loss, mean(w * l), in lerobot's own training loop.
 
-That loop divides by the sum of a batch's weights, which dampens them and cancels them at batch size 1. So the losses
-are multiplied inside the policy's forward and the loop gets ones: (w * l).sum() / (B + 1e-6). Whatever does not fit is
-an error: a frame without a weight never trains as if it had one.
+lerobot's loop divides by the sum of a batch's weights, which dampens them and cancels them at batch size 1. So this
+weighter multiplies the losses inside the policy's forward and gives the loop ones: (w * l).sum() / (B + 1e-6). Anything
+that does not fit is an error: a frame without a weight never trains as if it had one.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ EXPORT = "srpo-robot export DATASET --to weights"
 
 
 def register() -> None:
-    """Teach lerobot's factory of sample weighters the type `srpo_awr`; a second call changes nothing.
+    """Adds the type `srpo_awr` to lerobot's factory of sample weighters. A second call changes nothing.
 
     Raises:
-        ImportError: the factory takes other arguments than in lerobot 0.6.
+        ImportError: the factory's arguments are not those of lerobot 0.6.
     """
     original = sample_weighting.make_sample_weighter
     if getattr(original, "knows_srpo_awr", False):
         return
-    taken = list(inspect.signature(original).parameters)
-    if taken != ["config", "policy", "device", "dataset_root", "dataset_repo_id"]:
-        raise ImportError(f"lerobot's make_sample_weighter takes {taken} now; this plugin is made for lerobot 0.6")
+    parameters = list(inspect.signature(original).parameters)
+    if parameters != ["config", "policy", "device", "dataset_root", "dataset_repo_id"]:
+        raise ImportError(f"lerobot's make_sample_weighter takes {parameters} now; this plugin is made for lerobot 0.6")
 
     def make_sample_weighter(
         config: Any,
@@ -68,31 +68,32 @@ def _make(config: Any, policy: Any, device: torch.device, root: str | None, repo
 
 
 def read_weights(path: Path, lengths: list[int], root: Path | None = None) -> np.ndarray:
-    """The weights (N,) of an export, by global frame index.
+    """Reads the weights (N,) of an export, by global frame index.
 
     Args:
-        path: what `srpo-robot export DATASET --to weights` wrote.
-        lengths: frames of each episode of the dataset that trains.
-        root: its folder; where it holds the scores themselves, the export must come from these.
+        path: file that `srpo-robot export DATASET --to weights` wrote.
+        lengths: number of frames of each episode of the training dataset.
+        root: the dataset's folder. If it holds a score, the export must come from that score.
 
     Raises:
-        ValueError: missing, no such export, of another dataset or of an older score, or not one usable weight a frame.
+        ValueError: the file is missing, is no such export, belongs to another dataset or an older score, or does not
+            have one usable weight per frame.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; write it: {EXPORT}")
     try:
         table = pq.read_table(path)
-        made = json.loads((table.schema.metadata or {})[b"srpo"])
+        source = json.loads((table.schema.metadata or {})[b"srpo"])
         index, weight = table["index"].to_numpy(), table["weight"].to_numpy()
     except (pa.ArrowException, OSError, KeyError, ValueError):
         raise ValueError(f"{path} holds no weights of srpo-robot; write it: {EXPORT}") from None
-    if made.get("lengths") != hashlib.sha256(json.dumps(lengths).encode()).hexdigest()[:16]:
+    if source.get("lengths") != hashlib.sha256(json.dumps(lengths).encode()).hexdigest()[:16]:
         raise ValueError(
-            f"{path} is of another dataset or another state of it ({made.get('frames')} frames, this one has "
+            f"{path} is of another dataset or another state of it ({source.get('frames')} frames, this one has "
             f"{sum(lengths)}); write it anew: {EXPORT}"
         )
     score = _score_of(root)
-    if score is not None and score != made.get("parent"):
+    if score is not None and score != source.get("parent"):
         raise ValueError(f"{path} was made from an older score of this dataset; write it anew: {EXPORT}")
     if not np.array_equal(np.sort(index), np.arange(sum(lengths))):
         raise ValueError(f"{path} does not have exactly one row for every frame; write it anew: {EXPORT}")
@@ -102,7 +103,7 @@ def read_weights(path: Path, lengths: list[int], root: Path | None = None) -> np
 
 
 def _score_of(root: Path | None) -> str | None:
-    """The content hash of the score in the dataset's folder, None where there is no score."""
+    """Returns the content hash of the score in the dataset's folder, None if there is no score."""
     path = None if root is None else root / "srpo" / "progress.parquet"
     if path is None or not path.is_file():
         return None
@@ -117,18 +118,18 @@ class AwrWeighter(SampleWeighter):
     """
 
     def __init__(self, weights: np.ndarray, policy: Any, device: torch.device, name: str) -> None:
-        """Raises ValueError where the policy has no per-sample loss."""
+        """Raises ValueError if the policy has no per-sample loss."""
         self.weights = torch.from_numpy(weights).to(device)
         self._name = name
         self._applied = True
         self._attach(policy)
 
     def compute_batch_weights(self, batch: dict) -> tuple[torch.Tensor, dict]:
-        """Ones (B,), and what the frames' weights are: the policy's forward has them already.
+        """Returns ones (B,), because the policy's forward applies the weights, and statistics of the frames' weights.
 
         Raises:
-            ValueError: the batch does not say which frames it holds, or one of them has no weight.
-            RuntimeError: the last batch's losses were not weighted: something took the place of the policy's forward.
+            ValueError: the batch has no frame indices, or a frame has no weight.
+            RuntimeError: the last batch's losses were not weighted, because something replaced the policy's forward.
         """
         if not self._applied:
             raise RuntimeError(f"the policy's forward does not apply the weights of {self._name}; train without them")
@@ -138,7 +139,7 @@ class AwrWeighter(SampleWeighter):
         return torch.ones_like(weights), stats
 
     def get_stats(self) -> dict:
-        """The whole file: its type, frames and effective sample size."""
+        """Returns type, number of frames and effective sample size of the whole file."""
         effective = float(self.weights.sum() ** 2 / (self.weights**2).sum())
         return {"type": TYPE, "num_frames": len(self.weights), "effective_sample_size": effective}
 
@@ -153,7 +154,9 @@ class AwrWeighter(SampleWeighter):
 
     def _attach(self, policy: Any) -> None:
         original = policy.forward
-        inner = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # PEFT passes arguments on
+        inner = (
+            policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        )  # PEFT passes arguments through
         if "reduction" not in inspect.signature(inner.forward).parameters:
             raise ValueError(
                 f"{type(inner).__name__} has no per-sample loss in this lerobot, so its samples cannot be weighed; "
@@ -163,7 +166,7 @@ class AwrWeighter(SampleWeighter):
         def forward(_: Any, *arguments: Any, **options: Any) -> Any:
             result = original(*arguments, **options)
             if options.get("reduction") != "none":
-                return result  # lerobot's evaluation loss: as it is
+                return result  # lerobot's evaluation loss stays unweighted
             losses, info = result
             weights = self._of(arguments[0] if arguments else options["batch"])
             if losses.shape != weights.shape:
@@ -171,5 +174,5 @@ class AwrWeighter(SampleWeighter):
             self._applied = True
             return losses * weights, info
 
-        # Bound, and without functools.wraps: accelerate unwraps what has __wrapped__, and would take this off again.
+        # Bound, and without functools.wraps: accelerate unwraps functions with __wrapped__ and would remove this one.
         policy.forward = MethodType(forward, policy)
