@@ -1,14 +1,16 @@
 # make demo | test | check | format | build: each creates .venv by itself where it is missing.
 .DEFAULT_GOAL := help
 VENV := .venv
-# Processes that run the tests, each a file of tests at a time (auto: one a core). Those marked real_time come after
-# them and by themselves: their controller answers in real time, and two busy cores may starve it.
+# Number of processes that run the tests, one file of tests at a time (auto: one per core). Tests marked real_time run
+# afterwards and alone: their emulated controller answers in real time, and two busy cores may starve it.
 WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-# Threads: small models and two cores; the math libraries' own pools only get in each other's way.
+# Small models and two cores: larger thread pools of the math libraries only contend with each other.
 export OMP_NUM_THREADS ?= 2
+# Each process of the tests imports torch and lerobot: 6 s of CPU time from bytecode, 16 s if it compiles the sources.
+unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -27,6 +29,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/srpo-robot demo
 
+test: export OMP_NUM_THREADS := 1
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not real_time" -n $(WORKERS) --maxprocesses 8 --dist loadfile; others=$$?; \
 	$(BIN)/python -m pytest -m real_time && exit $$others
