@@ -69,7 +69,10 @@ class Planned:
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
-    """50 mock episodes with one camera of 32 px, in two recordings: the second appends to the first."""
+    """50 mock episodes with one camera of 32 px, in two recordings: the second appends to the first.
+
+    No test looks at the pictures, and rendering them takes longer than the physics, so they are black.
+    """
     root = tmp_path_factory.mktemp("truth") / "data"
     camera = CameraRecipe("front", 32, 32)
     arm, cell = make_mock(
@@ -78,10 +81,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
     space = make_action_space(TASK.action_space, arm.limits, arm.home_rad)
     features = dataset_features({"front": (32, 32)}, space.state_names, space.names) | FEATURES
     setup = Setup(arm, cell, space, TASK.instruction, 20.0, ("front",), stop_on_success=False)
-    for seeds in (range(40), range(40, len(PLAN))):
-        with Recorder(root, HARDWARE.fps, features, "mock", commit_every=len(PLAN)) as recorder, arm:
-            for seed in seeds:
-                run_episode(setup, Planned(arm.sim), seed, recorder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CellSim, "render", lambda self, camera: np.zeros((32, 32, 3), dtype=np.uint8))
+        for seeds in (range(40), range(40, len(PLAN))):
+            with Recorder(root, HARDWARE.fps, features, "mock", commit_every=len(PLAN)) as recorder, arm:
+                for seed in seeds:
+                    run_episode(setup, Planned(arm.sim), seed, recorder)
     return open_buffer(root)
 
 
