@@ -31,7 +31,7 @@ demo: $(READY)
 
 test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not real_time" -n $(WORKERS) --maxprocesses 8 --dist loadfile; others=$$?; \
+	@$(BIN)/python -m pytest -m "not real_time" -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder; others=$$?; \
 	$(BIN)/python -m pytest -m real_time && exit $$others
 
 check: $(READY)

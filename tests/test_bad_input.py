@@ -1,4 +1,4 @@
-"""Bad input through the real command line: one line that says what would work, and what was embedded stays."""
+"""Bad input through the real command line: one error line that says what would work, and finished embeddings stay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FRONT = "observation.images.front"
 
 @pytest.fixture(scope="session")
 def shared_squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SQUARES with all episodes in one file a camera; read-only by agreement."""
+    """SQUARES with all episodes in one file per camera. Read-only by agreement."""
     return record_squares(tmp_path_factory.mktemp("shared") / "data", SQUARES, commit_every=4)
 
 
@@ -89,7 +89,7 @@ def test_a_file_damaged_in_its_middle_costs_the_episode_it_is_in(cli, shared, op
 
 
 def test_an_episode_beside_a_damaged_one_is_whole(cli, shared, options):
-    """Damage in the last frame of one episode and the first of another; decoding begins at a keyframe before."""
+    """Damages the last frame of one episode and the first of another. Decoding begins at an earlier keyframe."""
     first, second, third, _ = (length for _, length, _, _ in SQUARES)
     overwrite(video(shared), first - 1, first + second, first + second + third - 1)
     code, _, err = cli("score-dataset", shared, *options, "--skip-bad-episodes")
@@ -138,7 +138,7 @@ def test_a_task_whose_every_success_is_damaged(cli, shared, options):
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three episodes whose camera is stored as images in the data's own files."""
+    """Three episodes with camera frames stored as images inside the data files."""
     from srpo_robot.buffer.recorder import Recorder, dataset_features
 
     features = dataset_features({"front": (48, 48)}, ("x",), ("x",))
@@ -325,7 +325,7 @@ print(json.dumps(results))
 
 @dataclass(frozen=True)
 class Disk:
-    """A dataset, and what a command on it did while its folder was read-only or full: exit code, standard error."""
+    """A dataset, and exit code and standard error of a command that ran while its folder was read-only or full."""
 
     root: Path
     code: int

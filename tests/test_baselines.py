@@ -1,4 +1,4 @@
-"""Scores without a network, and nulls: what each takes away is gone, and all of them go through the one pipeline."""
+"""Scores without a network, and negative controls: each removes its information, and all use the one pipeline."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def episode(index: int, length: int, success: bool | None, task: str = "go") -> 
 
 
 class LastFrames:
-    """Embeds a clip as the corner pixel of each of its frames, in order: whoever changes a clip is seen."""
+    """Embeds a clip as the corner pixel of each of its frames, in order, so that any change of a clip shows."""
 
     identity, frames_per_clip, batch_clips = "last-frames", 4, 3
 
@@ -77,7 +77,7 @@ class LastFrames:
 
 
 def numbered(length: int) -> np.ndarray:
-    """Frames whose every pixel is the frame's number."""
+    """Returns frames in which every pixel is the frame's number."""
     return np.broadcast_to(np.arange(length, dtype=np.uint8)[:, None, None, None], (length, 4, 4, 3)).copy()
 
 
@@ -295,7 +295,7 @@ def test_an_unknown_name_lists_those_there_are():
 
 @pytest.fixture(scope="module")
 def buffer(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
-    """Two tasks: far and short ways of a square; the second one of the squares' fixture."""
+    """Two tasks: a square that moves far or a short way. The second task is that of the `squares` fixture."""
     rows = [("go far", 20 + i, 1.0 - 0.02 * i, True) for i in range(5)]
     rows += [("go far", 20 + i, 0.3 + 0.1 * i, False) for i in range(4)]
     return open_buffer(record_squares(tmp_path_factory.mktemp("far") / "data", [*rows, *SQUARES], commit_every=13))
@@ -351,7 +351,7 @@ def test_pixels_tell_far_from_near_and_noise_and_time_do_not(scored):
 
 
 def test_a_frozen_tail_does_not_move_pixels(scored, buffer):
-    """Through the store with an encoder of frames: what stands still has a constant progress."""
+    """Scores through the store with a frame encoder: a video that stands still has constant progress."""
     encoder = Transformed(PixelFrame(8), "frozen-tail")
     video = moving_square(30, 1.0)
     own = embed_frames(

@@ -24,7 +24,7 @@ from srpo_robot.errors import DatasetError, StaleTable, UndecodableFrame, Unlabe
 
 
 def checksums(root: Path) -> dict[str, str]:
-    """Of the recorded files; the sidecar is this package's own."""
+    """Returns the checksums of the recorded files, without the sidecar, which is this package's own."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
@@ -99,7 +99,7 @@ def test_real_video_and_real_images():
     assert images.frames(images.episodes[7], images.camera(None)).shape == (10, 64, 64, 3)
 
 
-# --- what is no dataset
+# --- folders that are no dataset
 
 
 def test_a_folder_that_is_no_dataset(tmp_path):
@@ -140,7 +140,7 @@ def test_an_undecodable_video_names_episode_and_frame(squares_copy, keep):
 
 def test_a_video_that_ends_early_names_the_first_missing_frame(squares_copy):
     path = sorted((squares_copy / "videos" / "observation.images.front").rglob("*.mp4"))
-    shutil.copy(path[3], path[0])  # 18 frames where 24 were recorded
+    shutil.copy(path[3], path[0])  # 18 frames instead of the recorded 24
     buffer = open_buffer(squares_copy)
     with pytest.raises(UndecodableFrame, match="episode 0, .* frame 18 cannot be decoded"):
         buffer.frames(buffer.episodes[0], buffer.camera("front"))
@@ -241,7 +241,7 @@ def test_a_finished_episode_is_whole_on_disk_while_the_next_is_recorded(tmp_path
         recorder.begin()
         frame = moving_square(1, 0.0)[0]
         recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")
-        half_way = open_buffer(root)  # what a reader, or a crash now, would find
+        half_way = open_buffer(root)  # the state that a reader, or a crash now, would leave
         assert len(half_way.episodes) == 1
         assert len(half_way.frames(half_way.episodes[0], half_way.cameras[0])) == 24
     assert recorded_episodes(root) == 1  # the one without a verdict is not kept
@@ -308,7 +308,7 @@ for name, at, commit_every in (("single", 4, 1), ("later", 7, 4), ("first", 3, 4
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings of which each was ended by kill -9 when an episode ended; one interpreter forks them all.
+    """Recordings that kill -9 stopped at the end of an episode. One interpreter forks all of them.
 
     single/d: at the fourth episode, one episode per file. first/d, later/d: at the third and at the seventh episode,
     four episodes per file.

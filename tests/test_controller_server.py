@@ -64,7 +64,7 @@ class Client:
             self.ask(function, params)
 
     def is_silent(self) -> bool:
-        """Whether nothing waits to be read; call `settle` first."""
+        """Returns whether no data waits to be read. Call `settle` first."""
         self.socket.setblocking(False)
         try:
             return not self.socket.recv(1, socket.MSG_PEEK)
@@ -96,7 +96,7 @@ class Listener:
 
 
 def settle(server: ControllerServer) -> None:
-    """Return once the server has read what was sent before: a round trip through its loop comes after a poll."""
+    """Returns once the server has read all data sent so far: a round trip through its loop comes after a poll."""
     server.clients()
 
 

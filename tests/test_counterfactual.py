@@ -1,4 +1,4 @@
-"""Changed episodes: what is kept is kept to the bit, what is promised of the rest holds, and a score is held to it."""
+"""Changed episodes: kept frames are identical to the bit, each variant's promise holds, and a score is held to it."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_a_simulators_frames_are_taken_as_they_are():
     assert np.array_equal(made.frames, video(7))
 
 
-# --- what a score may give
+# --- allowed scores
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))

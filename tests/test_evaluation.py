@@ -76,7 +76,7 @@ def test_a_broken_journal_is_an_error(tmp_path):
 
 
 class ToyArm(Arm):
-    """Goes where it is told, at once."""
+    """Reaches each commanded pose at once."""
 
     def __init__(self, recipe: HardwareRecipe = HARDWARE) -> None:
         super().__init__(recipe)

@@ -31,7 +31,7 @@ PLUGIN = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / "lerob
 
 @pytest.fixture
 def scored(squares_copy):
-    """Four labelled episodes with a score written by hand; the last has no value."""
+    """Four labelled episodes with a score written by hand. The last one has no value."""
     buffer = open_buffer(squares_copy)
     values = ramps()
     values[3][:] = np.nan
@@ -210,7 +210,7 @@ def walks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """What pip would install of the plugin."""
+    """The plugin as pip would install it."""
     return unpacked_wheel("lerobot_policy_srpo_awr", tmp_path_factory.mktemp("plugin"))
 
 
@@ -237,7 +237,7 @@ def test_the_wheel_is_named_as_lerobot_looks_for_it(installed):
 
 @pytest.fixture(scope="module")
 def by_ra_bc(walks, tmp_path_factory):
-    """Three steps of stock lerobot-train by the progress that lies where it looks by itself."""
+    """Three steps of stock lerobot-train by the progress file at lerobot's default path."""
     buffer = open_buffer(walks / "walks")
     path = walks / "walks" / "sarm_progress.parquet"
     export_rabc(buffer, read_progress(buffer), path)
@@ -301,7 +301,7 @@ def make(walks, policy, **extra) -> Any:
 
 
 class Policy:
-    """What the weighter needs of a policy: losses of one a sample."""
+    """The part of a policy that the weighter needs: one loss per sample."""
 
     def __init__(self, losses):
         self.losses = losses

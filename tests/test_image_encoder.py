@@ -1,4 +1,4 @@
-"""Image encoders of transformers on tiny checkpoints: the same numbers as transformers' own, and what is refused."""
+"""Image encoders of transformers on tiny checkpoints: the same numbers as transformers' own, and the refusals."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_model_without_pooler_and_class_token_is_averaged():
     assert encoder.encode(prepared[:, None]) == pytest.approx(prepared.mean(axis=(1, 2)) / 255, rel=1e-5)
 
 
-# --- what is refused
+# --- refusals
 
 
 def refusal(name: str) -> str:

@@ -99,7 +99,7 @@ def column(truth: Truth, episode: int, name: str) -> np.ndarray:
     return truth.state[episode][:, STATE_NAMES.index(name)]
 
 
-# --- what is recorded
+# --- recorded columns
 
 
 def test_the_columns_are_no_input_of_a_policy() -> None:
@@ -177,7 +177,7 @@ def test_lerobot_reads_the_columns(recorded: Buffer) -> None:
     assert KIND not in recorded.meta.stats
 
 
-# --- what is read back
+# --- reading the truth
 
 
 def test_a_buffer_without_truth_says_where_truth_comes_from(squares: Path) -> None:

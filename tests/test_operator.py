@@ -65,7 +65,7 @@ def test_space_stops_while_the_program_is_busy_and_is_no_key(terminal):
     stopped_in: list[str] = []
     with TerminalKeys(lambda: stopped_in.append(threading.current_thread().name), program) as keys:
         os.write(person, b" s")
-        until(lambda: bool(stopped_in))  # nobody has asked for a key
+        until(lambda: bool(stopped_in))  # no key was requested
         assert stopped_in == ["keys"] and keys.next() == "s"
 
 
@@ -118,7 +118,7 @@ def test_without_a_terminal_nobody_could_stop_the_arm(tmp_path):
 
 
 class Person:
-    """Keys in the order in which they are pressed; what is asked for beyond them is a defect of the test."""
+    """Keys in the order in which they are pressed. A request for more keys is an error of the test."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = list(keys)
@@ -135,7 +135,7 @@ class Person:
 
 
 class HomingArm:
-    """Counts; `hit` runs on its way home."""
+    """Counts its calls. `hit` runs on its way home."""
 
     def __init__(self, hit: Callable[[], None] = lambda: None) -> None:
         self.homes = self.stops = 0

@@ -33,7 +33,7 @@ PATIENT = {"max_report_age_s": 0.5, "command_timeout_s": 1.5}  # the emulator sh
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """What pip would install of the plugin."""
+    """The plugin as pip would install it."""
     return unpacked_wheel("lerobot_robot_xarm7", tmp_path_factory.mktemp("plugin"))
 
 
@@ -252,7 +252,7 @@ def tiny_act(folder: Path, size: int) -> Path:
 
 
 def test_lerobots_own_commands_record_teleoperate_and_roll_out(installed, tmp_path):
-    """The arm, its limits and its cameras over MJPEG through stock lerobot: what came out is a dataset of ours."""
+    """Drives the arm, its limits and its MJPEG cameras through stock lerobot, and reads the recorded dataset."""
     cell = load(HardwareRecipe, "hardware", "mock")
     with MockLab(cell, load(TaskRecipe, "datasets", "put-apple")) as lab:
         made = lab.recipe(RECIPE)

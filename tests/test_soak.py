@@ -1,4 +1,4 @@
-"""The soak as a user runs it, as short as it goes; and that its checks see what is lost."""
+"""The soak test as a user runs it, as short as possible, and that its checks notice lost data."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_a_connection_that_closes_is_no_answer():
 
 
 def test_limits_of_a_lower_tick_rate_keep_the_same_laws():
-    """Mode 6 runs the same core at 25 Hz: the resting place, which is what is sent, stays inside."""
+    """Mode 6 runs the same core at 25 Hz. It sends the resting place, which stays inside the limits."""
     limits = replace(LIMITS, table_m=0.1)
     stream = SetPoints(at_rest(HOME, 0.04, limits), limits, 0.04)
     stream.aim(1, ArmCommand(HOME + np.array([0, 1.5, 0, 0, 0, 0, 0]), 0.04), 0.0, 0.1)

@@ -42,7 +42,7 @@ def recipes(streams: CameraStreams) -> list[CameraRecipe]:
 
 
 def fails(cameras: Cameras, max_age_s: float, says: str) -> bool:
-    """Waits until `read` fails; whether it says so."""
+    """Waits until `read` fails. Returns whether the error contains the text."""
     end = time.monotonic() + 30.0
     while time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""A policy that is asked in a thread of its own or on another machine: late, hung, crashed, wrong."""
+"""A policy that runs in its own thread or on another machine: late, hung, crashed or wrong."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def test_the_command_serves_and_ends(cli, monkeypatch):
 
     def hear(text: str) -> None:
         said.append(text)
-        if "Ctrl-C" in text:  # who presses it as soon as it is offered ends the command, too
+        if "Ctrl-C" in text:  # Ctrl-C right after the offer ends the command, too
             url = said[0].split("--policy ")[1]
             answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(seen()))
             signal.raise_signal(signal.SIGINT)

@@ -42,7 +42,7 @@ vocab = 16
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, tiny_encoder_folder) -> Path:
-    """A scored dataset; its advantage.parquet is read-only by agreement."""
+    """A scored dataset. Its advantage.parquet is read-only by agreement."""
     import sys
 
     from srpo_robot.cli import main

@@ -1,4 +1,4 @@
-"""Windows: where they end and which frames show them."""
+"""Windows: their last frames, and the frames that show them."""
 
 import numpy as np
 import pytest
