@@ -4,6 +4,7 @@ VENV := .venv
 # Number of processes that run the tests, one file of tests at a time (auto: one per core). Tests marked real_time run
 # afterwards and alone: their emulated controller answers in real time, and two busy cores may starve it.
 WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
@@ -31,7 +32,7 @@ demo: $(READY)
 
 test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not real_time" -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder; others=$$?; \
+	@$(BIN)/python -m pytest -m "not real_time" $(PARALLEL); others=$$?; \
 	$(BIN)/python -m pytest -m real_time && exit $$others
 
 check: $(READY)

@@ -104,7 +104,7 @@ def test_a_picture_is_rgb_in_the_recipes_size_and_knows_its_time(device):
     assert device.released and no_threads()
 
 
-def test_what_nobody_fetched_is_dropped(device):
+def test_frames_that_were_not_read_are_dropped(device):
     with over(device) as cameras:
         seen = device.reads
         until(lambda: device.reads > seen + 20)
@@ -334,13 +334,13 @@ def test_cameras_that_see_what_they_should(tmp_path):
     assert check_references([replace(recipe, reference="") for recipe in recipes], frames) == ()
 
 
-def test_swapped_cameras_are_found(tmp_path):
+def test_swapped_cameras_are_detected(tmp_path):
     recipes, frames = referenced(tmp_path)
     wrong = check_references(recipes, {"front": frames["wrist"], "wrist": frames["front"]})
     assert len(wrong) == 2 and "camera front sees what wrist should" in wrong[0] and "swap their sources" in wrong[0]
 
 
-def test_a_camera_that_was_moved_is_found(tmp_path):
+def test_a_moved_camera_is_detected(tmp_path):
     recipes, frames = referenced(tmp_path)
     elsewhere = Frame(np.random.default_rng(9).integers(0, 256, (96, 96, 3), dtype=np.uint8), 0.0)
     (line,) = check_references(recipes, {**frames, "front": elsewhere})

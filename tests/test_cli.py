@@ -70,7 +70,7 @@ def test_init_hands_out_recipes_that_are_found_first(cli, tmp_path, monkeypatch)
 # --- datasets that cannot be scored
 
 
-def test_what_is_no_dataset(cli, tmp_path):
+def test_a_folder_that_is_no_dataset(cli, tmp_path):
     refused(cli("score-dataset", tmp_path), "no LeRobot dataset")
     refused(cli("score-dataset", tmp_path / "nowhere"), "is no folder")
     (tmp_path / "meta").mkdir()

@@ -281,7 +281,7 @@ def test_infinity_leaves_a_joint_or_a_coordinate_where_it_is() -> None:
     assert poses.to_rpy(rig.c.tcp)[:3] == pytest.approx(before[:3] + np.array([0, 0, 40.0]), abs=0.05)
 
 
-def test_a_line_is_straight_at_its_speed_and_ends_where_asked() -> None:
+def test_a_line_is_straight_at_its_speed_and_ends_at_its_target() -> None:
     rig = Rig()
     start = poses.to_rpy(rig.c.tcp)
     goal = start + np.array([30.0, 80.0, -60.0, 0, 0, 0.4])

@@ -130,7 +130,7 @@ def test_chunks_that_are_not_all_are_refused():
 
 
 @pytest.mark.parametrize("name", ["av1", "h264", "hevc"])
-def test_every_place_in_a_shared_file_is_found(files, by_pyav, name):
+def test_every_span_of_a_shared_file_is_decoded(files, by_pyav, name):
     """libav jumps by decoding time, in HEVC's default order too late for a frame just before a keyframe."""
     whole = frames(span(files[name]))
     for first in range(LENGTH):

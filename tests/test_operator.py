@@ -86,7 +86,7 @@ def test_the_terminal_is_as_it_was(terminal, crash):
     assert settings(program) == before and no_thread()
 
 
-def test_a_stop_that_nobody_confirmed_is_said_and_raised(terminal, capsys):
+def test_an_unconfirmed_stop_is_reported_and_raised(terminal, capsys):
     person, program = terminal
 
     def stop() -> None:
@@ -109,7 +109,7 @@ def test_a_terminal_that_goes_away_stops_the_arm(terminal):
         assert stops == [1]
 
 
-def test_without_a_terminal_nobody_could_stop_the_arm(tmp_path):
+def test_without_a_terminal_the_arm_could_not_be_stopped(tmp_path):
     with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="needs a person at the keys"):
         TerminalKeys(lambda: None, file.fileno())
 

@@ -336,7 +336,7 @@ def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
 
 
 @live
-def test_a_stop_that_nobody_sees_fails_and_a_key_leaves_it_out(monkeypatch):
+def test_a_stop_that_does_not_arrive_fails_and_a_key_leaves_it_out(monkeypatch):
     monkeypatch.setattr(checking, "ESTOP_S", 0.2)
     with emulator() as (_, recipe):
         other = (nothing, "x")

@@ -142,7 +142,7 @@ def test_gathered_tokens_keep_their_positions(run):
 
 
 @torch.no_grad()
-def test_what_is_hidden_cannot_be_seen(run):
+def test_hidden_tokens_have_no_influence(run):
     seen, hidden = (torch.from_numpy(p)[None] for p in block_tubes(np.random.default_rng(0), DEPTH, SIDE, 0.3))
     tokens = cut(torch.randn(1, 4, 3, 32, 32))
     changed = tokens.clone()

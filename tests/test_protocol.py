@@ -266,7 +266,7 @@ def test_a_row_that_is_void_again_and_again_is_left_void(tmp_path):
     assert study.pending()[0].trial == 1
 
 
-def test_a_row_of_another_protocol_is_found(tmp_path):
+def test_a_row_of_another_protocol_is_detected(tmp_path):
     study = begin_study(tmp_path, draw(), blind=False)
     carry_out(study, 1)
     path = tmp_path / JOURNAL

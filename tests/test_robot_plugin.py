@@ -105,7 +105,7 @@ def test_lerobots_factory_makes_it_and_its_features_are_known_before_it_is_conne
     assert list(with_cameras.cameras) == ["front", "wrist"]
 
 
-def test_it_executes_what_the_limits_leave_and_says_so(robot, server):
+def test_it_executes_the_limited_action_and_returns_it(robot, server):
     from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
     with pytest.raises(DeviceNotConnectedError):
@@ -136,7 +136,7 @@ def test_it_executes_what_the_limits_leave_and_says_so(robot, server):
         robot.send_action(action(HOME))
 
 
-def test_what_is_no_action_is_refused_and_the_arm_holds(robot, server):
+def test_invalid_actions_are_refused_and_the_arm_holds(robot, server):
     robot.connect()
     robot.send_action(action(HOME))
     with pytest.raises(CommandRefused, match="NaN"):

@@ -371,7 +371,7 @@ def test_a_person_confirms_a_fault_by_key(bench, hands):
     assert not (bench.output / FAULT).exists()
 
 
-def test_without_terminal_or_judge_nobody_could_stop_it(bench):
+def test_without_terminal_or_judge_the_run_is_refused(bench):
     bench.recipe.write_text(dump(replace(bench.lab.recipe(XARM), judge_url="")))
     refused(bench.run(Nudge()), "needs a person at the keys")
 

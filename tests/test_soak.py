@@ -83,7 +83,7 @@ def checks(soak, tmp_path) -> Any:
     return made
 
 
-def test_what_is_whole_is_no_problem(checks):
+def test_whole_data_is_no_problem(checks):
     folder = checks._output / "trials" / "002"
     for _ in range(2):
         checks._check_kept("x", folder, 3)
@@ -101,7 +101,7 @@ def test_what_is_whole_is_no_problem(checks):
         (lambda c, folder: (folder / "steps.jsonl").unlink(), "the trial's log is unreadable"),
     ],
 )
-def test_what_is_lost_is_a_problem(checks, spoil, says):
+def test_lost_data_is_a_problem(checks, spoil, says):
     folder = checks._output / "trials" / "002"
     checks._check_kept("x", folder, 3)
     spoil(checks, folder)

@@ -164,7 +164,7 @@ def silent():
         yield server.getsockname()[1]
 
 
-def test_nobody_there_and_somebody_silent_are_one_line_within_the_time_limit(silent):
+def test_no_server_and_a_silent_one_are_one_line_within_the_time_limit(silent):
     with pytest.raises(
         ArmError, match=r"no xArm controller answers at 127.0.0.1:\d+ within 0.2 s \(no answer\); check"
     ):

@@ -96,7 +96,7 @@ def _newer(cameras: Cameras, first: dict) -> None:
         raise CameraError("not yet")
 
 
-def test_faults_of_a_camera_are_found(streams):
+def test_faults_of_a_camera_are_detected(streams):
     with Cameras(recipes(streams)) as cameras:
         streams.freeze("front")
         assert fails(cameras, 0.4, "camera front") and fails(cameras, 0.4, "is frozen")

@@ -284,7 +284,7 @@ def test_a_served_policy_that_fails_says_how_and_goes_on_serving():
             policy.act(seen())
 
 
-def test_nobody_there_and_no_url():
+def test_no_server_and_no_url():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # taken, and not listening
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"

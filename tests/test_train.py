@@ -232,7 +232,7 @@ def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
     assert [line["loss"] > 0 for line in lines] == [line["mean_weight"] > 0 for line in lines]
 
 
-def test_drawn_by_weight_only_frames_that_have_weight_are_seen(buffer, tmp_path):
+def test_sampling_by_weight_draws_only_frames_with_weight(buffer, tmp_path):
     only = np.zeros(buffer.total_frames)
     only[[0, 5]] = 12.0
     recipe = replace(RECIPE, weights_as="sampling")

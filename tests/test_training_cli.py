@@ -151,7 +151,7 @@ def test_lora_trains_adapters_only_and_goes_on(cli, scored, recipe, tmp_path):
     assert all((one[name] == two[name]).all() for name in one)
 
 
-def test_what_cannot_be_trained_is_said_before_anything_is_written(cli, scored, recipe, tmp_path):
+def test_recipes_that_cannot_train_are_refused_before_anything_is_written(cli, scored, recipe, tmp_path):
     train = ("train-awr", scored, "--policy", recipe(), "--output", tmp_path / "out", "--accept-audit")
     refused(cli(*train, "--horizon", 500), "horizon 500 is longer than every episode")
     refused(cli(*train, "--beta", 0), "must be positive")

@@ -303,7 +303,7 @@ def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
 def test_no_command_that_the_controller_receives_leaves_the_limits(
     streaming: tuple[XArm7, ControllerServer], targets: list[tuple[np.ndarray, float, int]]
 ) -> None:
-    """Sends targets straight to the streamer, past the control period's limits: its own limits hold for every caller."""
+    """Sends targets straight to the streamer, past the control period's limits. Its own limits hold for all callers."""
     arm, server = streaming
     process, after_s = arm._process(), server.arm_state().time_s
     for number, (joints, gripper, periods) in enumerate(targets):
@@ -471,7 +471,7 @@ def test_who_comes_second_is_refused(arm: XArm7, recipe: HardwareRecipe) -> None
         pass
 
 
-def test_a_moving_arm_belongs_to_somebody_else(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_a_moving_arm_belongs_to_another_client(recipe: HardwareRecipe, server: ControllerServer) -> None:
     with XArm7(recipe) as arm:
         arm.go_home()
     target = np.array([*(HOME + 0.5 * TURN), 0.1, 1.0, 0.0], "<f4").tobytes()
@@ -614,7 +614,7 @@ class Deaf(ControllerServer):
         return encode_reply(request, Reply(0)) if request.function == 36 else super()._execute(client, request)
 
 
-def test_a_setting_that_does_not_stick_is_named() -> None:
+def test_a_setting_that_is_not_kept_is_named() -> None:
     with Deaf(KinematicPlant(HOME), host=free_host()) as other:
         with pytest.raises(ArmError, match=r"payload_kg: wanted 0.82, got 0.; payload_centre_m: wanted") as caught:
             XArm7(recipe_of(other)).__enter__()
@@ -630,7 +630,7 @@ def test_a_setting_that_does_not_stick_is_named() -> None:
     ],
     ids=["gripper's baud rate", "speed factor"],
 )
-def test_what_other_programs_left_is_refused_and_not_repaired(function: int, params: bytes, says: str) -> None:
+def test_settings_of_other_programs_are_refused_and_not_repaired(function: int, params: bytes, says: str) -> None:
     """The SDK by itself would clean errors, reboot the tool and enable the arm if a baud rate differs."""
     with ControllerServer(KinematicPlant(HOME), host=free_host()) as other:
         wire.ask(other.host, other.command_port, function, params, 5.0)
@@ -642,7 +642,7 @@ def test_what_other_programs_left_is_refused_and_not_repaired(function: int, par
 
 def test_the_benchmark_measures_what_it_says(tmp_path: Path) -> None:
     script, found = Path(__file__).parents[1] / "scripts" / "bench_streamer.py", tmp_path / "bench.json"
-    command = [sys.executable, str(script), "--seconds", "2", "--stops", "2", "--json", str(found)]
+    command = [sys.executable, str(script), "--seconds", "1", "--stops", "1", "--json", str(found)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     numbers = json.loads(found.read_text())
