@@ -105,7 +105,7 @@ def test_prepared_frames_are_small_squares_with_the_same_mean(height, width):
 
 
 def test_recent_windows_of_10_frames_are_the_mean_of_the_last_10():
-    """From frame 10 on there are always ten, so no frame is repeated."""
+    """From frame 10 on a window always has ten frames, so no frame is repeated."""
     video, encoder = noise_video(40), PixelMean(8)
     spec = SCORERS[NULL_TO_BEAT].windows(WindowSpec("stride", 3))
     assert (spec.shape, spec.frames_per_clip, spec.stride, spec.min_window) == ("recent", 10, 3, 10)

@@ -102,7 +102,7 @@ def settle(server: ControllerServer) -> None:
 
 @pytest.fixture
 def server() -> Iterator[ControllerServer]:
-    """By hand: time passes only in `advance`."""
+    """Steps the clock by hand: time passes only in `advance`."""
     with ControllerServer(KinematicPlant(HOME), host=free_host(), stepped=True) as running:
         yield running
 

@@ -59,7 +59,7 @@ class Rig:
         return np.array(rows)
 
     def move(self, function: int, shift: float = 0.05) -> Reply:
-        """A small move in the way of `function`."""
+        """Sends a small move as `function` does it."""
         if function == JOINTS:
             return self.ask(JOINTS, HOME + shift, 1.0, 10.0, 0.0)
         if function == SERVO:

@@ -43,7 +43,7 @@ def video(length: int, seed: int = 0) -> np.ndarray:
 
 
 def shows_what_it_says(variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> bool:
-    """Every frame equals the one it is said to show, and shows one of the two."""
+    """Every frame equals its named source frame and comes from one of the two episodes."""
     assert len(variant.source) == len(variant.donor) == len(variant.frames)
     assert ((variant.source == ELSEWHERE) != (variant.donor == ELSEWHERE)).all()
     assert 0 <= variant.ceiling < len(source)
@@ -259,7 +259,7 @@ def test_a_score_that_is_missing_stays_missing():
 
 
 def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
-    """Through the real pipeline: the last pixels against the successes, and the clock."""
+    """Scores through the real pipeline: the last pixels against the successes, and the clock."""
     encoder, spec = PixelMean(16), WindowSpec("dense", shape="recent", min_window=4, frames_per_clip=2)
     reaches = [1.0, 0.97, 0.94, 0.91, 0.4]
     videos = [moving_square(30 + i, reach) for i, reach in enumerate(reaches)]
@@ -282,7 +282,7 @@ def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
 
 
 def test_a_variant_is_not_measured_against_the_episode_it_was_made_of():
-    """A variant that is its source to the bit is at distance 0 from it, unless the group is left out."""
+    """A variant that equals its source to the bit is at distance 0 from it, unless the group is left out."""
     source = Episode(3, "go", 5, 10.0, 0, ("c",), True)
     others = [Episode(i, "go", 5, 10.0, 0, ("c",), True) for i in (4, 5)]
     copy = variant_episode(source, from_simulator("copy", video(5)), 9)

@@ -93,7 +93,7 @@ def test_identity_follows_the_weights(tiny_encoder_folder, tmp_path):
 
 
 def test_stored_embeddings_keep_their_name(tiny_encoder_folder):
-    """The identity of equal weights is the one that stores were written with."""
+    """Equal weights keep the identity under which stores were written."""
     model = VJEPA2Model.from_pretrained(tiny_encoder_folder)
     with torch.no_grad():
         for weight in model.parameters():

@@ -456,7 +456,7 @@ def test_default_targets_name_layers_of_the_full_size(name, model, layers):
 
 @pytest.fixture
 def foreign(buffer, tmp_path):
-    """A base that was trained with other cameras' names."""
+    """A base policy trained with other camera names."""
     folder = save(policies.build_policy(RECIPE, buffer), tmp_path / "base", RECIPE)
     text = (folder / "config.json").read_text()
     text = text.replace("images.front", "images.base_0_rgb").replace("images.wrist", "images.left_wrist_0_rgb")

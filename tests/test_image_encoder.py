@@ -90,7 +90,7 @@ def video(frames: int = 4, height: int = 40, width: int = 56) -> np.ndarray:
 
 
 def theirs(folder: Path, frames: np.ndarray, pooling: str) -> np.ndarray:
-    """transformers' own way from frames (T, H, W, 3) to embeddings (T, D)."""
+    """Embeds frames (T, H, W, 3) as (T, D) by transformers' own processor and model."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
     pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
     options = {"add_pooling_layer": False} if folder.name == "vit-classifier" else {}

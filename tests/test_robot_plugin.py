@@ -39,7 +39,7 @@ def installed(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plugin(installed) -> Iterator[Any]:
-    """The plugin's module, imported by lerobot itself, which looks for it by name."""
+    """The plugin's module, imported by lerobot itself, which discovers it by name."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
     with pytest.MonkeyPatch.context() as patch:

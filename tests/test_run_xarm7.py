@@ -90,7 +90,7 @@ class Bench:
         refused(self.run(Nudge()), "nobody has confirmed that the fault is over")
 
     def works(self, *options: object) -> str:
-        """The next run goes through, once a person has confirmed."""
+        """Asserts that the next run succeeds after a person's confirmation. Returns its output."""
         code, out, err = self.run(Nudge(), "--confirm-fault", *options)
         assert code == 0, err
         assert not (self.output / FAULT).exists()
@@ -169,7 +169,7 @@ def until(happens: Callable[[], bool], seconds: float) -> None:
 
 
 def recorded(root: Path) -> dict[str, Any]:
-    """The one episode of a dataset, by the project's own reader."""
+    """Returns facts of the dataset's only episode, read by the project's own reader."""
     from srpo_robot.buffer.opening import open_buffer
 
     buffer = open_buffer(root)

@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "soak.py"
 
 @pytest.fixture
 def soak(monkeypatch) -> Any:
-    """The script as a module."""
+    """The soak script, imported as a module."""
     spec = importlib.util.spec_from_file_location("soak", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -122,7 +122,7 @@ def test_a_fault_that_is_not_noted_and_a_next_run_that_is_not_refused_are_proble
 
 
 def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch):
-    """With a lab, a server and runs that do nothing."""
+    """Replaces the lab, the server and the runs by ones that do nothing."""
     names = list(soak.FAULTS)
     drawn: list[str] = []
 

@@ -67,7 +67,7 @@ def starting_point(buffer, recipe, root: Path) -> Path:
 
 
 def stock_losses(buffer, recipe, start: Path, output: Path, monkeypatch) -> list[float]:
-    """The losses of `lerobot_train.train`, step by step."""
+    """Returns the losses of `lerobot_train.train`, step by step."""
     policy, *_ = load_policy(start)
     config = policy.config
     config.pretrained_path, config.push_to_hub = start, False

@@ -139,7 +139,7 @@ def test_a_writer_whose_unfinished_entry_is_pruned_starts_it_again(store, monkey
 
 
 def test_two_processes_on_one_store_lose_nothing(tmp_path):
-    """Both open it at once, write keys of their own and keys they share."""
+    """Both processes open the store at once and write private keys and shared keys."""
     script = (
         "import numpy as np, sys\n"
         "from pathlib import Path\n"

@@ -159,7 +159,7 @@ def test_a_report_is_read_as_the_emulator_writes_it():
 
 @pytest.fixture
 def silent():
-    """A server that takes connections and says nothing, as a hung controller does."""
+    """A server that accepts connections and sends nothing, like a hung controller."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 

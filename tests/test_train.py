@@ -223,7 +223,7 @@ def test_unusable_weights(buffer, weights, tmp_path, change, message):
 
 
 def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
-    """Two datasets' worth of weights that differ only in frames of weight zero cannot be told apart by the loss."""
+    """A frame of weight zero adds nothing to the loss."""
     only = np.zeros(buffer.total_frames)
     only[0] = 12.0
     train(buffer, RECIPE, only, tmp_path / "run", steps=3, device="cpu")
@@ -323,7 +323,7 @@ train(buffer, recipe, np.load(root / "weights.npy"), root / "run", device="cpu",
 
 
 def worker(root, change="", options="", before="") -> Path:
-    """A script that trains on root/data into root/run, for launchers and killers."""
+    """Writes a script that trains on root/data into root/run, to be launched or killed."""
     path = root / "worker.py"
     text = WORKER.format(tests=str(Path(__file__).parent), root=str(root), plan=PLAN, change=change, options=options)
     path.write_text(text.replace("root = Path", before + "\nroot = Path", 1))
@@ -401,7 +401,7 @@ def test_held_out_episodes_are_measured_under_fixed_noise_and_never_trained_on(w
 
 
 def test_the_held_out_loss_is_of_the_weights_that_are_saved(buffer, weights, tmp_path):
-    """A rate of next to nothing changes nothing, so the measured loss stays, whichever noise training drew."""
+    """A tiny learning rate changes nothing, so the measured loss stays the same for any training noise."""
     big = record_dataset(tmp_path / "data", (4, 4, 4, 4))
     recipe = replace(
         RECIPE, validation_share=0.3, steps=3, save_every=1, learning_rate=1e-12, final_learning_rate=1e-12

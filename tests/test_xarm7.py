@@ -55,7 +55,7 @@ def server() -> Iterator[ControllerServer]:
 
 @pytest.fixture
 def recipe(server: ControllerServer) -> Iterator[HardwareRecipe]:
-    """A recipe of the emulator, which is made well again: the machine is busy, so reports may be late."""
+    """A recipe of the emulator, with faults healed before and after. On a busy machine reports may be late."""
     heal(server)
     yield recipe_of(server)
     heal(server)
