@@ -36,7 +36,7 @@ def dealt(
     first: int = 0,
     weights: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Returns the frames of each step, gathered from all processes in the order of their ranks."""
+    """Returns the frames of each step, gathered from all processes in batch order."""
     found, (per_pass, passes, processes) = [], split
     for process in range(processes):
         mine = Split(per_pass, passes, processes, process)
