@@ -1,14 +1,14 @@
-# make demo | test | check | format | build: each creates .venv by itself where it is missing.
+# make demo | test | check | format | build: each target creates .venv if it is missing.
 .DEFAULT_GOAL := help
 VENV := .venv
-# Number of processes that run the tests, one file of tests at a time (auto: one per core). Tests marked real_time run
-# afterwards and alone: their emulated controller answers in real time, and two busy cores may starve it.
+# Number of processes that run the tests, one test file at a time each (auto: one per core). Tests marked real_time run
+# after them, alone: their controller answers in real time, and busy cores may delay it.
 WORKERS ?= auto
 PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-# Small models and two cores: larger thread pools of the math libraries only contend with each other.
+# Models are small, so larger thread pools of the math libraries only slow each other down.
 export OMP_NUM_THREADS ?= 2
 # Each process of the tests imports torch and lerobot: 6 s of CPU time from bytecode, 16 s if it compiles the sources.
 unexport PYTHONDONTWRITEBYTECODE

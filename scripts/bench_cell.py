@@ -1,10 +1,10 @@
-"""What the mock cell costs: physics steps a second, and camera pairs a second, for each task.
+"""Measures the speed of the mock cell: physics steps per second and camera pairs per second, for each task.
 
     python scripts/bench_cell.py --json cell.json
 
-The arm is driven through a demonstration, so that contacts are in it; physics is timed alone, pictures with the scene
-of each control step. By the clock, and by the processor time of all threads, which a busy machine changes less.
-SRPO_RENDERER forces a renderer.
+The arm runs a demonstration, so that the physics has contacts. Physics is timed alone. Pictures are timed with the
+scene of each control step. Both are measured in wall-clock time and in processor time of all threads, which depends
+less on the load of the machine. SRPO_RENDERER forces a renderer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe, load
 
 
 class Timer:
-    """Seconds by the clock and of the processor, summed over the blocks that it is put around."""
+    """Context manager that sums wall-clock seconds and processor seconds over its blocks."""
 
     def __init__(self) -> None:
         self.seconds = np.zeros(2)
@@ -43,7 +43,7 @@ class Timer:
 
 
 def measure(task: str, size_px: int, episodes: int) -> dict[str, Any]:
-    """Seconds of physics and of pictures over `episodes` demonstrations of one task; medians of their rates."""
+    """Runs `episodes` demonstrations of one task. Returns the median rates of physics and pictures."""
     hardware = load(HardwareRecipe, "hardware", "mock")
     cameras = tuple(CameraRecipe(name, size_px, size_px) for name in CAMERAS)
     recipe = load(TaskRecipe, "datasets", task)
@@ -52,15 +52,15 @@ def measure(task: str, size_px: int, episodes: int) -> dict[str, Any]:
     rates, steps_per_period = [], round(arm.period_s / TIMESTEP_S)
     with arm:
         cell.reset(0)
-        arm.observe()  # the first picture makes the renderer
+        arm.observe()  # the first picture creates the renderer
         for seed in range(episodes):
             cell.reset(seed)
             expert.reset(seed, Failure.NONE)
             physics, pictures, count = Timer(), Timer(), 0
             while True:
                 with pictures:
-                    seen = arm.observe()
-                if (chunk := expert.act(seen)) is None:
+                    observation = arm.observe()
+                if (chunk := expert.act(observation)) is None:
                     break
                 command = space.command(chunk.actions[0], arm.reference()).command
                 with physics:
@@ -79,18 +79,18 @@ def measure(task: str, size_px: int, episodes: int) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
-    """A line a task."""
-    made = Table(title=title, title_justify="left")
+    """Prints one line per task."""
+    result = Table(title=title, title_justify="left")
     for column in ("task", "physics steps/s", "of the processor", "camera pairs/s", "of the processor"):
-        made.add_column(column, justify="left" if column == "task" else "right")
+        result.add_column(column, justify="left" if column == "task" else "right")
     for row in rows:
         keys = ("physics_steps_per_s", "physics_steps_per_cpu_s", "pairs_per_s", "pairs_per_cpu_s")
-        made.add_row(row["task"], *(f"{row[key]:.0f}" for key in keys))
-    Console(highlight=False).print(made)
+        result.add_row(row["task"], *(f"{row[key]:.0f}" for key in keys))
+    Console(highlight=False).print(result)
 
 
 def main() -> None:
-    """Read the options, measure, print, and write what --json asks for."""
+    """Reads the options, measures, prints the table and writes the --json file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="all five by default")
     parser.add_argument("--size", type=int, default=224, help="height and width of a picture [px]")

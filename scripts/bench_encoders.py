@@ -1,12 +1,12 @@
-"""Which encoder tells success from failure? ROC-AUC of final progress on held-out video of the mock cell, with nulls.
+"""Compares encoders by ROC-AUC of final progress on held-out video of the mock cell, with negative controls.
 
     python scripts/bench_encoders.py --json encoders.json
     python scripts/bench_encoders.py --encoder WORK/s0/encoder --encoder facebook/vjepa2-vitl-fpc64-256
 
-Profile `loo`: every episode is measured against the successes of the others. Layouts, lights, tints and camera places
-are of seeds that training never saw, one appearance each. The encoder that the package embeds and its architecture
-with random weights are always in the table; the nulls are made from the first encoder. Intervals are of a bootstrap
-over episodes, stratified by label; episodes and labels are the same for every scorer.
+Profile `loo` measures every episode against the other successes. Layouts, lights, tints and camera poses come from
+seeds that training never used, one appearance per episode. The encoder of the package and its architecture with random
+weights are always in the table. The negative controls use the first encoder. Intervals come from a bootstrap over
+episodes, stratified by label. All scorers get the same episodes and labels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from rich.table import Table
 from srpo_robot.mock.demonstrator import Failure
 from srpo_robot.progress.embed import embed_frames
 from srpo_robot.progress.encoder import EMBEDDED, RANDOM, Encoder, load_encoder
-from srpo_robot.progress.evidence.baselines import NULLS, Scorer, Transformed
+from srpo_robot.progress.evidence.baselines import NEGATIVE_CONTROLS, Scorer, Transformed
 from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_difference, final_progress, separation
 from srpo_robot.progress.score import Rules, score
 from srpo_robot.progress.windows import Shape, WindowSpec
 from srpo_robot.records import Episode
 
-SEED = 900_000  # training video has 100000 and up, validation 800000
-ENDS_ONLY = 1_000_000  # stride that leaves the first and the last window, all that a final progress needs
+SEED = 900_000  # training video uses seeds from 100000, validation from 800000
+ENDS_ONLY = 1_000_000  # stride that leaves only the first and the last window, enough for a final progress
 RULES = Rules("loo")
 
 
@@ -50,12 +50,12 @@ class Trials:
 
     @property
     def success(self) -> np.ndarray:
-        """(E,) bool."""
+        """Returns the labels (E,) bool."""
         return np.array([bool(episode.success) for episode in self.episodes])
 
 
 def load_trials(folder: Path) -> Trials:
-    """What `pretrain_small_vjepa2.py record` wrote."""
+    """Loads the episodes that `pretrain_small_vjepa2.py record` wrote."""
     videos = Videos([folder])
     episodes = tuple(
         Episode(i, "put the apple on the plate", video.length, 10.0, 0, (video.camera,), video.success)
@@ -66,17 +66,17 @@ def load_trials(folder: Path) -> Trials:
 
 
 def recorded(folder: Path, camera: str, seed: int, successes: int, failures: int, amount: float) -> Trials:
-    """Held-out demonstrations: so many successes, and so many failures of each kind."""
+    """Records held-out demonstrations: `successes` successes, and `failures` failures of each kind."""
     kinds = [kind for kind in Failure for _ in range(successes if kind is Failure.NONE else failures)]
-    made = demonstrations(camera, seed, kinds, 1, amount)
-    record(folder, camera, iter(track(made, "recording held-out video", len(kinds))))
+    episodes = demonstrations(camera, seed, kinds, 1, amount)
+    record(folder, camera, iter(track(episodes, "recording held-out video", len(kinds))))
     return load_trials(folder)
 
 
 def finals(
     trials: Trials, encoder: Encoder, spec: WindowSpec, rules: Rules, scorer: Scorer | None = None
 ) -> np.ndarray:
-    """Final progress (E,) of the score under test, or of a null beside it."""
+    """Computes the final progress (E,) of the score under test, or of `scorer` if it is given."""
     if scorer is not None:
         spec, rules = scorer.windows(spec.resolved(encoder.frames_per_clip)), scorer.rules(rules)
         encoder = scorer.encoder() if scorer.encoder else encoder
@@ -94,63 +94,69 @@ def finals(
 def measured(
     trials: Trials, encoders: Mapping[str, Encoder], amount: Resampling
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
-    """By scorer its row; and by scorer what the first encoder's best shape has over it (paired)."""
-    work: dict[str, Callable[[], np.ndarray]] = {}
+    """Measures all scorers.
+
+    Returns:
+        rows: by scorer, its row (see `row`).
+        differences: by scorer, AUC of the first encoder's best window shape minus the AUC of this scorer (paired).
+    """
+    scorings: dict[str, Callable[[], np.ndarray]] = {}
     for name, encoder in encoders.items():
         for shape in get_args(Shape):
             spec = WindowSpec("stride", ENDS_ONLY, shape)
-            work[f"{name}, {shape}"] = lambda e=encoder, s=spec: finals(trials, e, s, RULES)
+            scorings[f"{name}, {shape}"] = lambda e=encoder, s=spec: finals(trials, e, s, RULES)
     first = next(iter(encoders.values()))
-    for null in NULLS.values():
-        if null.name != "time":  # ends at 1 whatever happened
+    for control in NEGATIVE_CONTROLS.values():
+        if control.name != "time":  # it always ends at 1
             spec = WindowSpec("stride", ENDS_ONLY, "prefix")
-            work[null.name] = lambda n=null, s=spec: finals(trials, first, s, RULES, n)
-    found = {name: make() for name, make in track(work.items(), "scoring")}
-    rows = {name: row(final, trials, amount) for name, final in found.items()}
-    best = max(list(found)[: len(get_args(Shape))], key=lambda name: rows[name]["auc"])
-    over = {
-        name: _shown(auc_difference(found[best], final, trials.success.tolist(), amount), "difference")
-        for name, final in found.items()
+            scorings[control.name] = lambda c=control, s=spec: finals(trials, first, s, RULES, c)
+    final_by_scorer = {name: scoring() for name, scoring in track(scorings.items(), "scoring")}
+    rows = {name: row(final, trials, amount) for name, final in final_by_scorer.items()}
+    best = max(list(rows)[: len(get_args(Shape))], key=lambda name: rows[name]["auc"])
+    differences = {
+        name: _interval_row(auc_difference(final_by_scorer[best], final, trials.success.tolist(), amount), "difference")
+        for name, final in final_by_scorer.items()
         if name != best
     }
-    return rows, over
+    return rows, differences
 
 
 def row(final: np.ndarray, trials: Trials, amount: Resampling) -> dict[str, Any]:
-    """`auc`, `auc_low`, `auc_high` over all episodes, and the same by kind of failure under `failures`."""
+    """Returns `auc`, `auc_low`, `auc_high` over all episodes, and the same by kind of failure under `failures`."""
     success = trials.success
     by_kind = {}
     for kind in dict.fromkeys(trials.kinds[~success].tolist()):
-        these = success | (trials.kinds == kind)
-        by_kind[kind] = _shown(separation(final[these], success[these].tolist(), amount).estimates["auc"], "auc")
-    return _shown(separation(final, success.tolist(), amount).estimates["auc"], "auc") | {"failures": by_kind}
+        chosen = success | (trials.kinds == kind)
+        estimate = separation(final[chosen], success[chosen].tolist(), amount).estimates["auc"]
+        by_kind[kind] = _interval_row(estimate, "auc")
+    return _interval_row(separation(final, success.tolist(), amount).estimates["auc"], "auc") | {"failures": by_kind}
 
 
-def _shown(estimate: Estimate, name: str) -> dict[str, float]:
+def _interval_row(estimate: Estimate, name: str) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def show(rows: dict[str, dict[str, Any]], over: dict[str, dict[str, float]], title: str) -> None:
-    """The table, best first."""
+def show(rows: dict[str, dict[str, Any]], differences: dict[str, dict[str, float]], title: str) -> None:
+    """Prints the table, best scorer first."""
     kinds = list(next(iter(rows.values()))["failures"])
-    made = Table("scorer", title=title)
+    result = Table("scorer", title=title)
     for column in ("AUC", "95 %", *kinds, "best less this", "95 %"):
-        made.add_column(column, justify="right")
-    for name, own in sorted(rows.items(), key=lambda item: -item[1]["auc"]):
-        less = over.get(name)
-        made.add_row(
+        result.add_column(column, justify="right")
+    for name, scorer_row in sorted(rows.items(), key=lambda item: -item[1]["auc"]):
+        paired = differences.get(name)
+        result.add_row(
             name,
-            f"{own['auc']:.3f}",
-            f"{own['auc_low']:.3f} to {own['auc_high']:.3f}",
-            *(f"{own['failures'][kind]['auc']:.2f}" for kind in kinds),
-            "" if less is None else f"{less['difference']:+.3f}",
-            "" if less is None else f"{less['difference_low']:+.3f} to {less['difference_high']:+.3f}",
+            f"{scorer_row['auc']:.3f}",
+            f"{scorer_row['auc_low']:.3f} to {scorer_row['auc_high']:.3f}",
+            *(f"{scorer_row['failures'][kind]['auc']:.2f}" for kind in kinds),
+            "" if paired is None else f"{paired['difference']:+.3f}",
+            "" if paired is None else f"{paired['difference_low']:+.3f} to {paired['difference_high']:+.3f}",
         )
-    Console(highlight=False, width=130).print(made)
+    Console(highlight=False, width=130).print(result)
 
 
 def main() -> None:
-    """Read the options, measure, print, write."""
+    """Reads the options, measures, prints the table and writes the --json file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--encoder", action="append", default=[], help="folder or Hub id, besides the embedded ones")
     parser.add_argument("--data", type=Path, help="a folder that `pretrain_small_vjepa2.py record` wrote, instead")
@@ -172,14 +178,16 @@ def main() -> None:
             else recorded(folder, options.camera, options.seed, options.successes, options.failures, randomization)
         )
         resampling = Resampling(options.resamples, permutations=0)
-        rows, over = measured(trials, encoders, resampling)
+        rows, differences = measured(trials, encoders, resampling)
     success = trials.success
-    show(rows, over, f"{int(success.sum())} successes, {int((~success).sum())} failures, {PIXELS} px, profile loo")
+    show(
+        rows, differences, f"{int(success.sum())} successes, {int((~success).sum())} failures, {PIXELS} px, profile loo"
+    )
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         result = {
             "scorers": rows,
-            "best_less_scorer": over,
+            "best_less_scorer": differences,
             "successes": int(success.sum()),
             "failures": int((~success).sum()),
             "rules": asdict(RULES),

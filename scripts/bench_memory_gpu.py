@@ -1,7 +1,7 @@
-"""What a full-size training step takes on a GPU: peak memory and steps per second, for full, expert-only and LoRA.
+"""Measures full-size training on a GPU: peak memory and steps per second for full, expert-only and LoRA training.
 
-Needs CUDA, and no download: the weights are random and the tokenizers are fitted on the spot, which changes neither
-number but for a few tokens of text. The table has not been made by the authors: they had no GPU.
+Needs CUDA but no download. The weights are random and the tokenizers are fitted on the dataset. This changes the
+numbers only by a few tokens of text. The authors had no GPU, so they have not run this script.
 
 python scripts/bench_memory_gpu.py --batch 1 8 32 --json memory.json
 """
@@ -29,7 +29,7 @@ from srpo_robot.buffer.episodes import Buffer
 from srpo_robot.errors import RecipeError, UsageError, one_line
 from srpo_robot.recipes import PolicyRecipe, load
 
-VOCABULARY = 4096  # of the fitted tokenizers; the policy's own, 257,152 words, is lerobot's
+VOCABULARY = 4096  # of the fitted tokenizers; lerobot's tokenizer of the policy has 257,152 words
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
     "expert only": {"config": {"train_expert_only": True}},
@@ -37,14 +37,16 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryRow:
-    """One way of training at one batch size; what went wrong instead of numbers where it did (no memory).
+    """One way of training at one batch size.
 
     Attributes:
-        held: [bytes] of weights, gradients and moments, computed.
-        peak: [bytes] at most allocated, measured; None where it failed.
-        steps_per_s: measured; None where it failed.
+        policy, way, batch: name of the recipe, key in `WAYS`, batch size.
+        held: computed size of weights, gradients and moments [bytes].
+        peak: measured peak of allocated memory [bytes]. None if training failed.
+        steps_per_s: measured. None if training failed.
+        problem: why training failed, for example for lack of memory.
     """
 
     policy: str
@@ -57,7 +59,7 @@ class MemoryRow:
 
 
 def recipe_of(policy: str, way: str, batch: int) -> PolicyRecipe:
-    """The packaged recipe with random weights, trained `way`. Raises RecipeError where the family has no such way."""
+    """Returns the packaged recipe with random weights, trained `way`. Raises RecipeError if the family cannot do so."""
     recipe = load(PolicyRecipe, "policies", policy)
     if way == "expert only" and recipe.family == "pi0_fast":
         raise RecipeError("pi0-FAST has no action expert to train alone")
@@ -69,7 +71,7 @@ def recipe_of(policy: str, way: str, batch: int) -> PolicyRecipe:
 
 @contextmanager
 def fitted_tokenizers() -> Iterator[None]:
-    """While open, a policy of full size is built with tokenizers fitted on the dataset, as tiny ones are."""
+    """Makes full-size policies fit their tokenizers on the dataset, as tiny policies do, while the context is open."""
     original = policies.own_tokenizers
     policies.own_tokenizers = lambda kind, sizes, *rest: original(kind, sizes or {"vocab": VOCABULARY}, *rest)
     try:
@@ -79,7 +81,7 @@ def fitted_tokenizers() -> Iterator[None]:
 
 
 def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root: Path) -> MemoryRow:
-    """Train `steps` steps after two to warm up; running out of memory is a row, not an end."""
+    """Trains `steps` steps after two steps of warm-up. Running out of memory gives a row with a problem."""
     recipe = replace(recipe_of(policy, way, batch), steps=steps + 2)
     held = sum(memory_of(outline(recipe, buffer), averaged=False).values())
     times: list[float] = []
@@ -91,13 +93,14 @@ def measure(buffer: Buffer, policy: str, way: str, batch: int, steps: int, root:
                 buffer, recipe, np.ones(buffer.total_frames), root, on_step=lambda *_: times.append(time.perf_counter())
             )
     except torch.cuda.OutOfMemoryError as error:
-        return MemoryRow(policy, way, batch, held, None, None, one_line(error)[:80])
-    rate = (len(times) - 2) / (times[-1] - times[1])
-    return MemoryRow(policy, way, batch, held, torch.cuda.max_memory_allocated(), rate)
+        problem = one_line(error)[:80]
+        return MemoryRow(policy=policy, way=way, batch=batch, held=held, peak=None, steps_per_s=None, problem=problem)
+    rate, peak = (len(times) - 2) / (times[-1] - times[1]), torch.cuda.max_memory_allocated()
+    return MemoryRow(policy=policy, way=way, batch=batch, held=held, peak=peak, steps_per_s=rate)
 
 
 def table(rows: Sequence[MemoryRow]) -> str:
-    """The rows as Markdown; GB are 10^9 bytes."""
+    """Returns the rows as a Markdown table. 1 GB is 10^9 bytes."""
     lines = [
         "| policy | trained | batch | weights, gradients, moments | peak | steps/s |",
         "|---|---|---|---|---|---|",
@@ -110,33 +113,33 @@ def table(rows: Sequence[MemoryRow]) -> str:
 
 
 def main() -> None:
-    """Measure everything that was asked for and print the table after each row."""
+    """Measures all requested combinations, prints each row and then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", nargs="+", default=["pi0", "pi0-fast"])
     parser.add_argument("--way", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         raise UsageError("this measures GPU memory and torch finds no CUDA; train-awr --dry-run estimates without one")
     rows: list[MemoryRow] = []
     with tempfile.TemporaryDirectory() as folder:
         buffer = record(Path(folder) / "data")
-        for policy in asked.policy:
-            for way in asked.way:
-                for batch in asked.batch:
+        for policy in options.policy:
+            for way in options.way:
+                for batch in options.batch:
                     try:
                         place = Path(folder) / f"run-{len(rows)}"
-                        rows.append(measure(buffer, policy, way, batch, asked.steps, place))
+                        rows.append(measure(buffer, policy, way, batch, options.steps, place))
                     except RecipeError as error:
                         print(f"{policy}, {way}: {one_line(error)}")
                         break
                     print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(table(rows))
-    if asked.json:
+    if options.json:
         content = {"device": torch.cuda.get_device_name(), "rows": [vars(row) for row in rows]}
-        asked.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What scoring costs, side by side in one process: this package against a straightforward per-window pipeline.
+"""Compares the speed of scoring in this package with a straightforward per-window pipeline, in one process.
 
     python scripts/bench_scoring.py --json bench.json
 
-Both embed the same windows of the same synthetic video (480x640) with the embedded encoder. The straightforward one
-resizes and normalises each window's frames again with transformers' own processor and runs the encoder, batch 1,
-float32. Ours prepares each frame once and encodes batches in bfloat16. Runs take turns; the fastest counts.
+Both embed the same windows of the same synthetic video (480x640) with the embedded encoder. The straightforward
+pipeline resizes and normalises the frames of each window again with transformers' own processor and runs the encoder
+at batch 1 in float32. Our pipeline prepares each frame once and encodes batches in bfloat16. Runs alternate, and the
+fastest counts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from srpo_robot.progress.encoder import EMBEDDED_CONFIG, VJEPA2Encoder
 from srpo_robot.progress.score import dense_distance, success_progress
 from srpo_robot.progress.windows import WindowSpec, clips, ends, parse_windows
 
-SIZES = {  # beside the embedded encoder's other sizes
+SIZES = {  # changes of the embedded encoder's configuration
     "embedded": {},
     "wider": {"crop_size": 128, "frames_per_clip": 32, "hidden_size": 384, "num_attention_heads": 6},
 }
@@ -41,7 +42,7 @@ WINDOWS = ("dense", "stride:2", "stride:4", "stride:8", "nested")
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Seconds that a pipeline took for a whole episode, and its embeddings (n, D) at `ends` (n,)."""
+    """Seconds of a pipeline for a whole episode, and its embeddings (n, D) at `ends` (n,)."""
 
     seconds: float
     ends: np.ndarray
@@ -49,13 +50,13 @@ class Run:
 
     @property
     def progress(self) -> np.ndarray:
-        """A success's progress at every frame from the first window's end on (appendix B)."""
+        """Computes the progress of a success at every frame from the first window's end on (appendix B)."""
         distance = np.linalg.norm(self.embeddings - self.embeddings[-1], axis=1)
         return success_progress(dense_distance(self.ends, distance))
 
 
 def synthetic_video(length: int, height: int = 480, width: int = 640) -> np.ndarray:
-    """An arm-like square that carries another one across a textured table: uint8 (T, H, W, 3)."""
+    """Draws an arm-like square that carries another square across a textured table: uint8 (T, H, W, 3)."""
     rng = np.random.default_rng(0)
     table = rng.integers(60, 120, (height // 20, width // 20, 3), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
     frames = np.tile(table, (length, 1, 1, 1))
@@ -68,7 +69,7 @@ def synthetic_video(length: int, height: int = 480, width: int = 640) -> np.ndar
 
 
 def encoded(frames: np.ndarray) -> bytes:
-    """The video as an H.264 mp4, as a dataset holds it."""
+    """Encodes the video as an H.264 mp4, the format of a dataset."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=30)
@@ -80,7 +81,7 @@ def encoded(frames: np.ndarray) -> bytes:
 
 
 def decoded(video: bytes) -> np.ndarray:
-    """All frames of an mp4: uint8 (T, H, W, 3)."""
+    """Decodes all frames of an mp4: uint8 (T, H, W, 3)."""
     frames = []
     with av.open(io.BytesIO(video), "r") as container:
         container.streams.video[0].thread_type = "AUTO"
@@ -89,15 +90,15 @@ def decoded(video: bytes) -> np.ndarray:
 
 
 def ours(encoder: VJEPA2Encoder, frames: np.ndarray, spec: WindowSpec) -> Run:
-    """As `score-dataset` embeds an episode."""
+    """Embeds an episode in the same way as `score-dataset`."""
     start = time.perf_counter()
-    found = embed_frames(encoder.prepare(frames), encoder, spec)
-    return Run(time.perf_counter() - start, found.ends, found.embeddings)
+    windows = embed_frames(encoder.prepare(frames), encoder, spec)
+    return Run(time.perf_counter() - start, windows.ends, windows.embeddings)
 
 
 @torch.inference_mode()
 def straightforward(model: VJEPA2Model, frames: np.ndarray, spec: WindowSpec) -> Run:
-    """One window at a time: its frames through the processor, the encoder at batch 1, float32."""
+    """Embeds one window at a time: transformers' processor, then the encoder at batch 1 in float32."""
     crop = model.config.crop_size
     processor = VJEPA2VideoProcessor(size={"shortest_edge": int(crop * 256 / 224)}, crop_size=crop)
     start = time.perf_counter()
@@ -110,21 +111,21 @@ def straightforward(model: VJEPA2Model, frames: np.ndarray, spec: WindowSpec) ->
 
 
 def interleaved(runs: dict[str, Callable[[], Run]], repeats: int) -> dict[str, Run]:
-    """The fastest run of each; taken in turns, so that a slow moment of the machine hits all."""
+    """Returns the fastest run of each pipeline. Runs alternate, so that a slow moment of the machine affects all."""
     best: dict[str, Run] = {}
     for _ in range(repeats):
         for name, run in runs.items():
-            made = run()
-            if name not in best or made.seconds < best[name].seconds:
-                best[name] = made
+            result = run()
+            if name not in best or result.seconds < best[name].seconds:
+                best[name] = result
     return best
 
 
 def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, object]:
-    """Every number of the benchmark, JSON-able; see `show`."""
+    """Returns all numbers of the benchmark, ready for JSON. `show` prints them."""
     torch.manual_seed(0)
     model = VJEPA2Model(VJEPA2Config(**(EMBEDDED_CONFIG | SIZES[size]))).eval()
-    reference = copy.deepcopy(model)  # with a config of its own: ours changes dtype and attention of what it gets
+    reference = copy.deepcopy(model)  # VJEPA2Encoder changes dtype and attention of the model that it gets
     encoder = VJEPA2Encoder(model, dtype=dtype)
     video = encoded(synthetic_video(length))
     frames = decoded(video)
@@ -163,38 +164,41 @@ def measure(size: str, length: int, repeats: int, dtype: str) -> dict[str, objec
 
 
 def line(runs: list[Run]) -> tuple[float, float, float]:
-    """Seconds as a straight line in the number of windows: at none, for one more, and the largest relative deviation.
+    """Fits seconds as a straight line in the number of windows.
 
-    The runs' clips are of one length; nested windows' are not.
+    All runs must have clips of one length, so nested windows are not allowed.
+
+    Returns:
+        Seconds for no window, seconds per window, and the largest relative deviation from the line.
     """
     windows, seconds = np.array([len(run.ends) for run in runs]), np.array([run.seconds for run in runs])
     slope, fixed = np.polyfit(windows, seconds, 1, w=1 / seconds)
     return float(fixed), float(slope), float(np.abs((fixed + slope * windows) / seconds - 1).max())
 
 
-def fastest(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` calls."""
+def fastest(call: Callable[[], object], repeats: int) -> float:
+    """Returns the seconds of the fastest of `repeats` calls."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        work()
+        call()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
 
 def show(result: dict) -> None:
-    """The numbers as a table, then the three that are held to a target."""
+    """Prints the numbers as a table, then the three numbers that have a target."""
     console = Console(highlight=False)
-    made = Table(title=f"{result['frames']} frames of 480x640, encoder '{result['encoder']}', {result['dtype']}, "
-                 f"{result['threads']} threads, {result['cpu']}", title_justify="left")  # fmt: skip
+    table = Table(title=f"{result['frames']} frames of 480x640, encoder '{result['encoder']}', {result['dtype']}, "
+                  f"{result['threads']} threads, {result['cpu']}", title_justify="left")  # fmt: skip
     for column in ("pipeline", "windows", "seconds", "ms a window", "speedup", "max |dp|"):
-        made.add_column(column, justify="left" if column == "pipeline" else "right")
+        table.add_column(column, justify="left" if column == "pipeline" else "right")
     naive = result["seconds"]["straightforward dense"]
     for name, seconds in result["seconds"].items():
-        count, differs = result["windows"][name], result["max_progress_difference_by_windows"][name]
-        made.add_row(name, str(count), f"{seconds:.2f}", f"{result['ms_per_window'][name]:.1f}",
-                     f"x{naive / seconds:.2f}", f"{differs:.4f}")  # fmt: skip
-    console.print(made)
+        count, difference = result["windows"][name], result["max_progress_difference_by_windows"][name]
+        table.add_row(name, str(count), f"{seconds:.2f}", f"{result['ms_per_window'][name]:.1f}",
+                      f"x{naive / seconds:.2f}", f"{difference:.4f}")  # fmt: skip
+    console.print(table)
     prepare = result["prepare_seconds"]
     for name in ("ours dense", "ours stride:4"):
         total = result["seconds"][name]
@@ -219,7 +223,7 @@ def show(result: dict) -> None:
 
 
 def main() -> None:
-    """Read the options, measure, print, and write what --json asks for."""
+    """Reads the options, measures, prints the table and writes the --json file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--encoder", choices=sorted(SIZES), default="embedded", help="how small an encoder")
     parser.add_argument("--frames", type=int, default=120, help="length of the episode")

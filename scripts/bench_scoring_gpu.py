@@ -1,9 +1,9 @@
-"""How much of a GPU the full-size encoders use: V-JEPA 2 L, H and g (256 and 384 px), random weights, bfloat16.
+"""Measures GPU use of the full-size encoders: V-JEPA 2 L, H and g (256 and 384 px), random weights, bfloat16.
 
     python scripts/bench_scoring_gpu.py --peak-tflops 989 --json gpu.json
 
-MFU is the FLOP of the clips (encoder.tflop_per_clip) over time over the card's dense bfloat16 peak; the whole of
-`encode` is timed: uint8 clips on the device, normalising, the encoder, the mean over tokens back to the host.
+MFU is the FLOP of the clips (encoder.tflop_per_clip), divided by time and by the card's dense bfloat16 peak. The time
+covers all of `encode`: uint8 clips on the device, normalising, the encoder, and the mean over tokens back to the host.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ CONFIGS = {
     "g/256": (1408, 40, 22, 48 / 11, 256),
     "g/384": (1408, 40, 22, 48 / 11, 384),
 }
-# The predictor is dropped, so it is kept tiny.
+# The encoder drops the predictor, so the predictor may be tiny.
 SMALL_PREDICTOR: dict[str, Any] = {"pred_hidden_size": 48, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
 PEAKS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "A100": 312.0, "B200": 2250.0, "L40S": 362.0, "4090": 165.0}
 TARGET = 0.45
 
 
 def peak_of(card: str) -> float | None:
-    """Dense bfloat16 peak of a card by its name [TFLOP/s]; None where this table does not have it."""
+    """Returns the dense bfloat16 peak of a card by its name [TFLOP/s]. None if the table lacks the card."""
     return next((peak for name, peak in sorted(PEAKS.items(), key=lambda p: -len(p[0])) if name in card), None)
 
 
 def full_size(name: str, frames: int, attention: str, compile: bool) -> VJEPA2Encoder:
-    """An encoder of CONFIGS with random weights, made on the GPU."""
+    """Creates an encoder of CONFIGS with random weights on the GPU."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "crop_size")
     sizes: dict[str, Any] = dict(zip(names, CONFIGS[name], strict=True)) | {"frames_per_clip": frames}
     config = VJEPA2Config(**sizes, **SMALL_PREDICTOR)
@@ -51,7 +51,7 @@ def full_size(name: str, frames: int, attention: str, compile: bool) -> VJEPA2En
 
 
 def measure(encoder: VJEPA2Encoder, frames: int, tokens: int, repeats: int) -> dict[str, float]:
-    """One batch of about `tokens` tokens: clips, fastest seconds, TFLOP/s, peak memory [GB]."""
+    """Encodes a batch of about `tokens` tokens. Returns clips, fastest seconds, TFLOP/s and peak memory [GB]."""
     clips = max(1, tokens // encoder.geometry.tokens(frames))
     side = encoder.crop_px
     batch = torch.randint(0, 256, (clips, frames, side, side, 3), dtype=torch.uint8, device="cuda")
@@ -69,7 +69,7 @@ def measure(encoder: VJEPA2Encoder, frames: int, tokens: int, repeats: int) -> d
 
 
 def main() -> None:
-    """Read the options, refuse without a GPU, measure every size and batch, print and write."""
+    """Measures every size and batch, prints the table and writes the --json file. Exits if there is no GPU."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--encoder", choices=list(CONFIGS), action="append", help="repeat for several; default: all")
     parser.add_argument("--frames", type=int, default=64, help="frames of a clip")
@@ -90,8 +90,8 @@ def main() -> None:
     for name in options.encoder or list(CONFIGS):
         encoder = full_size(name, options.frames, options.attention, options.compile)
         for tokens in options.tokens or (16_384, 65_536, 131_072):
-            found = measure(encoder, options.frames, tokens, options.repeats)
-            rows.append({"encoder": name, "tokens": tokens, **found, "mfu": found["tflops"] / peak})
+            row = measure(encoder, options.frames, tokens, options.repeats)
+            rows.append({"encoder": name, "tokens": tokens, **row, "mfu": row["tflops"] / peak})
         del encoder
         torch.cuda.empty_cache()
     show(rows, f"{card}, peak {peak:.0f} TFLOP/s, {options.frames} frames, {options.attention}")
@@ -102,15 +102,15 @@ def main() -> None:
 
 
 def show(rows: list[dict], title: str) -> None:
-    """The rows as a table, then whether each encoder reaches the target at its best batch."""
+    """Prints the rows as a table, then whether each encoder reaches the target at its best batch."""
     console = Console(highlight=False)
-    made = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("encoder", "tokens", "clips", "seconds", "TFLOP/s", "MFU", "GB"):
-        made.add_column(column, justify="left" if column == "encoder" else "right")
+        table.add_column(column, justify="left" if column == "encoder" else "right")
     for row in rows:
-        made.add_row(row["encoder"], f"{row['tokens'] // 1024}k", str(row["clips"]), f"{row['seconds']:.3f}",
+        table.add_row(row["encoder"], f"{row['tokens'] // 1024}k", str(row["clips"]), f"{row['seconds']:.3f}",
                      f"{row['tflops']:.0f}", f"{row['mfu']:.0%}", f"{row['memory_gb']:.1f}")  # fmt: skip
-    console.print(made)
+    console.print(table)
     for name in dict.fromkeys(row["encoder"] for row in rows):
         best = max(row["mfu"] for row in rows if row["encoder"] == name)
         console.print(f"{name}: {best:.0%} at best (target {TARGET:.0%}: {'met' if best >= TARGET else 'MISSED'})")

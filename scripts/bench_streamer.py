@@ -1,14 +1,15 @@
-"""How steady the streamer is and how fast it stops, against the emulated controller in a process of its own.
+"""Measures the streamer's period and the latency of a stop against the emulated controller in its own process.
 
     python scripts/bench_streamer.py --json bench_streamer.json
 
-A sine at 10 Hz of commands with a gripper that changes its mind 5 times a second and two synthetic cameras (480x640 at
-30 Hz, read at every step) beside it. Periods are those of the commands as the controller received them, and as the
-streamer sent them; a deadline is missed where a tick begins more than half a period late. The controller's process,
-which stands for another machine, gets real-time scheduling where that is allowed; the streamer asks for it too.
+The arm follows a sine with commands at 10 Hz. The gripper gets a new target 5 times a second, and two synthetic
+cameras (480x640 at 30 Hz) are read at every step. The periods are measured twice: as the controller receives commands,
+and as the streamer sends them. A deadline is missed if a tick begins more than half a period late. The controller's
+process stands for another machine, so it gets real-time scheduling if the system allows it. The streamer requests it
+too.
 
-Then the arm is stopped again and again: with a healthy link, and with the command link half-open, so that the streamer
-hangs in a call that gets no reply. The latency of a stop is from the call to its arrival at the controller.
+Then the arm is stopped many times: with a healthy link, and with a half-open command link, so that the streamer hangs
+in a call without a reply. The latency of a stop is the time from the call to its arrival at the controller.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from srpo_robot.records import JOINTS, ArmCommand
 SET_POINT, SET_STATE, STOP = 29, 12, 4  # function codes, and the state that stops
 TARGETS_MS = {"period_p99_ms": 12.0, "stop_p99_ms_healthy": 25.0, "stop_p99_ms_stuck": 25.0}
 _SWING_RAD, _SWING_S = 0.2, 4.0  # of the sine
-_STUCK_S = 0.05  # in the hanging call, before the stop
-_REPORT_AGE_S = 0.5  # the bench measures; it does not give up on a busy machine
+_STUCK_S = 0.05  # time in the hanging call before the stop
+_REPORT_AGE_S = 0.5  # large, so that the benchmark does not fail on a busy machine
 
 
 # --- the controller's process -----------------------------------------------------------------------------------------
 
 
 class StampingServer(ControllerServer):
-    """Notes by the clock when each command came."""
+    """A controller server that records the time of each command."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -61,8 +62,8 @@ class StampingServer(ControllerServer):
 
 
 def emulate() -> None:
-    """Serve until stdin closes; orders come in lines, answers go out in lines of JSON."""
-    with contextlib.suppress(OSError, AttributeError):  # another machine would not share our load
+    """Serves until stdin closes. Reads one order per line and answers with one line of JSON."""
+    with contextlib.suppress(OSError, AttributeError):  # a real controller does not share this machine's load
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
     plant = KinematicPlant(np.array(load(HardwareRecipe, "hardware", "xarm7").home_rad))
     with StampingServer(plant, host=free_host()) as server:
@@ -79,7 +80,7 @@ def emulate() -> None:
 
 
 class Emulator:
-    """That process, seen from here."""
+    """Client of the emulator process."""
 
     def __init__(self) -> None:
         command = [sys.executable, __file__, "--emulator"]
@@ -87,19 +88,19 @@ class Emulator:
         self.host, self.port = self._answer()
 
     def order(self, line: str) -> Any:
-        """Send an order and wait for its answer."""
+        """Sends an order and waits for its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def times(self, function: int, first: int | None = None) -> np.ndarray:
-        """When commands of a function came [s], `time.monotonic`."""
+        """Returns the arrival times of the commands of a function [s, `time.monotonic`]."""
         stamps = self.order("stamps")
-        return np.array([t for t, what, byte in stamps if what == function and first in (None, byte)])
+        return np.array([t for t, code, byte in stamps if code == function and first in (None, byte)])
 
     def close(self) -> None:
-        """End it."""
+        """Ends the process."""
         self._process.communicate()
 
     def _answer(self) -> Any:
@@ -107,11 +108,11 @@ class Emulator:
         return json.loads(self._process.stdout.readline())
 
 
-# --- what runs beside -------------------------------------------------------------------------------------------------
+# --- load -------------------------------------------------------------------------------------------------------------
 
 
 class SyntheticCapture:
-    """A camera at 30 Hz whose picture is never the same."""
+    """A synthetic camera at 30 Hz. Each picture is different."""
 
     def __init__(self, recipe: CameraRecipe) -> None:
         self._rng = np.random.default_rng(len(recipe.name))
@@ -140,13 +141,13 @@ class SyntheticCapture:
 
 
 def stream(arm: XArm7, cameras: Cameras, seconds: float) -> np.ndarray:
-    """Swing for `seconds`; the streamer's log of it."""
+    """Moves the arm along the sine for `seconds`. Returns the streamer's log."""
     start = arm.observe().state.joints_rad
     arm.take_log()
     began_s = time.monotonic()
     while (now_s := time.monotonic() - began_s) < seconds:
         swing = _SWING_RAD * np.sin(2 * np.pi * now_s / _SWING_S)
-        opening = 0.08 if int(now_s * 5) % 2 else 0.04  # another target 5 times a second
+        opening = 0.08 if int(now_s * 5) % 2 else 0.04  # a new target 5 times a second
         arm.send(ArmCommand(start + swing * np.eye(JOINTS)[0], opening))
         arm.observe()
         cameras.read()
@@ -154,8 +155,8 @@ def stream(arm: XArm7, cameras: Cameras, seconds: float) -> np.ndarray:
 
 
 def stop_latencies(arm: XArm7, emulator: Emulator, stops: int, stuck: bool) -> np.ndarray:
-    """Seconds from the call of `stop` to its arrival at the controller, (stops,)."""
-    asked = []
+    """Returns the seconds from each call of `stop` to its arrival at the controller, (stops,)."""
+    calls = []
     for _ in range(stops):
         arm.resume()
         start = arm.observe().state.joints_rad
@@ -163,17 +164,17 @@ def stop_latencies(arm: XArm7, emulator: Emulator, stops: int, stuck: bool) -> n
         if stuck:
             emulator.order("stick")
             time.sleep(_STUCK_S)
-        asked.append(time.monotonic())
+        calls.append(time.monotonic())
         arm.stop()
         emulator.order("heal")
         if stuck:
-            time.sleep(0.45)  # until the hanging call has given up
-    came = emulator.times(SET_STATE, STOP)
-    return np.array([came[came >= asked_s].min() - asked_s for asked_s in asked])
+            time.sleep(0.45)  # until the hanging call times out
+    arrivals = emulator.times(SET_STATE, STOP)
+    return np.array([arrivals[arrivals >= call_s].min() - call_s for call_s in calls])
 
 
 def measure(seconds: float, stops: int) -> dict[str, Any]:
-    """Everything, as --json writes it."""
+    """Runs all measurements. Returns the content of the --json file."""
     emulator = Emulator()
     recipe = load(HardwareRecipe, "hardware", "xarm7")
     assert recipe.controller is not None
@@ -236,7 +237,7 @@ NAMES = {
 
 
 def show(result: dict[str, Any]) -> None:
-    """The numbers as a table, then those that are held to a target."""
+    """Prints the numbers as a table, then the numbers that have a target."""
     console = Console(highlight=False)
     title = (
         f"{result['seconds']:g} s at 100 Hz, {result['cpus']} CPUs, load {result['load_average']:.1f}, "
@@ -256,7 +257,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Read the options, measure, print, and write what --json asks for."""
+    """Reads the options, measures, prints the table and writes the --json file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of streaming")
     parser.add_argument("--stops", type=int, default=200, help="with the link healthy, and as many with it stuck")
@@ -271,7 +272,7 @@ def main() -> None:
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=2) + "\n")
-    assert threading.active_count() == 1, threading.enumerate()  # nothing is left
+    assert threading.active_count() == 1, threading.enumerate()  # no thread is left
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Our training loop against lerobot's on the same tiny policy: steps per second, and peak memory.
+"""Compares our training loop with lerobot's on the same tiny policy: steps per second and peak memory.
 
-Both train pi0-tiny, or --policy, on the same synthetic frames in memory. Speed: rounds of both loops take turns in one
-process, and the ratio is the median over rounds. Memory: each loop runs alone, and the ratio is that of the bytes that
-torch holds at the peak of a step, beyond what it held before (on a GPU this is what counts). The growth of the resident
-memory is given beside it, a median over processes; single runs of it differ by 10 % and more, by what glibc's allocator
-does. This is the strict comparison: the larger the policy, the less a loop's own cost shows.
+Both train pi0-tiny, or --policy, on the same synthetic frames in memory. Speed: rounds of both loops alternate in one
+process, and the ratio is the median over rounds. Memory: each loop runs alone. The ratio compares the bytes that torch
+holds at the peak of a step, minus the bytes it held before (on a GPU this number matters). The growth of resident
+memory is also printed, as a median over processes. Single runs of it differ by 10 % or more because of glibc's
+allocator. A tiny policy makes this a strict comparison: with a larger policy, the loop's own cost is a smaller part.
 
 python scripts/bench_training.py --json bench.json
 """
@@ -40,7 +40,7 @@ PIXELS = 64
 
 
 def record(root: Path, episodes: int = 4, length: int = 64) -> Buffer:
-    """Random walks with plain images."""
+    """Records random walks with images of one colour."""
     random = np.random.default_rng(0)
     features = dataset_features({"front": (PIXELS, PIXELS), "wrist": (PIXELS, PIXELS)}, NAMES, NAMES)
     with Recorder(root, 10.0, features, "bench") as recorder:
@@ -55,23 +55,23 @@ def record(root: Path, episodes: int = 4, length: int = 64) -> Buffer:
 
 
 def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: int) -> Iterator[float]:
-    """Seconds of each round of `steps` steps of `train`, one round whenever the next is asked for.
+    """Yields the seconds of each round of `steps` steps of `train`.
 
-    `train` is a loop that calls back; it runs in a thread that waits between the rounds.
+    `train` is a loop with a callback, so it runs in a thread. The thread waits between rounds.
     """
     import queue
     import threading
 
     go: queue.Queue[None] = queue.Queue()
     done: queue.Queue[float] = queue.Queue()
-    began = 0.0
+    start = 0.0
 
     def on_step(step: int, *_: Any) -> None:
-        nonlocal began
+        nonlocal start
         if step % steps == 0:
-            done.put(time.perf_counter() - began)
+            done.put(time.perf_counter() - start)
             go.get()
-            began = time.perf_counter()
+            start = time.perf_counter()
 
     recipe = replace(recipe, steps=(rounds + 1) * steps, save_every=0)
 
@@ -79,7 +79,7 @@ def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: i
         train(buffer, recipe, np.ones(buffer.total_frames), root, device="cpu", on_step=on_step)
 
     threading.Thread(target=run, daemon=True).start()
-    done.get()  # the first round pays for building everything
+    done.get()  # the first round includes the cost of building everything
     for _ in range(rounds):
         go.put(None)
         yield done.get()
@@ -87,7 +87,7 @@ def ours(buffer: Buffer, recipe: PolicyRecipe, root: Path, rounds: int, steps: i
 
 
 def stock(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int) -> Iterator[float]:
-    """The same of lerobot's `update_policy`, fed as its `train` does: next batch, preprocessor, update, metrics."""
+    """Yields the same for lerobot's `update_policy`, called as in its `train`: batch, preprocessor, update, metrics."""
     from accelerate import Accelerator
     from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
     from lerobot.scripts.lerobot_train import update_policy
@@ -119,43 +119,43 @@ def stock(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int) -> Iter
         recipe.batch_size, buffer.total_frames, len(buffer.episodes), meters, accelerator=accelerator
     )
 
-    def one() -> None:
+    def step() -> None:
         batch = preprocessor(next(batches))
         update_policy(tracker, policy, batch, optimizer, recipe.grad_clip_norm, accelerator, scheduler)
         tracker.step()
 
     for number in range(rounds + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(steps):
-            one()
+            step()
         if number:
-            yield time.perf_counter() - began
+            yield time.perf_counter() - start
         else:
-            yield 0.0  # built and warm
+            yield 0.0  # warm-up round
 
 
 def speed(buffer: Buffer, recipe: PolicyRecipe, rounds: int, steps: int, root: Path) -> dict[str, Any]:
-    """Rounds of both in turn, the order swapped every time."""
+    """Runs rounds of both loops in turn and swaps the order each time."""
     first, second = ours(buffer, recipe, root / "ours", rounds, steps), stock(buffer, recipe, rounds, steps)
     next(second)
-    mine, theirs = [], []
-    take: list[tuple[list[float], Iterator[float]]] = [(mine, first), (theirs, second)]
+    ours_s, stock_s = [], []
+    loops: list[tuple[list[float], Iterator[float]]] = [(ours_s, first), (stock_s, second)]
     for number in range(rounds):
-        for times, loop in take if number % 2 else reversed(take):
+        for times, loop in loops if number % 2 else reversed(loops):
             times.append(next(loop))
-    ratios = [t / m for m, t in zip(mine, theirs, strict=True)]
+    ratios = [theirs / mine for mine, theirs in zip(ours_s, stock_s, strict=True)]
     return {
-        "ours_steps_per_s": steps / statistics.median(mine),
-        "stock_steps_per_s": steps / statistics.median(theirs),
+        "ours_steps_per_s": steps / statistics.median(ours_s),
+        "stock_steps_per_s": steps / statistics.median(stock_s),
         "steps_per_s_ratio": statistics.median(ratios),
         "ratios": ratios,
     }
 
 
 def growth(which: str, buffer: Buffer, recipe: PolicyRecipe, steps: int, root: Path) -> int:
-    """Bytes by which the peak of this process's resident memory grows from before a loop to its last step.
+    """Returns the growth of this process's peak resident memory, from before a loop to its last step [bytes].
 
-    No checkpoint is in it, and no thread: those have a heap of their own.
+    The loop saves no checkpoint and uses no thread, because a thread has its own heap.
     """
     before, peak = _resident(), 0
 
@@ -173,7 +173,7 @@ def growth(which: str, buffer: Buffer, recipe: PolicyRecipe, steps: int, root: P
 
 
 def tensors(which: str, buffer: Buffer, recipe: PolicyRecipe, root: Path) -> int:
-    """Bytes that torch's allocator holds at the peak of three steps, beyond what it held before them."""
+    """Returns the bytes that torch's allocator holds at the peak of three steps, minus the bytes held before."""
     from torch.profiler import ProfilerActivity, profile
 
     profiler: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
@@ -201,27 +201,27 @@ def _resident() -> int:
 
 
 def alone(which: str, measured: str, policy: str, steps: int) -> int:
-    """`growth` or `tensors` of one loop, in a process of its own."""
+    """Runs `growth` or `tensors` of one loop in a separate process."""
     command = [sys.executable, __file__, "--alone", which, measured, "--policy", policy, "--steps", str(steps)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def memory(policy: str, steps: int, processes: int) -> dict[str, Any]:
-    """Peaks of both loops: torch's bytes once, and the median growth of that many processes each, in turn."""
+    """Measures the peaks of both loops: torch's bytes once, and the median growth over `processes` processes each."""
     mine, theirs = (alone(which, "tensors", policy, steps) for which in ("ours", "stock"))
     pairs = [tuple(alone(which, "growth", policy, steps) for which in ("ours", "stock")) for _ in range(processes)]
-    grown = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
     return {
         "ours_peak_bytes": mine,
         "stock_peak_bytes": theirs,
         "peak_memory_ratio": mine / theirs,
         "resident_growth_bytes": pairs,
-        "resident_growth_ratio": grown[0] / grown[1],
+        "resident_growth_ratio": medians[0] / medians[1],
     }
 
 
 def main() -> None:
-    """Compare, print, and write what --json asks for."""
+    """Compares the loops, prints the result and writes the --json file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", default="pi0-tiny")
     parser.add_argument("--rounds", type=int, default=12)
@@ -229,30 +229,30 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5, help="of each loop, for the resident memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    # lerobot has no average of the weights; everything else is in both loops
-    recipe = replace(load(PolicyRecipe, "policies", asked.policy), ema_decay=0.0, padding="trained")
+    # lerobot does not average the weights. Both loops do everything else.
+    recipe = replace(load(PolicyRecipe, "policies", options.policy), ema_decay=0.0, padding="trained")
     with tempfile.TemporaryDirectory() as folder:
         buffer = record(Path(folder) / "data")
-        if asked.alone and asked.alone[1] == "tensors":
-            print(tensors(asked.alone[0], buffer, recipe, Path(folder) / "run"))
-        elif asked.alone:
-            print(growth(asked.alone[0], buffer, recipe, 4 * asked.steps, Path(folder) / "run"))
+        if options.alone and options.alone[1] == "tensors":
+            print(tensors(options.alone[0], buffer, recipe, Path(folder) / "run"))
+        elif options.alone:
+            print(growth(options.alone[0], buffer, recipe, 4 * options.steps, Path(folder) / "run"))
         else:
-            found = speed(buffer, recipe, asked.rounds, asked.steps, Path(folder))
-            found |= memory(asked.policy, asked.steps, asked.processes)
-            mine, theirs = found["ours_peak_bytes"], found["stock_peak_bytes"]
-            found |= {"policy": asked.policy, "batch_size": recipe.batch_size, "torch_threads": 1}
+            result = speed(buffer, recipe, options.rounds, options.steps, Path(folder))
+            result |= memory(options.policy, options.steps, options.processes)
+            mine, theirs = result["ours_peak_bytes"], result["stock_peak_bytes"]
+            result |= {"policy": options.policy, "batch_size": recipe.batch_size, "torch_threads": 1}
             print(
-                f"{asked.policy}, batch {recipe.batch_size}: ours {found['ours_steps_per_s']:.2f} steps/s, lerobot "
-                f"{found['stock_steps_per_s']:.2f}; ratio {found['steps_per_s_ratio']:.3f} (at least 0.95 wanted)\n"
+                f"{options.policy}, batch {recipe.batch_size}: ours {result['ours_steps_per_s']:.2f} steps/s, lerobot "
+                f"{result['stock_steps_per_s']:.2f}; ratio {result['steps_per_s_ratio']:.3f} (at least 0.95 wanted)\n"
                 f"peak memory of a step: ours {mine / 1e6:.1f} MB, lerobot {theirs / 1e6:.1f} MB; ratio "
-                f"{found['peak_memory_ratio']:.3f} (at most 1 wanted); growth of the resident memory: ratio "
-                f"{found['resident_growth_ratio']:.3f}"
+                f"{result['peak_memory_ratio']:.3f} (at most 1 wanted); growth of the resident memory: ratio "
+                f"{result['resident_growth_ratio']:.3f}"
             )
-            if asked.json:
-                asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            if options.json:
+                options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What each kind of window costs, and how far its progress is from that of dense windows, on recorded episodes.
+"""Compares the cost of each kind of window, and its progress with that of dense windows, on recorded episodes.
 
     python scripts/bench_windows.py DATASET --encoder facebook/vjepa2-vitl-fpc64-256 --json windows.json
 
-Every episode is embedded densely once, in both shapes, and once by each cheaper kind. A curve is a success's (appendix
-B: distance to the episode's own end), so no label is needed; the reference is dense windows of the same shape.
+Every episode is embedded once with dense windows in both shapes, and once with each cheaper kind. A curve is computed
+as for a success (appendix B: distance to the episode's own end), so no label is needed. The reference is dense windows
+of the same shape.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ KINDS = (("dense", "prefix"), ("stride:2", "prefix"), ("stride:4", "prefix"), ("
 
 
 def progress(frames: np.ndarray, encoder: VJEPA2Encoder, spec: WindowSpec) -> tuple[np.ndarray, int]:
-    """A success's progress at every frame from the first window's end on, (n,), and the first frame it is for."""
-    found = embed_frames(frames, encoder, spec)
-    distance = np.linalg.norm(found.embeddings - found.embeddings[-1], axis=1)
-    return success_progress(dense_distance(found.ends, distance)), int(found.ends[0])
+    """Computes the progress of a success from the first window's end on, (n,). Returns it with its first frame."""
+    windows = embed_frames(frames, encoder, spec)
+    distance = np.linalg.norm(windows.embeddings - windows.embeddings[-1], axis=1)
+    return success_progress(dense_distance(windows.ends, distance)), int(windows.ends[0])
 
 
 def compared(curve: tuple[np.ndarray, int], dense: tuple[np.ndarray, int]) -> dict[str, float]:
-    """Distance of one curve from the dense one over the frames that both have, and how its increments agree."""
+    """Compares a curve with the dense one over their common frames: distances, and correlation of the increments."""
     start = max(curve[1], dense[1])
-    own, reference = curve[0][start - curve[1] :], dense[0][start - dense[1] :]
-    steps = np.corrcoef(np.diff(own), np.diff(reference))[0, 1]
-    difference = np.abs(own - reference)
+    values, reference = curve[0][start - curve[1] :], dense[0][start - dense[1] :]
+    steps = np.corrcoef(np.diff(values), np.diff(reference))[0, 1]
+    difference = np.abs(values - reference)
     return {"rms": float(np.sqrt((difference**2).mean())), "max": float(difference.max()), "step_r": float(steps)}
 
 
 def cost_tflop(length: int, encoder: VJEPA2Encoder, spec: WindowSpec) -> float:
-    """Forward cost of one episode."""
+    """Computes the forward cost of one episode [TFLOP]."""
     lengths = clip_lengths(length, spec.resolved(encoder.frames_per_clip))
     return float(sum(tflop_per_clip(encoder.geometry, int(n)) for n in lengths))
 
 
 def measure(dataset: str, camera: str | None, encoder: VJEPA2Encoder, count: int) -> list[dict[str, object]]:
-    """A row per kind of window: mean over the `count` longest episodes."""
+    """Returns one row per kind of window: means over the `count` longest episodes."""
     buffer = open_buffer(dataset)
     key = buffer.camera(camera)
     episodes = sorted(buffer.episodes, key=lambda e: -e.length)[:count]
@@ -63,28 +64,29 @@ def measure(dataset: str, camera: str | None, encoder: VJEPA2Encoder, count: int
         curves = {name: progress(frames, encoder, spec) for name, spec in specs.items()}
         for name, spec in specs.items():
             cost = cost_tflop(episode.length, encoder, spec)
-            found = compared(curves[name], curves["dense", name[1]])
-            rows[name].append(found | {"tflop": cost, "frames": episode.length})
-    means = {which: {key: float(np.mean([row[key] for row in own])) for key in own[0]} for which, own in rows.items()}
-    return [
-        {"windows": which[0], "shape": which[1], "episodes": len(own), **means[which]} for which, own in rows.items()
-    ]
+            row = compared(curves[name], curves["dense", name[1]])
+            rows[name].append(row | {"tflop": cost, "frames": episode.length})
+    result: list[dict[str, object]] = []
+    for (kind, shape), members in rows.items():
+        means = {key: float(np.mean([row[key] for row in members])) for key in members[0]}
+        result.append({"windows": kind, "shape": shape, "episodes": len(members), **means})
+    return result
 
 
 def show(rows: list[dict], title: str) -> None:
-    """The rows as a table; cost as a share of dense."""
-    made = Table(title=title, title_justify="left")
+    """Prints the rows as a table. The cost is a fraction of the cost of dense windows."""
+    table = Table(title=title, title_justify="left")
     for column in ("windows", "shape", "cost", "rms |dp|", "max |dp|", "r of increments"):
-        made.add_column(column, justify="left" if column in ("windows", "shape") else "right")
+        table.add_column(column, justify="left" if column in ("windows", "shape") else "right")
     dense = {row["shape"]: row["tflop"] for row in rows if row["windows"] == "dense"}
     for row in rows:
-        made.add_row(row["windows"], row["shape"], f"{row['tflop'] / dense[row['shape']]:.3f}",
+        table.add_row(row["windows"], row["shape"], f"{row['tflop'] / dense[row['shape']]:.3f}",
                      f"{row['rms']:.3f}", f"{row['max']:.3f}", f"{row['step_r']:.2f}")  # fmt: skip
-    Console(highlight=False).print(made)
+    Console(highlight=False).print(table)
 
 
 def main() -> None:
-    """Read the options, measure, print, and write what --json asks for."""
+    """Reads the options, measures, prints the table and writes the --json file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("dataset", help="a LeRobot v3.0 dataset: a folder or a Hub id")
     parser.add_argument("--camera", help="the first by default")

@@ -1,4 +1,4 @@
-"""The picture of the loop at the top of the README, from the folder of a finished demo.
+"""Draws the picture of the loop at the top of the README from the folder of a finished demo.
 
 python scripts/figure_loop.py demo .github/loop.png
 """
@@ -29,7 +29,7 @@ SAYS = (
 
 
 def main(demo: Path, target: Path) -> None:
-    """Draw five panels, left to right, and the arrow back."""
+    """Draws five panels from left to right, and the arrow back."""
     buffer, trials = open_buffer(demo / "dataset"), open_buffer(demo / "run_awr" / "dataset")
     figure = Figure(figsize=(13, 3.3))
     panels = figure.subplots(
@@ -43,7 +43,7 @@ def main(demo: Path, target: Path) -> None:
         panels[1].plot(
             np.arange(at, episode.length) / episode.fps, curve.progress[at:], color=colour, lw=0.7, alpha=0.6
         )
-    weight = read_table(buffer.sidecar / "advantage.parquet", refresh="srpo-robot score-dataset")["weight"]
+    weight = read_table(buffer.sidecar / "advantage.parquet", refresh="srpo-robot weights")["weight"]
     labels = np.repeat([bool(e.success) for e in buffer.episodes], [e.length for e in buffer.episodes])
     bins = np.linspace(0, 4, 25)
     for kind, colour in ((True, SUCCESS), (False, FAILURE)):
@@ -63,7 +63,7 @@ def main(demo: Path, target: Path) -> None:
 
 
 def _strip(frames: np.ndarray, count: int) -> np.ndarray:
-    """`count` frames as a square of squares with a gap: about (2H, 2W, 3)."""
+    """Arranges four of the frames in a 2 x 2 grid with a gap: about (2H, 2W, 3)."""
     picks = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
     picks = np.pad(picks, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
     return np.concatenate([np.concatenate(picks[:2], axis=1), np.concatenate(picks[2:], axis=1)], axis=0)

@@ -1,4 +1,4 @@
-"""The picture of the five tasks in the README: each task's scripted demonstrator, both cameras, four moments.
+"""Draws the picture of the five tasks in the README: the scripted demonstrator, both cameras, four moments each.
 
 python scripts/figure_tasks.py .github/tasks.png
 """
@@ -19,18 +19,18 @@ from srpo_robot.mock.tasks import TASKS
 from srpo_robot.report.figures import MUTED, save
 
 SEED = 3
-MOMENTS = (0.0, 0.4, 0.7, 1.0)  # of the episode
+MOMENTS = (0.0, 0.4, 0.7, 1.0)  # as fractions of the episode
 
 
 class Frames:
     """A `FrameSink` that keeps the pictures."""
 
     def __init__(self) -> None:
-        self.seen: list[dict[str, np.ndarray]] = []
+        self.images: list[dict[str, np.ndarray]] = []
         self.task = ""
 
     def begin(self) -> None:
-        self.seen = []
+        self.images = []
 
     def add(
         self,
@@ -40,7 +40,7 @@ class Frames:
         task: str,
         truth: Mapping[str, np.ndarray | str],
     ) -> None:
-        self.seen.append(images)
+        self.images.append(images)
         self.task = task
 
     def end(self, success: bool | None) -> int:
@@ -49,23 +49,23 @@ class Frames:
 
 
 def strip(task: str) -> tuple[str, np.ndarray]:
-    """The instruction, and the pictures of one demonstration side by side: front, then wrist, (H, 8 W, 3)."""
-    hardware, work = load_recipes("mock", task)
-    arm, workcell, space = open_cell(hardware, work, 0.0, 0.0, 0.0)
+    """Runs one demonstration. Returns its instruction and its pictures in one row: front, then wrist, (H, 8 W, 3)."""
+    hardware, task_recipe = load_recipes("mock", task)
+    arm, workcell, space = open_cell(hardware, task_recipe, 0.0, 0.0, 0.0)
     frames = Frames()
     setup = Setup(
-        arm, workcell, space, work.instruction, DEMONSTRATION_LIMIT_S, work.cameras, stop_on_success=False
+        arm, workcell, space, task_recipe.instruction, DEMONSTRATION_LIMIT_S, task_recipe.cameras, stop_on_success=False
     )  # fmt: skip
     with arm:
         run_episode(setup, Demonstrator(arm.sim, failure_rate=0.0), SEED, frames)
-    picks = [frames.seen[round(share * (len(frames.seen) - 1))] for share in MOMENTS]
+    picks = [frames.images[round(moment * (len(frames.images) - 1))] for moment in MOMENTS]
     white = np.full((picks[0]["front"].shape[0], 2, 3), 255, np.uint8)
-    parts = [np.concatenate([pick[camera], white], axis=1) for camera in work.cameras for pick in picks]
+    parts = [np.concatenate([pick[camera], white], axis=1) for camera in task_recipe.cameras for pick in picks]
     return frames.task, np.concatenate(parts, axis=1)
 
 
 def main(target: Path) -> None:
-    """Draw a row a task."""
+    """Draws one row per task."""
     figure = Figure(figsize=(11, 1.62 * len(TASKS)))
     panels = figure.subplots(len(TASKS), 1, gridspec_kw={"left": 0.01, "right": 0.99, "top": 0.97, "bottom": 0.01})
     for axes, task in zip(panels, TASKS, strict=True):

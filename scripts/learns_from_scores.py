@@ -1,9 +1,9 @@
-"""Does training by advantage learn the good behaviour where half of the demonstrations go wrong?
+"""Tests if training by advantage learns the good behaviour when half of the demonstrations go wrong.
 
-A synthetic dataset: four states, and the good action is half the state. Half of the episodes do the opposite, and their
-score hardly rises. AWR and SFT train the same tiny policy for the same steps under the same noise; what differs is the
-weights. The error of the first action against the good one is printed for both, with a 95 % interval of the difference
-over seeds. That weights this clear work says nothing about scores of real video.
+The dataset is synthetic. It has four states, and the good action is half the state. Half of the episodes do the
+opposite, and their score hardly rises. AWR and SFT train the same tiny policy for the same steps with the same noise,
+and differ only in the weights. The script prints the error of the first action for both, with a 95 % interval of the
+difference over seeds. These weights are very clear, so the result says nothing about scores of real video.
 
 python scripts/learns_from_scores.py --seeds 5 --json learns.json
 """
@@ -62,7 +62,7 @@ RECIPES = {
 
 
 def record(root: Path, episodes: int, seed: int) -> Buffer:
-    """Episodes in pairs, a good one and its opposite, from each state in turn."""
+    """Records episodes in pairs, a good one and its opposite, from each state in turn."""
     random = np.random.default_rng(seed)
     with Recorder(root, 10.0, dataset_features({"front": (PIXELS, PIXELS)}, NAMES, NAMES), "toy") as recorder:
         for number in range(episodes):
@@ -76,7 +76,7 @@ def record(root: Path, episodes: int, seed: int) -> Buffer:
 
 
 def scored_weights(buffer: Buffer, seed: int) -> np.ndarray:
-    """AWR's weights (N,) of a score that rises to 1 in good episodes and to 0.2 in others, with noise."""
+    """Computes AWR weights (N,) for a score that rises to 1 in good episodes and to 0.2 in others, with noise."""
     random = np.random.default_rng([seed, 1])
     rise = [np.linspace(0, 1.0 if e.success else 0.2, e.length) for e in buffer.episodes]
     values = [curve + random.normal(0, 0.02, len(curve)) for curve in rise]
@@ -84,9 +84,9 @@ def scored_weights(buffer: Buffer, seed: int) -> np.ndarray:
 
 
 def action_error(checkpoint: Path) -> float:
-    """Root mean square of the first action's error against the good one, over states [action units].
+    """Computes the root mean square error of the first action over all states [action units].
 
-    Where the policy's tokens are no action (pi0-FAST), it stands still: action 0.
+    If the policy's tokens do not decode to an action (pi0-FAST), the arm stands still: action 0.
     """
     policy, preprocessor, postprocessor, _ = load_policy(checkpoint)
     errors = []
@@ -110,48 +110,48 @@ class WeightingComparison:
     sft: tuple[float, ...]
 
     def summary(self) -> dict[str, Any]:
-        """As JSON; the interval is null with a single seed."""
+        """Returns the content of the JSON file. The interval is None for a single seed."""
         gain = np.subtract(self.sft, self.awr)
-        found: dict[str, Any] = {"awr": self.awr, "sft": self.sft, "gain": float(gain.mean()), "interval": None}
+        result: dict[str, Any] = {"awr": self.awr, "sft": self.sft, "gain": float(gain.mean()), "interval": None}
         if len(gain) > 1:
             half = float(student.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain)))
-            found["interval"] = [found["gain"] - half, found["gain"] + half]
-        return found
+            result["interval"] = [result["gain"] - half, result["gain"] + half]
+        return result
 
 
 def compare(family: str, seeds: int, steps: int, episodes: int, root: Path) -> WeightingComparison:
-    """Train AWR and SFT on a dataset of each seed."""
+    """Trains AWR and SFT on one dataset per seed."""
     errors: dict[str, list[float]] = {"awr": [], "sft": []}
     for seed in range(seeds):
-        place = root / f"{family}-{seed}"
-        buffer = record(place / "data", episodes, seed)
+        folder = root / f"{family}-{seed}"
+        buffer = record(folder / "data", episodes, seed)
         recipe = replace(RECIPES[family], steps=steps, seed=seed)
         schemes = {"awr": scored_weights(buffer, seed), "sft": uniform_weights(buffer.total_frames).values}
         for name, weights in schemes.items():
-            errors[name].append(action_error(train(buffer, recipe, weights, place / name, device="cpu")))
+            errors[name].append(action_error(train(buffer, recipe, weights, folder / name, device="cpu")))
         print(f"{family} seed {seed}: error AWR {errors['awr'][-1]:.3f}, SFT {errors['sft'][-1]:.3f}")
     return WeightingComparison(tuple(errors["awr"]), tuple(errors["sft"]))
 
 
 def main() -> None:
-    """Compare both families, print the table, and write it where --json asks."""
+    """Compares the families, prints the result and writes the --json file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=sorted(RECIPES), action="append")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--episodes", type=int, default=24)
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {}
+    summaries = {}
     with tempfile.TemporaryDirectory() as folder:
-        for family in asked.family or sorted(RECIPES):
-            result = compare(family, asked.seeds, asked.steps, asked.episodes, Path(folder))
-            found[family] = summary = result.summary()
+        for family in options.family or sorted(RECIPES):
+            result = compare(family, options.seeds, options.steps, options.episodes, Path(folder))
+            summaries[family] = summary = result.summary()
             spread = "" if summary["interval"] is None else " [{:.3f}, {:.3f}]".format(*summary["interval"])
             print(f"{family}: SFT's error is {summary['gain']:.3f}{spread} above AWR's")
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Demonstrations of all five tasks of the mock cell, successes and failures, made anew from a seed by one command.
+"""Records demonstrations of all five tasks of the mock cell, successes and failures, from a seed.
 
     python scripts/make_demo_data.py data/demo --episodes 40 --failure-rate 0.5
 
-A dataset for each task, or with --together one of all of them. The same options give the same episodes: nothing of it
-needs to be kept, and `srpo-robot record` goes on where this ends.
+Writes one dataset per task, or one dataset of all tasks with --together. The same options give the same episodes, so
+the data need not be kept. `srpo-robot record` can add to it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from srpo_robot.mock.tasks import TASKS, task_named
 
 
 def make(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Record every task; episodes, successes, frames and seconds by task.
+    """Records every task. Returns episodes, successes, frames and seconds by task.
 
     Raises:
-        UsageError: there is something in the folder already.
-        RecipeError: no such task.
+        UsageError: the folder is not empty.
+        RecipeError: a task is unknown.
     """
     if options.root.exists() and any(options.root.iterdir()):
         raise UsageError(f"{options.root} is not empty; give a new folder, or add to a dataset with srpo-robot record")
     for task in options.tasks:
         task_named(task)
-    made = {}
+    counts = {}
     for task in options.tasks:
         root = options.root if options.together else options.root / task
         start, before = time.perf_counter(), len(open_buffer(root).episodes) if root.exists() else 0
@@ -39,17 +39,17 @@ def make(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             "mock", task, root, options.episodes, options.failure_rate, options.seed, options.randomization
         )
         seconds, episodes = time.perf_counter() - start, open_buffer(root).episodes[before:]
-        made[task] = {
+        counts[task] = {
             "episodes": len(episodes),
             "successes": sum(bool(episode.success) for episode in episodes),
             "frames": sum(episode.length for episode in episodes),
             "seconds": round(seconds, 2),
         }
-    return made
+    return counts
 
 
 def main() -> None:
-    """Read the options, record, and write what --json asks for."""
+    """Reads the options, records, prints a summary and writes the --json file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("root", type=Path, help="new folder")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="all five by default")
@@ -62,12 +62,12 @@ def main() -> None:
     parser.add_argument("--together", action="store_true", help="one dataset of all tasks")
     parser.add_argument("--json", type=Path, help="write every number here")
     options = parser.parse_args()
-    made = make(options)
-    total = {key: sum(row[key] for row in made.values()) for key in ("episodes", "successes", "frames", "seconds")}
+    counts = make(options)
+    total = {key: sum(row[key] for row in counts.values()) for key in ("episodes", "successes", "frames", "seconds")}
     say(f"{options.root}: {total['episodes']} episodes, {total['successes']} successes, {total['seconds']:.0f} s.")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"tasks": made, "total": total}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"tasks": counts, "total": total}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Create the virtual environment with everything in it. Python 3.12 comes from the PATH, pyenv or uv.
+# Creates the virtual environment and installs everything. Python 3.12 comes from the PATH, pyenv or uv.
 set -eu
 venv="$1"
 

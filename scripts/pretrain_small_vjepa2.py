@@ -1,13 +1,13 @@
-"""Pretrain the small V-JEPA 2 that the package embeds, on video of the mock cell: record it, train, export.
+"""Pretrains the small V-JEPA 2 of the package on video of the mock cell: records the video, trains and exports.
 
     python scripts/pretrain_small_vjepa2.py record WORK/train --seed 100000 --episodes 600 --views 2
     python scripts/pretrain_small_vjepa2.py record WORK/validation --seed 800000 --each 60 15
     python scripts/pretrain_small_vjepa2.py train WORK/run --data WORK/train --validation WORK/validation
     python scripts/bench_encoders.py --encoder WORK/run/encoder --json WORK/bench.json
 
-Recording writes plain frames, no dataset: every episode in several appearances, which are the views of `progress.pretrain`.
-Training takes up a run where it stopped, to the bit; OUT/log.jsonl has every number. Labels are read by the validation
-alone, which chooses nothing by itself.
+`record` writes raw frames, not a dataset. Every episode is rendered in several appearances, which are the views of
+`progress.pretrain`. `train` resumes a run bit for bit. OUT/log.jsonl has all numbers. Only the validation reads labels,
+and it does not select a checkpoint.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 from srpo_robot.records import ActionChunk, Observation
 
 VIEW_SEEDS = 10_000_000  # view k of a seed has the appearance of seed + k * this
-WIDE_STARTS, DISTURBANCE_M, LIMIT_S = 0.6, 0.006, 20.0  # as `srpo-robot record`
-PIXELS = 96  # of the mock cell's cameras, and of the encoder's crop
+WIDE_STARTS, DISTURBANCE_M, LIMIT_S = 0.6, 0.006, 20.0  # the values of `srpo-robot record`
+PIXELS = 96  # size of the mock cell's images and of the encoder's crop
 CONFIG: dict[str, Any] = {
     "crop_size": PIXELS,
     "patch_size": 16,
@@ -59,23 +59,24 @@ CONFIG: dict[str, Any] = {
 }
 MANIFEST, FRAMES = "episodes.json", "frames.u8"
 LOG_STEPS, SAVE_S = 50, 120.0
-NEAREST = 3  # successes that a final embedding is measured against
+NEAREST = 3  # number of successes that a final embedding is compared with
 _MEAN, _STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
 # --- video --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Video:
     """One recorded episode in a folder's frame file.
 
     Attributes:
-        seed: of the layout and of the first view's appearance.
-        camera: which one.
-        kind: failure that was asked for; `success` is what physics says.
-        length: frames.
-        starts: first row of each view in the frame file; the views show the same motion in other appearances.
+        seed: seed of the layout and of the first view's appearance.
+        camera: name of the camera.
+        kind: requested kind of failure.
+        success: result of the physics.
+        length: number of frames.
+        starts: first row of each view in the frame file. All views show the same motion in different appearances.
     """
 
     seed: int
@@ -86,8 +87,8 @@ class Video:
     starts: tuple[int, ...]
 
 
-class _Watched:
-    """The demonstrator, watched: keeps what the camera sees in every look at the instant of each action."""
+class _RecordedDemonstrator:
+    """The demonstrator as a policy that also renders every appearance at the instant of each action."""
 
     name = "watched demonstrator"
 
@@ -98,9 +99,9 @@ class _Watched:
         self.frames: list[list[np.ndarray]] = []
 
     def reset(self, seed: int) -> None:
-        """See `Policy.reset`; fails as `failure` says."""
-        self._looks = [draw_appearance(seed + k * VIEW_SEEDS, self._amount) for k in range(self._views)]
-        self.frames = [[] for _ in self._looks]
+        """See `Policy.reset`. The episode fails in the way of `failure`."""
+        self._appearances = [draw_appearance(seed + k * VIEW_SEEDS, self._amount) for k in range(self._views)]
+        self.frames = [[] for _ in self._appearances]
         self._demonstrator.reset(seed, self.failure)
 
     def act(self, observation: Observation) -> ActionChunk | None:
@@ -109,27 +110,27 @@ class _Watched:
         if chunk is None:
             return None
         self.frames[0].append(observation.images[self._camera])
-        for worn, frames in zip(self._looks[1:], self.frames[1:], strict=True):
-            self._arm.sim.set_appearance(worn)
+        for appearance, frames in zip(self._appearances[1:], self.frames[1:], strict=True):
+            self._arm.sim.set_appearance(appearance)
             frames.append(self._arm.sim.render(self._camera))
         if self._views > 1:
-            self._arm.sim.set_appearance(self._looks[0])
+            self._arm.sim.set_appearance(self._appearances[0])
         return chunk
 
 
 def demonstrations(
     camera: str, seed: int, kinds: Sequence[Failure], views: int, amount: float
 ) -> Iterator[tuple[int, Failure, bool, list[np.ndarray]]]:
-    """One episode per entry of `kinds`: (seed, kind, success, frames uint8 (T, H, W, 3) of each view).
+    """Yields one episode per entry of `kinds`: (seed, kind, success, frames uint8 (T, H, W, 3) of each view).
 
-    A demonstration that physics turned into the other outcome (a success that failed) is left out; its seed is spent.
+    A demonstration with the wrong outcome (a success that failed) is dropped and its seed is skipped.
     """
-    hardware, work = load(HardwareRecipe, "hardware", "mock"), load(TaskRecipe, "datasets", "put-apple")
+    hardware, task = load(HardwareRecipe, "hardware", "mock"), load(TaskRecipe, "datasets", "put-apple")
     hardware = replace(hardware, cameras=tuple(c for c in hardware.cameras if c.name == camera))
-    arm, cell = make_mock(hardware, work, wide_starts=WIDE_STARTS, disturbance_m=DISTURBANCE_M, randomization=amount)
-    space = make_action_space(work.action_space, arm.limits, arm.home_rad)
-    setup = Setup(arm, cell, space, work.instruction, LIMIT_S, (camera,), stop_on_success=False)
-    policy = _Watched(arm, camera, views, amount)
+    arm, cell = make_mock(hardware, task, wide_starts=WIDE_STARTS, disturbance_m=DISTURBANCE_M, randomization=amount)
+    space = make_action_space(task.action_space, arm.limits, arm.home_rad)
+    setup = Setup(arm, cell, space, task.instruction, LIMIT_S, (camera,), stop_on_success=False)
+    policy = _RecordedDemonstrator(arm, camera, views, amount)
     with arm:
         for kind in kinds:
             while True:
@@ -142,32 +143,35 @@ def demonstrations(
 
 
 def record(folder: Path, camera: str, episodes: Iterator[tuple[int, Failure, bool, list[np.ndarray]]]) -> None:
-    """Append episodes to a folder's frame file and list them in its manifest, which is written last."""
+    """Appends episodes to a folder's frame file, then writes the manifest that lists them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
-    listed = json.loads(path.read_text()) if path.is_file() else []
-    row = sum(video["length"] * len(video["starts"]) for video in listed)
+    manifest = json.loads(path.read_text()) if path.is_file() else []
+    row = sum(video["length"] * len(video["starts"]) for video in manifest)
     with (folder / FRAMES).open("ab") as file:
         for seed, kind, success, views in episodes:
             starts = tuple(row + k * len(views[0]) for k in range(len(views)))
             row += len(views) * len(views[0])
             for frames in views:
                 file.write(frames.tobytes())
-            listed.append(asdict(Video(seed, camera, str(kind), success, len(views[0]), starts)))
-            if len(listed) % 50 == 0:
-                print(f"{folder}: {len(listed)} episodes", flush=True)
-    _replace(path, lambda partial: partial.write_text(json.dumps(listed)))
+            video = Video(
+                seed=seed, camera=camera, kind=str(kind), success=success, length=len(views[0]), starts=starts
+            )
+            manifest.append(asdict(video))
+            if len(manifest) % 50 == 0:
+                print(f"{folder}: {len(manifest)} episodes", flush=True)
+    _replace(path, lambda partial: partial.write_text(json.dumps(manifest)))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is there whole or as it was."""
+    """Writes a file atomically."""
     partial = path.with_suffix(".partial")
     write(partial)
     os.replace(partial, path)
 
 
 class Videos:
-    """The videos of a folder, frames on disk."""
+    """The videos of several folders. The frames stay on disk."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.videos: list[Video] = []
@@ -179,19 +183,21 @@ class Videos:
                 self._frames.append(frames)
 
     def frames(self, index: int, view: int, numbers: np.ndarray) -> np.ndarray:
-        """Frames `numbers` of one view of a video: uint8 (n, H, W, 3)."""
+        """Returns frames `numbers` of one view of a video: uint8 (n, H, W, 3)."""
         return self._frames[index][self.videos[index].starts[view] + numbers]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How clips of a step are drawn and varied.
+    """Settings for the clips of a training step.
 
     Attributes:
-        episodes, instants: a batch is this many episodes, this many windows of each, its first and last among them.
-        prefix: share of episodes shown as prefix windows instead of recent ones.
-        shift_px, zoom, turn_rad: greatest crop shift, zoom and roll, either way.
-        gain, bias: greatest change of the colours' factor (half of it apart) and of the brightness, either way.
+        episodes, instants: number of episodes in a batch, and number of windows of each. The windows include one near
+            the start and one near the end.
+        prefix: fraction of episodes with prefix windows. The others have recent windows.
+        shift_px, zoom, turn_rad: largest crop shift [px], zoom and roll [rad] in either direction.
+        gain, bias: largest change of the colour gain and of the brightness in either direction. Each colour channel
+            changes by up to half of `gain` on its own.
     """
 
     episodes: int = 8
@@ -205,7 +211,7 @@ class Sampling:
 
 
 def draw(videos: Videos, sampling: Sampling, frames: int, settings: PretrainConfig, step: int) -> Batch:
-    """The batch of one step: windows of several instants of several episodes, each in two views, shuffled."""
+    """Draws the batch of one step: shuffled windows at several instants of several episodes, each in two views."""
     rng = np.random.default_rng([settings.seed, step, 0])
     clips: list[tuple[np.ndarray, np.ndarray, float]] = []
     for index in rng.choice(len(videos.videos), sampling.episodes, replace=False).tolist():
@@ -224,7 +230,7 @@ def draw(videos: Videos, sampling: Sampling, frames: int, settings: PretrainConf
 
 
 def _instants(length: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Ends of windows: one among the first frames, one among the last, the others anywhere."""
+    """Draws the ends of windows: one among the first frames, one among the last, the others anywhere."""
     last = length - 1
     inner = rng.uniform(0, last, count - 2).astype(int)
     ends = np.array([rng.integers(0, 5), *inner, last - rng.integers(0, 4)])
@@ -232,9 +238,9 @@ def _instants(length: int, count: int, rng: np.random.Generator) -> list[int]:
 
 
 def varied(clips: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> torch.Tensor:
-    """Cropped as the encoder's `prepare` does, moved, zoomed, turned and recoloured a little, a clip's frames alike.
+    """Crops clips as the encoder's `prepare` does, with a small random shift, zoom, roll and change of colour.
 
-    uint8 (B, F, H, W, 3) -> normalised (B, F, 3, S, S).
+    All frames of a clip change in the same way. uint8 (B, F, H, W, 3) -> normalised (B, F, 3, S, S).
     """
     batch, frames = clips.shape[:2]
     pixels = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).reshape(batch, frames * 3, PIXELS, PIXELS).float()
@@ -249,7 +255,7 @@ def varied(clips: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> t
 
 
 def _placements(batch: int, sampling: Sampling, rng: np.random.Generator) -> torch.Tensor:
-    """Affine maps (B, 2, 3) from the crop to the frame; without any change the centre crop of `prepare`."""
+    """Draws affine maps (B, 2, 3) from the crop to the frame. With no change this is the centre crop of `prepare`."""
     resized = int(PIXELS * 256 / 224)
     scale = PIXELS / resized * (1.0 + rng.uniform(-sampling.zoom, sampling.zoom, batch))
     turn = rng.uniform(-sampling.turn_rad, sampling.turn_rad, batch)
@@ -263,34 +269,37 @@ def _placements(batch: int, sampling: Sampling, rng: np.random.Generator) -> tor
 
 
 def evaluate(model: VJEPA2Model, videos: Videos) -> dict[str, float]:
-    """ROC-AUC of final progress (`loo`, mean of the 3 nearest) on held-out video: by window shape, and by failure."""
+    """Computes ROC-AUC of final progress on held-out video, by window shape and by kind of failure.
+
+    Final progress is measured in profile `loo`, as the mean distance to the 3 nearest successes.
+    """
     encoder = VJEPA2Encoder(copy.deepcopy(model))
     success = np.array([video.success for video in videos.videos])
     kinds = np.array([video.kind for video in videos.videos])
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for shape in ("prefix", "recent"):
         rows = []
         for i, video in enumerate(videos.videos):
             numbers = clip_indices(video.length - 1, encoder.frames_per_clip, WindowSpec("dense", shape=shape))
             rows.append(encoder.encode(encoder.prepare(videos.frames(i, 0, numbers))[None])[0])
-        apart = cdist(np.stack(rows), np.stack(rows))
-        np.fill_diagonal(apart, np.inf)
-        score = -np.sort(apart[:, success], axis=1)[:, :NEAREST].mean(axis=1)
-        found[shape] = float(roc_auc_score(success, score))
+        distance = cdist(np.stack(rows), np.stack(rows))
+        np.fill_diagonal(distance, np.inf)
+        score = -np.sort(distance[:, success], axis=1)[:, :NEAREST].mean(axis=1)
+        result[shape] = float(roc_auc_score(success, score))
         for kind in dict.fromkeys(kinds[~success].tolist()):
-            these = success | (kinds == kind)
-            found[f"{shape} {kind}"] = float(roc_auc_score(success[these], score[these]))
-    return found
+            chosen = success | (kinds == kind)
+            result[f"{shape} {kind}"] = float(roc_auc_score(success[chosen], score[chosen]))
+    return result
 
 
 def train(
-    out: Path, settings: PretrainConfig, sampling: Sampling, videos: Videos, judged: Videos, evaluate_s: float
+    out: Path, settings: PretrainConfig, sampling: Sampling, videos: Videos, validation: Videos, evaluate_s: float
 ) -> Pretrainer:
-    """Train up to `settings.steps`, from where OUT stopped; log, save and evaluate now and then, then export."""
+    """Trains up to `settings.steps` and resumes from `out`. Logs, saves and evaluates regularly, then exports."""
     out.mkdir(parents=True, exist_ok=True)
-    run, saved = Pretrainer(VJEPA2Config(**CONFIG), settings), out / "state.pt"
-    if saved.is_file():
-        run.restore(torch.load(saved, weights_only=True))
+    run, state = Pretrainer(VJEPA2Config(**CONFIG), settings), out / "state.pt"
+    if state.is_file():
+        run.restore(torch.load(state, weights_only=True))
         _log(out, {"resumed": run.done})
     started, saved_s, evaluated_s = time.process_time(), time.monotonic(), time.process_time()
     recent: list[Losses] = []
@@ -302,11 +311,11 @@ def train(
             _log(out, {"step": run.done, "cpu_s": round(time.process_time() - started)} | means)
             recent = []
         if last or time.monotonic() - saved_s > SAVE_S:
-            _replace(saved, lambda partial: torch.save(run.state(), partial))
+            _replace(state, lambda partial: torch.save(run.state(), partial))
             saved_s = time.monotonic()
         if last or time.process_time() - evaluated_s > evaluate_s:
-            found = evaluate(run.exported(), judged)
-            _log(out, {"step": run.done, "validation": {key: round(value, 3) for key, value in found.items()}})
+            scores = evaluate(run.exported(), validation)
+            _log(out, {"step": run.done, "validation": {key: round(value, 3) for key, value in scores.items()}})
             evaluated_s = time.process_time()
     run.exported().half().save_pretrained(out / "encoder")
     return run
@@ -320,37 +329,38 @@ def _log(out: Path, line: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Read the options and do what the first one says."""
+    """Reads the options and runs the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    made = commands.add_parser("record", help="append episodes to a folder")
-    made.add_argument("folder", type=Path)
-    made.add_argument("--seed", type=int, required=True, help="of the first episode")
-    made.add_argument("--episodes", type=int, default=0, help="this many, of drawn kinds")
-    made.add_argument("--failure-rate", type=float, default=0.5, help="share of failures among those")
-    made.add_argument("--each", type=int, nargs=2, default=(0, 0), help="successes, and failures of each kind")
-    made.add_argument("--views", type=int, default=1, help="appearances in which each episode is shown")
-    made.add_argument("--camera", default="front")
-    made.add_argument("--randomization", type=float, default=1.0, help="how much the appearance varies, 0 to 1")
-    trained = commands.add_parser("train", help="train, or go on")
-    trained.add_argument("out", type=Path)
-    trained.add_argument("--data", type=Path, nargs="+", required=True, help="recorded folders")
-    trained.add_argument("--validation", type=Path, required=True, help="a recorded folder of other seeds")
-    trained.add_argument("--steps", type=int, default=7000)
-    trained.add_argument("--seed", type=int, default=0)
-    trained.add_argument("--evaluate-s", type=float, default=300.0, help="CPU seconds between evaluations")
+    recording = commands.add_parser("record", help="append episodes to a folder")
+    recording.add_argument("folder", type=Path)
+    recording.add_argument("--seed", type=int, required=True, help="of the first episode")
+    recording.add_argument("--episodes", type=int, default=0, help="this many, of drawn kinds")
+    recording.add_argument("--failure-rate", type=float, default=0.5, help="share of failures among those")
+    recording.add_argument("--each", type=int, nargs=2, default=(0, 0), help="successes, and failures of each kind")
+    recording.add_argument("--views", type=int, default=1, help="appearances in which each episode is shown")
+    recording.add_argument("--camera", default="front")
+    recording.add_argument("--randomization", type=float, default=1.0, help="how much the appearance varies, 0 to 1")
+    training = commands.add_parser("train", help="train, or go on")
+    training.add_argument("out", type=Path)
+    training.add_argument("--data", type=Path, nargs="+", required=True, help="recorded folders")
+    training.add_argument("--validation", type=Path, required=True, help="a recorded folder of other seeds")
+    training.add_argument("--steps", type=int, default=7000)
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--evaluate-s", type=float, default=300.0, help="CPU seconds between evaluations")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "train":
         settings, sampling = PretrainConfig(options.steps, options.seed), Sampling()
-        videos, judged = Videos(options.data), Videos([options.validation])
-        won = sum(video.success for video in judged.videos)
-        if len(videos.videos) < sampling.episodes or won <= NEAREST or won == len(judged.videos):
+        videos, validation = Videos(options.data), Videos([options.validation])
+        successes = sum(video.success for video in validation.videos)
+        if len(videos.videos) < sampling.episodes or successes <= NEAREST or successes == len(validation.videos):
             raise UsageError(
-                f"{len(videos.videos)} episodes of --data, {won} successes among {len(judged.videos)} of --validation; "
+                f"{len(videos.videos)} episodes of --data, {successes} successes among {len(validation.videos)} of "
+                "--validation; "
                 f"record at least {sampling.episodes}, and {NEAREST + 1} successes and a failure"
             )
-        train(options.out, settings, sampling, videos, judged, options.evaluate_s)
+        train(options.out, settings, sampling, videos, validation, options.evaluate_s)
         return
     kinds = [choose_failure(options.seed + i, options.failure_rate) for i in range(options.episodes)]
     kinds += [kind for kind in Failure for _ in range(options.each[0 if kind is Failure.NONE else 1])]

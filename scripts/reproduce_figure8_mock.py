@@ -1,12 +1,12 @@
-"""The paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, task by task.
+"""Reproduces the paper's figure 8 on the mock cell: SFT, filtered cloning, RA-BC and AWR by SRPO progress, by task.
 
-For each task demonstrations of which a part goes wrong, scored by progress. As in the paper the comparison is of
-fine-tunings: a base is trained once for each task and policy, plainly, on all of its demonstrations, and every cell
-of the study goes on from it (--base-steps 0: from fresh weights). For each method and training seed one fine-tuning
-and one set of trials on layouts that are the same for all and that no demonstration had. Frames are drawn in
-proportion to their weights, and every method sees the good demonstrations equally often: a method that draws more of
-them takes fewer steps. Executed steps and optimisation are the same for all. What is to be chosen is chosen with
---tuning: other training seeds, other layouts. Everything is resumable: call it again, and what is on disk is not made
+Each task has demonstrations of which a part fails, scored by progress. As in the paper, the study compares
+fine-tunings. A base is trained once per task and policy with uniform weights on all demonstrations, and every cell of
+the study continues from it (--base-steps 0: from fresh weights). Each method and training seed gets one fine-tuning and
+one set of trials. The layouts of the trials are the same for all and differ from those of the demonstrations. Frames
+are drawn in proportion to their weights, and every method sees the good demonstrations equally often. A method that
+draws more of them therefore takes fewer steps. Executed steps and optimisation are the same for all. Choices are made
+with --tuning, which uses other training seeds and other layouts. The script resumes: results on disk are not computed
 again.
 
     python scripts/reproduce_figure8_mock.py STUDY --prepare
@@ -14,17 +14,18 @@ again.
     python scripts/reproduce_figure8_mock.py STUDY --part 1 2
     python scripts/reproduce_figure8_mock.py STUDY --json figure8.json --figure figure8.png
 
-A table of cells (--cells FILE) carries results from one machine to another: what is in it is not made again, what is
-made is added to it. A base that another machine trains is the same to the last bit or another policy (the table names
-it by a hash of its parameters), and bases can differ by more than methods do: a method is only ever compared with
-another one from the same base. Where a base comes out as another one, finish the task where it was begun, or make all
-of its methods anew. The cells of README's figure and of LOG.md are in figure8_mock.csv; without making anything:
+A table of cells (--cells FILE) carries results from one machine to another. Cells in the table are not computed again,
+and new cells are added to it. A base that another machine trains is either equal bit for bit or a different policy. The
+table names bases by a hash of their parameters. Bases can differ by more than methods do, so a method is compared with
+another one only from the same base. If a base comes out differently, finish the task on the machine that began it, or
+compute all of its methods again. The cells of the README's figure and of LOG.md are in figure8_mock.csv. To use them
+without computing anything:
 
     python scripts/reproduce_figure8_mock.py STUDY --steps 3000 --learning-rate 1e-3 \\
         --method sft bc rabc awr-short awr --cells scripts/figure8_mock.csv --only-done --figure figure8.png
 
-put-apple with pi0-tiny takes about 100 minutes of one core; a step of pi0-fast-tiny takes half as long again. A mock
-says nothing about an arm.
+put-apple with pi0-tiny takes about 100 minutes of one core. A step of pi0-fast-tiny takes half as long again. Results
+on the mock cell say nothing about a real arm.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ from srpo_robot.report.figures import MUTED, save
 
 TASKS = ("put-apple", "put-pear", "wipe-board", "fold-towel", "select-poker")
 POLICIES = ("pi0-tiny", "pi0-fast-tiny")
-DATA_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 400_000, 500_000  # their layouts never meet
-TUNING_RUNS = 100  # the first training seed of --tuning
-_LOOKS = {  # in the figure
+DATA_SEED, TUNING_SEED, TRIAL_SEED = 100_000, 400_000, 500_000  # far apart, so layouts never repeat
+TUNING_RUNS = 100  # first training seed of --tuning
+_STYLES = {  # label and colour in the figure
     "sft": ("SFT on all", "#cbd5e1"),
     "bc": ("filtered cloning", "#93c5fd"),
     "rabc": ("RA-BC", "#fcd34d"),
@@ -86,31 +87,31 @@ _LOOKS = {  # in the figure
 }
 _MORE_COLOURS = ("#fca5a5", "#fdba74", "#a5f3fc")
 
-# Chosen by what its weights look like: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
+# Chosen by looking at the weights: failures keep .05 to .11 of a mean of 1, and the slow approach keeps its share.
 SHORT = Weighting(horizon=20, beta=1.0, kappa=2.0, baseline="value")
-# Found after pi0-fast-tiny had fallen behind filtered cloning with the first (LOG.md): flatter, calm at episodes' ends.
+# Chosen after pi0-fast-tiny fell behind filtered cloning with the first (LOG.md): flatter, and calm at episode ends.
 LONG = Weighting(horizon=40, beta=2.0, kappa=4.0, tail="raw", baseline="value")
 CHOSEN = {"pi0-tiny": SHORT, "pi0-fast-tiny": LONG}
 
 
 @dataclass(frozen=True)
 class Method:
-    """How frames are weighted; for AWR also how they are scored (profile `loo`, camera `front`)."""
+    """Weighting of frames, and for AWR also the score (profile `loo`, camera `front`)."""
 
     scheme: Literal["uniform", "success", "rabc", "awr"]
     scorer: Literal["embedded", "pixel", "true"] = "embedded"
     references: str = ""
     value: str = "knn-return"
-    weighting: Weighting | None = None  # None: the policy's own
+    weighting: Weighting | None = None  # None: the entry of the policy in `CHOSEN`
 
     def of(self, policy: str) -> Weighting:
-        """The weighting with which it trains `policy`."""
+        """Returns the weighting for training `policy`."""
         return self.weighting or CHOSEN[policy]
 
 
 SIZES = ("episodes", "failure_rate", "trials", "base_steps", "steps", "learning_rate")
 Cell = tuple[str, str, str, int]  # task, policy, method, training seed
-OnBase = dict[str, int]  # successes, by the base that the fine-tuning went on from
+OnBase = dict[str, int]  # successes, by the base of the fine-tuning
 
 PAPER = Weighting(horizon=1, shift=0, tail="raw")
 METHODS = {
@@ -123,14 +124,16 @@ METHODS = {
     "awr-strict": Method("awr", weighting=replace(LONG, kappa=8.0, w_max=1e4)),  # failures keep .1 %, not 2 %
     "awr-mean": Method("awr", weighting=replace(SHORT, baseline="mean")),
     "awr-steps": Method("awr", weighting=Weighting(horizon=20, beta=0.3, baseline="value")),
-    "awr-sharp": Method("awr", weighting=Weighting(horizon=20, beta=0.3)),  # steps alone
+    "awr-sharp": Method(
+        "awr", weighting=Weighting(horizon=20, beta=0.3)
+    ),  # steps only: no trajectory term, no baseline
     "awr-phase": Method("awr", value="knn-time"),
-    "awr-paper": Method("awr", value="progress", weighting=PAPER),  # appendix G to the letter: single steps, beta 1
+    "awr-paper": Method("awr", value="progress", weighting=PAPER),  # exactly appendix G: single steps, beta 1
     "awr-chunk": Method("awr", value="progress", weighting=Weighting(horizon=20)),  # chunk advantage, beta 1
     "awr-nearest": Method("awr", references="nearest", value="progress"),
     "awr-clusters": Method("awr", references="dbscan-auto", value="progress"),
     "awr-pixel": Method("awr", scorer="pixel"),
-    "awr-true": Method("awr", scorer="true"),  # what a perfect encoder would give
+    "awr-true": Method("awr", scorer="true"),  # a perfect encoder
 } | {
     f"awr-b{beta:g}-h{horizon}-k{kappa:g}": Method("awr", weighting=Weighting(horizon=horizon, beta=beta, kappa=kappa))
     for beta in (0.1, 0.3, 1.0)
@@ -139,9 +142,9 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """Where a study lies, and its sizes."""
+    """Folder and sizes of a study."""
 
     root: Path
     episodes: int
@@ -153,7 +156,7 @@ class Study:
     tuning: bool = False
 
     def claim(self) -> None:
-        """Fix the sizes at the first call. Raises UsageError where the folder holds a study of other sizes."""
+        """Writes the sizes at the first call. Raises UsageError if the folder holds a study of other sizes."""
         sizes = {key: value for key, value in asdict(self).items() if key not in ("root", "tuning", "trials")}
         path = self.root / "study.json"
         if path.is_file() and json.loads(path.read_text()) != sizes:
@@ -165,11 +168,11 @@ class Study:
 
     @property
     def cells(self) -> Path:
-        """Where runs and trials lie; those that choices are made by are apart."""
+        """Returns the folder of runs and trials. --tuning has its own."""
         return self.root / "tuning" if self.tuning else self.root
 
     def buffer(self, task: str) -> Buffer:
-        """The task's demonstrations, recorded where they are missing."""
+        """Returns the task's demonstrations. Records them if they are missing."""
         root = self.root / "data" / task
         with alone(root):
             done = len(open_buffer(root).episodes) if (root / "meta" / "info.json").is_file() else 0
@@ -180,7 +183,7 @@ class Study:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep other processes from making what lies at `path`; where one is making it, wait until it has ended."""
+    """Locks `path` against other processes. Waits if another process holds the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("a") as file:
         try:
@@ -195,20 +198,20 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def windows_of(buffer: Buffer, scorer: str) -> Sequence[WindowEmbeddings | None]:
-    """Embedded windows of every episode, camera `front`, from the store where they are there."""
+    """Returns embedded windows of every episode, camera `front`. Uses the store if they are in it."""
     spec = parse_windows("stride:4", "prefix", 10, None)
     if scorer == "true":
         return true_windows(read_truth(buffer), buffer.episodes, spec)
     encoder: Any = load_encoder("embedded") if scorer == "embedded" else PixelMean()
     spec = spec.resolved(encoder.frames_per_clip)
     if scorer == "pixel":
-        spec = replace(spec, shape="recent")  # the mean of the last 10 frames: the null to beat
+        spec = replace(spec, shape="recent")  # the mean of the last 10 frames: the negative control to beat
     settings = ScoreSettings(scorer, (buffer.camera("front"),), spec)
     return combined(embed(buffer, encoder, settings))
 
 
 def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
-    """The weight of every frame with which the method trains `policy`."""
+    """Computes the weight of every frame for training `policy` with the method."""
     if method.scheme in ("uniform", "success"):
         return baseline_weights(buffer, method.scheme)  # type: ignore[arg-type]
     rules = Rules("loo", method.references, method.value)
@@ -222,15 +225,15 @@ def weigh(buffer: Buffer, method: Method, policy: str) -> Weights:
 
 
 def chunk_of(policy: str) -> int:
-    """Actions of a chunk."""
+    """Returns the number of actions in a chunk."""
     return load(PolicyRecipe, "policies", policy).config["chunk_size"]
 
 
 def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
-    """`weigh`, kept in the study's folder by what it is made from: scoring takes longer than looking."""
+    """Returns the weights of `weigh`. They are cached in the study's folder under a hash of their inputs."""
     buffer, method = study.buffer(task), METHODS[name]
-    made_from = digest([asdict(method), asdict(method.of(policy)), chunk_of(policy), buffer.fingerprint])
-    path = study.root / "weights" / task / f"{name}-{made_from}.npy"
+    inputs = digest([asdict(method), asdict(method.of(policy)), chunk_of(policy), buffer.fingerprint])
+    path = study.root / "weights" / task / f"{name}-{inputs}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.npy")
@@ -240,28 +243,27 @@ def kept_weights(study: Study, task: str, policy: str, name: str) -> np.ndarray:
 
 
 def weights_table(study: Study, task: str, policy: str, names: Sequence[str]) -> dict[str, Any]:
-    """What each method's weights look like, before anything is trained."""
+    """Prints and returns statistics of each method's weights, before any training."""
     buffer = study.buffer(task)
-    found = {}
+    rows = {}
     for name in names:
         weights = weigh(buffer, METHODS[name], policy)
-        by = mean_weight_by_label(buffer, weights)
-        found[name] = {
+        rows[name] = {
             "effective": weights.effective_sample_size / buffer.total_frames,
             "clipped": weights.clipped_fraction,
             "undefined": weights.undefined,
-            **by,
+            **mean_weight_by_label(buffer, weights),
         }
-        numbers = "  ".join(f"{key} {value:.2f}" for key, value in found[name].items())
+        numbers = "  ".join(f"{key} {value:.2f}" for key, value in rows[name].items())
         print(f"{task} {policy:14s} {name:22s} {numbers}")
-    return found
+    return rows
 
 
 # --- training and trials ------------------------------------------------------------------------------------------
 
 
 def base_of(study: Study, task: str, policy: str) -> Path:
-    """The checkpoint that every cell of a task and policy goes on from, trained where it is missing or half-trained."""
+    """Returns the base checkpoint of a task and policy. Trains it if it is missing or incomplete."""
     recipe = replace(load(PolicyRecipe, "policies", policy), steps=study.base_steps, seed=0)
     output = study.root / "base" / task / policy
     with alone(output):
@@ -272,20 +274,20 @@ def base_of(study: Study, task: str, policy: str) -> Path:
 
 
 def has_base(study: Study, task: str, policy: str) -> bool:
-    """Whether `base_of` has nothing to train."""
+    """Returns True if `base_of` has nothing to train."""
     checkpoints = study.root / "base" / task / policy / "checkpoints"
     return not study.base_steps or (checkpoints / f"{study.base_steps:06d}" / "training_state").is_dir()
 
 
 def base_name(study: Study, task: str, policy: str) -> str:
-    """Tells bases apart: a hash of the parameters. One is trained where it is missing."""
+    """Returns the name of a base: a hash of its parameters. Trains the base if it is missing."""
     if not study.base_steps:
         return "fresh"
     return hashlib.sha256((base_of(study, task, policy) / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
 def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> PolicyRecipe:
-    """How one cell is fine-tuned."""
+    """Returns the recipe for the fine-tuning of one cell."""
     recipe = load(PolicyRecipe, "policies", policy)
     peak = study.learning_rate or recipe.learning_rate
     recipe = replace(
@@ -302,12 +304,12 @@ def recipe_of(study: Study, task: str, policy: str, seed: int, steps: int) -> Po
 
 
 def steps_for(full: int, weights: np.ndarray, good: np.ndarray) -> int:
-    """Steps with which the good frames are drawn as often as `full` steps of uniform draws draw them."""
+    """Returns the number of steps that draws good frames as often as `full` steps of uniform draws."""
     return max(1, round(full * good.mean() / (weights[good].sum() / weights.sum())))
 
 
 def checkpoint_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
-    """The trained policy of one cell of the study, trained where it is missing (or half-trained)."""
+    """Returns the trained policy of one cell of the study. Trains it if it is missing or incomplete."""
     output = study.cells / "runs" / task / policy / name / str(seed)
     buffer = study.buffer(task)
     weights = kept_weights(study, task, policy, name)
@@ -327,14 +329,14 @@ def _train(buffer: Buffer, recipe: PolicyRecipe, weights: np.ndarray, output: Pa
 
 
 def trials_of(study: Study, task: str, policy: str, name: str, seed: int) -> list[bool]:
-    """Verdicts of the cell's trials, one a line in its journal; those that are missing are run."""
+    """Returns the verdicts of the cell's trials from its journal. Runs the missing trials."""
     path = journal_of(study, task, policy, name, seed)
     with alone(path):
         return _trials(study, task, policy, name, seed, path)
 
 
 def journal_of(study: Study, task: str, policy: str, name: str, seed: int) -> Path:
-    """The cell's trials, a line each."""
+    """Returns the path of the cell's journal, one line per trial."""
     return study.cells / "trials" / task / policy / name / f"{seed}.jsonl"
 
 
@@ -344,56 +346,56 @@ def _verdicts(path: Path) -> list[bool]:
 
 
 def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Path) -> list[bool]:
-    done = _verdicts(path)
-    if len(done) >= study.trials:
-        return done[: study.trials]
+    verdicts = _verdicts(path)
+    if len(verdicts) >= study.trials:
+        return verdicts[: study.trials]
     checkpoint = checkpoint_of(study, task, policy, name, seed)
-    hardware, work = load_recipes("mock", task)
-    arm, workcell, space = open_cell(hardware, work, TRIAL_WIDE_STARTS, 0.0, 0.0)
-    acting = TrainedPolicy(str(checkpoint), space, work.instruction, work.cameras, "cpu")
-    setup = Setup(arm, workcell, space, work.instruction, work.time_limit_s, work.cameras)
+    hardware, recipe = load_recipes("mock", task)
+    arm, workcell, space = open_cell(hardware, recipe, TRIAL_WIDE_STARTS, 0.0, 0.0)
+    trained = TrainedPolicy(str(checkpoint), space, recipe.instruction, recipe.cameras, "cpu")
+    setup = Setup(arm, workcell, space, recipe.instruction, recipe.time_limit_s, recipe.cameras)
     with arm, path.open("a", encoding="utf-8") as journal:
-        for number in range(len(done), study.trials):
+        for number in range(len(verdicts), study.trials):
             layout = (TUNING_SEED if study.tuning else TRIAL_SEED) + number
-            outcome = run_episode(setup, acting, layout)
-            done.append(bool(outcome.success))
-            row = {"seed": layout, "success": done[-1], "score": outcome.score, "steps": outcome.steps}
+            outcome = run_episode(setup, trained, layout)
+            verdicts.append(bool(outcome.success))
+            row = {"seed": layout, "success": verdicts[-1], "score": outcome.score, "steps": outcome.steps}
             journal.write(json.dumps(row) + "\n")
             journal.flush()
-    return done
+    return verdicts
 
 
 # --- the table of cells -------------------------------------------------------------------------------------------
 
 
 def read_cells(study: Study, path: Path) -> dict[Cell, OnBase]:
-    """Successes of the table's cells that have this study's sizes; none where there is no table yet.
+    """Reads the successes of the cells that have this study's sizes. Returns none if there is no table yet.
 
-    Raises UsageError where the file is no such table, or where two rows of a cell and base disagree.
+    Raises UsageError if the file is not such a table, or if two rows of a cell and base disagree.
     """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found: dict[Cell, OnBase] = {}
+    cells: dict[Cell, OnBase] = {}
     others = 0
     for number, row in enumerate(rows, 2):
         try:
             cell, base = (row["task"], row["policy"], row["method"], int(row["seed"])), row["base"]
-            successes, mine = int(row["successes"]), all(row[key] == _size(study, key) for key in SIZES)
+            successes, same_sizes = int(row["successes"]), all(row[key] == _size(study, key) for key in SIZES)
         except (KeyError, TypeError, ValueError):
             raise UsageError(f"{path}, line {number}: not a row of a table that --cells wrote") from None
-        if not mine:
+        if not same_sizes:
             others += 1
-        elif found.setdefault(cell, {}).setdefault(base, successes) != successes:
+        elif cells.setdefault(cell, {}).setdefault(base, successes) != successes:
             raise UsageError(f"{path}, line {number}: {' '.join(map(str, cell))} is there twice; delete one")
     if others:
         print(f"{path}: {others} cells are of other sizes and left out")
-    return found
+    return cells
 
 
 def add_cell(study: Study, path: Path, cell: Cell, base: str, successes: int) -> None:
-    """Append one cell, whole, whatever other processes append."""
+    """Appends one cell as a whole row, under a lock against other processes."""
     task, policy, method, seed = cell
     row = {"policy": policy, "task": task, "base": base, "method": method, "seed": seed, "successes": successes}
     row |= {key: _size(study, key) for key in SIZES}
@@ -411,13 +413,14 @@ def _size(study: Study, key: str) -> str:
     return "recipe" if value is None else f"{value:g}"
 
 
-# --- what came out ------------------------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------------------
 
 
 def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
-    """Mean over training seeds and its 95 % interval: Student's t over seeds, so both seeds' and trials' chance.
+    """Computes the mean over training seeds and its 95 % interval.
 
-    The interval ends at `least`, 0 for a rate and -1 for a difference of rates, and at 1: nothing lies beyond.
+    The interval is Student's t over seeds, so it covers the chance of both seeds and trials. It is clipped to `least`
+    and 1. `least` is 0 for a rate and -1 for a difference of rates.
     """
     n = len(values)
     if n == 0:
@@ -430,26 +433,26 @@ def over_seeds(values: Sequence[float], least: float = 0.0) -> dict[str, Any]:
 
 
 def summarise(rates: dict[Cell, dict[str, float]]) -> dict[str, Any]:
-    """By policy: each method's rate by task and over tasks, and how far AWR is from each other method.
+    """Returns, by policy, each method's rate by task and over tasks, and AWR's difference to each other method.
 
     Args:
-        rates: of each cell, by base.
+        rates: success rate of each cell, by base.
     """
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for policy in dict.fromkeys(key[1] for key in rates):
-        mine = {(task, name, seed): by_base for (task, p, name, seed), by_base in rates.items() if p == policy}
-        tasks, names = list(dict.fromkeys(key[0] for key in mine)), list(dict.fromkeys(key[1] for key in mine))
+        cells = {(task, name, seed): by_base for (task, p, name, seed), by_base in rates.items() if p == policy}
+        tasks, names = list(dict.fromkeys(key[0] for key in cells)), list(dict.fromkeys(key[1] for key in cells))
         groups = (tasks, *([task] for task in tasks))
-        methods = {name: _over_tasks(tasks, [_by_seed(mine, of, name) for of in groups]) for name in names}
-        found[policy] = {"methods": methods}
+        methods = {name: _over_tasks(tasks, [_by_seed(cells, group, name) for group in groups]) for name in names}
+        summary[policy] = {"methods": methods}
         for other in (name for name in names if "awr" in names and name != "awr"):
-            gains = [_by_seed(mine, of, "awr", other) for of in groups]
-            found[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
-    return found
+            gains = [_by_seed(cells, group, "awr", other) for group in groups]
+            summary[policy][f"awr_minus_{other}"] = _over_tasks(tasks, gains, -1.0)
+    return summary
 
 
 def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: float = 0.0) -> dict[str, Any]:
-    """Seeds' values over all tasks, which come first, and by task."""
+    """Summarises values by seed. The first entry of `values` is over all tasks, then one entry per task follows."""
     by_task = {task: over_seeds(of_task, least) for task, of_task in zip(tasks, values[1:], strict=True)}
     return over_seeds(values[0], least) | {"tasks": by_task}
 
@@ -457,25 +460,25 @@ def _over_tasks(tasks: Sequence[str], values: Sequence[Sequence[float]], least: 
 def _by_seed(
     rates: dict[tuple[str, str, int], dict[str, float]], tasks: Sequence[str], name: str, other: str | None = None
 ) -> list[float]:
-    """A method's mean rate over `tasks`, or how far it is above `other`'s from the same base.
+    """Returns a method's mean rate over `tasks`, or its difference to the rate of `other` from the same base.
 
-    One value for each training seed that has all of the tasks; several bases of a cell count as their mean.
+    There is one value for each training seed that has all tasks. Several bases of a cell count as their mean.
     """
-    found = []
+    values = []
     for seed in sorted({seed for _, _, seed in rates}):
         cells = []
         for task in tasks:
-            own = rates.get((task, name, seed), {})
-            theirs = rates.get((task, other, seed), {}) if other else dict.fromkeys(own, 0.0)
-            cells.append([own[base] - theirs[base] for base in own.keys() & theirs.keys()])
+            first = rates.get((task, name, seed), {})
+            second = rates.get((task, other, seed), {}) if other else dict.fromkeys(first, 0.0)
+            cells.append([first[base] - second[base] for base in first.keys() & second.keys()])
         if all(cells):
-            found.append(float(np.mean([np.mean(of_task) for of_task in cells])))
-    return found
+            values.append(float(np.mean([np.mean(of_task) for of_task in cells])))
+    return values
 
 
-def show(found: dict[str, Any]) -> None:
-    """The table, on the terminal."""
-    for policy, result in found.items():
+def show(summary: dict[str, Any]) -> None:
+    """Prints the table."""
+    for policy, result in summary.items():
         gains = {key: row for key, row in result.items() if key.startswith("awr_minus")}
         for name, row in (result["methods"] | gains).items():
             print(f"{policy:14s} {name:22s} {_text(row)}")
@@ -490,19 +493,19 @@ def _text(row: dict[str, Any]) -> str:
     return f"{row['mean']:.0%}{spread}   seeds {' '.join(f'{value:.0%}' for value in row['seeds'])}"
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """A row a policy: bars by task and method, their intervals over training seeds, a dot a seed."""
-    most = max(len(row["tasks"]) for result in found.values() for row in result["methods"].values())
-    figure = Figure(figsize=(3.5 + 1.3 * most, 3.1 * len(found)))
-    rows = np.atleast_1d(figure.subplots(len(found), 1, sharey=True))
-    for axes, (policy, result) in zip(rows, found.items(), strict=True):
+def draw(summary: dict[str, Any], path: Path) -> None:
+    """Draws one row per policy: bars by task and method, intervals over training seeds, and a dot per seed."""
+    most = max(len(row["tasks"]) for result in summary.values() for row in result["methods"].values())
+    figure = Figure(figsize=(3.5 + 1.3 * most, 3.1 * len(summary)))
+    rows = np.atleast_1d(figure.subplots(len(summary), 1, sharey=True))
+    for axes, (policy, result) in zip(rows, summary.items(), strict=True):
         names = list(result["methods"])
         tasks = list(result["methods"][names[0]]["tasks"])
         mean_of = f"mean of {len(tasks)}"
         groups = [mean_of, *tasks] if len(tasks) > 1 else tasks
         width = 0.8 / len(names)
-        others = (name for name in names if name not in _LOOKS)
-        styles = _LOOKS | {name: (name, colour) for name, colour in zip(others, cycle(_MORE_COLOURS), strict=False)}
+        others = (name for name in names if name not in _STYLES)
+        styles = _STYLES | {name: (name, colour) for name, colour in zip(others, cycle(_MORE_COLOURS), strict=False)}
         for number, name in enumerate(names):
             row = result["methods"][name]
             bars = [row if group == mean_of else row["tasks"][group] for group in groups]
@@ -510,11 +513,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
             _bars(axes, places, bars, 0.9 * width, *styles[name])
         axes.set_xticks(range(len(groups)), groups)
         axes.set_title(policy, loc="left", fontsize=11)
-        axes.set_ylim(0, 1.03)  # a rate of 1 has its dot
+        axes.set_ylim(0, 1.03)  # so that the dot of a rate of 1 is visible
         axes.set_ylabel("success rate")
-    named = {text: handle for axes in rows for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {text: handle for axes in rows for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     rows[0].legend(
-        [*named.values()], [*named], ncol=5, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8
+        [*handles.values()], [*handles], ncol=5, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8
     )
     figure.tight_layout()
     save(figure, path)
@@ -532,7 +535,7 @@ def _bars(axes: Any, places: list[float], rows: list[dict[str, Any]], width: flo
 
 
 def main() -> None:
-    """Make what is missing, task by task and seed by seed, and print the table after every cell."""
+    """Computes the missing cells, task by task and seed by seed, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
@@ -552,55 +555,55 @@ def main() -> None:
     parser.add_argument("--only-done", action="store_true", help="table and figure of what is there; make nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(**{key: getattr(asked, key.replace("root", "study")) for key in Study.__dataclass_fields__})
+    study = Study(**{key: getattr(options, key.replace("root", "study")) for key in Study.__dataclass_fields__})
     study.claim()
-    if asked.prepare:
-        found: dict[str, Any] = {
-            task: {policy: weights_table(study, task, policy, asked.method) for policy in asked.policy}
-            for task in asked.task
+    if options.prepare:
+        result: dict[str, Any] = {
+            task: {policy: weights_table(study, task, policy, options.method) for policy in options.policy}
+            for task in options.task
         }
-        for task in asked.task if study.base_steps else ():
-            for policy in asked.policy:
+        for task in options.task if study.base_steps else ():
+            for policy in options.policy:
                 print(base_of(study, task, policy))
     else:
-        found = summarise(_rates(study, asked))
-        show(found)
-        if asked.figure:
-            draw(found, asked.figure)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        result = summarise(_rates(study, options))
+        show(result)
+        if options.figure:
+            draw(result, options.figure)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _rates(study: Study, asked: argparse.Namespace) -> dict[Cell, dict[str, float]]:
-    """Success rate, by base, of every cell that was asked for; made where neither table nor folder has it."""
-    first, parts = asked.part
+def _rates(study: Study, options: argparse.Namespace) -> dict[Cell, dict[str, float]]:
+    """Returns the success rate, by base, of every requested cell. Computes it if table and folder both lack it."""
+    first, parts = options.part
     if not 0 <= first < parts:
         raise UsageError(f"--part {first} {parts}: the first number is 0 to {parts - 1}")
-    if study.tuning and asked.cells:
+    if study.tuning and options.cells:
         raise UsageError("--cells is for the study's own cells; runs of --tuning stay in the study's folder")
-    known = read_cells(study, asked.cells) if asked.cells else {}
-    seeds = range(TUNING_RUNS, TUNING_RUNS + asked.seeds) if study.tuning else range(asked.seeds)
-    cells = [(t, p, m, s) for s in seeds for t in asked.task for p in asked.policy for m in asked.method]
+    known = read_cells(study, options.cells) if options.cells else {}
+    seeds = range(TUNING_RUNS, TUNING_RUNS + options.seeds) if study.tuning else range(options.seeds)
+    cells = [(t, p, m, s) for s in seeds for t in options.task for p in options.policy for m in options.method]
     rates: dict[Cell, dict[str, float]] = {}
     for cell in cells[first::parts]:
         here = len(_verdicts(journal_of(study, *cell))) >= study.trials
-        if here and asked.only_done and not has_base(study, *cell[:2]):
+        if here and options.only_done and not has_base(study, *cell[:2]):
             print(" ".join(map(str, cell)), "is left out: the folder has lost the base that its trials go back to")
             here = False
         on_base = known.get(cell, {})
-        if here or not (on_base or asked.only_done):
+        if here or not (on_base or options.only_done):
             base, successes = base_name(study, *cell[:2]), sum(trials_of(study, *cell))
-            if asked.cells and base not in on_base:
-                add_cell(study, asked.cells, cell, base, successes)
+            if options.cells and base not in on_base:
+                add_cell(study, options.cells, cell, base, successes)
             on_base[base] = successes
         if on_base:
             rates[cell] = {base: successes / study.trials for base, successes in on_base.items()}
             print(" ".join(map(str, cell)) + ":", *(f"{rate:.0%}" for rate in rates[cell].values()), flush=True)
     if not rates:
-        raise UsageError(f"none of these cells is done in {asked.cells or study.root}; leave --only-done out")
-    order = {name: number for number, name in enumerate(asked.method)}
+        raise UsageError(f"none of these cells is done in {options.cells or study.root}; leave --only-done out")
+    order = {name: number for number, name in enumerate(options.method)}
     return {cell: rates[cell] for cell in sorted(rates, key=lambda cell: order[cell[2]])}
 
 

@@ -1,13 +1,13 @@
-"""Trials with random faults against the mock lab, for as long as asked: is anything lost, is anything left running?
+"""Runs trials with random faults against the mock lab, and checks that nothing is lost and nothing is left running.
 
     python scripts/soak.py --minutes 60 --json soak.json
 
-Every run is `srpo-robot run` in a process of its own (forked from one that has imported the heavy modules already),
-with the scripted demonstrator served over HTTP. A fault strikes at a random step: errors of the controller and the
-gripper, the emergency stop, links that break, hang or stall, silent reports, cameras that freeze or go away, Ctrl-C,
-kill -9. After each run: the exit code, that the arm stands, that no process and no connection is left, that the journal
-is whole, that what was recorded and logged is readable, and that the next run is refused until somebody has confirmed
-the fault.
+Every run is `srpo-robot run` in its own process (forked from one that has already imported the heavy modules). The
+scripted demonstrator is served over HTTP. A fault strikes at a random step: errors of the controller and the gripper,
+the emergency stop, links that break, hang or stall, silent reports, cameras that freeze or disappear, Ctrl-C, kill -9.
+After each run the script checks the exit code, that the arm stands still, that no process and no connection is left,
+that the journal is complete, that recorded data and logs are readable, and that the next run is refused until a person
+confirms the fault.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ from srpo_robot.mock.lab import MockLab
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, dump, load
 
 PRELOAD = ["srpo_robot.cli.running", "srpo_robot.cli.sessions", "srpo_robot.buffer.recorder", "lerobot.datasets", "av"]
-START_S, END_S, GONE_S = 120.0, 90.0, 20.0  # to a run's first step; to its end after a fault; to the last of it gone
-STOP_S = 5.0  # from then to an arm that has stopped
+START_S, END_S, GONE_S = 120.0, 90.0, 20.0  # limits: start to first step, fault to end of run, end to no process left
+STOP_S = 5.0  # limit for the arm to stop after that
 FAULTED, INTERRUPTED = 1, 130
 NOTHING = "nothing"
-_TRIAL_S = 6.0  # time limit: most faults strike before it
+_TRIAL_S = 6.0  # time limit of a trial; most faults strike before it
 _LAST_STEP = 40
-_STOPPED = (4, 5)  # the controller's states in which nothing moves
+_STOPPED = (4, 5)  # controller states in which the arm does not move
 _STILL_RAD = 1e-3
-_FILM_LAG = 15  # frames that a film may be behind the steps: one fragment
+_FILM_LAG = 15  # frames by which a film may lag behind the steps: one fragment
 
 
-# --- in a process of its own ------------------------------------------------------------------------------------------
+# --- in a separate process --------------------------------------------------------------------------------------------
 
 
 def run_command(arguments: list[str], log: str) -> None:
-    """`srpo-robot` with these arguments; what it prints goes to a file."""
+    """Runs `srpo-robot` with these arguments. Its output goes to the file `log`."""
     nothing, output = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server of forks ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     sys.argv = ["srpo-robot", *arguments]
     from srpo_robot.cli import main
 
@@ -76,7 +76,7 @@ def run_command(arguments: list[str], log: str) -> None:
 
 
 def read_back(dataset: str, answer: Connection) -> None:
-    """Bring a dataset back to its finished episodes as a user would, and decode every frame of it: episodes, frames."""
+    """Repairs a dataset as a user would and decodes every frame. Sends the numbers of episodes and frames."""
     from srpo_robot.buffer.opening import open_buffer, quiet_lerobot
     from srpo_robot.buffer.repair import repair
 
@@ -85,7 +85,7 @@ def read_back(dataset: str, answer: Connection) -> None:
     try:
         repair(root)
         if not (root / "meta" / "info.json").is_file():
-            answer.send((0, 0, ""))  # not one episode was finished
+            answer.send((0, 0, ""))  # no episode was finished
             return
         buffer = open_buffer(root)
         frames = 0
@@ -102,9 +102,12 @@ def read_back(dataset: str, answer: Connection) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What strikes, and the exit code that must follow. `strike` gets the lab and the run's process.
+    """A fault and the exit code that must follow.
 
-    `is_cut_off`: no stop can reach the controller; the arm must come to rest all the same.
+    Attributes:
+        strike: causes the fault. It gets the lab and the run's process.
+        code: expected exit code of the run.
+        is_cut_off: no stop can reach the controller. The arm must come to rest anyway.
     """
 
     strike: Callable[[MockLab, Any], None]
@@ -140,7 +143,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def heal(lab: MockLab) -> None:
-    """No fault any more; an error that is latched stays until a person confirms its recovery."""
+    """Clears all faults. A latched error stays until a person confirms its recovery."""
     lab.controller.faults.heal()
     lab.controller.faults.release()
     lab.controller.faults.gripper_repair()
@@ -150,18 +153,20 @@ def heal(lab: MockLab) -> None:
 # --- the soak ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Counts:
-    """What came of it. `problems`: a line each; the soak is good where there is none.
+    """Results of a soak. The soak passes if `problems` is empty.
 
-    `by_themselves`: why runs ended that no fault had struck: a machine too busy for a lab and a run at once. Their
-    leavings are checked like all others.
+    Attributes:
+        by_themselves: reasons of runs that ended before a fault struck. A machine that is too busy for a lab and a run
+            causes them. Their data is checked like that of all other runs.
+        problems: one line per problem.
     """
 
     minutes: float = 0.0
     runs: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    refused: int = 0  # next runs that were refused until somebody confirmed
+    refused: int = 0  # number of next runs that were refused until a person confirmed
     trials: int = 0
     episodes: int = 0
     frames: int = 0
@@ -173,34 +178,34 @@ class Counts:
 
 
 class Soak:
-    """One lab, one output folder, run after run."""
+    """Runs against one lab and into one output folder, one after the other."""
 
-    def __init__(self, lab: MockLab, work: TaskRecipe, url: str, folder: Path) -> None:
+    def __init__(self, lab: MockLab, task: TaskRecipe, url: str, folder: Path) -> None:
         self.counts = Counts()
-        self._lab, self._work = lab, work
+        self._lab, self._task = lab, task
         self._output, self._log = folder / "run", folder / "run.log"
-        self._recipe, self._task = folder / "arm.toml", folder / "task.toml"
+        arm_file, task_file = folder / "arm.toml", folder / "task.toml"
         self._hardware = lab.recipe(load(HardwareRecipe, "hardware", "xarm7"))
-        self._recipe.write_text(dump(self._hardware))
-        self._task.write_text(dump(work))
-        self._options = ["--arm", str(self._recipe), "--task", str(self._task), "--policy", url]
+        arm_file.write_text(dump(self._hardware))
+        task_file.write_text(dump(task))
+        self._options = ["--arm", str(arm_file), "--task", str(task_file), "--policy", url]
         self._options += ["--output", str(self._output)]
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload(PRELOAD)
         self._journal = b""
 
     def run(self, name: str, at_step: int) -> bool:
-        """One run of one more trial, struck by the fault `name` once `at_step` steps are logged; then every check.
+        """Runs one more trial, causes the fault `name` after `at_step` logged steps, then makes all checks.
 
         Returns:
-            Whether it was struck; False where it ended by itself, in a fault of its own.
+            True if the fault struck. False if the run ended before, in a fault of its own.
         """
         fault, folder = FAULTS[name], self._output / "trials" / f"{len(self._trials()):03d}"
         process = self._forks.Process(target=run_command, args=(self._arguments(), str(self._log)))
         process.start()
         self.counts.runs += 1
         self._wait(lambda: not process.is_alive() or _logged(folder) >= at_step, START_S)
-        family, seen = _family(process.pid), _logged(folder)
+        family, logged = _family(process.pid), _logged(folder)
         was_struck, struck_s = process.is_alive(), time.monotonic()
         if was_struck:
             fault.strike(self._lab, process)
@@ -217,21 +222,21 @@ class Soak:
             self._problem(name, f"exit code {process.exitcode}, expected {fault.code}; see {self._log}")
         self._check_gone(name, family)
         heal(self._lab)
-        self._check_kept(name, folder, seen)
+        self._check_kept(name, folder, logged)
         self._check_confirmation(name, process.exitcode != 0)
         process.close()
         self.counts.faults[name] += was_struck
         return was_struck
 
     def _arguments(self) -> list[str]:
-        """Of `srpo-robot`: one more trial; a person, this script, has looked after the last fault."""
+        """Returns the arguments of `srpo-robot` for one more trial. The script confirms the last fault."""
         confirmed = ["--confirm-fault"] if read_fault(self._output) else []
         return ["run", *self._options, "--trials", str(len(self._trials()) + 1), *confirmed]
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
     def _check_gone(self, name: str, family: list[psutil.Process]) -> None:
-        """Nothing of the run is left, and the arm stands."""
+        """Checks that no process or connection of the run is left and that the arm stands still."""
         if not self._wait(lambda: not any(_lives(process) for process in family), GONE_S):
             self._problem(name, f"processes are left: {[process.pid for process in family if _lives(process)]}")
         if not self._wait(lambda: not self._connections(), GONE_S):
@@ -246,15 +251,15 @@ class Soak:
             self._problem(name, f"the arm still moves, {moved:.4f} rad in 0.2 s")
 
     def _connections(self) -> list[str]:
-        """Established connections to the lab: controller, reports, cameras, judge."""
-        mine = {self._lab.controller.host: None, "127.0.0.1": {int(self._url_port(u)) for u in self._urls()}}
-        found = []
+        """Returns the established connections to the lab: controller, reports, cameras, judge."""
+        lab_ports = {self._lab.controller.host: None, "127.0.0.1": {int(self._url_port(u)) for u in self._urls()}}
+        result = []
         for link in psutil.net_connections("tcp"):
-            if link.status == psutil.CONN_ESTABLISHED and link.raddr and link.raddr.ip in mine:
-                ports = mine[link.raddr.ip]
+            if link.status == psutil.CONN_ESTABLISHED and link.raddr and link.raddr.ip in lab_ports:
+                ports = lab_ports[link.raddr.ip]
                 if ports is None or link.raddr.port in ports:
-                    found.append(f"{link.raddr.ip}:{link.raddr.port}")
-        return found
+                    result.append(f"{link.raddr.ip}:{link.raddr.port}")
+        return result
 
     def _urls(self) -> list[str]:
         return [*(camera.source for camera in self._hardware.cameras), self._hardware.judge_url]
@@ -263,8 +268,8 @@ class Soak:
     def _url_port(url: str) -> str:
         return url.split("//")[1].split("/")[0].rpartition(":")[2]
 
-    def _check_kept(self, name: str, folder: Path, seen: int) -> None:
-        """The journal begins as it was, every row is a trial; dataset and log hold what they held before the fault."""
+    def _check_kept(self, name: str, folder: Path, logged: int) -> None:
+        """Checks that the journal lost no row, that every row is a trial, and that dataset and log lost nothing."""
         journal = (self._output / JOURNAL).read_bytes() if (self._output / JOURNAL).is_file() else b""
         if not journal.startswith(self._journal):
             self._problem(name, "the journal lost rows")
@@ -272,16 +277,18 @@ class Soak:
         trials = self._trials()
         if [trial.trial for trial in trials] != list(range(len(trials))):
             self._problem(name, f"the journal's numbers are {[trial.trial for trial in trials]}")
-        kept = sum(trial.episode_index >= 0 for trial in trials)
-        episodes, frames, trouble = self._read_dataset()
-        if trouble or episodes < kept:
-            self._problem(name, f"{kept} trials have an episode, the dataset {episodes} ({trouble or 'readable'})")
+        with_episode = sum(trial.episode_index >= 0 for trial in trials)
+        episodes, frames, error = self._read_dataset()
+        if error or episodes < with_episode:
+            self._problem(
+                name, f"{with_episode} trials have an episode, the dataset {episodes} ({error or 'readable'})"
+            )
         self.counts.trials, self.counts.episodes, self.counts.frames = len(trials), episodes, frames
-        self._check_log(name, folder, seen)
+        self._check_log(name, folder, logged)
 
-    def _check_log(self, name: str, folder: Path, seen: int) -> None:
-        """Steps, ticks and films of the trial that was struck; nothing where it ended before its first step."""
-        if not seen and not (folder / f"{STEPS}.parquet").is_file():
+    def _check_log(self, name: str, folder: Path, logged: int) -> None:
+        """Checks steps, ticks and films of the struck trial. Skips a trial that ended before its first step."""
+        if not logged and not (folder / f"{STEPS}.parquet").is_file():
             return
         try:
             steps, ticks = read_log(folder, STEPS), read_log(folder, TICKS)
@@ -289,8 +296,8 @@ class Soak:
             self._problem(name, f"the trial's log is unreadable: {error}")
             return
         count = len(steps["step"])
-        if count < seen or not np.array_equal(steps["step"], np.arange(count)):
-            self._problem(name, f"{seen} steps were logged, {count} are left")
+        if count < logged or not np.array_equal(steps["step"], np.arange(count)):
+            self._problem(name, f"{logged} steps were logged, {count} are left")
         if not len(ticks["time_s"]) or np.any(np.diff(ticks["time_s"]) <= 0):
             self._problem(name, "the log of the streamer has gaps in its order, or nothing")
         for camera in self._hardware.cameras:
@@ -301,13 +308,13 @@ class Soak:
         self.counts.ticks += len(ticks["time_s"])
 
     def _check_confirmation(self, name: str, is_fault: bool) -> None:
-        """After a fault the same command is refused until somebody confirms; else it is not."""
+        """Checks that after a fault the same command is refused until a person confirms, and only then."""
         if bool(read_fault(self._output)) != is_fault:
             self._problem(name, f"a fault is {'not ' if is_fault else ''}noted for the next run")
             return
         if not is_fault:
             return
-        session = make_session(self._hardware, self._work, LiveOptions(self._output))
+        session = make_session(self._hardware, self._task, LiveOptions(self._output))
         try:
             with contextlib.redirect_stderr(io.StringIO()), session:
                 self._problem(name, "the next run began without a confirmation")
@@ -335,8 +342,8 @@ class Soak:
     def _trials(self) -> list[Any]:
         return read_trials(self._output) if (self._output / JOURNAL).is_file() else []
 
-    def _problem(self, name: str, what: str) -> None:
-        self.counts.problems.append(f"run {self.counts.runs} ({name}): {what}")
+    def _problem(self, name: str, message: str) -> None:
+        self.counts.problems.append(f"run {self.counts.runs} ({name}): {message}")
 
     @staticmethod
     def _wait(happens: Callable[[], bool], seconds: float) -> bool:
@@ -349,7 +356,7 @@ class Soak:
 
 
 def _logged(folder: Path) -> int:
-    """Steps that the running trial has logged."""
+    """Returns the number of steps that the running trial has logged."""
     path = folder / f"{STEPS}.jsonl"
     try:
         return path.read_bytes().count(b"\n")
@@ -358,7 +365,7 @@ def _logged(folder: Path) -> int:
 
 
 def _family(pid: int | None) -> list[psutil.Process]:
-    """A process and its descendants, those that leave its session too."""
+    """Returns a process and its descendants, including those that left its session."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -384,49 +391,49 @@ def _film_frames(path: Path) -> int:
 
 
 def soak(minutes: float, runs: int, faults: list[str], seed: int, folder: Path, console: Console) -> Counts:
-    """Run until the time is up or `runs` were struck (0: any number), each fault once before one comes again."""
+    """Runs until the time is up or `runs` faults struck (0: any number). Every fault comes once before any repeats."""
     cell = load(HardwareRecipe, "hardware", "mock")
-    work = replace(load(TaskRecipe, "datasets", "put-apple"), time_limit_s=_TRIAL_S)
+    task = replace(load(TaskRecipe, "datasets", "put-apple"), time_limit_s=_TRIAL_S)
     limits = Limits.from_recipe(cell.limits, cell.tcp_offset_m, 1.0 / cell.fps)
-    space = make_action_space(work.action_space, limits, np.array(cell.home_rad))
-    draw, began_s, left = random.Random(seed), time.monotonic(), list[str]()
-    with ExitStack() as opened:
-        lab = opened.enter_context(MockLab(cell, work))
+    space = make_action_space(task.action_space, limits, np.array(cell.home_rad))
+    rng, start_s, queue = random.Random(seed), time.monotonic(), list[str]()
+    with ExitStack() as stack:
+        lab = stack.enter_context(MockLab(cell, task))
         script = ScriptedPolicy(lab)
-        server = opened.enter_context(PolicyServer(script, describe(script, space, work.cameras)))
-        running = Soak(lab, work, server.url, folder)
+        server = stack.enter_context(PolicyServer(script, describe(script, space, task.cameras)))
+        running = Soak(lab, task, server.url, folder)
         counts = running.counts
-        while time.monotonic() < began_s + 60.0 * minutes and (not runs or counts.faults.total() < runs):
-            left = left or draw.sample(faults, len(faults))
-            name, before = left.pop(), len(counts.problems)
-            if not running.run(name, draw.randint(1, _LAST_STEP)):
-                left.append(name)  # again
+        while time.monotonic() < start_s + 60.0 * minutes and (not runs or counts.faults.total() < runs):
+            queue = queue or rng.sample(faults, len(faults))
+            name, before = queue.pop(), len(counts.problems)
+            if not running.run(name, rng.randint(1, _LAST_STEP)):
+                queue.append(name)  # try again
             verdict = "[green]good[/]" if len(counts.problems) == before else "[red]problem[/]"
-            passed = (time.monotonic() - began_s) / 60.0
-            told = f"{counts.trials} trials, {counts.episodes} episodes"
-            console.print(f"{passed:5.1f} min  run {counts.runs:3d}  {name:20s} {verdict}  {told}")
+            minutes_passed = (time.monotonic() - start_s) / 60.0
+            totals = f"{counts.trials} trials, {counts.episodes} episodes"
+            console.print(f"{minutes_passed:5.1f} min  run {counts.runs:3d}  {name:20s} {verdict}  {totals}")
             for problem in counts.problems[before:]:
                 console.print(problem, style="red", markup=False, soft_wrap=True)
             lab.check()
-    counts.minutes = (time.monotonic() - began_s) / 60.0
+    counts.minutes = (time.monotonic() - start_s) / 60.0
     return counts
 
 
 def print_counts(counts: Counts, console: Console) -> None:
-    """The table of what came of it."""
-    made = Table(title=f"{counts.minutes:.1f} minutes", title_justify="left")
-    made.add_column("")
-    made.add_column("", justify="right")
+    """Prints the results as a table."""
+    table = Table(title=f"{counts.minutes:.1f} minutes", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
     for name in ("runs", "refused", "trials", "episodes", "frames", "steps", "ticks"):
-        made.add_row(name, str(getattr(counts, name)))
-    made.add_row("longest end of a run after its fault", f"{counts.longest_end_s:.1f} s")
-    made.add_row("ended by themselves", str(len(counts.by_themselves)))
-    made.add_row("problems", str(len(counts.problems)))
-    console.print(made)
+        table.add_row(name, str(getattr(counts, name)))
+    table.add_row("longest end of a run after its fault", f"{counts.longest_end_s:.1f} s")
+    table.add_row("ended by themselves", str(len(counts.by_themselves)))
+    table.add_row("problems", str(len(counts.problems)))
+    console.print(table)
 
 
 def main() -> int:
-    """Parse, soak, print. 1 where something was lost or left."""
+    """Runs the soak and prints the results. Returns 1 if there is a problem."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--runs", type=int, default=0, help="at most so many that a fault has struck")

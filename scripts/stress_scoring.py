@@ -1,10 +1,10 @@
-"""Score a large dataset undisturbed and again with kill -9 at random moments: are the tables equal, is memory flat?
+"""Scores a large dataset with and without kill -9 at random moments, and checks that tables are equal and memory flat.
 
     srpo-robot record --arm mock --task put-apple --episodes 2000 --root data/many
     python scripts/stress_scoring.py data/many --kills 5 --json stress.json
 
-Works on two copies (hard links) of the dataset in --scratch, through the real command. The moments are drawn over the
-episodes that are embedded, and a random part of a second after each.
+It uses two copies (hard links) of the dataset in --scratch and the real command. A kill comes after a random number of
+embedded episodes, plus a random delay of up to half a second.
 """
 
 from __future__ import annotations
@@ -29,35 +29,41 @@ from srpo_robot.buffer.tables import read_table
 from srpo_robot.progress.pipeline import STORE
 from srpo_robot.progress.store import INFO, EmbeddingStore
 
-TABLES = ("progress.parquet", "advantage.parquet")
-LOOK_EVERY_S = 0.25
+TABLES = ("progress.parquet",)
+COMPUTED = (STORE, *TABLES, "advantage.parquet")
+SAMPLE_EVERY_S = 0.25
 
 
 @dataclass
-class Watched:
-    """What one run of the command showed: (seconds, episodes in the store, resident memory [MB]) over time."""
+class RunTrace:
+    """One run of the command.
+
+    Attributes:
+        code: exit code.
+        samples: (seconds, episodes in the store, resident memory [MB]) over time.
+    """
 
     code: int = 0
-    seen: list[tuple[float, int, float]] = field(default_factory=list)
+    samples: list[tuple[float, int, float]] = field(default_factory=list)
 
 
 def linked_copy(dataset: Path, target: Path) -> Path:
-    """The recorded files and labels of `dataset` at `target`, without what was computed from them."""
+    """Copies the recorded files and labels of `dataset` to `target` by hard links, without embeddings and tables."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(dataset, target, copy_function=os.link, ignore=shutil.ignore_patterns(STORE, *TABLES))
+    shutil.copytree(dataset, target, copy_function=os.link, ignore=shutil.ignore_patterns(*COMPUTED))
     return target
 
 
 def embedded(root: Path) -> int:
-    """Episodes in the store, 0 before there is one."""
+    """Returns the number of episodes in the store, 0 if there is no store yet."""
     path = root / "srpo" / STORE
     return len(EmbeddingStore(path)) if (path / INFO).is_file() else 0
 
 
-def score(root: Path, options: list[str], kill_at: int | None, wait_s: float = 0.0) -> Watched:
-    """Run `score-dataset`, and end it by SIGKILL `wait_s` after `kill_at` episodes are in the store."""
+def score(root: Path, options: list[str], kill_at: int | None, wait_s: float = 0.0) -> RunTrace:
+    """Runs `score-dataset`, and kills it with SIGKILL `wait_s` seconds after `kill_at` episodes are in the store."""
     command = [sys.executable, "-m", "srpo_robot.cli", "score-dataset", str(root), *options]
-    watched = Watched()
+    trace = RunTrace()
     start = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -66,22 +72,22 @@ def score(root: Path, options: list[str], kill_at: int | None, wait_s: float = 0
             except psutil.NoSuchProcess:
                 break
             count = embedded(root)
-            watched.seen.append((time.monotonic() - start, count, memory))
+            trace.samples.append((time.monotonic() - start, count, memory))
             if kill_at is not None and count >= kill_at:
                 time.sleep(wait_s)
                 process.kill()
                 break
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(SAMPLE_EVERY_S)
         _, errors = process.communicate()
-        watched.code = process.returncode
-    if watched.code not in (0, -9):
+        trace.code = process.returncode
+    if trace.code not in (0, -9):
         raise SystemExit(errors)
-    return watched
+    return trace
 
 
-def memory_by_part(watched: Watched, parts: int = 5) -> list[float]:
-    """Median resident memory [MB] in each fifth of the embedding, by episodes done."""
-    rows = np.array([row for row in watched.seen if row[1] > 0])
+def memory_by_part(trace: RunTrace, parts: int = 5) -> list[float]:
+    """Returns the median resident memory [MB] in each fifth of the embedding, by number of embedded episodes."""
+    rows = np.array([row for row in trace.samples if row[1] > 0])
     if len(rows) == 0:
         return []
     edges = np.linspace(rows[:, 1].min(), rows[:, 1].max() + 1e-9, parts + 1)
@@ -90,34 +96,34 @@ def memory_by_part(watched: Watched, parts: int = 5) -> list[float]:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Content hash of each table; what the undisturbed and the killed run are compared by."""
+    """Returns the content hash of each table. The hashes of the two runs are compared."""
     return {name: read_table(root / "srpo" / name, refresh="score-dataset").metadata["content"] for name in TABLES}
 
 
 def stress(dataset: Path, scratch: Path, kills: int, seed: int, options: list[str]) -> dict[str, Any]:
-    """Every number, JSON-able."""
+    """Returns all numbers, ready for JSON."""
     rng = np.random.default_rng(seed)
-    calm, hit = linked_copy(dataset, scratch / "calm"), linked_copy(dataset, scratch / "killed")
+    calm, killed = linked_copy(dataset, scratch / "calm"), linked_copy(dataset, scratch / "killed")
     undisturbed = score(calm, options, None)
     total = embedded(calm)
     moments = []
     for target in np.sort(rng.choice(np.arange(1, total), kills, replace=False)):
-        run = score(hit, options, int(target), float(rng.uniform(0, 0.5)))
-        moments.append({"asked": int(target), "embedded": embedded(hit), "killed": run.code == -9})
-    score(hit, options, None)
+        run = score(killed, options, int(target), float(rng.uniform(0, 0.5)))
+        moments.append({"asked": int(target), "embedded": embedded(killed), "killed": run.code == -9})
+    score(killed, options, None)
     return {
         "episodes": total,
-        "seconds": undisturbed.seen[-1][0],
+        "seconds": undisturbed.samples[-1][0],
         "memory_mb_by_fifth": memory_by_part(undisturbed),
-        "peak_memory_mb": max(row[2] for row in undisturbed.seen),
+        "peak_memory_mb": max(row[2] for row in undisturbed.samples),
         "kills": moments,
-        "equal": contents(calm) == contents(hit),
+        "equal": contents(calm) == contents(killed),
         "tables": contents(calm),
     }
 
 
 def main() -> None:
-    """Read the options, measure, print, write what --json asks for; exit code 1 where the tables differ."""
+    """Runs the test, prints the numbers and writes the --json file. Exits with code 1 if the tables differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("dataset", type=Path, help="a labelled dataset's folder")
     parser.add_argument("--scratch", type=Path, required=True, help="where the two copies go, on the same disk")

@@ -34,14 +34,18 @@ def episodes(success: list[bool | None], task: str = "go") -> list[Episode]:
 
 def task(p: float = 0.01, low: float = 0.1, auc: float = 0.9, name: str = "go") -> TaskEvidence:
     contrast = Contrast("shuffled", 0.5, 0.4, low, 0.6)
-    return TaskEvidence(name, 20, 20, auc, 0.8, 1.0, p, "", (contrast,))
+    return TaskEvidence(
+        task=name, successes=20, failures=20, auc=auc, low=0.8, high=1.0, p=p, reason="", contrasts=(contrast,)
+    )
 
 
 def value(name: str, auc: float, p: float, low_difference: float = 0.0) -> ValueEvidence:
-    return ValueEvidence(name, auc, auc - 0.1, auc + 0.1, p, 0.0, low_difference)
+    return ValueEvidence(
+        name=name, auc=auc, low=auc - 0.1, high=auc + 0.1, p=p, difference=0.0, low_difference=low_difference
+    )
 
 
-def test_a_score_that_separates_and_beats_its_nulls_passes():
+def test_a_score_that_separates_and_beats_its_negative_controls_passes():
     verdict = judge(Evidence((task(),)))
     assert verdict.passed
     assert [line[:4] for line in verdict.lines] == ["PASS", "PASS"]

@@ -20,8 +20,8 @@ from srpo_robot.progress.embed import embed_frames, store_key
 from srpo_robot.progress.encoder import Encoder, HoldsFrames, load_encoder
 from srpo_robot.progress.evidence import baselines
 from srpo_robot.progress.evidence.baselines import (
-    NULL_TO_BEAT,
-    NULLS,
+    CONTROL_TO_BEAT,
+    NEGATIVE_CONTROLS,
     SCORERS,
     TRANSFORMS,
     PixelFrame,
@@ -107,7 +107,7 @@ def test_prepared_frames_are_small_squares_with_the_same_mean(height, width):
 def test_recent_windows_of_10_frames_are_the_mean_of_the_last_10():
     """From frame 10 on a window always has ten frames, so no frame is repeated."""
     video, encoder = noise_video(40), PixelMean(8)
-    spec = SCORERS[NULL_TO_BEAT].windows(WindowSpec("stride", 3))
+    spec = SCORERS[CONTROL_TO_BEAT].windows(WindowSpec("stride", 3))
     assert (spec.shape, spec.frames_per_clip, spec.stride, spec.min_window) == ("recent", 10, 3, 10)
     own = embed_frames(encoder.prepare(video), encoder, spec)
     for end, row in zip(own.ends, own.embeddings, strict=True):
@@ -318,9 +318,9 @@ def far_auc(scores: Scores) -> float:
 
 
 def test_the_registry_says_what_each_is_for():
-    assert next(iter(NULLS)) == NULL_TO_BEAT
-    assert set(NULLS) == {"pixel-last10", "pixel-mean", *TRANSFORMS, "length", "time"}
-    assert set(SCORERS) - set(NULLS) == {"pixel"}
+    assert next(iter(NEGATIVE_CONTROLS)) == CONTROL_TO_BEAT
+    assert set(NEGATIVE_CONTROLS) == {"pixel-last10", "pixel-mean", *TRANSFORMS, "length", "time"}
+    assert set(SCORERS) - set(NEGATIVE_CONTROLS) == {"pixel"}
     for name, scorer in SCORERS.items():
         assert scorer.name == name == scorer_named(name).name
         assert scorer.meaning
@@ -342,7 +342,7 @@ def test_every_scorer_scores_every_episode(scored, buffer, name):
 
 
 def test_pixels_tell_far_from_near_and_noise_and_time_do_not(scored):
-    assert far_auc(scored[NULL_TO_BEAT]) == 1.0
+    assert far_auc(scored[CONTROL_TO_BEAT]) == 1.0
     assert far_auc(scored["image"]) == 1.0
     assert far_auc(scored["time"]) == 0.5
     assert far_auc(scored["length"]) == pytest.approx(0.6)  # by hand: 12 of 20 pairs with ties as halves
@@ -376,7 +376,7 @@ def test_what_is_scored_again_is_not_embedded_again(buffer, tmp_path, tiny_encod
 def test_a_skipped_task_has_no_curve(buffer, tmp_path, tiny_encoder_folder):
     store, encoder = EmbeddingStore(tmp_path / "s.zarr"), load_encoder(str(tiny_encoder_folder))
     rules = replace(LOO, skip_tasks=("go right",))
-    for name in ("length", "pixel", NULL_TO_BEAT):
+    for name in ("length", "pixel", CONTROL_TO_BEAT):
         scores = score_with(SCORERS[name], buffer, store, FRONT, encoder, SPEC, rules)
         assert [c.reason for c in scores.curves[9:]] == [SKIPPED_TASK] * 4
         assert np.isnan(final_progress(scores.curves[9:])).all()
@@ -403,4 +403,4 @@ def test_encoders_keep_the_protocol():
 
     encoders: list[Encoder] = [PixelMean(), PixelFrame(), Transformed(PixelMean(), "noise")]
     assert len({takes(encoder) for encoder in encoders}) == 3
-    assert baselines.SCORERS[NULL_TO_BEAT].null
+    assert baselines.SCORERS[CONTROL_TO_BEAT].control

@@ -40,7 +40,7 @@ def test_the_score_under_test_gets_a_row_a_profile_and_a_row_an_ablation():
     rows = own_rows(EPISODES, WINDOWS, RULES, ("nearest", "external"), external, resampling=NONE)
     assert [row.name for row in rows] == ["paper", "loo", "paper, nearest", "paper, external"]
     assert rows[1].macro["auc"].value == 1.0  # failures stop short of the successes' end
-    assert not any(row.null for row in rows)
+    assert not any(row.control for row in rows)
 
 
 @pytest.mark.parametrize(("names", "says"), [(("clusters",), "no ablation"), (("external",), "--reference")])

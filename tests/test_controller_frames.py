@@ -79,7 +79,7 @@ def test_parameters_are_little_endian_floats_and_big_endian_words() -> None:
     data = struct.pack("<2f", 0.5, -2.0) + struct.pack(">H", 0x0A0B) + struct.pack("<i", -350) + b"\7"
     params = Params(data)
     assert params.floats(2).tolist() == [0.5, -2.0]
-    assert params.u16() == 0x0A0B and params.s32s(1) == [-350] and params.u8() == 7 and params.left == 0
+    assert params.u16() == 0x0A0B and params.s32s(1) == [-350] and params.u8() == 7 and params.remaining == 0
     with pytest.raises(Malformed, match="0 bytes of parameters left, 1 needed"):
         params.u8()
 

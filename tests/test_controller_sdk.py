@@ -103,7 +103,7 @@ def test_it_connects_and_reads(arm: Any, server: ControllerServer) -> None:
     code, joints = arm.get_inverse_kinematics(pose)
     assert code == 0 and arm.get_forward_kinematics(joints)[1][:3] == pytest.approx(pose[:3], abs=0.05)
     assert arm.get_position_aa()[0] == 0 and arm.get_joint_states(num=3)[0] == 0
-    assert not [h.function for h in server.heard() if h.status & INVALID]
+    assert not [h.function for h in server.request_log() if h.status & INVALID]
 
 
 def test_planned_moves_wait_until_the_arm_is_there(connect: Connect) -> None:
@@ -220,7 +220,7 @@ def test_settings_are_read_back(connect: Connect, server: ControllerServer) -> N
     assert arm.tcp_offset == [0, 0, 172, 0, 0, 0] and arm.tcp_load == [0.82, [0, 0, 48]]
     assert arm.self_collision_params[:2] == [1, 1] and arm.reduced_tcp_boundary == [620, 200, 350, -350, 500, 4]
     assert arm.get_position()[1][:3] == pytest.approx([400.0, 0.0, 250.0], abs=0.5)
-    assert not [h.function for h in server.heard() if h.status & INVALID]
+    assert not [h.function for h in server.request_log() if h.status & INVALID]
 
 
 @pytest.mark.parametrize(("kind", "length"), [("real", 135), ("normal", 145), ("rich", 587)])

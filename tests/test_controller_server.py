@@ -199,7 +199,7 @@ def test_two_clients_are_served_and_one_stops_what_the_other_drives(server: Cont
         assert driver.ask(SERVO, encode_floats(HOME + 0.1, np.zeros(3))).status == CANNOT_MOVE
         server.advance(0.05)
         assert (server.arm_state().joints_rad == here).all() and server.clients() == (1, 2)
-    assert [(h.client, h.function) for h in server.heard()][-3:] == [(1, SERVO), (2, SET_STATE), (1, SERVO)]
+    assert [(h.client, h.function) for h in server.request_log()][-3:] == [(1, SERVO), (2, SET_STATE), (1, SERVO)]
 
 
 @given(st.binary(min_size=1, max_size=120))
@@ -329,7 +329,7 @@ def test_a_half_open_link_takes_requests_nowhere_and_the_other_client_can_stop(s
         settle(server)
         server.faults.heal()
         assert stopper.ask(GET_STATE).data == b"\x04"
-        assert (server.arm_state().joints_rad == HOME).all() and SERVO not in {h.function for h in server.heard()}
+        assert (server.arm_state().joints_rad == HOME).all() and SERVO not in {h.function for h in server.request_log()}
 
 
 def test_a_reset_breaks_connections_and_new_ones_are_taken(server: ControllerServer) -> None:

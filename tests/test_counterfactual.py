@@ -24,7 +24,6 @@ from srpo_robot.progress.evidence.counterfactual import (
     frozen,
     over_reward,
     parse_colours,
-    region_swap,
     variant_episode,
     variants,
     wrong_ending,
@@ -141,38 +140,6 @@ def test_a_colour_swap_that_cannot_be():
             colour_swap(source, *colours)
     with pytest.raises(UsageError, match="frame 3 is not in an episode of 3"):
         colour_swap(source, RED, GREEN, moved=3)
-
-
-@given(st.integers(0, 3), st.integers(0, 2), st.integers(1, 3), st.integers(1, 2))
-def test_a_region_swap_twice_is_the_episode_and_nothing_else_moves(top, left, height, width):
-    source = np.random.default_rng(0).integers(0, 256, (4, 8, 14, 3), dtype=np.uint8)
-    first = np.array([top, left, top + height, left + width])
-    steps = np.array([[0, 6 + t, 0, 6 + t] for t in range(4)])  # the other box moves
-    made = region_swap(source, first, first + steps)
-    assert np.array_equal(region_swap(made.frames, first, first + steps).frames, source)
-    for t in range(4):
-        t0, l0, b0, r0 = first
-        t1, l1, b1, r1 = first + steps[t]
-        assert np.array_equal(made.frames[t, t0:b0, l0:r0], source[t, t1:b1, l1:r1])
-        outside = np.ones((8, 14), dtype=bool)
-        outside[t0:b0, l0:r0] = outside[t1:b1, l1:r1] = False
-        assert np.array_equal(made.frames[t][outside], source[t][outside])
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "says"),
-    [
-        ([0, 0, 2, 2], [0, 5, 2, 7], "box [0, 5, 2, 7] is not inside an image of 4x6 px"),
-        ([0, 0, 2, 2], [2, 2, 4, 5], "of two sizes"),
-        ([0, 0, 2, 2], [1, 1, 3, 3], "overlap"),
-        ([2, 0, 2, 2], [0, 2, 0, 4], "is not inside"),
-    ],
-)
-def test_boxes_that_cannot_be_swapped(first, second, says):
-    with pytest.raises(UsageError) as caught:
-        region_swap(video(3), np.array(first), np.array(second))
-    assert says in str(caught.value)
-    assert str(caught.value).startswith("frame 0:")
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, math.nan])

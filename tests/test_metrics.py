@@ -205,7 +205,7 @@ def test_an_episode_without_a_score_counts_nowhere_and_is_counted():
     success = [True, True, True, False, False, False]
     table = separation(final, success, NONE)
     assert (table.successes, table.failures, table.left_out) == (2, 2, 2)
-    assert table.estimates["auc"] == Estimate(0.875, "", 2)
+    assert table.estimates["auc"] == Estimate(value=0.875, undefined=2)
 
 
 def test_a_constant_score_separates_nothing_and_has_no_smd():

@@ -41,7 +41,7 @@ CONTROLLER = RECIPE.controller
 assert CONTROLLER is not None
 LIMITS = controller_setup.motion_limits(RECIPE, CONTROLLER)
 HOME = np.array(RECIPE.home_rad)
-WANTED = controller_setup.wanted_settings(RECIPE, CONTROLLER)
+WANTED = controller_setup.recipe_settings(RECIPE, CONTROLLER)
 PASS, FAIL, SKIP = CheckResult.PASS, CheckResult.FAIL, CheckResult.SKIP
 
 
@@ -105,7 +105,7 @@ def test_every_setting_is_on_a_line_and_fails_it():
 def test_what_the_recipe_leaves_off_is_no_pass():
     assert CONTROLLER is not None
     off = replace(CONTROLLER, fence=False, reduced=False, self_collision=False)
-    wanted = controller_setup.wanted_settings(RECIPE, off)
+    wanted = controller_setup.recipe_settings(RECIPE, off)
     lines = by_name(list(preflight.settings(wanted, wanted_as_stored := replace(wanted, fence_box_m=(0.0,) * 6))))
     assert not wanted_as_stored.fence
     for name, key in (("fence", "fence"), ("reduced mode", "reduced"), ("self-collision", "self_collision")):
@@ -231,7 +231,7 @@ def test_it_looks_and_changes_nothing(cli, tmp_path):
     with emulator() as (server, recipe):
         (tmp_path / "arm.toml").write_text(dump(recipe))
         code, out, err = cli("check", "--arm", tmp_path / "arm.toml", "--json", tmp_path / "check.json")
-        heard = {request.function for request in server.heard()}
+        heard = {request.function for request in server.request_log()}
     assert code == 1, err
     content = json.loads((tmp_path / "check.json").read_text())
     assert content["passed"] is False

@@ -113,7 +113,7 @@ def test_it_executes_the_limited_action_and_returns_it(robot, server):
     robot.connect()
     with pytest.raises(DeviceAlreadyConnectedError):
         robot.connect()
-    assert server.arm_state().state != 1 and not len(set_points(server.heard()))  # nothing moves yet
+    assert server.arm_state().state != 1 and not len(set_points(server.request_log()))  # nothing moves yet
     seen = robot.get_observation()
     assert [seen[name] for name in JOINT_NAMES] == pytest.approx([*HOME, 0.04], abs=1e-4)
 
@@ -128,7 +128,7 @@ def test_it_executes_the_limited_action_and_returns_it(robot, server):
     robot.disconnect()
     assert not robot.is_connected
 
-    sent = set_points(server.heard())
+    sent = set_points(server.request_log())
     assert len(sent) > 20
     assert np.abs(np.diff(sent, axis=0)).max() <= RECIPE.limits.max_joint_speed_rad_s / 100.0 + 1e-5
     assert server.arm_state().state == 4  # stopped
@@ -282,7 +282,7 @@ def test_lerobots_own_commands_record_teleoperate_and_roll_out(installed, tmp_pa
         done = subprocess.run(
             call, capture_output=True, text=True, env=environment, check=False, timeout=280, stdin=subprocess.DEVNULL
         )
-        heard, after = lab.controller.heard(), lab.controller.arm_state()
+        heard, after = lab.controller.request_log(), lab.controller.arm_state()
     for name, _ in commands:
         assert f"DONE {name}" in done.stdout, done.stderr[-3000:]
     buffer = open_buffer(tmp_path / "data")

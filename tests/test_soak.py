@@ -71,7 +71,7 @@ def checks(soak, tmp_path) -> Any:
     assert arm.controller is not None
     nowhere = replace(arm.controller, address="127.0.0.1", command_port=1)
     made._hardware = replace(arm, cameras=(), judge_url="http://127.0.0.1:1", controller=nowhere)
-    made._work = load(TaskRecipe, "datasets", "put-apple")
+    made._task = load(TaskRecipe, "datasets", "put-apple")
     made._read_dataset = lambda: (2, 10, "")
     for number in range(2):
         append_trial(tmp_path, Trial(number, "t", "p", 0, True, 3, 0.3, episode_index=number))

@@ -15,7 +15,7 @@ from test_motion import HOME, LIMITS, TICK
 from srpo_robot.arm import kinematics
 from srpo_robot.arm.xarm7 import motion, wire
 from srpo_robot.arm.xarm7.motion import at_rest, brake, lowest
-from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, layer_bits, layers_of_bits
+from srpo_robot.arm.xarm7.set_points import LOG, Deadlines, SetPoints, bits_of_layers, layers_of_bits
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.mock.controller import frames
 from srpo_robot.records import JOINTS, ArmCommand
@@ -68,7 +68,7 @@ def test_a_stream_of_targets_becomes_a_steady_motion_that_ends_at_the_last_one()
         now = 0.1 * (k - 1)
         stream.aim(k, ArmCommand(HOME + np.array([0.04 * k, 0, 0, 0, 0, 0, 0]), 0.04), now, now + 0.1)
         for tick in range(10):
-            asked.append(stream.asked(now + TICK * tick).joints_rad[0])
+            asked.append(stream.target_at(now + TICK * tick).joints_rad[0])
             assert stream.advance(now + TICK * tick) == ()
             speeds.append(stream.motion.speed_rad_s[0])
     assert np.diff(asked) == pytest.approx(np.full(99, 0.004))  # straight from target to target
@@ -92,7 +92,7 @@ def test_what_is_no_number_brakes_and_holds_until_the_next_target():
         assert stream.advance(0.05 + TICK * tick) == ()
     held = stream.motion.joints_rad
     assert stream.motion.at_rest
-    assert stream.asked(1.0).joints_rad == pytest.approx(held)
+    assert stream.target_at(1.0).joints_rad == pytest.approx(held)
     stream.aim(3, ArmCommand(HOME, 0.04), 1.0, 1.1)
     for tick in range(60):
         stream.advance(1.0 + TICK * tick)
@@ -114,7 +114,7 @@ def test_the_resting_place_is_where_braking_ends(seed, ticks):
 
 def test_clips_go_through_the_log_and_back():
     for i in range(1 << len(motion.LAYERS)):
-        assert layer_bits(layers_of_bits(i)) == i
+        assert bits_of_layers(layers_of_bits(i)) == i
     assert LOG.itemsize <= 512  # a pipe takes it whole or not at all
 
 

@@ -31,7 +31,7 @@ from srpo_robot.arm.xarm7.stream_loop import StreamerState
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.mock.controller import ControllerServer, Firmware, KinematicPlant, free_host
 from srpo_robot.mock.controller.frames import Reply, Request, encode_reply
-from srpo_robot.mock.controller.server import Heard
+from srpo_robot.mock.controller.server import LoggedRequest
 from srpo_robot.recipes import HardwareRecipe, load
 from srpo_robot.records import JOINTS, ArmCommand
 
@@ -89,7 +89,7 @@ def until(happens: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-def set_points(heard: tuple[Heard, ...], after_s: float = 0.0) -> np.ndarray:
+def set_points(heard: tuple[LoggedRequest, ...], after_s: float = 0.0) -> np.ndarray:
     """(n, 7) the joints of every servo command that the emulator received."""
     frames = [h.params for h in heard if h.function == SERVO and h.time_s > after_s]
     return np.array([np.frombuffer(frame, "<f4", JOINTS) for frame in frames], dtype=np.float64).reshape(-1, JOINTS)
@@ -197,17 +197,17 @@ def test_a_person_may_take_their_time(arm: XArm7) -> None:
 def test_settings_are_stored_once_and_read_back(recipe: HardwareRecipe, server: ControllerServer) -> None:
     with XArm7(recipe):
         pass
-    before = len([h for h in server.heard() if h.function == 35])
+    before = len([h for h in server.request_log() if h.function == 35])
     with XArm7(recipe) as arm:
         assert arm.info["serial"] == "XI130500000001" and arm.info["firmware"] == (2, 5, 0)
-    assert len([h for h in server.heard() if h.function == 35]) == before  # nothing differed: no system reset
+    assert len([h for h in server.request_log() if h.function == 35]) == before  # nothing differed: no system reset
     heavier = recipe_of(server, payload_kg=1.0)
     with XArm7(heavier, dry_run=True) as dry:
         assert dry.info["differences"] == ("payload_kg: wanted 1., got 0.82",)
 
 
 def test_a_dry_run_checks_and_counts_but_sends_nothing(recipe: HardwareRecipe, server: ControllerServer) -> None:
-    count = len(server.heard())
+    count = len(server.request_log())
     with XArm7(recipe, dry_run=True) as arm:
         arm.go_home()
         start = arm.observe().state.joints_rad
@@ -216,7 +216,7 @@ def test_a_dry_run_checks_and_counts_but_sends_nothing(recipe: HardwareRecipe, s
         log = arm.take_log()
     assert log["sent_rad"][-1][0] > start[0] + 0.05  # the set points that would have been sent
     moving = {11, 12, 16, 19, 21, 23, SERVO, 30}
-    assert not [h.function for h in server.heard()[count:] if h.function in moving and h.client != 0]
+    assert not [h.function for h in server.request_log()[count:] if h.function in moving and h.client != 0]
 
 
 def test_the_first_chunk_goes_at_its_pace(recipe: HardwareRecipe, server: ControllerServer) -> None:
@@ -225,11 +225,11 @@ def test_the_first_chunk_goes_at_its_pace(recipe: HardwareRecipe, server: Contro
         after_s = server.arm_state().time_s
         for _ in range(20):
             assert "joint_step" in arm.send(ArmCommand(start + 0.5 * TURN, 0.085)).limited_by
-        slow = np.abs(np.diff(set_points(server.heard(), after_s)[:, 0])).max()
+        slow = np.abs(np.diff(set_points(server.request_log(), after_s)[:, 0])).max()
         arm.pace = 1.0
         for _ in range(20):
             arm.send(ArmCommand(start + 0.5 * TURN, 0.085))
-        fast = np.abs(np.diff(set_points(server.heard(), after_s)[:, 0])).max()
+        fast = np.abs(np.diff(set_points(server.request_log(), after_s)[:, 0])).max()
     assert slow <= 0.1 * LAB.limits.max_joint_speed_rad_s * 0.01 + 1e-6 < 0.5 * fast
 
 
@@ -265,7 +265,7 @@ def test_the_gripper_is_told_at_most_ten_times_a_second_and_only_what_changes(
     def told(after_s: float) -> list[tuple[float, int]]:
         """Returns (time, pulses) of every write of the target register (func 124, device 8)."""
         write = bytes([9, 8, 0x10, 0x07, 0x00])
-        found = [h for h in server.heard() if h.function == 124 and h.time_s > after_s and h.params[:5] == write]
+        found = [h for h in server.request_log() if h.function == 124 and h.time_s > after_s and h.params[:5] == write]
         return [(h.time_s, int.from_bytes(h.params[8:12], "big", signed=True)) for h in found]
 
     start, began_s = arm.observe().state.joints_rad, server.arm_state().time_s
@@ -310,7 +310,7 @@ def test_no_command_that_the_controller_receives_leaves_the_limits(
         process.aim(number, ArmCommand(joints, gripper), time.monotonic() + 0.02, 1.0)
         process.watch(time.monotonic() + 0.02 * periods)
         process.take_refusal()
-    obeys(set_points(server.heard(), after_s - 0.1))
+    obeys(set_points(server.request_log(), after_s - 0.1))
     assert server.arm_state().error == 0
 
 
@@ -327,7 +327,7 @@ def test_random_walks_of_commands_stay_inside(
     for bad in (np.nan, np.inf):
         with pytest.raises(CommandRefused):
             arm.send(ArmCommand(np.full(JOINTS, bad), 0.04))
-    obeys(set_points(server.heard(), after_s - 0.1))
+    obeys(set_points(server.request_log(), after_s - 0.1))
     assert server.arm_state().error == 0
 
 
@@ -413,7 +413,7 @@ def test_a_late_reply_is_tolerated_without_a_burst(arm: XArm7, server: Controlle
         arm.send(ArmCommand(start + 0.005 * k * TURN, 0.085))
     log = arm.take_log()
     assert log["missed"].max() >= 15 and np.diff(log["time_s"]).min() > 0.004
-    points = set_points(server.heard(), after_s)
+    points = set_points(server.request_log(), after_s)
     assert np.abs(np.diff(points[:, 0])).max() <= LAB.limits.max_joint_speed_rad_s * 0.01 + 2e-6
 
 
@@ -572,7 +572,7 @@ def test_a_program_that_dies_leaves_the_arm_standing(
     state = server.arm_state()
     assert state.state in STANDS and state.error == 0 and not state.velocity_rad_s.any()
     if how == signal.SIGKILL:  # it braked before it stopped: no step of the set points beyond the acceleration cap
-        points = set_points(server.heard(), after_s - 0.1)
+        points = set_points(server.request_log(), after_s - 0.1)
         assert np.abs(np.diff(points, n=2, axis=0)).max() <= 8.0 * 1e-4 + 2e-6
     until(lambda: not server.clients())
 
@@ -636,7 +636,7 @@ def test_settings_of_other_programs_are_refused_and_not_repaired(function: int, 
         wire.ask(other.host, other.command_port, function, params, 5.0)
         with pytest.raises(ArmError, match=says):
             XArm7(recipe_of(other)).__enter__()
-        assert not [h for h in other.heard()[1:] if h.function in (16, 127, 232)]
+        assert not [h for h in other.request_log()[1:] if h.function in (16, 127, 232)]
         assert other.arm_state().state in STANDS
 
 

@@ -83,7 +83,7 @@ def test_a_controllers_socket_file_is_refused(tmp_path):
 
 
 def test_each_setting_that_reads_back_otherwise_is_named_with_both_values():
-    wanted = controller_setup.wanted_settings(RECIPE, controller())
+    wanted = controller_setup.recipe_settings(RECIPE, controller())
     assert controller_setup.differences(wanted, wanted) == ()
     for field in fields(wanted):
         value = getattr(wanted, field.name)
@@ -94,9 +94,9 @@ def test_each_setting_that_reads_back_otherwise_is_named_with_both_values():
 
 
 def test_the_fence_lies_outside_the_box_and_is_left_alone_where_the_recipe_has_none():
-    fence = controller_setup.wanted_settings(RECIPE, controller()).fence_box_m
+    fence = controller_setup.recipe_settings(RECIPE, controller()).fence_box_m
     assert fence == pytest.approx((0.64, 0.18, 0.37, -0.37, 0.52, 0.0))
-    none = controller_setup.wanted_settings(RECIPE, controller(fence=False, reduced=False))
+    none = controller_setup.recipe_settings(RECIPE, controller(fence=False, reduced=False))
     assert none.fence_box_m is None and none.reduced_range_rad is None
     assert controller_setup.differences(none, replace(none, fence_box_m=fence)) == ()
 
@@ -170,7 +170,7 @@ def test_one_file_imports_the_vendors_sdk():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             if any(name.split(".")[0] == "xarm" for name in names):
                 importers.add(path.name)
-    assert importers == {"xarm7.py"}
+    assert importers == {"driver.py"}
 
 
 def test_the_streamer_and_the_arm_start_without_torch_and_without_the_sdk():

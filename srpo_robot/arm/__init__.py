@@ -1,1 +1,1 @@
-"""The arm: its contract, kinematics and limits. No torch, no lerobot: a streamer starts from here in under a second."""
+"""The arm's contract, kinematics and limits. No torch and no lerobot, so the streamer starts in under a second."""

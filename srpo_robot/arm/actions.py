@@ -1,7 +1,7 @@
-"""Action spaces: between the vectors that datasets and policies hold and the joint commands that an arm takes.
+"""Action spaces: convert between the action vectors of datasets and policies and the joint commands of an arm.
 
-The first dimensions of the state are what the action is about, in the same order, so that lerobot's relative actions
-(action minus state) are displacements from where the arm is.
+The first dimensions of the state describe the same quantities as the action, in the same order. lerobot's relative
+actions (action minus state) are therefore displacements from the measured pose.
 """
 
 from __future__ import annotations
@@ -21,21 +21,28 @@ JOINT_NAMES = (*(f"joint{i}.pos" for i in range(1, JOINTS + 1)), "gripper.pos")
 
 @dataclass(frozen=True, eq=False)
 class ActionSpace:
-    """What one action means. `names`: of the action; `state_names`: of observation.state."""
+    """Meaning of one action vector.
+
+    Attributes:
+        names: names of the action's dimensions.
+        state_names: names of the dimensions of observation.state.
+        limits: limits of the arm; the TCP space also clips its targets to the workspace box.
+        posture_rad: (7,) elbow posture that inverse kinematics stays near.
+    """
 
     names: tuple[str, ...]
     state_names: tuple[str, ...]
     limits: Limits
-    posture_rad: np.ndarray  # (7,) the elbow posture that inverse kinematics stays near
+    posture_rad: np.ndarray
 
     def command(self, action: np.ndarray, previous: ArmCommand) -> Limited:
-        """The joint command that `action` (A,) asks for, solved from `previous`, the command executed last.
+        """Returns the joint command for `action` (A,), solved from `previous`, the command that was executed last.
 
-        A TCP target outside the workspace box is pulled to its wall first ("workspace_box"): along the wall the arm may
-        still slide. One that the arm cannot reach becomes a hold ("unreachable").
+        A TCP target outside the workspace box is first moved to the nearest wall ("workspace_box"), so the arm can
+        still slide along the wall. An unreachable TCP target becomes a hold ("unreachable").
 
         Raises:
-            CommandRefused: wrong length or not finite.
+            CommandRefused: the action has the wrong length or is not finite.
         """
         if action.shape != (len(self.names),):
             raise CommandRefused(f"an action has {action.shape} values, this arm takes {len(self.names)}: {self.names}")
@@ -59,23 +66,28 @@ class ActionSpace:
         return Limited(ArmCommand(solution.joints_rad, float(action[3])), limited_by)
 
     def action(self, command: ArmCommand) -> np.ndarray:
-        """The action that `command` amounts to, (A,); the inverse of `command` for what was executed."""
+        """Returns the action (A,) that corresponds to `command`, the inverse of the method `command`."""
         if self.names == JOINT_NAMES:
             return np.append(command.joints_rad, command.gripper_m)
         return np.append(kinematics.tcp_position(command.joints_rad, self.limits.tcp_offset_m), command.gripper_m)
 
     def state(self, state: ArmState, commanded: ArmCommand) -> np.ndarray:
-        """observation.state, (S,): what was measured, then what was commanded last."""
+        """Returns observation.state (S,): the measured state, followed by the last command."""
         measured = self.action(ArmCommand(state.joints_rad, state.gripper_m))
         target = self.action(commanded)
         return np.concatenate([measured, target if self.names == JOINT_NAMES else target[:3]])
 
 
 def make_action_space(kind: str, limits: Limits, posture_rad: np.ndarray) -> ActionSpace:
-    """The action space `kind` ("tcp": TCP position with the tool pointing down, and gripper; "joints").
+    """Returns the action space `kind`.
+
+    Args:
+        kind: "tcp" (TCP position with the tool pointing down, and gripper) or "joints".
+        limits: limits of the arm.
+        posture_rad: (7,) elbow posture that inverse kinematics stays near.
 
     Raises:
-        RecipeError: another kind.
+        RecipeError: `kind` is unknown.
     """
     if kind == "tcp":
         return ActionSpace(TCP_NAMES, (*TCP_NAMES, "target.x", "target.y", "target.z"), limits, posture_rad)

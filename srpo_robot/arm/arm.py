@@ -1,4 +1,4 @@
-"""The contract of an arm. Every command passes `limits.limit` here, so that no policy and no script can go round it."""
+"""The contract of an arm. Every command passes `limits.limit` here, so no policy or script can bypass the limits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from srpo_robot.records import JOINTS, ArmCommand, Observation
 class Arm(ABC):
     """An arm with its cameras. Subclasses implement `_open`, `_close`, `_drive`, `observe` and `stop`.
 
-    Use it as a context manager: leaving it, also by an exception, stops the arm and then closes it.
+    Use it as a context manager. Leaving the block, also by an exception, stops the arm and then closes it.
     """
 
     def __init__(self, recipe: HardwareRecipe) -> None:
-        """Raises RecipeError where the recipe contradicts itself (a home outside the limits, for example)."""
+        """Raises RecipeError if the recipe contradicts itself (for example, if home is outside the limits)."""
         self.recipe = recipe
         self.period_s = 1.0 / recipe.fps
         self.limits = Limits.from_recipe(recipe.limits, recipe.tcp_offset_m, self.period_s)
@@ -45,32 +45,32 @@ class Arm(ABC):
         finally:
             self._close()
 
-    def send(self, asked: ArmCommand) -> Limited:
-        """Limit `asked`, drive the arm with it for one control period, and say what was executed.
+    def send(self, command: ArmCommand) -> Limited:
+        """Limits `command`, drives the arm with the result for one control period, and returns the result.
 
         Raises:
-            CommandRefused: a value is not finite; nothing was sent, the arm holds.
+            CommandRefused: a value is not finite. Nothing was sent and the arm holds.
             ArmError: the arm faulted.
         """
-        limited = limit(asked, self.reference(), self.limits)
+        limited = limit(command, self.reference(), self.limits)
         self._drive(limited.command)
         self.commanded = limited.command
         return limited
 
     def hold(self) -> Limited:
-        """Stay at the last command for one control period."""
+        """Repeats the last command for one control period."""
         return self.send(self.reference())
 
     def reference(self) -> ArmCommand:
-        """The command executed last; before the first one, where the arm was measured to be."""
+        """Returns the last executed command, or the measured pose before the first command."""
         return self.commanded if self.commanded is not None else self.observe(images=False).commanded
 
     @abstractmethod
     def observe(self, images: bool = True) -> Observation:
-        """The newest state and images. `Observation.commanded` is the last executed command, or the measured one.
+        """Returns the newest state and images. `Observation.commanded` is the last command or the measured pose.
 
         Args:
-            images: False where nobody will look at them: an arm that has to draw them may leave them out.
+            images: whether images are needed. An arm that has to render them may skip them if False.
 
         Raises:
             ArmError: the arm or a camera does not answer.
@@ -78,7 +78,7 @@ class Arm(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop motion now; safe to call at any time, also twice."""
+        """Stops motion immediately. It is safe to call at any time, also twice."""
 
     @abstractmethod
     def _open(self) -> None: ...
@@ -88,24 +88,29 @@ class Arm(ABC):
 
     @abstractmethod
     def _drive(self, command: ArmCommand) -> None:
-        """Move towards a command that already passed the limits, for one control period."""
+        """Moves towards a command that already passed the limits, for one control period."""
 
 
 class Workcell(Protocol):
-    """What is around the arm: it lays out a trial and judges it. The mock's physics, or a person with keys."""
+    """The arm's surroundings: lays out a trial and judges it. It is the mock's physics, or a person with keys."""
 
     def reset(self, seed: int) -> Mapping[str, object]:
-        """Lay out the scene for `seed`, bring the arm to its start, and describe the layout (JSON-able)."""
+        """Lays out the scene for `seed`, brings the arm to its start, and returns the layout (JSON-able)."""
         ...
 
     def verdict(self, ended: bool) -> bool | None:
-        """True: success. False: failure, only once `ended` (time is up or the policy is done). None: undecided."""
+        """Judges the trial.
+
+        Returns:
+            True for success. False for failure, only once `ended` (the time is up or the policy is done). None if
+            undecided.
+        """
         ...
 
     def score(self) -> float | None:
-        """How well the task is done at this instant, 0 to 1; None where nobody measures it."""
+        """Returns the current task score, 0 to 1, or None if there is no measurement of it."""
         ...
 
     def truth(self) -> Mapping[str, np.ndarray | str]:
-        """What a simulator knows at this instant, recorded beside the frame by column name; empty on a real arm."""
+        """Returns the simulator's current ground truth by column name, recorded with the frame. Empty on a real arm."""
         ...

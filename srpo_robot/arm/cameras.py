@@ -1,8 +1,8 @@
-"""Cameras through OpenCV: a thread each that keeps the newest picture, with its time, and says what is wrong with it.
+"""Cameras through OpenCV. One thread per camera keeps the newest picture and its time, and reports faults.
 
 A picture that is too old, or that no longer changes, is an error and never data: a policy that sees a frozen scene
-moves an arm in one that is not. The settings that change what a policy sees (exposure, white balance, gain) are read
-back, because most cameras take any number without a word.
+keeps moving the arm through a real one. Settings that change the policy's view (exposure, white balance, gain) are read
+back, because most cameras accept any number silently.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from srpo_robot.errors import CameraError, RecipeError
 from srpo_robot.recipes import CameraRecipe
 
-# What `CameraRecipe.fixed` may hold -> OpenCV's property. Values are the driver's own, as `v4l2-ctl -L` lists them.
+# Key of `CameraRecipe.fixed` -> OpenCV property. Values are the driver's own, as `v4l2-ctl -L` lists them.
 PROPERTIES = {
     "auto_exposure": "CAP_PROP_AUTO_EXPOSURE",
     "exposure": "CAP_PROP_EXPOSURE",
@@ -37,14 +37,14 @@ PROPERTIES = {
     "contrast": "CAP_PROP_CONTRAST",
     "saturation": "CAP_PROP_SATURATION",
 }
-_OPEN_S = 10.0  # to the first picture
-_READ_MS = 5000  # a stream that stalls this long is given up by OpenCV itself
-_SAME = 1e-3  # of a property's value: floats come back rounded
-_SMALL_PX = 24  # pictures are compared at this size, blurred by it
+_OPEN_S = 10.0  # time limit for the first picture
+_READ_MS = 5000  # OpenCV gives up on a stream that stalls for this long
+_SAME = 1e-3  # relative tolerance of a property's value, since floats are read back rounded
+_SMALL_PX = 24  # pictures are compared at this size, which also blurs them
 
 
 class Capture(Protocol):
-    """What is used of `cv2.VideoCapture`."""
+    """The part of `cv2.VideoCapture` that is used here."""
 
     def isOpened(self) -> bool: ...  # noqa: N802 (OpenCV's own name)
 
@@ -59,41 +59,45 @@ class Capture(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture, uint8 (H, W, 3) RGB in the recipe's size, and when it came (`time.monotonic`)."""
+    """A picture, uint8 (H, W, 3) RGB in the recipe's size, and its arrival time (`time.monotonic`)."""
 
     image: np.ndarray
     time_s: float
 
 
 class Cameras:
-    """The cameras of an arm. Use it as a context manager, or `open` and `close` it."""
+    """The cameras of an arm. Use it as a context manager, or call `open` and `close`."""
 
     def __init__(
         self, recipes: Sequence[CameraRecipe], make_capture: Callable[[CameraRecipe], Capture] | None = None
     ) -> None:
-        """`make_capture`: opens what a recipe names; `open_capture` where it is left out.
+        """Creates the cameras without opening them.
+
+        Args:
+            recipes: one recipe per camera.
+            make_capture: opens the source of a recipe; None means `open_capture`.
 
         Raises:
-            RecipeError: a source, crop or property that cannot be, or one source for two cameras.
+            RecipeError: a source, crop or property is invalid, or two cameras have the same source.
         """
         for recipe in recipes:
             _check(recipe)
         sources = [recipe.source for recipe in recipes]
-        twice = [source for source in sources if sources.count(source) > 1]
-        if twice:
-            raise RecipeError(f"two cameras have the source {twice[0]!r}; each needs its own")
+        duplicates = [source for source in sources if sources.count(source) > 1]
+        if duplicates:
+            raise RecipeError(f"two cameras have the source {duplicates[0]!r}; each needs its own")
         self._cameras = {recipe.name: _Camera(recipe, make_capture or open_capture) for recipe in recipes}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be set and is no error, a line each: a stream has no exposure."""
+        """Settings that could not be applied but are no error, one line each. A stream has no exposure, for example."""
         return tuple(note for camera in self._cameras.values() for note in camera.notes)
 
     def open(self) -> None:
-        """Open all of them at once and wait for the first pictures.
+        """Opens all cameras at once and waits for the first pictures.
 
         Raises:
-            CameraError: one is not there, gives no picture, or ignored a property; all are closed again.
+            CameraError: a camera is missing, gives no picture, or ignored a property. All cameras are closed again.
         """
         try:
             for camera in self._cameras.values():
@@ -106,7 +110,7 @@ class Cameras:
             raise
 
     def close(self) -> None:
-        """End the threads and free the devices; safe to call twice."""
+        """Ends the threads and frees the devices. It is safe to call twice."""
         for camera in self._cameras.values():
             camera.end()
         for camera in self._cameras.values():
@@ -122,39 +126,39 @@ class Cameras:
         self.close()
 
     def read(self, max_age_s: float | None = None) -> dict[str, Frame]:
-        """The newest picture of each camera, by name, at most `max_age_s` old (None: the recipe's).
+        """Returns the newest picture of each camera by name, at most `max_age_s` old (None: the recipe's limit).
 
         Raises:
-            CameraError: a camera gives no pictures any more, or the same one all the time; names it.
+            CameraError: a camera stopped giving pictures, or repeats the same one. The message names it.
         """
         now_s = time.monotonic()
         return {name: camera.read(now_s, max_age_s) for name, camera in self._cameras.items()}
 
 
 def open_capture(recipe: CameraRecipe) -> Capture:
-    """OpenCV's capture for a recipe's source, with short queues and time limits; it may not be open."""
-    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")  # [s] its own are 10
+    """Returns OpenCV's capture for a recipe's source, with short queues and time limits. It may have failed to open."""
+    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")  # [s], instead of OpenCV's 10
     import cv2
 
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # what it would print from its threads is said here, in one line
+    )  # `CameraError` reports the same problems in one line
     if _is_stream(recipe.source):
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(1000 * _OPEN_S), cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_MS]
         return cv2.VideoCapture(recipe.source, cv2.CAP_FFMPEG, limits)
     device = int(recipe.source) if recipe.source.isdecimal() else recipe.source
     capture = cv2.VideoCapture(device, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
-    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a queue of pictures is a queue of old ones
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a longer queue only holds older pictures
     return capture
 
 
-# --- is it the right one ------------------------------------------------------------------------------------------
+# --- reference pictures --------------------------------------------------------------------------------------------
 
 
 def similarity(image: np.ndarray, reference: np.ndarray) -> float:
-    """How alike two RGB pictures (H, W, 3) are in their coarse brightness: correlation, -1 to 1; 0 where one is flat.
+    """Returns the correlation (-1 to 1) of the coarse brightness of two RGB pictures (H, W, 3), or 0 if one is flat.
 
-    Objects and light may differ, the mount and its view should not.
+    Objects and light may differ between the two, but the camera's mount and view should not.
     """
     small = [_coarse(picture) for picture in (image, reference)]
     scale = float(np.linalg.norm(small[0]) * np.linalg.norm(small[1]))
@@ -162,30 +166,30 @@ def similarity(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def check_references(recipes: Sequence[CameraRecipe], frames: Mapping[str, Frame]) -> tuple[str, ...]:
-    """What is wrong with the cameras that have a reference picture, a line each; () where all see what they should.
+    """Compares cameras with their reference pictures and returns one line per problem, or () if all views match.
 
     Raises:
-        RecipeError: a reference that is no picture.
+        RecipeError: a reference file is not a picture.
     """
-    wanted = {recipe.name: _picture(recipe) for recipe in recipes if recipe.reference}
-    wrong = []
+    references = {recipe.name: _picture(recipe) for recipe in recipes if recipe.reference}
+    problems = []
     for recipe in recipes:
-        if recipe.name not in wanted:
+        if recipe.name not in references:
             continue
-        likeness = {name: similarity(frames[recipe.name].image, picture) for name, picture in wanted.items()}
-        best, own = max(likeness, key=likeness.__getitem__), likeness[recipe.name]
-        if best != recipe.name and likeness[best] >= recipe.min_similarity:
-            wrong.append(f"camera {recipe.name} sees what {best} should ({likeness[best]:.2f}); swap their sources")
-        elif own < recipe.min_similarity:
-            wrong.append(
-                f"camera {recipe.name} is {own:.2f} like {recipe.reference}, needs {recipe.min_similarity:.2f}; mount "
-                "it as it was, or take a new reference"
+        scores = {name: similarity(frames[recipe.name].image, picture) for name, picture in references.items()}
+        best, score = max(scores, key=scores.__getitem__), scores[recipe.name]
+        if best != recipe.name and scores[best] >= recipe.min_similarity:
+            problems.append(f"camera {recipe.name} sees what {best} should ({scores[best]:.2f}); swap their sources")
+        elif score < recipe.min_similarity:
+            problems.append(
+                f"camera {recipe.name} is {score:.2f} like {recipe.reference}, needs {recipe.min_similarity:.2f}; "
+                "mount it as it was, or take a new reference"
             )
-    return tuple(wrong)
+    return tuple(problems)
 
 
 def _coarse(image: np.ndarray) -> np.ndarray:
-    """Brightness of a picture as `_SMALL_PX` squared block means, centred, flat."""
+    """Returns the brightness of a picture as `_SMALL_PX` x `_SMALL_PX` block means, centred and flattened."""
     import cv2
 
     grey = np.asarray(image, dtype=np.float32).mean(axis=2)
@@ -207,7 +211,7 @@ def _picture(recipe: CameraRecipe) -> np.ndarray:
 
 
 class _Camera:
-    """One camera and the thread that reads it: what is not fetched in time is dropped."""
+    """One camera and the thread that reads it. Pictures that are not fetched in time are dropped."""
 
     def __init__(self, recipe: CameraRecipe, make_capture: Callable[[CameraRecipe], Capture]) -> None:
         self.recipe = recipe
@@ -216,8 +220,8 @@ class _Camera:
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self._news = threading.Condition()
-        self._newest: tuple[np.ndarray, float] | None = None  # BGR as captured, and when
-        self._changed_s = 0.0  # when a picture last differed from the one before it
+        self._newest: tuple[np.ndarray, float] | None = None  # BGR as captured, and its time
+        self._changed_s = 0.0  # time at which a picture last differed from the one before it
         self._failure: CameraError | None = None
         self._shaped: Frame | None = None
 
@@ -228,7 +232,7 @@ class _Camera:
         self._thread.start()
 
     def wait(self, deadline_s: float) -> None:
-        """Until the first picture. Raises CameraError where there is none by then."""
+        """Waits for the first picture. Raises CameraError if none arrives before the deadline."""
         with self._news:
             self._news.wait_for(
                 lambda: self._newest is not None or self._failure is not None, deadline_s - time.monotonic()
@@ -273,23 +277,23 @@ class _Camera:
             self._keep_newest(capture)
         except CameraError as error:
             self._fail(error)
-        except Exception as error:  # OpenCV's own, in a thread that nobody would hear
+        except Exception as error:  # an exception of OpenCV would be lost in this thread
             self._fail(self._error(f"failed ({error})", "check its cable and its recipe"))
         finally:
             if capture is not None:
                 capture.release()
 
     def _keep_newest(self, capture: Capture) -> None:
-        before = None
+        previous = None
         while not self._ending.is_set():
-            came, picture = capture.read()
+            ok, picture = capture.read()
             now_s = time.monotonic()
-            if not came or picture is None:
+            if not ok or picture is None:
                 if not self._ending.is_set():
                     raise self._error("gives no pictures any more", "check its cable, or its stream")
                 return
-            changed = before is None or before.shape != picture.shape or not np.array_equal(before, picture)
-            before = picture
+            changed = previous is None or previous.shape != picture.shape or not np.array_equal(previous, picture)
+            previous = picture
             with self._news:
                 self._newest = (picture, now_s)
                 self._changed_s = now_s if changed else self._changed_s
@@ -300,8 +304,8 @@ class _Camera:
             self._failure = error
             self._news.notify_all()
 
-    def _error(self, what: str, remedy: str) -> CameraError:
-        return CameraError(f"camera {self.recipe.name} ({self.recipe.source}) {what}; {remedy}")
+    def _error(self, problem: str, remedy: str) -> CameraError:
+        return CameraError(f"camera {self.recipe.name} ({self.recipe.source}) {problem}; {remedy}")
 
 
 def _is_stream(source: str) -> bool:
@@ -309,46 +313,46 @@ def _is_stream(source: str) -> bool:
 
 
 def _check(recipe: CameraRecipe) -> None:
-    """Raises RecipeError where the recipe cannot be carried out on any camera."""
-    where = f"camera {recipe.name}"
+    """Raises RecipeError if no camera could satisfy the recipe."""
+    prefix = f"camera {recipe.name}"
     if not (recipe.source.isdecimal() or recipe.source.startswith("/dev/") or _is_stream(recipe.source)):
-        raise RecipeError(f'{where}: source is {recipe.source!r}; give an index ("0"), /dev/videoN or http://...')
+        raise RecipeError(f'{prefix}: source is {recipe.source!r}; give an index ("0"), /dev/videoN or http://...')
     if len(recipe.capture_px) not in (0, 2) or len(recipe.crop) not in (0, 4):
-        raise RecipeError(f"{where}: capture_px is (height, width), crop is (top, left, height, width)")
+        raise RecipeError(f"{prefix}: capture_px is (height, width), crop is (top, left, height, width)")
     if recipe.crop and (min(recipe.crop) < 0 or min(recipe.crop[2:]) == 0):
-        raise RecipeError(f"{where}: crop is {list(recipe.crop)}; it needs a height and a width, and no minus signs")
+        raise RecipeError(f"{prefix}: crop is {list(recipe.crop)}; it needs a height and a width, and no minus signs")
     for name, value in recipe.fixed.items():
         if name not in PROPERTIES:
             close = difflib.get_close_matches(name, PROPERTIES, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(PROPERTIES)}"
-            raise RecipeError(f"{where}: no property {name!r}; {hint}")
+            raise RecipeError(f"{prefix}: no property {name!r}; {hint}")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RecipeError(f"{where}: fixed.{name} is {value!r}; it is a number, as v4l2-ctl -L lists it")
+            raise RecipeError(f"{prefix}: fixed.{name} is {value!r}; it is a number, as v4l2-ctl -L lists it")
 
 
 def _configure(capture: Capture, recipe: CameraRecipe) -> tuple[str, ...]:
-    """Set what the recipe asks for and read it back; notes on what a stream cannot be told.
+    """Applies the recipe's settings and reads them back. Returns notes on settings that a stream does not take.
 
     Raises:
-        CameraError: the camera ignored something; says what it has instead.
+        CameraError: the camera ignored a setting. The message gives the camera's own value.
     """
     import cv2
 
     size = {"height": recipe.capture_px[0], "width": recipe.capture_px[1]} if recipe.capture_px else {}
-    asked = {name: (f"CAP_PROP_FRAME_{name.upper()}", float(value)) for name, value in size.items()}
-    asked |= {"fps": ("CAP_PROP_FPS", recipe.capture_fps)} if recipe.capture_fps else {}
-    asked |= {name: (PROPERTIES[name], float(recipe.fixed[name])) for name in PROPERTIES if name in recipe.fixed}
+    requested = {name: (f"CAP_PROP_FRAME_{name.upper()}", float(value)) for name, value in size.items()}
+    requested |= {"fps": ("CAP_PROP_FPS", recipe.capture_fps)} if recipe.capture_fps else {}
+    requested |= {name: (PROPERTIES[name], float(recipe.fixed[name])) for name in PROPERTIES if name in recipe.fixed}
     if _is_stream(recipe.source):
-        names = ", ".join(asked)
-        return (f"camera {recipe.name}: a stream takes no {names}; set it where it comes from",) if asked else ()
-    for prop, value in asked.values():
+        names = ", ".join(requested)
+        return (f"camera {recipe.name}: a stream takes no {names}; set it where it comes from",) if requested else ()
+    for prop, value in requested.values():
         capture.set(getattr(cv2, prop), value)
-    for name, (prop, value) in asked.items():  # after all of them: setting one may move another
-        got = capture.get(getattr(cv2, prop))
-        if abs(got - value) > _SAME * max(1.0, abs(value)):
+    for name, (prop, value) in requested.items():  # read back last, because setting one property may change another
+        actual = capture.get(getattr(cv2, prop))
+        if abs(actual - value) > _SAME * max(1.0, abs(value)):
             raise CameraError(
-                f"camera {recipe.name} ({recipe.source}) ignored {name} = {value:g}, it has {got:g}; take a value that "
-                "v4l2-ctl -L lists, or remove the key"
+                f"camera {recipe.name} ({recipe.source}) ignored {name} = {value:g}, it has {actual:g}; take a value "
+                "that v4l2-ctl -L lists, or remove the key"
             )
     return ()
 
@@ -356,12 +360,12 @@ def _configure(capture: Capture, recipe: CameraRecipe) -> tuple[str, ...]:
 def _sources_here(recipe: CameraRecipe) -> str:
     if _is_stream(recipe.source):
         return "is its server running, and the URL right?"
-    here = sorted(glob.glob("/dev/video*"))
-    return f"there are: {', '.join(here)}" if here else "this machine has no /dev/video*: plug a camera in"
+    devices = sorted(glob.glob("/dev/video*"))
+    return f"there are: {', '.join(devices)}" if devices else "this machine has no /dev/video*: plug a camera in"
 
 
 def _shape(captured: np.ndarray, recipe: CameraRecipe) -> np.ndarray:
-    """Crop and resize a BGR picture to the recipe's size: uint8 (H, W, 3) RGB, read-only.
+    """Crops and resizes a BGR picture to the recipe's size: uint8 (H, W, 3) RGB, read-only.
 
     Raises:
         CameraError: the crop is larger than the picture.
@@ -386,6 +390,6 @@ def _shape(captured: np.ndarray, recipe: CameraRecipe) -> np.ndarray:
 
 
 def _centred(height: int, width: int, aspect: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the largest centred part with `aspect` = height over width."""
+    """Returns (top, left, height, width) of the largest centred crop with `aspect` = height / width."""
     rows, columns = min(height, round(width * aspect)), min(width, round(height / aspect))
     return (height - rows) // 2, (width - columns) // 2, rows, columns

@@ -1,7 +1,7 @@
-"""Limits on every command, as one pure function: what comes out is inside, whatever went in.
+"""Limits on every command, as one pure function. Its result is always inside the limits.
 
-Layers, in order: finite (refused, never repaired), joint range, gripper range, step caps, workspace box by forward
-kinematics. Each layer that changed a command is named, so that a run can count and show them.
+The layers, in order: finite (refused, never repaired), joint range, gripper range, step caps, workspace box by forward
+kinematics. The result names each layer that changed the command, so a run can count and show them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LAYERS = ("joint_range", "gripper_range", "joint_step", "gripper_step", "workspa
 _BOX_TOLERANCE_M = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Limits:
-    """Bounds for one control period. Angles [rad], lengths [m]; per-step caps follow from the recipe's speeds."""
+    """Bounds for one control period. Angles [rad], lengths [m]. A step cap is the recipe's speed times the period."""
 
     joint_min_rad: np.ndarray  # (7,)
     joint_max_rad: np.ndarray  # (7,)
@@ -35,7 +35,7 @@ class Limits:
 
     @classmethod
     def from_recipe(cls, recipe: LimitsRecipe, tcp_offset_m: tuple[float, ...], period_s: float) -> Limits:
-        """Raises RecipeError where a bound has the wrong length or an empty range."""
+        """Builds the limits of one period. Raises RecipeError if a bound has the wrong length or an empty range."""
         lengths = {"joint_min_rad": JOINTS, "joint_max_rad": JOINTS, "box_min_m": 3, "box_max_m": 3}
         for name, length in lengths.items():
             if len(getattr(recipe, name)) != length:
@@ -64,7 +64,7 @@ class Limits:
         return limits
 
     def inside_box(self, joints_rad: np.ndarray) -> bool:
-        """Whether the TCP at `joints_rad` (7,) lies in the workspace box."""
+        """Returns whether the TCP at `joints_rad` (7,) lies in the workspace box."""
         position = kinematics.tcp_position(joints_rad, self.tcp_offset_m)
         return bool(
             np.all(position >= self.box_min_m - _BOX_TOLERANCE_M)
@@ -74,33 +74,33 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Limited:
-    """A command inside the limits, and the layers that changed it (of `LAYERS`, in order)."""
+    """A command inside the limits, and the layers that changed it: entries of `LAYERS`, in order."""
 
     command: ArmCommand
     limited_by: tuple[str, ...]
 
 
-def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
-    """Bring `asked` inside `limits`, stepping from `previous`, the command that was executed last.
+def limit(command: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
+    """Returns `command` brought inside `limits`, stepping from `previous`, the command that was executed last.
 
-    A joint step that is too long is scaled as a whole, so the direction stays. A step that would leave the workspace
-    box goes as far along its path as the box allows; from outside the box only steps that end inside are let through.
+    A joint step that is too long is scaled as a whole, so its direction stays the same. A step that would leave the
+    workspace box goes as far along its path as the box allows. From outside the box, only steps that end inside pass.
 
     Raises:
-        CommandRefused: a value is not finite. It is never repaired: what made it is broken.
+        CommandRefused: a value is not finite. Such a command is never repaired, because its source is broken.
     """
-    if not (np.isfinite(asked.joints_rad).all() and np.isfinite(asked.gripper_m)):
+    if not (np.isfinite(command.joints_rad).all() and np.isfinite(command.gripper_m)):
         raise CommandRefused("a command with NaN or infinity was refused; the arm holds. Check the policy's output")
     limited_by: list[str] = []
 
-    def clipped(layer: str, before: np.ndarray | float, after: np.ndarray | float) -> None:
+    def note_change(layer: str, before: np.ndarray | float, after: np.ndarray | float) -> None:
         if np.any(before != after):
             limited_by.append(layer)
 
-    joints = np.clip(asked.joints_rad, limits.joint_min_rad, limits.joint_max_rad)
-    clipped("joint_range", asked.joints_rad, joints)
-    gripper = float(np.clip(asked.gripper_m, limits.gripper_min_m, limits.gripper_max_m))
-    clipped("gripper_range", asked.gripper_m, gripper)
+    joints = np.clip(command.joints_rad, limits.joint_min_rad, limits.joint_max_rad)
+    note_change("joint_range", command.joints_rad, joints)
+    gripper = float(np.clip(command.gripper_m, limits.gripper_min_m, limits.gripper_max_m))
+    note_change("gripper_range", command.gripper_m, gripper)
 
     delta = joints - previous.joints_rad
     longest = float(np.abs(delta).max())
@@ -110,7 +110,7 @@ def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
     joints = previous.joints_rad + delta
 
     step = float(np.clip(gripper - previous.gripper_m, -limits.gripper_step_m, limits.gripper_step_m))
-    clipped("gripper_step", gripper - previous.gripper_m, step)
+    note_change("gripper_step", gripper - previous.gripper_m, step)
     gripper = previous.gripper_m + step
 
     if not limits.inside_box(joints):
@@ -120,7 +120,7 @@ def limit(asked: ArmCommand, previous: ArmCommand, limits: Limits) -> Limited:
 
 
 def _share_inside(start_rad: np.ndarray, delta_rad: np.ndarray, limits: Limits) -> float:
-    """The largest share of a step (found by bisection) that ends inside the box; 0 where the start is outside."""
+    """Returns the largest fraction of a step that ends inside the box (by bisection), or 0 if the start is outside."""
     if not limits.inside_box(start_rad):
         return 0.0
     low, high = 0.0, 1.0

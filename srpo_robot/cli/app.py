@@ -258,7 +258,9 @@ def benchmark_progress(
     latex: Annotated[bool, typer.Option("--latex", help="Also write the table for a paper.")] = False,
     json: Json = None,
 ) -> None:
-    """The paper's benchmark (SC, Mono, MMD, JS, SMD) and ROC-AUC on your episodes, beside nulls and baselines."""
+    """The paper's benchmark (SC, Mono, MMD, JS, SMD) and ROC-AUC on your episodes.
+
+    Negative controls and baselines stand beside the score."""
     from srpo_robot.cli.benchmarking import BenchmarkOptions, UnderTest, benchmark_command
 
     test = UnderTest(
@@ -301,7 +303,7 @@ def audit(
     dtype: Dtype = None,
     json: Json = None,
 ) -> None:
-    """The gate before training: does the score tell success from failure, and better than its own nulls?"""
+    """The gate before training: does the score tell success from failure, and better than its negative controls?"""
     from srpo_robot.cli.benchmarking import UnderTest, audit_command
 
     test = UnderTest(

@@ -1,4 +1,4 @@
-"""`srpo-robot benchmark-progress` and `srpo-robot audit`: what is a score worth on this lab's own episodes?"""
+"""Commands `srpo-robot benchmark-progress` and `srpo-robot audit`: test a score on the lab's own episodes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 
 SHOWN = ("sc", "mono", "mmd", "js", "smd", "auc")
 TITLES = {"sc": "SC", "mono": "Mono", "mmd": "MMD", "js": "JS", "smd": "SMD", "auc": "AUC"}
-ENDS_ONLY = 1_000_000  # stride that leaves an episode's first and last window: all that a final progress needs
+ENDS_ONLY = 1_000_000  # stride that leaves only an episode's first and last window, enough for a final progress
 
 
 @dataclass(frozen=True)
 class UnderTest:
-    """Options that say which score is meant; None: as the dataset was scored, else the defaults of score-dataset."""
+    """Options that select the score under test.
+
+    None means the setting that the dataset was scored with, or the default of score-dataset if it was never scored.
+    """
 
     dataset: str
     encoder: str | None = None
@@ -50,7 +53,7 @@ class UnderTest:
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """The options of `benchmark-progress`; see its help."""
+    """Options of `benchmark-progress`. Its help describes them."""
 
     test: UnderTest
     scorers: tuple[str, ...] = ()
@@ -70,7 +73,7 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What both commands work on."""
+    """The score under test: a dataset, an encoder and the settings. Both commands use it."""
 
     buffer: Buffer
     encoder: Any
@@ -78,15 +81,15 @@ class Candidate:
 
     @property
     def rules(self) -> Rules:
-        """Of the score under test, in profile `loo` and without what belongs to another profile."""
+        """Returns the rules of the score under test in profile `loo`, with that profile's references and value."""
         return replace(self.settings.rules, profile="loo", references="", value="")
 
 
 def prepare(test: UnderTest) -> Candidate:
-    """Open the dataset, find out which score is meant, load its encoder.
+    """Opens the dataset, resolves the settings of the score under test and loads its encoder.
 
     Raises:
-        DatasetError, UnlabelledError, ScoringError: what cannot be scored cannot be judged.
+        DatasetError, UnlabelledError, ScoringError: the dataset cannot be scored.
         CheckpointError: the encoder cannot be loaded.
     """
     from srpo_robot.progress.encoder import CAUTIONS, load_encoder
@@ -109,21 +112,21 @@ def prepare(test: UnderTest) -> Candidate:
 
 
 def _settings(buffer: Buffer, test: UnderTest) -> ScoreSettings:
-    """As scored where it was, with what the options say over it."""
+    """Returns the settings that the dataset was scored with, or the defaults, overridden by the options."""
     from srpo_robot.progress.encoder import EMBEDDED
 
     try:
         before = read_settings(buffer)
     except StaleTable:
         before = ScoreSettings(EMBEDDED, (buffer.camera(None),), parse_windows("stride:4"))
-    # Another encoder brings its own clip length, unless one is asked for.
-    own = test.encoder in (None, before.encoder)
-    spec = before.windows if own else replace(before.windows, frames_per_clip=None)
+    # Another encoder uses its own clip length, unless the options set one.
+    same_encoder = test.encoder in (None, before.encoder)
+    spec = before.windows if same_encoder else replace(before.windows, frames_per_clip=None)
     if test.windows is not None:
-        named = parse_windows(test.windows)
-        spec = replace(spec, kind=named.kind, stride=named.stride)
-    given = {"shape": test.window_shape, "min_window": test.min_window, "frames_per_clip": test.frames_per_clip}
-    spec = replace(spec, **{key: value for key, value in given.items() if value is not None}, repeat="linspace")
+        parsed = parse_windows(test.windows)
+        spec = replace(spec, kind=parsed.kind, stride=parsed.stride)
+    options = {"shape": test.window_shape, "min_window": test.min_window, "frames_per_clip": test.frames_per_clip}
+    spec = replace(spec, **{key: value for key, value in options.items() if value is not None}, repeat="linspace")
     cameras = tuple(dict.fromkeys(buffer.camera(name) for name in test.cameras)) or before.cameras
     return replace(
         before,
@@ -134,68 +137,68 @@ def _settings(buffer: Buffer, test: UnderTest) -> ScoreSettings:
     )
 
 
-def embed_under_test(bench: Candidate) -> Sequence[WindowEmbeddings | None]:
-    """Windows of the score under test; from the store where it was scored before."""
+def embed_under_test(candidate: Candidate) -> Sequence[WindowEmbeddings | None]:
+    """Returns the windows of the score under test. They come from the store if the dataset was scored before."""
     from srpo_robot.cli.scoring import embed_with_bar
     from srpo_robot.progress.pipeline import combined
 
-    return combined(embed_with_bar(bench.buffer, bench.encoder, bench.settings, skip_bad=False))
+    return combined(embed_with_bar(candidate.buffer, candidate.encoder, candidate.settings, skip_bad=False))
 
 
-def score_others(bench: Candidate, scorers: Sequence[Scorer], spec: WindowSpec) -> dict[str, Scores]:
-    """Nulls and rivals on the same episodes, each under a bar of its own."""
+def score_others(candidate: Candidate, scorers: Sequence[Scorer], spec: WindowSpec) -> dict[str, Scores]:
+    """Scores the same episodes with negative controls and baselines, each with its own progress bar."""
     from srpo_robot.progress.evidence.baselines import score_with
     from srpo_robot.progress.store import EmbeddingStore
 
-    store, found = EmbeddingStore(bench.buffer.sidecar / STORE), {}
+    store, result = EmbeddingStore(candidate.buffer.sidecar / STORE), {}
     for scorer in scorers:
-        with bar(scorer.name, len(bench.buffer.episodes), "episode") as progress:
-            found[scorer.name] = score_with(
+        with bar(scorer.name, len(candidate.buffer.episodes), "episode") as progress:
+            result[scorer.name] = score_with(
                 scorer,
-                bench.buffer,
+                candidate.buffer,
                 store,
-                bench.settings.cameras,
-                bench.encoder,
+                candidate.settings.cameras,
+                candidate.encoder,
                 spec,
-                bench.rules,
+                candidate.rules,
                 on_episode=lambda episode, fresh, shown=progress: shown.advance(),
             )
-            progress.at(len(bench.buffer.episodes))
-    return found
+            progress.at(len(candidate.buffer.episodes))
+    return result
 
 
 # --- benchmark-progress -------------------------------------------------------------------------------------------
 
 
 def benchmark_command(options: BenchmarkOptions) -> None:
-    """Appendix A's table, and files DATASET/srpo/benchmark.* beside it."""
+    """Prints the table of appendix A and writes the files DATASET/srpo/benchmark.*."""
     from srpo_robot.progress.evidence.metrics import Resampling
 
     chosen = chosen_scorers(options)
     resampling = Resampling(options.resamples, options.resamples, seed=options.seed)
-    bench = prepare(options.test)
-    policies = read_policies(options.policies, bench.buffer) if options.policies else None
-    external = _external(options, bench)
-    windows = embed_under_test(bench)
-    rows = _own_rows(bench, windows, options, external, policies, resampling)
-    rows += _true_rows(bench, resampling)
-    spec = bench.settings.windows
-    for name, scores in score_others(bench, chosen, spec).items():
-        rows.append(_other_row(bench, next(s for s in chosen if s.name == name), scores, policies, resampling))
-    print_rows(rows, bench)
-    content: dict[str, Any] = {"settings": asdict(bench.settings), "rows": [row_json(row) for row in rows]}
-    content["alpha"] = _print_alphas(bench, windows) if "alpha" in options.ablate else []
-    content["counterfactuals"] = _print_counterfactuals(bench, windows, options) if options.counterfactuals else []
-    content["oracle"] = _print_oracle(bench, windows, options.horizon, resampling)
-    _write_files(bench, rows, options)
+    candidate = prepare(options.test)
+    policies = read_policies(options.policies, candidate.buffer) if options.policies else None
+    external = _external(options, candidate)
+    windows = embed_under_test(candidate)
+    rows = _own_rows(candidate, windows, options, external, policies, resampling)
+    rows += _true_rows(candidate, resampling)
+    spec = candidate.settings.windows
+    for name, scores in score_others(candidate, chosen, spec).items():
+        rows.append(_other_row(candidate, next(s for s in chosen if s.name == name), scores, policies, resampling))
+    print_rows(rows, candidate)
+    content: dict[str, Any] = {"settings": asdict(candidate.settings), "rows": [row_json(row) for row in rows]}
+    content["alpha"] = _print_alphas(candidate, windows) if "alpha" in options.ablate else []
+    content["counterfactuals"] = _print_counterfactuals(candidate, windows, options) if options.counterfactuals else []
+    content["oracle"] = _print_oracle(candidate, windows, options.horizon, resampling)
+    _write_files(candidate, rows, options)
     write_json(options.json_path, content)
 
 
 def chosen_scorers(options: BenchmarkOptions) -> list[Scorer]:
-    """Those that --scorer names, else all; `image` where --image names an encoder.
+    """Returns the scorers named by --scorer, or all of them, and `image` if --image names an encoder.
 
     Raises:
-        UsageError: no such scorer, or `image` without --image.
+        UsageError: a scorer is unknown, or `image` is requested without --image.
         CheckpointError: the image encoder cannot be loaded.
     """
     from srpo_robot.progress.evidence.baselines import SCORERS, image_scorer, scorer_named
@@ -213,30 +216,30 @@ def chosen_scorers(options: BenchmarkOptions) -> list[Scorer]:
 
 
 def read_policies(path: Path, buffer: Buffer) -> list[str]:
-    """What moved the arm in each episode, from a CSV "episode_index,policy"; "" where it is not said.
+    """Reads the policy that moved the arm in each episode from a CSV "episode_index,policy". "" if it is not listed.
 
     Raises:
-        UsageError: no such file, no such columns, or an episode that is not there.
+        UsageError: the file or a column is missing, or the dataset lacks a listed episode.
     """
     try:
         rows = list(csv.DictReader(path.open(newline="", encoding="utf-8-sig")))
-        named = {int(row["episode_index"]): str(row["policy"]).strip() for row in rows}
+        policies = {int(row["episode_index"]): str(row["policy"]).strip() for row in rows}
     except (OSError, KeyError, ValueError, UnicodeDecodeError):
         raise UsageError(f"{path} is no CSV with the columns episode_index,policy") from None
-    unknown = sorted(set(named) - {episode.index for episode in buffer.episodes})
+    unknown = sorted(set(policies) - {episode.index for episode in buffer.episodes})
     if unknown:
         raise UsageError(f"{path} names episode {unknown[0]}, which {buffer.root} does not have")
-    return [named.get(episode.index, "") for episode in buffer.episodes]
+    return [policies.get(episode.index, "") for episode in buffer.episodes]
 
 
-def _external(options: BenchmarkOptions, bench: Candidate) -> dict[str, np.ndarray] | None:
+def _external(options: BenchmarkOptions, candidate: Candidate) -> dict[str, np.ndarray] | None:
     from srpo_robot.cli.scoring import external_from
 
-    return external_from(options.reference, bench.encoder, bench.settings) if options.reference else None
+    return external_from(options.reference, candidate.encoder, candidate.settings) if options.reference else None
 
 
 def _own_rows(
-    bench: Candidate,
+    candidate: Candidate,
     windows: Sequence[WindowEmbeddings | None],
     options: BenchmarkOptions,
     external: dict[str, np.ndarray] | None,
@@ -246,41 +249,44 @@ def _own_rows(
     from srpo_robot.progress.evidence.benchmark import own_rows
 
     ablations = [name for name in options.ablate if name != "alpha"]
-    return own_rows(bench.buffer.episodes, windows, bench.rules, ablations, external, policies, resampling)
+    return own_rows(candidate.buffer.episodes, windows, candidate.rules, ablations, external, policies, resampling)
 
 
-def _true_rows(bench: Candidate, resampling: Resampling) -> list[ScorerRow]:
-    """The simulator's true state as encoder, where it was recorded: what a perfect encoder would reach."""
+def _true_rows(candidate: Candidate, resampling: Resampling) -> list[ScorerRow]:
+    """Returns rows with the simulator's true state as the encoder, the result of a perfect encoder.
+
+    Returns no rows if the dataset does not record the true state.
+    """
     from srpo_robot.progress.evidence.benchmark import own_rows
 
-    windows = _true_windows(bench)
+    windows = _true_windows(candidate)
     if windows is None:
         return []
-    rows = own_rows(bench.buffer.episodes, windows, bench.rules, resampling=resampling)
+    rows = own_rows(candidate.buffer.episodes, windows, candidate.rules, resampling=resampling)
     return [replace(row, name=f"true state, {row.name}", meaning="a perfect encoder") for row in rows]
 
 
 def _other_row(
-    bench: Candidate, scorer: Scorer, scores: Scores, policies: list[str] | None, resampling: Resampling
+    candidate: Candidate, scorer: Scorer, scores: Scores, policies: list[str] | None, resampling: Resampling
 ) -> ScorerRow:
     from srpo_robot.progress.evidence.benchmark import measure
 
     frozen = scorer.transform == "frozen-tail"
     return measure(
-        scorer.name, scorer.meaning, bench.buffer.episodes, scores, scorer.null, frozen, policies, resampling
+        scorer.name, scorer.meaning, candidate.buffer.episodes, scores, scorer.control, frozen, policies, resampling
     )
 
 
-def print_rows(rows: list[ScorerRow], bench: Candidate) -> None:
-    """One table a task where there are few, and the macro mean."""
-    tasks = [found.task for found in rows[0].tables]
+def print_rows(rows: list[ScorerRow], candidate: Candidate) -> None:
+    """Prints one table per task if there are at most five tasks, and the macro mean."""
+    tasks = [task_table.task for task_table in rows[0].tables]
     for task in tasks if len(tasks) <= 5 else []:
         tables = [next((t.estimates for t in row.tables if t.task == task), {}) for row in rows]
         counts = next(t for t in rows[0].tables if t.task == task)
         print_table(f"{task}: {counts.successes} successes, {counts.failures} failures", rows, tables)
     if len(tasks) != 1:
         print_table(f"mean over {len(tasks)} tasks", rows, [row.macro for row in rows])
-    say("Below the line: nulls, which the score must beat. 95 % and p belong to AUC.")
+    say("Below the line: negative controls, which the score must beat. 95 % and p belong to AUC.")
     say("paper: a success is measured against its own end, so its AUC, MMD, JS and SMD are true by construction.")
     for row in rows:
         if row.tail is not None:
@@ -290,138 +296,142 @@ def print_rows(rows: list[ScorerRow], bench: Candidate) -> None:
 
 
 def print_table(title: str, rows: list[ScorerRow], tables: list[dict[str, Estimate]]) -> None:
-    """A row a scorer, the nulls last. What is undefined is a dash, and its count and reason stand below."""
-    shown: list[tuple[ScorerRow, dict[str, Estimate]]] = []
-    made = table(title, "scorer", *(TITLES[name] for name in SHOWN), "95 %", "p")
-    for row, found in sorted(zip(rows, tables, strict=True), key=lambda pair: pair[0].null):
-        if row.null and not any(before.null for before, _ in shown):
-            made.add_section()
-        shown.append((row, found))
-        cells = ["-" if math.isnan(found[name].value) else number(found[name].value, 2) for name in SHOWN if found]
-        auc = found.get("auc")
+    """Prints one row per scorer, negative controls last. An undefined metric is a dash, explained below the table."""
+    result = table(title, "scorer", *(TITLES[name] for name in SHOWN), "95 %", "p")
+    section = False
+    for row, estimates in sorted(zip(rows, tables, strict=True), key=lambda pair: pair[0].control):
+        if row.control and not section:
+            result.add_section()
+            section = True
+        values = [estimates[name].value for name in SHOWN if estimates]
+        cells = ["-" if math.isnan(value) else number(value, 2) for value in values]
+        auc = estimates.get("auc")
         span = "-" if auc is None or math.isnan(auc.low) else f"{auc.low:.2f}-{auc.high:.2f}"
         p = "-" if auc is None or math.isnan(auc.p) else number(auc.p)
-        made.add_row(row.name, *cells, span, p, style="dim" if row.null else None)
-    console.print(made)
-    why: dict[str, list[str]] = {}
-    for row, found in zip(rows, tables, strict=True):
+        result.add_row(row.name, *cells, span, p, style="dim" if row.control else None)
+    console.print(result)
+    reasons: dict[str, list[str]] = {}
+    for row, estimates in zip(rows, tables, strict=True):
         for name in SHOWN:
-            own = found.get(name)
-            if own is not None and (math.isnan(own.value) or own.undefined):
-                text = f"{own.reason or 'without progress'} ({own.undefined} left out)"
-                why.setdefault(text, []).append(f"{row.name} {TITLES[name]}")
-    for text, names in why.items():
+            estimate = estimates.get(name)
+            if estimate is not None and (math.isnan(estimate.value) or estimate.undefined):
+                text = f"{estimate.reason or 'without progress'} ({estimate.undefined} left out)"
+                reasons.setdefault(text, []).append(f"{row.name} {TITLES[name]}")
+    for text, names in reasons.items():
         say(f"[dim]undefined: {text}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}[/]")
 
 
 def row_json(row: ScorerRow) -> dict[str, Any]:
-    """A row with every number, JSON-able."""
+    """Returns a row with all numbers, ready for JSON."""
     return {
         "scorer": row.name,
         "meaning": row.meaning,
-        "null": row.null,
-        "macro": {name: asdict(found) for name, found in row.macro.items()},
+        "null": row.control,  # the key of earlier versions stays
+        "macro": {name: asdict(estimate) for name, estimate in row.macro.items()},
         "tasks": {
-            found.task: {
-                "successes": found.successes,
-                "failures": found.failures,
-                "left_out": found.left_out,
-                **{name: asdict(estimate) for name, estimate in found.estimates.items()},
+            task_table.task: {
+                "successes": task_table.successes,
+                "failures": task_table.failures,
+                "left_out": task_table.left_out,
+                **{name: asdict(estimate) for name, estimate in task_table.estimates.items()},
             }
-            for found in row.tables
+            for task_table in row.tables
         },
         "policy_ranking": asdict(row.ranking),
         "tail": None if row.tail is None else asdict(row.tail),
     }
 
 
-def _print_alphas(bench: Candidate, windows: Sequence[WindowEmbeddings | None]) -> list[dict[str, Any]]:
+def _print_alphas(candidate: Candidate, windows: Sequence[WindowEmbeddings | None]) -> list[dict[str, Any]]:
     from srpo_robot.progress.evidence.benchmark import alpha_sweep
 
-    rows = alpha_sweep(bench.buffer.episodes, windows, bench.rules)
-    made = table("reward by alpha (eq. 5)", "alpha", "mean of failures", "highest", "variance among failures")
+    rows = alpha_sweep(candidate.buffer.episodes, windows, candidate.rules)
+    result = table("reward by alpha (eq. 5)", "alpha", "mean of failures", "highest", "variance among failures")
     for row in rows:
-        made.add_row(f"{row.alpha:g}", number(row.failure), number(row.highest_failure), number(row.within))
-    console.print(made)
+        result.add_row(f"{row.alpha:g}", number(row.failure), number(row.highest_failure), number(row.within))
+    console.print(result)
     return [asdict(row) for row in rows]
 
 
 def _print_counterfactuals(
-    bench: Candidate, windows: Sequence[WindowEmbeddings | None], options: BenchmarkOptions
+    candidate: Candidate, windows: Sequence[WindowEmbeddings | None], options: BenchmarkOptions
 ) -> list[dict[str, Any]]:
-    """What the score pays for endings that are known to be wrong; from the first camera alone.
+    """Prints the score's over-reward for endings that are known to be wrong. Works with one camera only.
 
     Raises:
-        UsageError: several cameras.
+        UsageError: the score uses several cameras.
     """
     from srpo_robot.progress.evidence.counterfactual import parse_colours
     from srpo_robot.progress.evidence.overreward import over_rewards
 
     colours = parse_colours(options.colours) if options.colours else None
-    camera, *more = bench.settings.cameras
+    camera, *more = candidate.settings.cameras
     if more:
         raise UsageError("counterfactuals are made for one camera; name one: --camera NAME")
     with bar("counterfactuals", options.counterfactuals, "success") as progress:
         rows = over_rewards(
-            bench.buffer,
+            candidate.buffer,
             camera,
-            bench.encoder,
-            bench.settings.windows,
+            candidate.encoder,
+            candidate.settings.windows,
             windows,
-            bench.rules,
+            candidate.rules,
             options.counterfactuals,
             options.seed,
             lambda episode: progress.advance(note=f"episode {episode.index}"),
             colours,
         )
-    made = table(
+    result = table(
         "wrong endings, profile loo: an excess above 0 pays for what did not happen",
         "variant", "made", "final p", "of its success", "excess", "share above 0",
     )  # fmt: skip
     for row in rows:
         cells = ("-" if math.isnan(v) else number(v, 2) for v in (row.final, row.source, row.excess, row.share))
-        made.add_row(row.variant, str(row.count), *cells)
-    console.print(made)
+        result.add_row(row.variant, str(row.count), *cells)
+    console.print(result)
     return [asdict(row) for row in rows]
 
 
-def _true_windows(bench: Candidate) -> Sequence[WindowEmbeddings] | None:
-    """The true state at each window's end; None where the dataset does not hold it."""
+def _true_windows(candidate: Candidate) -> Sequence[WindowEmbeddings] | None:
+    """Returns the true state at each window's end. None if the dataset does not record it."""
     from srpo_robot.mock.truth import FEATURES, read_truth, true_windows
 
-    if any(name not in bench.buffer.meta.features for name in FEATURES):
+    if any(name not in candidate.buffer.meta.features for name in FEATURES):
         return None
-    spec = bench.settings.windows.resolved(bench.encoder.frames_per_clip)
-    return true_windows(read_truth(bench.buffer), bench.buffer.episodes, spec)
+    spec = candidate.settings.windows.resolved(candidate.encoder.frames_per_clip)
+    return true_windows(read_truth(candidate.buffer), candidate.buffer.episodes, spec)
 
 
 def _print_oracle(
-    bench: Candidate, windows: Sequence[WindowEmbeddings | None], horizon: int, resampling: Resampling
+    candidate: Candidate, windows: Sequence[WindowEmbeddings | None], horizon: int, resampling: Resampling
 ) -> dict[str, Any]:
-    """Each step value beside the simulator's oracle, of the encoder and of the true state; {} where there is none."""
+    """Prints each step value against the simulator's oracle, once for the encoder and once for the true state.
+
+    Returns the rows by encoder name, or {} if the dataset does not record the true state.
+    """
     from srpo_robot.mock.truth import STATE_NAMES, read_truth
     from srpo_robot.progress.evidence.benchmark import beside_oracle, step_values
 
-    true = _true_windows(bench)
+    true = _true_windows(candidate)
     if true is None:
         return {}
-    truth = read_truth(bench.buffer)
+    truth = read_truth(candidate.buffer)
     carrying = [rows[:, STATE_NAMES.index("held")] > 0.5 for rows in truth.state]
-    success = [e.success for e in bench.buffer.episodes]
-    found: dict[str, Any] = {}
-    made = table(
+    success = [e.success for e in candidate.buffer.episodes]
+    content: dict[str, Any] = {}
+    result = table(
         f"step values beside the simulator: correlation of gains over {horizon} frames, and is a drop noticed",
         "value", "success", "failure", "all", "drop (AUC)",
     )  # fmt: skip
-    for name, own in (("encoder", windows), ("true state", true)):
-        values = step_values(bench.buffer.episodes, own, bench.rules)
-        first = bench.settings.windows.min_window
+    for name, encoder_windows in (("encoder", windows), ("true state", true)):
+        values = step_values(candidate.buffer.episodes, encoder_windows, candidate.rules)
+        first = candidate.settings.windows.min_window
         rows = beside_oracle(values, truth.stage, truth.drop, carrying, success, horizon, first, resampling)
-        found[name] = [asdict(row) for row in rows]
+        content[name] = [asdict(row) for row in rows]
         for row in rows:
-            made.add_row(f"{name}, {row.value}", *_oracle_cells(row))
-    console.print(made)
-    return found
+            result.add_row(f"{name}, {row.value}", *_oracle_cells(row))
+    console.print(result)
+    return content
 
 
 def _oracle_cells(row: OracleRow) -> list[str]:
@@ -429,31 +439,31 @@ def _oracle_cells(row: OracleRow) -> list[str]:
     return ["-" if math.isnan(e.value) else number(e.value, 2) for e in estimates]
 
 
-def _write_files(bench: Candidate, rows: list[ScorerRow], options: BenchmarkOptions) -> None:
+def _write_files(candidate: Candidate, rows: list[ScorerRow], options: BenchmarkOptions) -> None:
     from srpo_robot.report.benchmark_figure import draw_example, example_episode
 
-    folder = bench.buffer.sidecar
+    folder = candidate.buffer.sidecar
     write_csv(folder / "benchmark.csv", rows)
     files = ["benchmark.csv"]
     if options.latex:
         (folder / "benchmark.tex").write_text(latex(rows), encoding="utf-8")
         files.append("benchmark.tex")
     shown = [row for row in rows if row.name in ("loo", "pixel", "image", "pixel-last10")][:3]
-    episode = example_episode(bench.buffer.episodes, options.episode)
-    curves = {row.name: row.scores.curves[bench.buffer.episodes.index(episode)] for row in shown}
-    frames = bench.buffer.frames(episode, bench.settings.cameras[0])
+    episode = example_episode(candidate.buffer.episodes, options.episode)
+    curves = {row.name: row.scores.curves[candidate.buffer.episodes.index(episode)] for row in shown}
+    frames = candidate.buffer.frames(episode, candidate.settings.cameras[0])
     draw_example(episode, curves, frames, folder / "benchmark.png")
     say(f"Table and example are in {folder} ({', '.join([*files, 'benchmark.png'])}).")
 
 
 def write_csv(path: Path, rows: list[ScorerRow]) -> None:
-    """A line for each scorer, task (and "macro") and metric; what is undefined is empty, with its reason."""
+    """Writes one line per scorer, task (and "macro") and metric. An undefined number is an empty cell with a reason."""
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         names = ("value", "low", "high", "p", "null", "undefined", "reason")
         out.writerow(["scorer", "task", "metric", *names])
         for row in rows:
-            tables = [(found.task, found.estimates) for found in row.tables] + [("macro", row.macro)]
+            tables = [(task_table.task, task_table.estimates) for task_table in row.tables] + [("macro", row.macro)]
             for task, estimates in tables:
                 for metric, estimate in estimates.items():
                     cells = [getattr(estimate, name) for name in names]
@@ -461,7 +471,7 @@ def write_csv(path: Path, rows: list[ScorerRow]) -> None:
 
 
 def latex(rows: list[ScorerRow]) -> str:
-    """The macro means as a booktabs table; the 95 % interval of the AUC in brackets."""
+    """Returns the macro means as a booktabs table, with the 95 % interval of the AUC in brackets."""
     lines = [r"\begin{tabular}{lrrrrrl}", r"\toprule"]
     lines += [" & ".join(["scorer", *(TITLES[name] for name in SHOWN)]) + r" \\", r"\midrule"]
     for row in rows:
@@ -477,49 +487,51 @@ def latex(rows: list[ScorerRow]) -> str:
 
 
 def audit_command(test: UnderTest, level: float, horizon: int, resamples: int, json_path: Path | None) -> AuditResult:
-    """Print the verdict, write DATASET/srpo/audit.json, and return it."""
+    """Runs the audit, writes DATASET/srpo/audit.json, prints the verdict and returns it."""
     from srpo_robot.progress.evidence.audit import FILE, write_audit
     from srpo_robot.progress.evidence.metrics import Resampling
 
     judge_level(level)
-    bench = prepare(test)
-    evidence = audit_evidence(bench, horizon, Resampling(resamples, resamples))
-    verdict = write_audit(bench.buffer.sidecar / FILE, evidence, level, origin(bench.buffer, bench.settings))
+    candidate = prepare(test)
+    evidence = audit_evidence(candidate, horizon, Resampling(resamples, resamples))
+    verdict = write_audit(
+        candidate.buffer.sidecar / FILE, evidence, level, origin(candidate.buffer, candidate.settings)
+    )
     print_verdict(verdict, evidence)
     write_json(json_path, asdict(verdict) | {"evidence": asdict(evidence)})
     return verdict
 
 
 def judge_level(level: float) -> None:
-    """Raise UsageError for a level that cannot be, before anything is opened."""
+    """Raises UsageError if the level is invalid, before the dataset is opened."""
     from srpo_robot.progress.evidence.audit import Evidence, judge
 
     judge(Evidence(()), level)
 
 
-def audit_evidence(bench: Candidate, horizon: int, resampling: Resampling) -> Evidence:
-    """Final progress in profile `loo` against its controls, and the step values against the labels."""
-    from srpo_robot.progress.evidence.audit import CONTROLS, gather
+def audit_evidence(candidate: Candidate, horizon: int, resampling: Resampling) -> Evidence:
+    """Collects the evidence: final progress (`loo`) against negative controls, and step values against labels."""
+    from srpo_robot.progress.evidence.audit import AUDIT_CONTROLS, gather
     from srpo_robot.progress.evidence.baselines import scorer_named
     from srpo_robot.progress.evidence.benchmark import step_values, worst_gains
     from srpo_robot.progress.evidence.metrics import final_progress
     from srpo_robot.progress.score import score
 
-    episodes = bench.buffer.episodes
-    windows = embed_under_test(bench)
-    real = final_progress(score(episodes, windows, bench.rules).curves)
-    spec = bench.settings.windows
-    if spec.kind != "nested":  # a final progress needs the last window only, and its order none of the others
+    episodes = candidate.buffer.episodes
+    windows = embed_under_test(candidate)
+    real = final_progress(score(episodes, windows, candidate.rules).curves)
+    spec = candidate.settings.windows
+    if spec.kind != "nested":  # the final progress depends on the last window only
         spec = replace(spec, kind="stride", stride=ENDS_ONLY)
-    others = score_others(bench, [scorer_named(name) for name in CONTROLS], spec)
+    others = score_others(candidate, [scorer_named(name) for name in AUDIT_CONTROLS], spec)
     controls = {name: final_progress(scores.curves) for name, scores in others.items()}
-    values = step_values(episodes, windows, bench.rules)
-    gains = {name: worst_gains(own, horizon) for name, own in values.items()}
+    values = step_values(episodes, windows, candidate.rules)
+    gains = {name: worst_gains(episode_values, horizon) for name, episode_values in values.items()}
     return gather(episodes, real, controls, gains, resampling)
 
 
 def origin(buffer: Buffer, settings: ScoreSettings) -> dict[str, Any]:
-    """What an audit is of: recorded data, labels, encoder, cameras and windows. The profile is always `loo`."""
+    """Returns the origin of an audit: data, labels, encoder, cameras and windows. The profile is always `loo`."""
     return {
         "dataset": buffer.fingerprint,
         "labels": buffer.labels_fingerprint,
@@ -530,12 +542,12 @@ def origin(buffer: Buffer, settings: ScoreSettings) -> dict[str, Any]:
 
 
 def print_verdict(verdict: AuditResult, evidence: Evidence) -> None:
-    """PASS or FAIL line by line, what to do, and the step value that the labels support."""
+    """Prints the PASS and FAIL lines, the step value that the labels support, and the advice."""
     for line in verdict.lines:
         colour = "green" if line.startswith("PASS") else "red"
         say(f"[{colour}]{line[:4]}[/]{line[4:]}")
     if evidence.values:
-        made = table("worst chunk of an episode: failure against success", "value", "AUC", "95 %", "p")
+        result = table("worst chunk of an episode: failure against success", "value", "AUC", "95 %", "p")
         for row in evidence.values:
             span = "-" if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
             cells = (
@@ -543,8 +555,8 @@ def print_verdict(verdict: AuditResult, evidence: Evidence) -> None:
                 span,
                 "-" if math.isnan(row.p) else number(row.p),
             )
-            made.add_row(row.name, *cells)
-        console.print(made)
+            result.add_row(row.name, *cells)
+        console.print(result)
         say(f"Step value that the labels support: {verdict.value or 'none of them'}.")
     for line in verdict.advice:
         say(f"try: {line}")
@@ -552,11 +564,11 @@ def print_verdict(verdict: AuditResult, evidence: Evidence) -> None:
 
 
 def gate(buffer: Buffer, level: float, accept: bool) -> None:
-    """Before weights by advantage train: the audit's verdict at the recipe's level, or --accept-audit.
+    """Checks the audit at the recipe's level before training with weights. `accept` is --accept-audit.
 
     Raises:
-        StaleTable: never audited, or of another score (unless `accept`).
-        TrainingError: it failed (unless `accept`); says what to try.
+        StaleTable: there is no audit, or it belongs to another score (unless `accept`).
+        TrainingError: the audit failed (unless `accept`). The message says what to try.
     """
     from srpo_robot.errors import TrainingError
     from srpo_robot.progress.evidence.audit import FILE, judge, read_audit

@@ -166,7 +166,7 @@ class _Looker:
         keys: Keys | None,
     ) -> None:
         self._controller, self._limits, self._keys, self._asks = controller, limits, keys, inspection
-        self._wanted = controller_setup.wanted_settings(hardware, controller)
+        self._wanted = controller_setup.recipe_settings(hardware, controller)
         self._has_gripper = controller.gripper != "none"
         self._is_set_up = False
         self._error = 0

@@ -40,7 +40,7 @@ def run_demo(root: Path, episodes: int, steps: int, trials: int) -> Path:
     _record(dataset, episodes)
     _stage(2, "score them: growing windows, V-JEPA 2 embeddings, distance to the task's own successes")
     summary = _score(dataset, root)
-    _stage(3, "audit the scores: do they tell success from failure, and better than their nulls?")
+    _stage(3, "audit the scores: do they tell success from failure, and better than their negative controls?")
     verdict = _audit(dataset)
     runs: dict[str, list[Trial]] = {}
     schemes: tuple[tuple[str, Literal["awr", "uniform"]], ...] = (("AWR", "awr"), ("SFT", "uniform"))

@@ -1,6 +1,6 @@
-"""The controller's error codes: what each means in a line, and who may go on after it. Nothing is ever retried alone.
+"""The controller's error codes: the meaning of each, and the remedy. No code is ever retried automatically.
 
-Numbers and meanings are those of the vendor's manual (error code tables of controller and gripper).
+Numbers and meanings are from the vendor's manual (error code tables of controller and gripper).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from srpo_robot.errors import ArmError
 
 
 class Remedy(StrEnum):
-    """Who may go on, and how."""
+    """The action that a fault needs before a run may go on."""
 
     CONFIRM = "look why it stopped, make the way free, then confirm the recovery"
     RELEASE = "release the emergency stop, then confirm the recovery"
@@ -20,11 +20,12 @@ class Remedy(StrEnum):
 
 
 class ControllerFault(ArmError):
-    """The controller, or the gripper, reports an error; the arm has stopped.
+    """The controller or the gripper reports an error. The arm has stopped.
 
     Attributes:
-        code: the controller's C code, or the gripper's G code where `gripper`.
-        remedy: who may go on.
+        code: the gripper's G code if `gripper`, else the controller's C code.
+        gripper: whether the error is the gripper's.
+        remedy: the action that the fault needs.
     """
 
     def __init__(self, code: int, gripper: bool = False) -> None:
@@ -73,7 +74,7 @@ _CONTROLLER: dict[int, tuple[str, Remedy]] = {
 
 
 def controller_error(code: int) -> tuple[str, Remedy]:
-    """Title and remedy of the controller's error C`code`; what is not known is for the vendor."""
+    """Returns title and remedy of the controller's error C`code`. Unknown codes are left to the vendor's support."""
     if 10 <= code <= 17:
         return ("a motor failed" if code == 10 else f"motor {code - 10} failed"), Remedy.SUPPORT
     if 50 <= code <= 53:
@@ -99,12 +100,12 @@ _GRIPPER = {
 
 
 def gripper_error(code: int) -> tuple[str, Remedy]:
-    """Title and remedy of the gripper's error G`code`."""
+    """Returns title and remedy of the gripper's error G`code`."""
     return _GRIPPER.get(code, "not in the table of this version"), Remedy.CONFIRM
 
 
 CLOSED, NO_REPLY = -1, 3
-NOT_READY = 9  # of a set point that is not executed: another state, another mode
+NOT_READY = 9  # reply to a set point that was not executed, because the state or the mode is another one
 _REPLIES = {
     -12: "an error of the tool",
     -9: "the arm is stopped",
@@ -126,5 +127,5 @@ _REPLIES = {
 
 
 def reply(code: int) -> str:
-    """What a code that a call of the SDK returned means."""
+    """Returns the meaning of a code that a call of the SDK returned."""
     return _REPLIES.get(code, "not in the table of this version") + f", code {code}"

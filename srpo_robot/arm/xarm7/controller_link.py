@@ -1,8 +1,8 @@
-"""The controller of one xArm 7 behind the vendor's SDK: on this side there are rad, m, kg, s and exceptions.
+"""Wraps the vendor's SDK for one xArm 7. Callers see rad, m, kg, s and exceptions only.
 
-It lives in the streamer's process and holds three connections: one for commands, one that only stops (a call that waits
-for a lost reply blocks its own connection), one for the gripper. It never changes a baud rate, cleans an error or moves
-by itself. Euler angles stay in here.
+The link lives in the streamer's process. It holds three connections: one for commands, one for the stop (a call that
+waits for a lost reply blocks its own connection), and one for the gripper. It never changes a baud rate, cleans an
+error or moves the arm by itself. Euler angles do not leave this file.
 """
 
 from __future__ import annotations
@@ -23,28 +23,33 @@ from srpo_robot.recipes import ControllerRecipe
 _MM = 1000.0
 _PULSES_PER_M = 10_000.0  # the xArm gripper: 850 pulses are 85 mm
 _GRIPPER_BAUD = 2_000_000
-_PATIENT_S = 2.0  # for calls outside the stream, the SDK's own limit
-_STOP_S = 0.3  # for a stop, before it is sent on a fresh connection
-_MAX_SPEED_FACTOR = 1.2  # the vendor's default of the servo speed limit: 1.2 m/s
+_PATIENT_S = 2.0  # the SDK's own time limit, for calls outside the stream
+_STOP_S = 0.3  # time limit of a stop before it is sent on a fresh connection
+_MAX_SPEED_FACTOR = 1.2  # the vendor's default for the servo speed limit: 1.2 m/s
 _HOME_ACCELERATION_RAD_S2 = 1.0
-# baud_checkset: else the SDK cleans errors and makes the arm ready by itself where a baud rate differs.
+# baud_checkset: if True, the SDK cleans errors and makes the arm ready by itself when a baud rate differs.
 _SAFE = {"is_radian": True, "forbid_uds": True, "check_joint_limit": True, "baud_checkset": False}
 _QUICK_GRIPPER = {"wait": False, "wait_motion": False, "check_baud": False, "check_err": False}
 
 
 class ControllerLink:
-    """The controller of one arm. Codes of the SDK become `ArmError`; every number is in rad, m, kg or s."""
+    """The controller of one arm. Codes of the SDK become `ArmError`. Every number is in rad, m, kg or s."""
 
     def __init__(self, recipe: ControllerRecipe, load_sdk: Callable[[int], Any]) -> None:
-        """Ask who is there, then connect. `load_sdk`: `xarm7.load_sdk`.
+        """Identifies the controller, then connects.
+
+        Args:
+            recipe: the recipe's [controller].
+            load_sdk: returns the vendor's SDK for a command port; see `driver.load_sdk`.
 
         Raises:
-            ArmError: a controller's socket file lies about, nobody answers, the wrong arm, another client moves it.
+            ArmError: a controller's socket file exists, no controller answers, it is the wrong arm, or another client
+                moves it.
         """
         controller_setup.refuse_socket_files()
         self.recipe = recipe
         self.identity = self._identify()
-        self.status_s, self.error, self.warning = -np.inf, 0, 0  # of the 5 Hz report, which has the error byte
+        self.status_s, self.error, self.warning = -np.inf, 0, 0  # from the 5 Hz report, which has the error byte
         self._sdk = load_sdk(recipe.command_port)
         self._commands = self._connect(enable_report=True, report_type="rich")
         self._stop = self._connect(enable_report=False, timed_comm=False)
@@ -57,15 +62,15 @@ class ControllerLink:
             raise ArmError("the controller simulates its arm; leave simulation in the vendor's studio")
 
     def close(self) -> None:
-        """End all connections; the arm stays as it is."""
+        """Closes all connections. The arm stays as it is."""
         for api in (self._commands, self._stop, self._gripper):
             if api is not None:
                 api.disconnect()
 
-    # --- before it moves ----------------------------------------------------------------------------------------------
+    # --- before motion ------------------------------------------------------------------------------------------------
 
     def settings(self) -> StoredSettings:
-        """What the controller has stored, from its last 5 Hz report and function 53. Raises ArmError as `_check`."""
+        """Returns the controller's stored settings, from its last 5 Hz report and function 53. Raises as `_check`."""
         api = self._commands
         code, states = api.get_reduced_states()
         _check(code, "read the reduced mode")
@@ -88,47 +93,47 @@ class ControllerLink:
             reduced_range_rad=tuple(ranges),
         )
 
-    def set_up(self, wanted: StoredSettings) -> None:
-        """Store `wanted` where something else is stored, and read all of it back.
+    def set_up(self, recipe_settings: StoredSettings) -> None:
+        """Stores each setting of `recipe_settings` that differs, then reads all of them back.
 
         Raises:
             ControllerFault: the controller has an error.
-            ArmError: it refused a setting, or reads back another one.
+            ArmError: the controller refused a setting, or reads back another value.
         """
         self.check_errors()
-        wrong = controller_setup.differences(wanted, self.settings())
-        if wrong:
+        mismatches = controller_setup.differences(recipe_settings, self.settings())
+        if mismatches:
             try:
-                for what, call in self._setters(wanted):
-                    _check(call(), what)
+                for action, call in self._setters(recipe_settings):
+                    _check(call(), action)
             finally:
                 self.halt()  # setting the collision sensitivity makes the arm ready by itself
-            self._wait_for_reports(2)  # the first may have been on its way
-            wrong = controller_setup.differences(wanted, self.settings())
-        if wrong:
-            raise ArmError(f"the controller did not keep its settings: {'; '.join(wrong)}; set them in its studio")
+            self._wait_for_reports(2)  # the first report may have been sent before the settings
+            mismatches = controller_setup.differences(recipe_settings, self.settings())
+        if mismatches:
+            raise ArmError(f"the controller did not keep its settings: {'; '.join(mismatches)}; set them in its studio")
         self._check_speed_factor()
         if self._gripper is not None:
             self._set_up_gripper()
 
     def check_errors(self) -> None:
-        """Raise ControllerFault where the controller has an error."""
+        """Raises ControllerFault if the controller has an error."""
         error, _ = self.errors()
         if error:
             raise ControllerFault(error)
 
     def errors(self) -> tuple[int, int]:
-        """Error and warning now, asked on the stop connection. Raises ArmError where it does not answer."""
+        """Returns the current error and warning, read on the stop connection. Raises ArmError if it does not answer."""
         code, answer = self._stop.get_err_warn_code()
         _check(code, "say its error")
         error, warning = answer
         return error, warning
 
     def recover(self) -> None:
-        """The vendor's recipe after an error: clean, enable, mode 0, ready; then stopped. A person has confirmed it.
+        """Runs the vendor's sequence after an error: clean, enable, mode 0, ready, stop. Needs a person's confirmation.
 
         Raises:
-            ControllerFault: the error is still there (a pressed emergency stop, for example).
+            ControllerFault: the error remains (a pressed emergency stop, for example).
         """
         api = self._commands
         api.clean_error()
@@ -145,7 +150,7 @@ class ControllerLink:
     # --- moving -------------------------------------------------------------------------------------------------------
 
     def make_ready(self, mode: int) -> None:
-        """Motors on, the mode, ready to move. Nothing moves yet. Raises ArmError where it refuses."""
+        """Switches the motors on, enters `mode` and gets ready. Moves nothing. Raises ArmError if a step is refused."""
         api = self._commands
         api.set_timeout(_PATIENT_S)
         _check(api.motion_enable(True), "switch the motors on")
@@ -155,56 +160,62 @@ class ControllerLink:
             api.set_timeout(self.recipe.command_timeout_s)
 
     def servo(self, joints_rad: np.ndarray) -> int:
-        """Send a set point in mode 1; the code, 0: good."""
+        """Sends a set point in mode 1. Returns the SDK's code, 0 if it was accepted."""
         return self._outcome(self._commands.set_servo_angle_j(joints_rad.tolist(), is_radian=True))
 
     def online(self, joints_rad: np.ndarray, speed_rad_s: float, acceleration_rad_s2: float) -> int:
-        """Send a target in mode 6, which replaces the one before; the code, 0: good."""
+        """Sends a target in mode 6, which replaces the previous one. Returns the SDK's code, 0 if it was accepted."""
         self._needs_fresh_status()
         options = {"speed": speed_rad_s, "mvacc": acceleration_rad_s2, "is_radian": True, "wait": False}
         return self._outcome(self._commands.set_servo_angle(angle=joints_rad.tolist(), **options))
 
     def move_home(self, joints_rad: np.ndarray) -> None:
-        """Begin the slow planned move of mode 0. Raises ArmError where it is refused."""
+        """Begins the slow planned move of mode 0. Raises ArmError if it is refused."""
         options = {"speed": self.recipe.home_speed_rad_s, "mvacc": _HOME_ACCELERATION_RAD_S2, "wait": False}
         self._needs_fresh_status()
         _check(self._commands.set_servo_angle(angle=joints_rad.tolist(), is_radian=True, **options), "go home")
 
     def halt(self) -> None:
-        """Stop now, on the stop connection, until the controller says that it has; else on a fresh connection.
+        """Stops the arm on the stop connection and waits for confirmation. Falls back to a fresh connection.
 
         Raises:
-            ArmError: neither answers, or the arm does not stop.
+            ArmError: neither connection answers, or the arm does not stop.
         """
-        until_s = time.monotonic() + _STOP_S
-        while self._stop.set_state(wire.STOPPED) == 0 and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + _STOP_S
+        while self._stop.set_state(wire.STOPPED) == 0 and time.monotonic() < deadline_s:
             code, state = self._stop.get_state()
             if code == 0 and state >= wire.STOPPED:
                 return
-        where = self.recipe.address, self.recipe.command_port
-        wire.stop(*where, _STOP_S)
-        if wire.ask(*where, wire.STATE, timeout_s=_STOP_S)[0] < wire.STOPPED:
+        address = self.recipe.address, self.recipe.command_port
+        wire.stop(*address, _STOP_S)
+        if wire.ask(*address, wire.STATE, timeout_s=_STOP_S)[0] < wire.STOPPED:
             raise ArmError("the controller does not stop the arm")
 
     # --- the gripper, on its own connection and from its own thread ---------------------------------------------------
 
     @property
     def has_gripper(self) -> bool:
-        """Whether the recipe has one."""
+        """Whether the recipe has a gripper."""
         return self._gripper is not None
 
     def gripper_opening(self) -> float:
-        """Measured opening [m]. Raises ControllerFault with the gripper's own code, ArmError where its bus is dead."""
+        """Returns the measured opening [m].
+
+        Raises:
+            ControllerFault: the gripper has an error; carries the gripper's own code.
+            ArmError: the gripper's bus does not answer.
+        """
         assert self._gripper is not None
         answer = self._gripper.get_gripper_position(check_baud=False)
-        code, pulses = answer if isinstance(answer, tuple) else (answer, None)  # the SDK: a bare code where it failed
+        # After a failure the SDK returns a bare code.
+        code, pulses = answer if isinstance(answer, tuple) else (answer, None)
         self._check_gripper(code, "read the gripper")
         if pulses is None:
             raise ArmError("the gripper does not say where it is; check its cable")
         return pulses / _PULSES_PER_M
 
     def move_gripper(self, opening_m: float) -> None:
-        """Send it there without waiting. Raises as `gripper_opening`."""
+        """Sends the gripper to `opening_m` without waiting. Raises as `gripper_opening`."""
         assert self._gripper is not None
         self._check_gripper(
             self._gripper.set_gripper_position(round(opening_m * _PULSES_PER_M), **_QUICK_GRIPPER), "move the gripper"
@@ -214,16 +225,18 @@ class ControllerLink:
 
     def _identify(self) -> Identity:
         recipe = self.recipe
-        where = recipe.address, recipe.command_port
-        found = controller_setup.identify(wire.ask(*where, wire.VERSION, timeout_s=recipe.connect_timeout_s), recipe)
-        state = wire.ask(*where, wire.STATE, timeout_s=recipe.connect_timeout_s)
-        queued = wire.ask(*where, wire.QUEUED, timeout_s=recipe.connect_timeout_s)
+        address = recipe.address, recipe.command_port
+        identity = controller_setup.identify(
+            wire.ask(*address, wire.VERSION, timeout_s=recipe.connect_timeout_s), recipe
+        )
+        state = wire.ask(*address, wire.STATE, timeout_s=recipe.connect_timeout_s)
+        queued = wire.ask(*address, wire.QUEUED, timeout_s=recipe.connect_timeout_s)
         if state[:1] == bytes([wire.MOVING]) or any(queued[:2]):
             raise ArmError("another client moves the arm; end it (the vendor's studio, another program) and try again")
-        return found
+        return identity
 
     def _connect(self, **options: Any) -> Any:
-        """One connection, its socket set so that a set point never waits for another packet."""
+        """Opens one connection with TCP_NODELAY, so that a set point never waits for another packet."""
         try:
             api = self._sdk.XArmAPI(
                 self.recipe.address,
@@ -233,7 +246,7 @@ class ControllerLink:
                 check_joint_limit=True,
                 **options,
             )
-        except Exception as error:  # the SDK raises nothing more exact
+        except Exception as error:  # the SDK raises nothing more specific
             raise ArmError(
                 f"the xArm at {self.recipe.address} took no connection of the vendor's SDK ({error})"
             ) from None
@@ -244,52 +257,64 @@ class ControllerLink:
         self.error, self.warning, self.status_s = item["error_code"], item["warn_code"], time.monotonic()
 
     def _wait_for_reports(self, count: int) -> None:
-        """Wait until `count` more of the 5 Hz reports have come. Raises ArmError where they do not."""
-        until_s, last_s = time.monotonic() + 3.0, self.status_s
+        """Waits for `count` more of the 5 Hz reports. Raises ArmError if they do not arrive."""
+        deadline_s, last_s = time.monotonic() + 3.0, self.status_s
         while count:
-            if time.monotonic() > until_s:
+            if time.monotonic() > deadline_s:
                 raise ArmError("the controller's 5 Hz report does not come (port 30002); let the network pass it")
             time.sleep(0.005)
             if self.status_s != last_s:
                 last_s, count = self.status_s, count - 1
 
     def _outcome(self, code: int) -> int:
-        """The code of a set point. The SDK's is "no reply in time" even where the connection broke while it waited."""
+        """Returns the code of a set point. The SDK says "no reply in time" even if the connection broke meanwhile."""
         return CLOSED if code == NO_REPLY and not self._commands.connected else int(code)
 
     def _needs_fresh_status(self) -> None:
-        """The SDK's planned moves wait for ever where its report is silent."""
+        """Raises ArmError if the 5 Hz report is silent, because the SDK's planned moves would then wait forever."""
         if time.monotonic() - self.status_s > 1.0:
             raise ArmError("the controller's 5 Hz report is silent; check the network")
 
-    def _setters(self, wanted: StoredSettings) -> list[tuple[str, Callable[[], Any]]]:
-        """What stores the settings, in an order that works: the payload is taken only while the arm is ready."""
-        api, s = self._commands, wanted
+    def _setters(self, settings: StoredSettings) -> list[tuple[str, Callable[[], Any]]]:
+        """Returns the calls that store the settings, in a working order: only a ready arm accepts the payload."""
+        api = self._commands
         steps: list[tuple[str, Callable[[], Any]]] = [
             ("switch the motors on", lambda: api.motion_enable(True)),
             ("enter mode 0", lambda: api.set_mode(0)),
-            ("set the TCP offset", lambda: api.set_tcp_offset([*_millimetres(s.tcp_offset_m), 0, 0, 0], wait=False)),
+            (
+                "set the TCP offset",
+                lambda: api.set_tcp_offset([*_millimetres(settings.tcp_offset_m), 0, 0, 0], wait=False),
+            ),
             ("get ready", lambda: api.set_state(0)),
-            ("set the payload", lambda: api.set_tcp_load(s.payload_kg, _millimetres(s.payload_centre_m))),
-            ("set the collision sensitivity", lambda: api.set_collision_sensitivity(int(s.collision_sensitivity))),
-            ("set self-collision", lambda: api.set_self_collision_detection(bool(s.self_collision))),
-            ("set the tool's model", lambda: api.set_collision_tool_model(int(s.tool_model))),
+            ("set the payload", lambda: api.set_tcp_load(settings.payload_kg, _millimetres(settings.payload_centre_m))),
+            (
+                "set the collision sensitivity",
+                lambda: api.set_collision_sensitivity(int(settings.collision_sensitivity)),
+            ),
+            ("set self-collision", lambda: api.set_self_collision_detection(bool(settings.self_collision))),
+            ("set the tool's model", lambda: api.set_collision_tool_model(int(settings.tool_model))),
             ("switch the rebound off", lambda: api.set_collision_rebound(False)),
         ]
-        if s.reduced:
-            speed_mm_s = _MM * (s.reduced_tcp_speed_m_s or 0.0)
+        if settings.reduced:
+            speed_mm_s = _MM * (settings.reduced_tcp_speed_m_s or 0.0)
             steps += [
                 ("set the reduced TCP speed", lambda: api.set_reduced_max_tcp_speed(speed_mm_s)),
-                ("set the reduced joint speed", lambda: api.set_reduced_max_joint_speed(s.reduced_joint_speed_rad_s)),
-                ("set the reduced joint range", lambda: api.set_reduced_joint_range(list(s.reduced_range_rad or ()))),
+                (
+                    "set the reduced joint speed",
+                    lambda: api.set_reduced_max_joint_speed(settings.reduced_joint_speed_rad_s),
+                ),
+                (
+                    "set the reduced joint range",
+                    lambda: api.set_reduced_joint_range(list(settings.reduced_range_rad or ())),
+                ),
             ]
-        if s.fence_box_m is not None:
-            box_mm = [round(v) for v in _millimetres(s.fence_box_m)]
+        if settings.fence_box_m is not None:
+            box_mm = [round(v) for v in _millimetres(settings.fence_box_m)]
             steps.append(("set the safety boundary", lambda: api.set_reduced_tcp_boundary(box_mm)))
         return [
             *steps,
-            ("switch reduced mode", lambda: api.set_reduced_mode(bool(s.reduced))),
-            ("switch the fence", lambda: api.set_fence_mode(bool(s.fence))),
+            ("switch reduced mode", lambda: api.set_reduced_mode(bool(settings.reduced))),
+            ("switch the fence", lambda: api.set_fence_mode(bool(settings.fence))),
         ]
 
     def _check_speed_factor(self) -> None:
@@ -313,21 +338,21 @@ class ControllerLink:
         self._check_gripper(api.set_gripper_enable(True), "switch the gripper on")
         self._check_gripper(api.set_gripper_speed(self.recipe.gripper_rpm), "set the gripper's speed")
 
-    def _check_gripper(self, code: int, what: str) -> None:
+    def _check_gripper(self, code: int, action: str) -> None:
         if code == 0:
             return
         api: Any = self._gripper
-        answer, own = api.get_gripper_err_code(check_baud=False)
-        if answer == 0 and own:
-            raise ControllerFault(own, gripper=True)
+        answer, gripper_error = api.get_gripper_err_code(check_baud=False)
+        if answer == 0 and gripper_error:
+            raise ControllerFault(gripper_error, gripper=True)
         self.check_errors()
-        _check(code, what)
+        _check(code, action)
 
 
-def _check(code: Any, what: str) -> None:
-    code = code[0] if isinstance(code, list | tuple) else code  # a few calls answer with a list
+def _check(code: Any, action: str) -> None:
+    code = code[0] if isinstance(code, list | tuple) else code  # a few calls return a list
     if code != 0:
-        raise ArmError(f"the controller did not {what}: {reply(code)}")
+        raise ArmError(f"the controller did not {action}: {reply(code)}")
 
 
 def _metres(values_mm: Any) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
-"""What must hold of a controller before its arm moves: the right arm, and settings that read back as in the recipe.
+"""Checks before the arm moves: that it is the right arm, and that its settings read back as in the recipe.
 
-Pure: what was read comes in, what is wrong comes out. Lengths in m and angles in rad; `xarm7` converts.
+Pure functions of values that were read from the controller. Lengths in m, angles in rad; `controller_link` converts.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import JOINTS
 
 MODES = {"servo": 1, "online": 6}  # the controller's modes, by `ControllerRecipe.stream`
-# Lowest firmware that takes them: before 1.5.20 the SDK itself keeps account of readiness; mode 6 came with 1.10.0.
+# Lowest firmware for each stream: before 1.5.20 the SDK itself keeps account of readiness; mode 6 came with 1.10.0.
 _FIRMWARE = {"servo": (1, 5, 20), "online": (1, 10, 0)}
 _SOCKET_FILES = "xarmcontroller_uds_*"
-_INSIDE_RAD = 1e-4  # set points stay this far inside the controller's joint range: float32 on the wire rounds
+_INSIDE_RAD = 1e-4  # margin of set points to the controller's joint range, because float32 on the wire rounds
 _CLOSE_RAD = 1e-3  # a recipe's range may be a rounded copy of the vendor's table
-# xArm 7 joint range by serial number (characters 3 to 6), the vendor's tables: until 1304, and from 1305 on.
+# Joint range of the xArm 7 by serial number (characters 3 to 6), from the vendor's tables: up to 1304, and from 1305
+# on.
 _WIDE_DEG = ((-360, 360), (-118, 120), (-360, 360), (-11, 225), (-360, 360), (-97, 180), (-360, 360))
 _NARROW_DEG = ((-360, 360), (-117, 116), (-360, 360), (-6, 225), (-360, 360), (-97, 180), (-360, 360))
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who answers: serial numbers of arm and control box, firmware (major, minor, revision)."""
+    """Identity of the controller: serial numbers of arm and control box, firmware (major, minor, revision)."""
 
     axes: int
     serial: str
@@ -45,40 +46,43 @@ class Identity:
 
 
 def identify(answer: bytes, recipe: ControllerRecipe) -> Identity:
-    """The identity in the controller's answer to VERSION ("7,7,XI1304...,AC1300...,v2.5.0").
+    """Returns the identity in the controller's answer to VERSION ("7,7,XI1304...,AC1300...,v2.5.0").
 
     Raises:
-        ArmError: no xArm 7, a serial number out of pattern or not the recipe's, firmware too old for the mode.
+        ArmError: the arm is no xArm 7, its serial number is malformed or not the recipe's, or its firmware is too old
+            for the mode.
     """
     text = answer.split(b"\0")[0].decode("ascii", errors="replace")
-    where = f"the controller at {recipe.address}"
+    controller = f"the controller at {recipe.address}"
     match = re.search(r"(\d+),(\d+),([^,]*),([^,]*),.*?(\d+)\.(\d+)\.(\d+)", text)
     if match is None:
-        raise ArmError(f"{where} says its version is {text!r}, which is no xArm's; check controller.address")
+        raise ArmError(f"{controller} says its version is {text!r}, which is no xArm's; check controller.address")
     axes, _, serial, box_serial, *firmware = match.groups()
-    found = Identity(
+    identity = Identity(
         int(axes), serial.strip(), box_serial.strip(), (int(firmware[0]), int(firmware[1]), int(firmware[2]))
     )
-    if found.axes != JOINTS:
-        raise ArmError(f"{where} drives an arm of {found.axes} axes ({found.serial}); this driver is for the xArm 7")
-    if not re.fullmatch(r"[A-Z]{2}\d{4}\w+", found.serial):
+    if identity.axes != JOINTS:
         raise ArmError(
-            f"{where} gives the serial number {found.serial!r}, which tells no generation (XI1304... expected) and so "
-            "no joint range; enter the arm's number in the vendor's studio"
+            f"{controller} drives an arm of {identity.axes} axes ({identity.serial}); this driver is for the xArm 7"
         )
-    if recipe.serial and recipe.serial != found.serial:
-        raise ArmError(f"wanted the arm {recipe.serial}, got {found.serial} at {recipe.address}; correct the recipe")
-    least = _FIRMWARE[recipe.stream]
-    if found.firmware < least:
+    if not re.fullmatch(r"[A-Z]{2}\d{4}\w+", identity.serial):
         raise ArmError(
-            f"firmware {_dotted(found.firmware)} is too old for controller.stream = {recipe.stream!r}: it needs "
-            f"{_dotted(least)} or newer; update it in the vendor's studio"
+            f"{controller} gives the serial number {identity.serial!r}, which tells no generation (XI1304... expected) "
+            "and so no joint range; enter the arm's number in the vendor's studio"
         )
-    return found
+    if recipe.serial and recipe.serial != identity.serial:
+        raise ArmError(f"wanted the arm {recipe.serial}, got {identity.serial} at {recipe.address}; correct the recipe")
+    minimum = _FIRMWARE[recipe.stream]
+    if identity.firmware < minimum:
+        raise ArmError(
+            f"firmware {_dotted(identity.firmware)} is too old for controller.stream = {recipe.stream!r}: it needs "
+            f"{_dotted(minimum)} or newer; update it in the vendor's studio"
+        )
+    return identity
 
 
 def refuse_socket_files(folders: Sequence[Path] = (Path(tempfile.gettempdir()), Path("/tmp"))) -> None:
-    """Raise ArmError where a controller's socket file lies: the SDK takes it for the arm, whatever the address."""
+    """Raises ArmError if a controller's socket file exists: the SDK prefers it to the arm, whatever the address."""
     for folder in folders:
         for path in sorted(folder.glob(_SOCKET_FILES)):
             raise ArmError(
@@ -87,7 +91,7 @@ def refuse_socket_files(folders: Sequence[Path] = (Path(tempfile.gettempdir()), 
 
 
 def motion_limits(recipe: HardwareRecipe, controller: ControllerRecipe) -> MotionLimits:
-    """What holds at every set point. Raises RecipeError where the numbers contradict each other."""
+    """Returns the limits that hold at every set point. Raises RecipeError if the numbers contradict each other."""
     limits = recipe.limits
     return MotionLimits(
         joint_min_rad=np.array(limits.joint_min_rad),
@@ -106,10 +110,10 @@ def motion_limits(recipe: HardwareRecipe, controller: ControllerRecipe) -> Motio
 
 
 def joint_range(recipe: HardwareRecipe, identity: Identity) -> np.ndarray:
-    """(7, 2) the recipe's joint range, kept just inside the arm's.
+    """Returns the recipe's joint range (7, 2), kept just inside the arm's.
 
     Raises:
-        RecipeError: the recipe allows what this generation of the arm does not.
+        RecipeError: the recipe allows angles that this generation of the arm does not.
     """
     arm = identity.joint_range_rad
     low, high = np.array(recipe.limits.joint_min_rad), np.array(recipe.limits.joint_max_rad)
@@ -121,12 +125,12 @@ def joint_range(recipe: HardwareRecipe, identity: Identity) -> np.ndarray:
     return np.stack([np.maximum(low, arm[:, 0] + _INSIDE_RAD), np.minimum(high, arm[:, 1] - _INSIDE_RAD)], axis=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredSettings:
-    """What is stored in the controller: wanted by a recipe, or read back. None: the recipe leaves it as it is."""
+    """Settings stored in the controller, from a recipe or as read back. None: the recipe leaves a setting as it is."""
 
     tcp_offset_m: tuple[float, ...]
-    tcp_turn_rad: tuple[float, ...]  # of the tool against the flange, zero here
+    tcp_turn_rad: tuple[float, ...]  # rotation of the tool against the flange, zero here
     payload_kg: float
     payload_centre_m: tuple[float, ...]
     collision_sensitivity: float
@@ -137,11 +141,11 @@ class StoredSettings:
     reduced: float
     reduced_tcp_speed_m_s: float | None
     reduced_joint_speed_rad_s: float | None
-    reduced_range_rad: tuple[float, ...] | None  # 14: lowest and highest of each joint
+    reduced_range_rad: tuple[float, ...] | None  # (14,) lowest and highest angle of each joint
 
 
-def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> StoredSettings:
-    """The recipe's settings. Raises RecipeError where a value cannot be set."""
+def recipe_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> StoredSettings:
+    """Returns the recipe's settings. Raises RecipeError if a value cannot be set."""
     if not 1 <= controller.collision_sensitivity <= 5:
         raise RecipeError(f"controller.collision_sensitivity is {controller.collision_sensitivity}; it is 1 to 5")
     if len(controller.payload_centre_m) != 3:
@@ -166,13 +170,13 @@ def wanted_settings(recipe: HardwareRecipe, controller: ControllerRecipe) -> Sto
     )
 
 
-def differences(wanted: StoredSettings, got: StoredSettings) -> tuple[str, ...]:
-    """A line for each setting that reads back otherwise, with what was wanted and what was got."""
+def differences(expected: StoredSettings, stored: StoredSettings) -> tuple[str, ...]:
+    """Returns one line for each setting that reads back differently, with both values."""
     lines = []
     for field in fields(StoredSettings):
-        want, have = getattr(wanted, field.name), getattr(got, field.name)
-        if want is not None and not np.allclose(want, have, atol=_CLOSE_RAD, rtol=0):
-            lines.append(f"{field.name}: wanted {_short(want)}, got {_short(have)}")
+        expected_value, stored_value = getattr(expected, field.name), getattr(stored, field.name)
+        if expected_value is not None and not np.allclose(expected_value, stored_value, atol=_CLOSE_RAD, rtol=0):
+            lines.append(f"{field.name}: wanted {_short(expected_value)}, got {_short(stored_value)}")
     return tuple(lines)
 
 

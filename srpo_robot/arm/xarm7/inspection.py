@@ -1,7 +1,7 @@
-"""A look at one controller through the vendor's SDK, in a process of its own: for `check`, which moves no arm.
+"""Inspects one controller through the vendor's SDK, in a separate process. For `check`, which moves no arm.
 
-The SDK prints, changes sockets' time limits for its whole process and leaves threads in dead links behind. None of it
-gets out of here: the process answers questions, one at a time, and is gone.
+The SDK prints, changes the socket time limits of its whole process, and leaves threads in dead links behind. The
+separate process contains all of that: it answers requests one at a time and then ends.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _PAUSE_S = 0.01  # between round trips: the vendor asks for at most 100 a second
 
 
 class Inspection:
-    """The controller of one arm, asked from this process, as long as the `with` block lasts. Not for two threads."""
+    """The controller of one arm, queried from this process for the duration of a `with` block. Not thread-safe."""
 
     def __init__(self, controller: ControllerRecipe) -> None:
         self._controller = controller
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Connect. Raises ArmError as `ControllerLink`, or where another srpo-robot of this machine has the arm."""
-        self._way, theirs = Pipe()
-        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.inspection", str(theirs.fileno())]
-        nothing = subprocess.DEVNULL
+        """Connects. Raises ArmError as `ControllerLink`, or if another srpo-robot on this machine holds the arm."""
+        self._channel, child_end = Pipe()
+        command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.inspection", str(child_end.fileno())]
+        devnull = subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(
                 command,
-                stdin=nothing,
-                stdout=nothing,
-                stderr=nothing,
-                pass_fds=(theirs.fileno(),),
+                stdin=devnull,
+                stdout=devnull,
+                stderr=devnull,
+                pass_fds=(child_end.fileno(),),
                 start_new_session=True,
             )
         finally:
-            theirs.close()
+            child_end.close()
         try:
-            self._way.send(self._controller)
+            self._channel.send(self._controller)
             self.identity: Identity = self._answer()
         except BaseException:
             self.__exit__(None, None, None)
@@ -63,9 +63,9 @@ class Inspection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the process; one that hangs is killed. The arm stays as it is."""
+        """Ends the process, and kills it if it hangs. The arm stays as it is."""
         process, self._process = self._process, None
-        self._way.close()
+        self._channel.close()
         if process is None:
             return
         try:
@@ -74,50 +74,50 @@ class Inspection:
             process.kill()
             process.wait()
 
-    # --- what is asked; each raises ArmError as the method of `ControllerLink` ----------------------------------------
+    # --- requests; each raises ArmError as the method of `ControllerLink` ---------------------------------------------
 
     def errors(self) -> tuple[int, int]:
-        """Error and warning now."""
+        """Returns the current error and warning."""
         return self._ask("errors")
 
     def settings(self) -> StoredSettings:
-        """What the controller has stored."""
+        """Returns the settings stored in the controller."""
         return self._ask("settings")
 
-    def set_up(self, wanted: StoredSettings) -> None:
-        """Store the settings and read them back: motors on, the arm stopped. Only where a person has said so."""
-        self._ask("set_up", wanted)
+    def set_up(self, settings: StoredSettings) -> None:
+        """Stores the settings and reads them back: motors on, the arm stopped. Needs a person's confirmation."""
+        self._ask("set_up", settings)
 
     def recover(self) -> None:
-        """Clean the controller's error; the arm stays stopped. Only after a person has confirmed it."""
+        """Cleans the controller's error; the arm stays stopped. Needs a person's confirmation."""
         self._ask("recover")
 
     def gripper_opening(self) -> float:
-        """Measured opening [m]."""
+        """Returns the measured opening [m]."""
         return self._ask("gripper_opening")
 
     def move_gripper(self, opening_m: float) -> None:
-        """Send the gripper there, without waiting."""
+        """Sends the gripper to `opening_m` without waiting."""
         self._ask("move_gripper", opening_m)
 
     def round_trips(self, count: int) -> np.ndarray:
-        """How long `count` commands that only read took, (count,) [s]."""
+        """Returns the durations of `count` read-only commands, (count,) [s]."""
         return self._ask("round_trips", count)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, what: str, *values: Any) -> Any:
+    def _ask(self, method: str, *values: Any) -> Any:
         try:
-            self._way.send((what, *values))
+            self._channel.send((method, *values))
         except OSError:
             raise _gone() from None
         return self._answer()
 
     def _answer(self) -> Any:
         try:
-            if not self._way.poll(_ANSWER_S):
+            if not self._channel.poll(_ANSWER_S):
                 raise ArmError(f"the controller keeps the vendor's SDK waiting for {_ANSWER_S:g} s; restart its box")
-            kind, value = self._way.recv()
+            kind, value = self._channel.recv()
         except (EOFError, OSError):
             raise _gone() from None
         if kind == "failed":
@@ -133,22 +133,22 @@ def _gone() -> ArmError:
 
 
 def main(descriptor: int) -> None:
-    """Connect and answer until nobody asks any more."""
+    """Connects, then answers requests until the other end closes."""
     from srpo_robot.arm.xarm7.driver import load_sdk
     from srpo_robot.arm.xarm7.streamer import only_one
 
-    way = Connection(descriptor)
-    controller: ControllerRecipe = way.recv()
+    channel = Connection(descriptor)
+    controller: ControllerRecipe = channel.recv()
     try:
         with only_one(controller):
             link = ControllerLink(controller, load_sdk)
-            way.send(("done", link.identity))
-            _serve(way, link)
+            channel.send(("done", link.identity))
+            _serve(channel, link)
     except SrpoRobotError as error:
-        way.send(("failed", error))
+        channel.send(("failed", error))
 
 
-def _serve(way: Connection, link: ControllerLink) -> None:
+def _serve(channel: Connection, link: ControllerLink) -> None:
     calls: dict[str, Callable[..., Any]] = {
         "errors": link.errors,
         "settings": link.settings,
@@ -159,11 +159,11 @@ def _serve(way: Connection, link: ControllerLink) -> None:
         "round_trips": lambda count: _round_trips(link, count),
     }
     while True:
-        what, *values = way.recv()
+        method, *values = channel.recv()
         try:
-            way.send(("done", calls[what](*values)))
+            channel.send(("done", calls[method](*values)))
         except SrpoRobotError as error:
-            way.send(("failed", error))
+            channel.send(("failed", error))
 
 
 def _round_trips(link: ControllerLink, count: int) -> np.ndarray:
@@ -177,6 +177,6 @@ def _round_trips(link: ControllerLink, count: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
+    with contextlib.suppress(EOFError, OSError):  # the other end closed
         main(int(sys.argv[1]))
     os._exit(0)  # the SDK's threads may hang in a dead link

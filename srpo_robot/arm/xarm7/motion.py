@@ -1,9 +1,9 @@
-"""From targets to set points that an arm may be sent, tick by tick: no target whatever leads out of the limits.
+"""Computes set points from targets, tick by tick. No target can lead them out of the limits.
 
-Every tick keeps one promise: from here, braking at the acceleration cap stays inside everything (joint range, workspace
-box, table, speed of the TCP). A step towards the target is taken as far as that promise allows, and where no step does,
-the arm brakes, which the promise of the tick before has shown to be safe. So the limits hold by induction, whatever a
-policy asks for, and the set points never jump. Pure functions of numpy arrays: no clock, no arm.
+Every tick keeps one invariant: braking at the acceleration cap from the current set point stays inside joint range,
+workspace box, table and TCP speed. A step towards the target is taken as far as the invariant allows. If no step is
+allowed, the arm brakes, which the invariant of the previous tick has shown to be safe. By induction the limits hold for
+any sequence of targets, and the set points never jump. Pure functions of numpy arrays: no clock, no arm.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from srpo_robot.arm import kinematics
 from srpo_robot.errors import CommandRefused, RecipeError
 from srpo_robot.records import JOINTS, ArmCommand
 
-PATH_LAYERS = ("joint_range", "tcp_speed", "workspace_box", "table")  # in the order of the checks' columns
+PATH_LAYERS = ("joint_range", "tcp_speed", "workspace_box", "table")  # in the order of the columns of `_broken`
 LAYERS = (*PATH_LAYERS, "gripper_range")
-# Points of the arm that may meet a table, and the radius around them [m]: (joint frame, place in its axes, radius).
-# Elbow, forearm, wrist and flange of the vendor's drawings, rounded up; the gripper is the TCP's box.
+# Points of the arm that may hit a table: (joint frame, position in its axes, radius), [m]. Elbow, forearm, wrist and
+# flange from the vendor's drawings, rounded up. The workspace box covers the gripper.
 BODY: tuple[tuple[int, tuple[float, float, float], float], ...] = (
     (4, (0.0, 0.0, 0.0), 0.07),
     (5, (0.0, 0.0, 0.0), 0.07),
@@ -30,17 +30,17 @@ BODY: tuple[tuple[int, tuple[float, float, float], float], ...] = (
 _TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MotionLimits:
-    """What holds at every tick.
+    """Limits that hold at every tick.
 
     Attributes:
-        joint_min_rad, joint_max_rad: (7,).
-        joint_speed_rad_s, joint_acceleration_rad_s2: of every joint.
-        tcp_speed_m_s: of the tool centre point, as a chord from tick to tick.
-        box_min_m, box_max_m: (3,) where the TCP may be, base frame.
+        joint_min_rad, joint_max_rad: (7,) joint range.
+        joint_speed_rad_s, joint_acceleration_rad_s2: caps for every joint.
+        tcp_speed_m_s: cap for the tool centre point, as a chord from tick to tick.
+        box_min_m, box_max_m: (3,) workspace box of the TCP, base frame.
         table_m: height that no part of `BODY` goes below, base frame.
-        tcp_offset_m: (3,) flange frame.
+        tcp_offset_m: (3,) TCP in the flange frame.
         gripper_min_m, gripper_max_m, gripper_speed_m_s: opening between the fingers.
 
     Raises:
@@ -74,7 +74,7 @@ class MotionLimits:
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """Where the set points are: `joints_rad` (7,), `speed_rad_s` (7,), `gripper_m`. Begin at rest, where the arm is."""
+    """State of the set points: `joints_rad` (7,), `speed_rad_s` (7,), `gripper_m`. Starts at the measured pose."""
 
     joints_rad: np.ndarray
     speed_rad_s: np.ndarray
@@ -82,15 +82,15 @@ class Motion:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing moves."""
+        """Whether all joint speeds are zero."""
         return not self.speed_rad_s.any()
 
 
 def at_rest(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Motion:
-    """A motion that begins where the arm was measured.
+    """Returns a motion at rest at the measured pose.
 
     Raises:
-        CommandRefused: that place is outside the limits; names what it breaks.
+        CommandRefused: the pose is outside the limits. The message names the broken layers.
     """
     joints = np.asarray(joints_rad, dtype=np.float64)
     if joints.shape != (JOINTS,) or not (np.isfinite(joints).all() and np.isfinite(gripper_m)):
@@ -106,7 +106,7 @@ def at_rest(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> M
 
 
 def broken_layers(path_rad: np.ndarray, limits: MotionLimits) -> tuple[str, ...]:
-    """Which of `PATH_LAYERS` a path (n, 7) breaks anywhere; its speed is not looked at."""
+    """Returns the entries of `PATH_LAYERS` that a path (n, 7) breaks anywhere. Its speed is not checked."""
     broken = _broken(path_rad[None], limits, np.inf)[0]
     return tuple(layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken)
 
@@ -114,15 +114,17 @@ def broken_layers(path_rad: np.ndarray, limits: MotionLimits) -> tuple[str, ...]
 def advance(
     motion: Motion, target: ArmCommand, limits: MotionLimits, tick_s: float, pace: float = 1.0
 ) -> tuple[Motion, tuple[str, ...]]:
-    """One tick towards `target`: the motion after it, and the layers (of `LAYERS`) that kept it from the target.
+    """Returns the motion one tick closer to `target`, and the layers (of `LAYERS`) that kept it from the target.
 
     Args:
-        motion: as `at_rest` or an earlier `advance` with these limits and this tick left it.
-        tick_s: time of one set point [s]; the same throughout.
-        pace: share of the speed caps that is used, above 0 to 1; the first live chunk goes at a tenth.
+        motion: result of `at_rest`, or of an earlier `advance` with these limits and this tick.
+        target: pose to approach.
+        limits: limits that hold at every tick.
+        tick_s: time of one set point [s], the same throughout.
+        pace: fraction of the speed caps that is used, above 0 to 1. The first live chunk runs at a tenth.
 
     Raises:
-        CommandRefused: a value of `target` is not finite. Brake with `brake`.
+        CommandRefused: a value of `target` is not finite. Use `brake` then.
     """
     if not (np.isfinite(target.joints_rad).all() and np.isfinite(target.gripper_m)):
         raise CommandRefused("a target with NaN or infinity was refused; the arm brakes. Check the policy's output")
@@ -132,17 +134,21 @@ def advance(
         limited_by.append("joint_range")
     gripper, clipped = _gripper_step(motion.gripper_m, target.gripper_m, limits, tick_s)
     limited_by += ["gripper_range"] if clipped else []
-    wanted = _approach(motion, goal, limits, tick_s, pace)
-    slowest = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
-    broken = _broken_after(motion.joints_rad, wanted[None], limits, tick_s)[0]
+    speed = _approach(motion, goal, limits, tick_s, pace)
+    braking_speed = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
+    broken = _broken_after(motion.joints_rad, speed[None], limits, tick_s)[0]
     if broken.any():
         limited_by += [layer for layer, is_broken in zip(PATH_LAYERS, broken, strict=True) if is_broken]
-        wanted = slowest + _largest_share(motion.joints_rad, slowest, wanted, limits, tick_s) * (wanted - slowest)
-    return Motion(motion.joints_rad + wanted * tick_s, wanted, gripper), tuple(dict.fromkeys(limited_by))
+        share = _largest_share(motion.joints_rad, braking_speed, speed, limits, tick_s)
+        speed = braking_speed + share * (speed - braking_speed)
+    return Motion(motion.joints_rad + speed * tick_s, speed, gripper), tuple(dict.fromkeys(limited_by))
 
 
 def brake(motion: Motion, limits: MotionLimits, tick_s: float) -> Motion:
-    """One tick of braking at the acceleration cap, the gripper where it is: safe after any `advance`."""
+    """Returns the motion after one tick of braking at the acceleration cap. It is safe after any `advance`.
+
+    The gripper stays at its opening.
+    """
     speed = _braked(motion.speed_rad_s, limits.joint_acceleration_rad_s2 * tick_s)
     return Motion(motion.joints_rad + speed * tick_s, speed, motion.gripper_m)
 
@@ -151,52 +157,52 @@ def brake(motion: Motion, limits: MotionLimits, tick_s: float) -> Motion:
 
 
 def _approach(motion: Motion, goal: np.ndarray, limits: MotionLimits, tick_s: float, pace: float) -> np.ndarray:
-    """Joint speeds (7,) of a tick that goes straight for the goal and can still stop there, within both caps."""
-    left = goal - motion.joints_rad
-    longest = float(np.abs(left).max())
+    """Returns joint speeds (7,) for one tick straight towards the goal that can still stop there, within both caps."""
+    distance = goal - motion.joints_rad
+    longest = float(np.abs(distance).max())
     acceleration = limits.joint_acceleration_rad_s2
-    wanted = np.zeros(JOINTS)
+    speed = np.zeros(JOINTS)
     if longest > 0.0:
-        # v * tick + v^2 / (2 a) = what is left: the speed from which braking ends at the goal.
+        # v * tick + v^2 / (2 a) = distance: the speed from which braking ends at the goal.
         stopping = acceleration * (np.sqrt(tick_s**2 + 2.0 * longest / acceleration) - tick_s)
-        wanted = left / longest * min(limits.joint_speed_rad_s * pace, stopping)
-    change = wanted - motion.speed_rad_s
-    largest, most = float(np.abs(change).max()), acceleration * tick_s
-    return motion.speed_rad_s + (change * (most / largest) if largest > most else change)
+        speed = distance / longest * min(limits.joint_speed_rad_s * pace, stopping)
+    change = speed - motion.speed_rad_s
+    largest, largest_change = float(np.abs(change).max()), acceleration * tick_s
+    return motion.speed_rad_s + (change * (largest_change / largest) if largest > largest_change else change)
 
 
 def _braked(speed_rad_s: np.ndarray, change: float) -> np.ndarray:
-    """The speeds after one tick of braking: in proportion, so that the path stays straight in joint space."""
+    """Returns the speeds after one tick of braking, in proportion, so that the path stays straight in joint space."""
     fastest = float(np.abs(speed_rad_s).max())
     return speed_rad_s * (1.0 - change / fastest) if fastest > change else np.zeros(JOINTS)
 
 
 def _broken_after(joints_rad: np.ndarray, speeds_rad_s: np.ndarray, limits: MotionLimits, tick_s: float) -> np.ndarray:
-    """Which of `PATH_LAYERS` a tick at each of these speeds (m, 7), and braking from then on, would break: (m, 4)."""
+    """Returns which of `PATH_LAYERS` a tick at each of the speeds (m, 7), followed by braking, would break: (m, 4)."""
     change = limits.joint_acceleration_rad_s2 * tick_s
     fastest = np.abs(speeds_rad_s).max(axis=1, keepdims=True)
     ticks = np.arange(int(np.ceil(fastest.max() / change)) + 1)
-    left = np.maximum(1.0 - ticks * change / np.maximum(fastest, change * 1e-9), 0.0)  # (m, ticks) of the speed
-    travelled = np.cumsum(left, axis=1)[..., None] * speeds_rad_s[:, None] * tick_s
+    fraction = np.maximum(1.0 - ticks * change / np.maximum(fastest, change * 1e-9), 0.0)  # (m, ticks) of the speed
+    offsets = np.cumsum(fraction, axis=1)[..., None] * speeds_rad_s[:, None] * tick_s
     start = np.broadcast_to(joints_rad, (len(speeds_rad_s), 1, JOINTS))
-    return _broken(np.concatenate([start, joints_rad + travelled], axis=1), limits, tick_s)
+    return _broken(np.concatenate([start, joints_rad + offsets], axis=1), limits, tick_s)
 
 
 def _largest_share(
-    joints_rad: np.ndarray, slowest: np.ndarray, wanted: np.ndarray, limits: MotionLimits, tick_s: float
+    joints_rad: np.ndarray, braking_speed: np.ndarray, full_speed: np.ndarray, limits: MotionLimits, tick_s: float
 ) -> float:
-    """How far from braking towards the wanted speeds a tick may go, in 64ths, tried 8 at a time; 0: it brakes."""
+    """Returns the largest safe step from braking (0) to full speed (1), in 64ths, tested 8 at a time."""
     share = 0.0
     for width in (1 / 8, 1 / 64):
-        tried = share + width * np.arange(1, 8)
-        speeds = slowest + tried[:, None] * (wanted - slowest)
+        candidates = share + width * np.arange(1, 8)
+        speeds = braking_speed + candidates[:, None] * (full_speed - braking_speed)
         fits = ~_broken_after(joints_rad, speeds, limits, tick_s).any(axis=1)
-        share = float(tried[fits].max(initial=share))
+        share = float(candidates[fits].max(initial=share))
     return share
 
 
 def _broken(paths: np.ndarray, limits: MotionLimits, tick_s: float) -> np.ndarray:
-    """Which of `PATH_LAYERS` each of several paths of set points (m, n, 7) breaks: (m, 4) bool."""
+    """Returns which of `PATH_LAYERS` each of several paths of set points (m, n, 7) breaks: (m, 4) bool."""
     poses = kinematics.frames(paths)
     tcp = poses[..., -1, :3, 3] + poses[..., -1, :3, :3] @ limits.tcp_offset_m
     steps = np.linalg.norm(np.diff(tcp, axis=1), axis=2).max(axis=1, initial=0.0)
@@ -214,19 +220,19 @@ def _broken(paths: np.ndarray, limits: MotionLimits, tick_s: float) -> np.ndarra
 
 
 def lowest(poses: np.ndarray) -> float:
-    """Height of the lowest part of the arm's body [m], of joint frames (..., 8, 4, 4)."""
+    """Returns the height of the lowest part of the arm's body [m] for joint frames (..., 8, 4, 4)."""
     return float(_heights(poses).min())
 
 
 def _heights(poses: np.ndarray) -> np.ndarray:
-    """Lowest height of `BODY` [m] in each set of joint frames: (..., 8, 4, 4) -> (...)."""
+    """Returns the lowest height of `BODY` [m] in each set of joint frames: (..., 8, 4, 4) -> (...)."""
     return np.min(
         [poses[..., frame, 2, :3] @ np.array(at) + poses[..., frame, 2, 3] - radius for frame, at, radius in BODY],
         axis=0,
     )
 
 
-def _gripper_step(now_m: float, asked_m: float, limits: MotionLimits, tick_s: float) -> tuple[float, bool]:
-    goal = float(np.clip(asked_m, limits.gripper_min_m, limits.gripper_max_m))
+def _gripper_step(now_m: float, target_m: float, limits: MotionLimits, tick_s: float) -> tuple[float, bool]:
+    goal = float(np.clip(target_m, limits.gripper_min_m, limits.gripper_max_m))
     step = limits.gripper_speed_m_s * tick_s
-    return now_m + float(np.clip(goal - now_m, -step, step)), goal != asked_m
+    return now_m + float(np.clip(goal - now_m, -step, step)), goal != target_m

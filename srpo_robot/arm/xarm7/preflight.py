@@ -1,7 +1,7 @@
-"""What must hold before an arm moves, line by line: PASS, FAIL or SKIP, with what was found and what to do.
+"""Checks that must hold before an arm moves: one line each, PASS, FAIL or SKIP, with the finding and the remedy.
 
-Pure: what was read comes in, lines come out. `srpo-robot check` reads, asks and prints (`cli.checking`). Nothing that
-was not looked at counts as passed: it is a SKIP that says why.
+Pure functions from readings to lines. `srpo-robot check` reads, asks and prints (`cli.checking`). A check that was not
+made never counts as passed: it is a SKIP with the reason.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from srpo_robot.recipes import CameraRecipe, HardwareRecipe
 from srpo_robot.records import ActionChunk, ArmCommand
 
 FREE_BYTES = 5_000_000_000  # films, logs and episodes of a day of trials
-_RTT_SHARE = 0.5  # of a set point's period that 99 of 100 round trips must stay below
-_GRIPPER_M = 0.003  # how close to where it was sent it must read
-_RATE_SHARE = 0.9  # of the control rate that a camera must reach
-_CHANGED_SHARE = 0.5  # of a chunk's actions: beyond it, what is executed is no longer what the policy asked for
+_RTT_SHARE = 0.5  # fraction of a set point's period; 99 of 100 round trips must be faster
+_GRIPPER_M = 0.003  # largest difference between the commanded and the measured opening
+_RATE_SHARE = 0.9  # fraction of the control rate that a camera must reach
+_CHANGED_SHARE = 0.5  # fraction of a chunk's actions; above it, the executed actions no longer represent the policy
 _STREAM = ("http://", "https://")
 
 
 class CheckResult(StrEnum):
-    """Of one line."""
+    """Result of one check."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -43,10 +43,10 @@ class Check:
     """One line of the list.
 
     Attributes:
-        name: what was looked at.
-        verdict: SKIP where it was not looked at.
-        found: what was read, or why it was not.
-        todo: what would make it pass, "" where it does.
+        name: the subject of the check.
+        verdict: PASS, FAIL, or SKIP if the check was not made.
+        found: the reading, or the reason for a SKIP.
+        todo: the remedy of a FAIL, else "".
     """
 
     name: str
@@ -55,29 +55,29 @@ class Check:
     todo: str = ""
 
 
-def passed(name: str, found: str) -> Check:
-    """A line that passes."""
-    return Check(name, CheckResult.PASS, found)
+def passed(name: str, finding: str) -> Check:
+    """Returns a line that passes."""
+    return Check(name, CheckResult.PASS, finding)
 
 
-def failed(name: str, found: str, todo: str) -> Check:
-    """A line that fails; `todo` says what would work."""
-    return Check(name, CheckResult.FAIL, found, todo)
+def failed(name: str, finding: str, todo: str) -> Check:
+    """Returns a line that fails, with its remedy `todo`."""
+    return Check(name, CheckResult.FAIL, finding, todo)
 
 
-def skipped(name: str, why: str) -> Check:
-    """A line that was not looked at."""
-    return Check(name, CheckResult.SKIP, why)
+def skipped(name: str, reason: str) -> Check:
+    """Returns a line for a check that was not made."""
+    return Check(name, CheckResult.SKIP, reason)
 
 
 def refused(name: str, error: SrpoRobotError) -> Check:
-    """A line that fails by an error: these say what is wrong, then, after a semicolon, what would work."""
-    found, _, todo = one_line(error).partition("; ")
-    return failed(name, found, todo)
+    """Returns the failing line of an error. Its message gives the problem, then, after a semicolon, the remedy."""
+    finding, _, todo = one_line(error).partition("; ")
+    return failed(name, finding, todo)
 
 
 def attempt(name: str, look: Callable[[], Check]) -> Check:
-    """The line that `look` makes; where it is refused, that line fails and the list goes on."""
+    """Returns the line of `look`. If it raises, that line fails and the list goes on."""
     try:
         return look()
     except SrpoRobotError as error:
@@ -88,41 +88,44 @@ def attempt(name: str, look: Callable[[], Check]) -> Check:
 
 
 def socket_files() -> Check:
-    """No controller's socket file lies about: programs with the vendor's SDK would take it for the arm."""
+    """Checks that no controller's socket file exists: programs with the vendor's SDK would take it for the arm."""
     controller_setup.refuse_socket_files()
     return passed("socket files", "none of a controller")
 
 
-def identity(found: Identity, sdk: str, serial: str) -> Check:
-    """Which arm answers, with its versions; `controller_setup.identify` has refused the wrong ones.
+def identity(answer: Identity, sdk: str, serial: str) -> Check:
+    """Reports the arm that answers and its versions. `controller_setup.identify` has already refused wrong arms.
 
-    `sdk`: version of the vendor's SDK here; `serial`: the recipe's, "" for any.
+    Args:
+        answer: identity of the controller.
+        sdk: version of the vendor's SDK on this machine.
+        serial: the recipe's serial number, "" for any.
     """
-    firmware = ".".join(map(str, found.firmware))
-    known = "as in the recipe" if serial else "any would do: controller.serial is empty"
-    box = f"box {found.box_serial}, firmware {firmware}, SDK {sdk}"
-    return passed("arm", f"xArm {found.axes}, {found.serial} ({known}), {box}")
+    firmware = ".".join(map(str, answer.firmware))
+    match = "as in the recipe" if serial else "any would do: controller.serial is empty"
+    box = f"box {answer.box_serial}, firmware {firmware}, SDK {sdk}"
+    return passed("arm", f"xArm {answer.axes}, {answer.serial} ({match}), {box}")
 
 
-def joint_range(recipe: HardwareRecipe, found: Identity) -> Check:
-    """The recipe's joint range lies inside that of this generation of the arm. Raises RecipeError where not."""
-    controller_setup.joint_range(recipe, found)
-    return passed("joint range", f"the recipe's is inside that of {found.serial[:6]}")
+def joint_range(recipe: HardwareRecipe, answer: Identity) -> Check:
+    """Checks the recipe's joint range against this generation of the arm. Raises RecipeError if it is wider."""
+    controller_setup.joint_range(recipe, answer)
+    return passed("joint range", f"the recipe's is inside that of {answer.serial[:6]}")
 
 
 def round_trips(seconds: np.ndarray, stream_hz: float) -> Check:
-    """Replies come well before the next set point is due. `seconds`: (n,) of a command that only reads."""
+    """Checks that replies arrive well before the next set point is due. `seconds`: (n,) of a read-only command."""
     p50, p99, longest = 1000 * np.percentile(seconds, [50, 99, 100])
     most = 1000 * _RTT_SHARE / stream_hz
-    found = f"p50 {p50:.2f}, p99 {p99:.2f}, max {longest:.2f} ms of {len(seconds)}"
+    finding = f"p50 {p50:.2f}, p99 {p99:.2f}, max {longest:.2f} ms of {len(seconds)}"
     if p99 <= most:
-        return passed("round trips", found)
+        return passed("round trips", finding)
     todo = f"99 of 100 below {most:g} ms are needed at {stream_hz:g} Hz: a cable straight to the control box, no busy"
-    return failed("round trips", found, f'{todo} machine; or controller.stream = "online"')
+    return failed("round trips", finding, f'{todo} machine; or controller.stream = "online"')
 
 
 def errors(error: int, warning: int) -> Check:
-    """The controller has no error and no warning."""
+    """Checks that the controller has no error and no warning."""
     if error:
         fault = ControllerFault(error)
         return failed("errors", one_line(fault).partition(";")[0], fault.remedy)
@@ -131,7 +134,7 @@ def errors(error: int, warning: int) -> Check:
     return passed("errors", "no error, no warning")
 
 
-# Lines of the list, and the stored settings that each is about; the second: which key of the recipe may leave it off.
+# Lines of the list: the stored settings of each, and the recipe's key (if any) that may switch the check off.
 _SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "TCP offset": (("tcp_offset_m", "tcp_turn_rad"), ""),
     "payload": (("payload_kg", "payload_centre_m"), ""),
@@ -146,33 +149,36 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
 SETTINGS = tuple(_SETTINGS)
 
 
-def settings(wanted: StoredSettings, got: StoredSettings) -> tuple[Check, ...]:
-    """A line for each of `SETTINGS`: what the controller has stored is what the recipe says."""
-    wrong = {line.partition(":")[0]: line for line in controller_setup.differences(wanted, got)}
+def settings(expected: StoredSettings, stored: StoredSettings) -> tuple[Check, ...]:
+    """Compares the stored settings with the recipe's. Returns one line for each of `SETTINGS`."""
+    mismatches = {line.partition(":")[0]: line for line in controller_setup.differences(expected, stored)}
     lines = []
     for name, (keys, switch) in _SETTINGS.items():
-        theirs = "; ".join(wrong[key] if key in _TOLD else f"{key} differs" for key in keys if key in wrong)
-        if theirs:
-            lines.append(failed(name, theirs, "store the recipe's: add --set-up; a run does so at its start"))
-        elif switch and not getattr(wanted, switch):
+        problem = "; ".join(
+            mismatches[key] if key in _SHOWN_KEYS else f"{key} differs" for key in keys if key in mismatches
+        )
+        if problem:
+            lines.append(failed(name, problem, "store the recipe's: add --set-up; a run does so at its start"))
+        elif switch and not getattr(expected, switch):
             lines.append(skipped(name, f"controller.{switch} = false in the recipe"))
         else:
-            lines.append(passed(name, ", ".join(f"{key} {_shown(got, key)}" for key in keys if key in _TOLD)))
+            lines.append(passed(name, ", ".join(f"{key} {_format(stored, key)}" for key in keys if key in _SHOWN_KEYS)))
     return tuple(lines)
 
 
-_TOLD = {field.name for field in fields(StoredSettings)} - {"tcp_turn_rad", "reduced_range_rad"}  # long, and the same
+# The other two keys are long, and always the same.
+_SHOWN_KEYS = {field.name for field in fields(StoredSettings)} - {"tcp_turn_rad", "reduced_range_rad"}
 
 
-def _shown(got: StoredSettings, key: str) -> str:
-    value = getattr(got, key)
+def _format(stored: StoredSettings, key: str) -> str:
+    value = getattr(stored, key)
     if key in ("self_collision", "fence", "reduced"):
         return "on" if value else "off"
     return " ".join(f"{v:.3g}" for v in np.atleast_1d(np.round(np.asarray(value, dtype=np.float64), 6)))
 
 
 def pose(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Check:
-    """The arm stands inside joint range, box and above the table. Raises CommandRefused where it does not."""
+    """Checks that the arm is inside joint range and box and above the table. Raises CommandRefused if it is not."""
     motion.at_rest(joints_rad, gripper_m, limits)
     low, high = limits.joint_min_rad, limits.joint_max_rad
     nearest = int(np.argmin(np.minimum(joints_rad - low, high - joints_rad)))
@@ -181,21 +187,21 @@ def pose(joints_rad: np.ndarray, gripper_m: float, limits: MotionLimits) -> Chec
 
 
 def gripper_reading(opening_m: float, limits: MotionLimits) -> Check:
-    """What the gripper reads is an opening that the recipe knows."""
-    found = f"reads {1000 * opening_m:.1f} mm"
+    """Checks that the gripper's reading is within the recipe's range."""
+    finding = f"reads {1000 * opening_m:.1f} mm"
     if limits.gripper_min_m - _GRIPPER_M <= opening_m <= limits.gripper_max_m + _GRIPPER_M:
-        return passed("gripper", found)
-    return failed("gripper", found, "set limits.gripper_min_m and gripper_max_m to this gripper's stroke")
+        return passed("gripper", finding)
+    return failed("gripper", finding, "set limits.gripper_min_m and gripper_max_m to this gripper's stroke")
 
 
 def gripper_travel(opened_m: float, closed_m: float, limits: MotionLimits) -> Check:
-    """Where the gripper came to when it was opened, and when it was closed."""
-    found = f"opened to {1000 * opened_m:.1f} mm, closed to {1000 * closed_m:.1f} mm"
+    """Checks the measured openings after the gripper was opened and closed."""
+    finding = f"opened to {1000 * opened_m:.1f} mm, closed to {1000 * closed_m:.1f} mm"
     off = max(abs(opened_m - limits.gripper_max_m), abs(closed_m - limits.gripper_min_m))
     if off <= _GRIPPER_M:
-        return passed("gripper travel", found)
+        return passed("gripper travel", finding)
     todo = f"it should reach {1000 * limits.gripper_max_m:g} and {1000 * limits.gripper_min_m:g} mm: take out what is"
-    return failed("gripper travel", found, f"{todo} between the fingers, or correct the recipe's stroke")
+    return failed("gripper travel", finding, f"{todo} between the fingers, or correct the recipe's stroke")
 
 
 # --- cameras ------------------------------------------------------------------------------------------------------
@@ -203,43 +209,43 @@ def gripper_travel(opened_m: float, closed_m: float, limits: MotionLimits) -> Ch
 
 @dataclass(frozen=True)
 class CameraReading:
-    """What a camera showed: new pictures a second [Hz], largest age of the newest one [s], size (height, width)."""
+    """Reading of a camera: new pictures a second [Hz], largest age of the newest one [s], size (height, width)."""
 
     rate_hz: float
     age_s: float
     size_px: tuple[int, int]
 
 
-def camera(recipe: CameraRecipe, seen: CameraReading, fps: float) -> Check:
-    """Pictures come as fast as the arm is controlled, young enough, with an exposure that nothing changes."""
+def camera(recipe: CameraRecipe, reading: CameraReading, fps: float) -> Check:
+    """Checks a camera's rate against the control rate, the age of its pictures, and that its exposure is fixed."""
     name = f"camera {recipe.name}"
     is_stream = recipe.source.startswith(_STREAM)
-    height, width = seen.size_px
-    found = f"{seen.rate_hz:.1f} Hz, {1000 * seen.age_s:.0f} ms old at most, {width} x {height}"
-    if seen.rate_hz < _RATE_SHARE * fps:
-        return failed(name, found, f"the arm is controlled at {fps:g} Hz: more light, another port, or a lower fps")
-    if seen.age_s > recipe.max_age_s:
+    height, width = reading.size_px
+    finding = f"{reading.rate_hz:.1f} Hz, {1000 * reading.age_s:.0f} ms old at most, {width} x {height}"
+    if reading.rate_hz < _RATE_SHARE * fps:
+        return failed(name, finding, f"the arm is controlled at {fps:g} Hz: more light, another port, or a lower fps")
+    if reading.age_s > recipe.max_age_s:
         return failed(
-            name, found, f"pictures must be {1000 * recipe.max_age_s:g} ms old at most: a faster port or mode"
+            name, finding, f"pictures must be {1000 * recipe.max_age_s:g} ms old at most: a faster port or mode"
         )
     if not is_stream and not {"auto_exposure", "exposure"} <= set(recipe.fixed):
         todo = "fix it in the recipe: fixed = {auto_exposure = 1, exposure = ...}, values as v4l2-ctl -L lists them"
-        return failed(name, f"{found}; its exposure is not fixed", todo)
+        return failed(name, f"{finding}; its exposure is not fixed", todo)
     exposure = "set where the stream comes from" if is_stream else f"{recipe.fixed['exposure']:g}, read back"
-    return passed(name, f"{found}; exposure {exposure}")
+    return passed(name, f"{finding}; exposure {exposure}")
 
 
-def camera_views(recipes: Sequence[CameraRecipe], wrong: Sequence[str]) -> Check:
-    """The cameras see what their reference pictures show. `wrong`: of `cameras.check_references`."""
-    named = [recipe.name for recipe in recipes if recipe.reference]
-    if wrong:
-        found, todo = zip(*(line.partition("; ")[::2] for line in wrong), strict=True)
-        return failed("camera views", "; ".join(found), "; ".join(dict.fromkeys(todo)))
-    if not named:
+def camera_views(recipes: Sequence[CameraRecipe], problems: Sequence[str]) -> Check:
+    """Checks the cameras against their reference pictures. `wrong`: the lines of `cameras.check_references`."""
+    checked = [recipe.name for recipe in recipes if recipe.reference]
+    if problems:
+        finding, todo = zip(*(line.partition("; ")[::2] for line in problems), strict=True)
+        return failed("camera views", "; ".join(finding), "; ".join(dict.fromkeys(todo)))
+    if not checked:
         return skipped(
             "camera views", "no camera has a reference: take pictures with --pictures, name them in the recipe"
         )
-    return passed("camera views", f"{', '.join(named)} as in their references")
+    return passed("camera views", f"{', '.join(checked)} as in their references")
 
 
 # --- the policy ---------------------------------------------------------------------------------------------------
@@ -248,41 +254,41 @@ def camera_views(recipes: Sequence[CameraRecipe], wrong: Sequence[str]) -> Check
 def first_chunk(
     chunk: ActionChunk, space: ActionSpace, start: ArmCommand, limits: Limits, motion_limits: MotionLimits
 ) -> Check:
-    """A policy's first actions, put through the limits from where the arm stands; nothing moves.
+    """Passes a policy's first actions through the limits, starting at the current pose. Nothing moves.
 
     Raises:
-        CommandRefused: an action is not finite, or of the wrong length.
+        CommandRefused: an action is not finite, or has the wrong length.
     """
     previous, counts, changed = start, dict[str, int](), 0
     path = [start.joints_rad]
     for row in chunk.actions:
-        asked = space.command(row, previous)
-        done = limit(asked.command, previous, limits)
-        layers = {*asked.limited_by, *done.limited_by}
+        requested = space.command(row, previous)
+        limited = limit(requested.command, previous, limits)
+        layers = {*requested.limited_by, *limited.limited_by}
         changed += bool(layers)
         for layer in layers:
             counts[layer] = counts.get(layer, 0) + 1
-        previous = done.command
+        previous = limited.command
         path.append(previous.joints_rad)
     if "table" in motion.broken_layers(np.array(path), motion_limits):
         counts["table"] = sum("table" in motion.broken_layers(at[None], motion_limits) for at in path[1:])
     listed = ", ".join(f"{layer} {count}" for layer, count in sorted(counts.items())) or "none"
-    found = f"{changed} of {len(chunk.actions)} actions changed by a limit ({listed})"
+    finding = f"{changed} of {len(chunk.actions)} actions changed by a limit ({listed})"
     if "table" in counts or changed > _CHANGED_SHARE * len(chunk.actions):
         return failed(
-            "first chunk", found, "look at the policy's normalisation and cameras; go on with --first-pace 0.1"
+            "first chunk", finding, "look at the policy's normalisation and cameras; go on with --first-pace 0.1"
         )
-    return passed("first chunk", found)
+    return passed("first chunk", finding)
 
 
 def answer_time(seconds: float, actions: int, fps: float) -> Check:
-    """The policy answers before the actions of its last answer are used up; else the arm holds meanwhile."""
+    """Checks that the policy answers before the actions of its last answer run out. Otherwise the arm holds."""
     lasts_s = actions / fps
-    found = f"answers in {seconds:.2f} s, for {actions} actions that last {lasts_s:.2f} s"
+    finding = f"answers in {seconds:.2f} s, for {actions} actions that last {lasts_s:.2f} s"
     if seconds <= lasts_s:
-        return passed("policy", found)
+        return passed("policy", finding)
     return failed(
-        "policy", found, "the arm would stand most of the time: a faster machine, served with srpo-robot serve"
+        "policy", finding, "the arm would stand most of the time: a faster machine, served with srpo-robot serve"
     )
 
 
@@ -290,15 +296,20 @@ def answer_time(seconds: float, actions: int, fps: float) -> Check:
 
 
 def disk(free_bytes: int) -> Check:
-    """There is room for what is recorded."""
-    found = f"{free_bytes / 1e9:.1f} GB free"
+    """Checks that there is room for the recordings."""
+    finding = f"{free_bytes / 1e9:.1f} GB free"
     if free_bytes >= FREE_BYTES:
-        return passed("disk", found)
-    return failed("disk", found, f"make room: {FREE_BYTES / 1e9:g} GB for a day of trials")
+        return passed("disk", finding)
+    return failed("disk", finding, f"make room: {FREE_BYTES / 1e9:g} GB for a day of trials")
 
 
 def emergency_stop(pressed: int, released: bool) -> Check:
-    """What was seen of the emergency stop: the error while pressed (0: none), and whether it went after the release."""
+    """Reports the emergency stop test.
+
+    Args:
+        pressed: error code while the button was pressed, 0 if there was none.
+        released: whether the error could be cleared after the release.
+    """
     name = "emergency stop"
     if not pressed:
         return failed(name, "pressed, and the controller saw nothing", "check its cable; the arm must not move before")

@@ -1,4 +1,4 @@
-"""The process that talks to the controller: it has no policy, no cameras, no torch, and starts in under a second.
+"""The process that talks to the controller. It has no policy, no cameras and no torch, and starts in under a second.
 
 `streamer_process` runs it as `python -m srpo_robot.arm.xarm7.streamer` and passes the file descriptors of its channels.
 """
@@ -29,7 +29,7 @@ from srpo_robot.recipes import ControllerRecipe
 
 @contextlib.contextmanager
 def only_one(controller: ControllerRecipe) -> Iterator[None]:
-    """Keep other streamers of this machine from the same controller. Raises ArmError where one has it."""
+    """Locks the controller against other streamers of this machine. Raises ArmError if one of them holds it."""
     path = Path(tempfile.gettempdir()) / f"srpo-robot-{controller.address}-{controller.command_port}.lock"
     with _locked(path, controller.address):
         try:
@@ -39,7 +39,7 @@ def only_one(controller: ControllerRecipe) -> Iterator[None]:
 
 
 def _locked(path: Path, address: str) -> IO[str]:
-    """The file at `path`, locked. Where its last owner took it away meanwhile, a new one."""
+    """Returns the locked file at `path`. If its last owner deleted it meanwhile, creates a new one."""
     while True:
         try:
             file = path.open("a")
@@ -58,15 +58,15 @@ def _locked(path: Path, address: str) -> IO[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the config that comes as the first message. 0: ended as asked."""
+    """Runs the config that arrives as the first message. Returns 0 after a regular end."""
     messages = Connection(int(arguments[0]))
-    stop_way, log_way = socket.socket(fileno=int(arguments[1])), int(arguments[2])
+    stop_channel, log_pipe = socket.socket(fileno=int(arguments[1])), int(arguments[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.set_blocking(log_way, False)
+    os.set_blocking(log_pipe, False)
     config: StreamerConfig = messages.recv()
     controller = config.recipe.controller
     assert controller is not None
-    real_time = _be_quick()
+    real_time = _request_real_time()
     try:
         with only_one(controller):
             link = ControllerLink(controller, load_sdk)
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
                 messages.send(("recovered", None))
                 return 0
             info = set_up(config, controller, link)
-            streamer = Streamer(config, link, Channels(messages, stop_way, log_way))
+            streamer = Streamer(config, link, Channels(messages, stop_channel, log_pipe))
             signal.signal(signal.SIGTERM, streamer.give_up)
             streamer.run(info | {"real_time": real_time, "pid": os.getpid()})
     except SrpoRobotError as error:
@@ -85,8 +85,8 @@ def main(arguments: list[str]) -> int:
 
 
 def set_up(config: StreamerConfig, controller: ControllerRecipe, link: ControllerLink) -> dict[str, Any]:
-    """Store and check the settings; what is told of the controller. A dry run only compares them."""
-    wanted = controller_setup.wanted_settings(config.recipe, controller)
+    """Stores and checks the settings, and returns the controller's info. A dry run only compares them."""
+    settings = controller_setup.recipe_settings(config.recipe, controller)
     info: dict[str, Any] = {
         "serial": link.identity.serial,
         "box_serial": link.identity.box_serial,
@@ -94,15 +94,15 @@ def set_up(config: StreamerConfig, controller: ControllerRecipe, link: Controlle
     }
     if config.dry_run:
         link.check_errors()
-        return info | {"differences": controller_setup.differences(wanted, link.settings())}
-    link.set_up(wanted)
+        return info | {"differences": controller_setup.differences(settings, link.settings())}
+    link.set_up(settings)
     return info | {"differences": ()}
 
 
-def _be_quick() -> bool:
-    """Ask for real-time scheduling, for all threads to come; whether it was granted. Keep turns of threads short."""
+def _request_real_time() -> bool:
+    """Requests real-time scheduling for all later threads and shortens thread turns. Returns whether it was granted."""
     gc.collect()
-    gc.freeze()  # what was imported is not looked at again
+    gc.freeze()  # the garbage collector skips the imported modules from now on
     sys.setswitchinterval(0.001)
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))

@@ -1,8 +1,8 @@
-"""The streamer seen from the program that drives it: starts the process, tells it targets, hears what became of them.
+"""The parent's side of the streamer: starts the process, sends it targets, and receives its log and faults.
 
-Three channels lead there: messages both ways, a stop that nothing can delay, and the log back, tick by tick. No threads:
-the log waits in the streamer until it is read. Where this process dies, the streamer sees its ends of the channels close,
-brakes, stops the arm and ends.
+There are three channels: messages in both directions, a stop that nothing can delay, and the log, tick by tick. There
+are no threads: the log waits in the streamer until it is read. If this process dies, the streamer sees its channels
+close, brakes, stops the arm and ends.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from srpo_robot.arm.xarm7 import wire
-from srpo_robot.arm.xarm7.set_points import LOG
+from srpo_robot.arm.xarm7.set_points import LOG, layers_of_bits
 from srpo_robot.errors import ArmError, CommandRefused
 from srpo_robot.recipes import ControllerRecipe, HardwareRecipe
 from srpo_robot.records import ArmCommand
 
-STOP, STOPPED, NOT_STOPPED = b"s", b"k", b"x"  # on the way of the stop
-KEPT_TICKS = 200_000  # of the log, more than half an hour at 100 Hz
+STOP, STOPPED, NOT_STOPPED = b"s", b"k", b"x"  # on the stop channel
+KEPT_TICKS = 200_000  # length of the kept log, more than half an hour at 100 Hz
 _START_S = 20.0  # beyond the connection's own time limit: settings are stored and read back
 _STOP_ANSWER_S = 2.0
 _END_S = 3.0
@@ -37,7 +37,7 @@ _END_S = 3.0
 
 @dataclass(frozen=True)
 class StreamerConfig:
-    """What the streamer is to do. `task` "recover": clean the controller's error and end."""
+    """Task of the streamer. `task` "recover": clean the controller's error and end."""
 
     recipe: HardwareRecipe
     dry_run: bool
@@ -45,17 +45,16 @@ class StreamerConfig:
 
 
 class StreamerProcess:
-    """One streamer. `stop` may be called from any thread, all else from one."""
+    """One streamer. `stop` may be called from any thread, everything else from one thread only."""
 
     def __init__(self, config: StreamerConfig, controller: ControllerRecipe) -> None:
-        self.fault: ArmError | None = None  # why it stopped the arm
-        self.stops = 0  # how often somebody has stopped the arm
-        self.newest: np.void | None = None  # the last tick
-        self.lost_ticks = 0
+        self.fault: ArmError | None = None  # reason for stopping the arm
+        self.stops = 0  # number of stops by this process
+        self.newest: np.void | None = None  # newest tick
         self._config, self._controller = config, controller
         self._process: subprocess.Popen[bytes] | None = None
         self._rows: deque[np.ndarray] = deque()
-        self._kept = self._limited_by = 0
+        self._kept = self._limited_bits = 0
         self._partial = b""
         self._events: deque[tuple[str, Any]] = deque()
         self._stop_lock = threading.Lock()
@@ -64,21 +63,21 @@ class StreamerProcess:
 
     @property
     def is_open(self) -> bool:
-        """Started and not closed; the process may have died all the same."""
+        """Whether it was started and not closed. The process may still have died."""
         return self._process is not None
 
     def start(self, until: str = "ready") -> Any:
-        """Start the process, wait until it says `until` (it has the controller), and return the value of that.
+        """Starts the process, waits until it sends the message `until`, and returns that message's value.
 
         Raises:
-            ArmError, RecipeError: as `controller_link.ControllerLink` says; the process is gone.
+            ArmError, RecipeError: as `controller_link.ControllerLink`. The process is gone.
         """
-        self._messages, theirs = Pipe()
-        log_out, log_in = os.pipe()
-        self._stop_way, stop_theirs = socket.socketpair()
-        stop_theirs.setblocking(True)  # with a default timeout, which the SDK sets in whatever process, it would not be
+        self._messages, child_messages = Pipe()
+        log_pipe, child_log = os.pipe()
+        self._stop_channel, child_stop = socket.socketpair()
+        child_stop.setblocking(True)  # the SDK sets a default timeout, which would make the socket non-blocking
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process, closed in `close`)
-        fds = (theirs.fileno(), stop_theirs.fileno(), log_in)
+        fds = (child_messages.fileno(), child_stop.fileno(), child_log)
         command = [sys.executable, "-W", "ignore", "-m", "srpo_robot.arm.xarm7.streamer", *map(str, fds)]
         try:
             self._process = subprocess.Popen(
@@ -87,14 +86,14 @@ class StreamerProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 pass_fds=fds,
-                start_new_session=True,  # Ctrl-C is for this process; it stops the arm
+                start_new_session=True,  # Ctrl-C is for this process, which stops the arm
             )
         finally:
-            theirs.close()
-            stop_theirs.close()
-            os.close(log_in)
-        self._log_way = log_out
-        os.set_blocking(log_out, False)
+            child_messages.close()
+            child_stop.close()
+            os.close(child_log)
+        self._log_pipe = log_pipe
+        os.set_blocking(log_pipe, False)
         self._messages.send(self._config)
         try:
             return self.wait(until, self._controller.connect_timeout_s + _START_S)
@@ -103,12 +102,12 @@ class StreamerProcess:
             raise
 
     def close(self) -> None:
-        """End the process; safe to call twice. One that does not end in time is killed."""
+        """Ends the process, and kills it if it does not end in time. It is safe to call twice."""
         with self._stop_lock:
             process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(OSError):  # it has ended already
+        with contextlib.suppress(OSError):  # the process has already ended
             self._messages.send(("end",))
         try:
             deadline_s = time.monotonic() + _END_S
@@ -121,14 +120,14 @@ class StreamerProcess:
             self._read_log()
         finally:
             self._messages.close()
-            self._stop_way.close()
+            self._stop_channel.close()
             self._stderr.close()
-            os.close(self._log_way)
+            os.close(self._log_pipe)
 
-    # --- what is asked of it ------------------------------------------------------------------------------------------
+    # --- orders -------------------------------------------------------------------------------------------------------
 
     def tell(self, kind: str, *values: Any) -> None:
-        """Send a message; an order to move is void where the arm was stopped after `stops` was read for it.
+        """Sends a message. An order to move is void if the arm was stopped after its `stops` was read.
 
         Raises:
             ArmError: the streamer has ended.
@@ -140,29 +139,29 @@ class StreamerProcess:
             raise self._ended() from None
 
     def aim(self, number: int, command: ArmCommand, due_s: float, pace: float) -> None:
-        """Tell a target and when to be there (`time.monotonic`). Raises ArmError as `tell`."""
+        """Sends a target and its due time (`time.monotonic`). Raises ArmError as `tell`."""
         self.tell("aim", number, command.joints_rad, command.gripper_m, due_s, pace)
 
     def stop(self) -> bool:
-        """Stop the arm now, from any thread; whether the controller confirmed it. Safe where nothing runs."""
+        """Stops the arm now and returns whether the controller confirmed it. Safe from any thread, at any time."""
         with self._stop_lock:
             if self._process is None:
                 return True
             if self._process.poll() is not None:
-                return self._stop_without_it()
+                return self._stop_directly()
             self.stops += 1
             try:
-                self._stop_way.settimeout(_STOP_ANSWER_S)
-                self._stop_way.sendall(STOP)
-                answer = self._stop_way.recv(1)
+                self._stop_channel.settimeout(_STOP_ANSWER_S)
+                self._stop_channel.sendall(STOP)
+                answer = self._stop_channel.recv(1)
             except OSError:
                 answer = b""
-            return True if answer == STOPPED else self._stop_without_it()
+            return True if answer == STOPPED else self._stop_directly()
 
-    # --- what it says -------------------------------------------------------------------------------------------------
+    # --- messages from the streamer -----------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Read what has come.
+        """Reads the pending log and messages.
 
         Raises:
             ArmError: the streamer stopped the arm, or has ended.
@@ -171,14 +170,14 @@ class StreamerProcess:
         if self.fault is not None:
             raise self.fault
         if not is_there:
-            self._stop_without_it()
+            self._stop_directly()
             raise self._ended()
 
     def wait(self, kind: str, timeout_s: float) -> Any:
-        """Wait for the message `kind` and return its value.
+        """Waits for the message `kind` and returns its value.
 
         Raises:
-            ArmError: as `poll`, or it does not come in time.
+            ArmError: as `poll`, or the message does not arrive in time.
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -194,7 +193,7 @@ class StreamerProcess:
             self._messages.poll(0.02)
 
     def watch(self, until_s: float) -> None:
-        """Pass the time until `until_s`, awake for a fault. Raises ArmError as `poll`."""
+        """Waits until `until_s` and reacts to faults meanwhile. Raises ArmError as `poll`."""
         self.poll()
         while (left_s := until_s - time.monotonic()) > 0:
             if self._messages.poll(min(left_s, 0.05)):
@@ -202,7 +201,7 @@ class StreamerProcess:
         self.poll()
 
     def take_log(self) -> np.ndarray:
-        """All ticks since the last call, oldest first: structured array of `set_points.LOG`."""
+        """Returns all ticks since the last call, oldest first: structured array of `set_points.LOG`."""
         if self._process is not None:
             self._read_log()
         rows = np.concatenate(self._rows) if self._rows else np.zeros(0, LOG)
@@ -210,13 +209,13 @@ class StreamerProcess:
         self._kept = 0
         return rows
 
-    def take_limited_by(self) -> int:
-        """Bits (`set_points.layers_of_bits`) of the layers that held the set points back since the last call."""
-        bits, self._limited_by = self._limited_by, 0
-        return bits
+    def take_limited_by(self) -> tuple[str, ...]:
+        """Returns the layers of `motion.LAYERS` that held the set points back since the last call."""
+        bits, self._limited_bits = self._limited_bits, 0
+        return layers_of_bits(bits)
 
     def take_refusal(self) -> CommandRefused | None:
-        """A target that the streamer refused, once; the arm brakes and holds."""
+        """Returns the refusal of a target once, or None. After a refusal the arm brakes and holds."""
         for event in self._events:
             if event[0] == "refused":
                 self._events.remove(event)
@@ -226,11 +225,11 @@ class StreamerProcess:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _read(self) -> bool:
-        """Take in log and messages; False where the streamer has ended."""
+        """Reads log and messages. Returns False if the streamer has ended."""
         self._read_log()
         try:
             while self._messages.poll():
-                self._hear(self._messages.recv())
+                self._handle(self._messages.recv())
         except (EOFError, OSError):
             return False
         return True
@@ -238,7 +237,7 @@ class StreamerProcess:
     def _read_log(self) -> None:
         while True:
             try:
-                data = os.read(self._log_way, 1 << 16)
+                data = os.read(self._log_pipe, 1 << 16)
             except BlockingIOError:
                 return
             if not data:
@@ -249,15 +248,13 @@ class StreamerProcess:
             if not len(rows):
                 continue
             self.newest = rows[-1]
-            self._limited_by |= int(np.bitwise_or.reduce(rows["limited_by"]))
+            self._limited_bits |= int(np.bitwise_or.reduce(rows["limited_by"]))
             self._rows.append(rows)
             self._kept += len(rows)
             while self._kept > KEPT_TICKS:
-                gone = len(self._rows.popleft())
-                self._kept -= gone
-                self.lost_ticks += gone
+                self._kept -= len(self._rows.popleft())
 
-    def _hear(self, message: tuple[str, Any]) -> None:
+    def _handle(self, message: tuple[str, Any]) -> None:
         kind, value = message
         if kind == "failed":
             raise value
@@ -266,8 +263,8 @@ class StreamerProcess:
         else:
             self._events.append(message)
 
-    def _stop_without_it(self) -> bool:
-        """The streamer is gone or silent: stop the arm on a connection of our own."""
+    def _stop_directly(self) -> bool:
+        """Stops the arm on a fresh connection, because the streamer is gone or silent."""
         if self._config.dry_run:
             return True
         try:
@@ -278,6 +275,8 @@ class StreamerProcess:
 
     def _ended(self) -> ArmError:
         self._stderr.seek(0)
-        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        last_line = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
         code = self._process.poll() if self._process is not None else None
-        return ArmError(f"the streamer ended ({last[0] if last else f'exit code {code}'}); the arm was told to stop")
+        return ArmError(
+            f"the streamer ended ({last_line[0] if last_line else f'exit code {code}'}); the arm was told to stop"
+        )

@@ -1,7 +1,7 @@
-"""The few bytes of the controller's protocol that must work without the vendor's SDK: who is there, stop, and reports.
+"""The part of the controller's protocol that must work without the vendor's SDK: identity, stop, and reports.
 
-The SDK waits minutes for a controller that takes a connection and says nothing, and its 100 Hz report thread polls a
-thousand times a second. Function codes and layouts are those of the vendor's protocol pages (private TCP protocol).
+The SDK waits minutes for a controller that accepts a connection and stays silent, and its 100 Hz report thread polls a
+thousand times a second. Function codes and layouts are from the vendor's protocol pages (private TCP protocol).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from srpo_robot.errors import ArmError
 from srpo_robot.records import JOINTS
 
-VERSION, SET_STATE, STATE, QUEUED, ERRORS = 1, 12, 13, 14, 15  # functions
+VERSION, SET_STATE, STATE, QUEUED = 1, 12, 13, 14  # function codes
 MOVING, READY, PAUSED, STOPPED = 1, 2, 3, 4  # run states
-REPORT_PORT = 30003  # joints, state and mode at 100 Hz; no error byte
+REPORT_PORT = 30003  # joints, state and mode at 100 Hz, without an error byte
 _PROTOCOL = 2
-_JOINTS_AT = 7  # offset of 7 x f32 in a report
+_JOINTS_AT = 7  # offset of the 7 x f32 in a report
 
 
 def ask(address: str, port: int, function: int, params: bytes = b"", timeout_s: float = 1.0) -> bytes:
-    """The data of the controller's answer to one request, on a connection of its own.
+    """Sends one request on a new connection and returns the data of the controller's answer.
 
     Raises:
-        ArmError: nobody takes the connection, or no answer comes within `timeout_s`.
+        ArmError: the connection is refused, or no answer arrives within `timeout_s`.
     """
     deadline_s = time.monotonic() + timeout_s
     request = struct.pack(">HHHB", 1, _PROTOCOL, 1 + len(params), function) + params
@@ -47,7 +47,7 @@ def ask(address: str, port: int, function: int, params: bytes = b"", timeout_s: 
 
 
 def stop(address: str, port: int, timeout_s: float = 1.0) -> None:
-    """Stop the arm on a fresh connection: what is left when the streamer is gone. Raises ArmError as `ask`."""
+    """Stops the arm on a new connection, the last resort if the streamer is gone. Raises ArmError as `ask`."""
     ask(address, port, SET_STATE, bytes([STOPPED]), timeout_s)
 
 
@@ -70,20 +70,20 @@ def _reason(error: OSError) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """One frame of the 100 Hz report, and when it came (`time.monotonic`)."""
+    """One frame of the 100 Hz report, and its arrival time (`time.monotonic`)."""
 
     time_s: float
     joints_rad: np.ndarray  # (7,) measured
     state: int
     mode: int
-    changed_s: float  # when joints last read differently: a frozen controller repeats itself
+    changed_s: float  # time of the last change of the joints; a frozen controller repeats itself
 
 
 class Reports:
-    """Reads the 100 Hz report in a thread; `latest` is the newest. A broken link ends the thread, with `error`."""
+    """Reads the 100 Hz report in a thread. `latest` is the newest. A broken link ends the thread and sets `error`."""
 
     def __init__(self, address: str, timeout_s: float) -> None:
-        """Raises ArmError where nobody takes the connection."""
+        """Connects and starts the thread. Raises ArmError if the connection is refused."""
         try:
             self._link = socket.create_connection((address, REPORT_PORT), timeout=timeout_s)
         except OSError as error:
@@ -99,15 +99,15 @@ class Reports:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and the connection."""
+        """Ends the thread and the connection."""
         self._closing = True
-        with contextlib.suppress(OSError):  # the peer was faster
+        with contextlib.suppress(OSError):  # the peer closed first
             self._link.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._link.close()
 
     def wait(self, timeout_s: float) -> Report:
-        """The first report. Raises ArmError where none comes."""
+        """Waits for the first report and returns it. Raises ArmError if none arrives."""
         deadline_s = time.monotonic() + timeout_s
         while (report := self.latest) is None:
             if self.error or time.monotonic() > deadline_s:
@@ -131,7 +131,7 @@ class Reports:
             try:
                 part = self._link.recv(count - len(data))
             except TimeoutError:
-                continue  # the watcher judges by the report's age
+                continue  # the report's age is checked elsewhere
             if not part:
                 raise ConnectionResetError("the report's connection was closed")
             data += part
@@ -139,7 +139,7 @@ class Reports:
 
 
 def decode(frame: bytes, now_s: float, before: Report | None) -> Report:
-    """A report from its bytes after the length field; `before` tells since when joints stand still."""
+    """Decodes the bytes after the length field. `before`, the previous report, gives the time of the last change."""
     state_mode = frame[0]
     joints = np.frombuffer(frame, "<f4", JOINTS, _JOINTS_AT - 4).astype(np.float64)
     same = before is not None and np.array_equal(joints, before.joints_rad)

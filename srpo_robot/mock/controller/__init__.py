@@ -1,7 +1,7 @@
 """An emulator of the xArm 7's controller on loopback, for the vendor's unmodified SDK: protocol, state machine, faults.
 
-Written from the vendor's public protocol pages and the SDK's source. Nothing in it was checked against a real arm:
-what it takes on trust is listed in `assumptions.ASSUMPTIONS`.
+Written from the vendor's public protocol pages and the SDK's source. Nothing in it was checked against a real arm.
+`assumptions.ASSUMPTIONS` lists its unverified behaviour.
 """
 
 from srpo_robot.mock.controller.assumptions import ASSUMPTIONS, Assumption

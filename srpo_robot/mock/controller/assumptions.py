@@ -1,6 +1,6 @@
-"""What the emulator takes on trust: behaviour of the firmware that nobody checked on a robot, in one place.
+"""The emulator's assumptions: behaviour of the firmware that was not verified on a robot.
 
-A driver must not depend on any of it before the check in the third column was done on the real arm.
+A driver must not depend on an assumption before its check (third column) was done on the real arm.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Assumption:
-    """One unverified behaviour: what it is about, what the emulator does, and how to find out on the robot."""
+    """One unverified behaviour: its topic, the emulator's behaviour, and the check to do on the robot."""
 
     topic: str
     emulated: str
@@ -38,7 +38,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("stop", "set_state(4) holds the measured joints at once, the queue is lost", "stop at 60 deg/s, plot"),
     Assumption(
         "slow stop",
-        "set_state(6) brakes the setpoint with 20 rad/s^2, state 6 until it stands, then 4",
+        "set_state(6) brakes the setpoint with 20 rad/s^2, state 6 until it is at rest, then 4",
         "the same with 6",
     ),
     Assumption(
@@ -53,7 +53,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption(
         "emergency stop",
         "pressing latches C1, C2 or C3, cuts the motors and keeps the error until released and cleaned; reports go on",
-        "press, try clean_error, release, clean_error; watch the report all the time",
+        "press, try clean_error, release, clean_error; watch the report throughout",
     ),
     Assumption(
         "servo target",
@@ -69,7 +69,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "command already carries the error",
         "raise the step 1 deg at a time",
     ),
-    Assumption("C60", "raised in mode 1 where the TCP setpoint passes 1 m/s times the speed factor", "speed up slowly"),
+    Assumption("C60", "raised in mode 1 if the TCP setpoint passes 1 m/s times the speed factor", "speed up slowly"),
     Assumption(
         "C23",
         "raised by a joint target outside the range, or by NaN; also by the reduced range in reduced mode",
@@ -78,13 +78,13 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("C21", "raised by a pose without inverse kinematics, at once or on the way", "ask for 900 mm"),
     Assumption(
         "C31",
-        "raised where the measured joints stay behind the setpoint by more than the motors' lag explains: 0.20, 0.14, "
+        "raised if the measured joints stay behind the setpoint by more than the motors' lag explains: 0.20, 0.14, "
         "0.10, 0.07, 0.045 rad for sensitivities 1 to 5; never with 0",
         "push a foam block by hand at each sensitivity",
     ),
     Assumption(
         "C35",
-        "needs the fence on, whatever reduced mode says; raised once the measured TCP is outside and going further "
+        "needs the fence on, with or without reduced mode; raised once the measured TCP is outside and going further "
         "out, so that the way back is free",
         "set the boundary with reduced mode only, with the fence only, with both",
     ),
@@ -99,7 +99,9 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption(
         "parameters", "too few, or a value that is not finite: invalid (code 10), nothing changes", "send 4 bytes"
     ),
-    Assumption("garbage", "a stream that is no request is closed; other clients go on", "send random bytes"),
+    Assumption(
+        "garbage", "a client that sends no valid request is disconnected; other clients go on", "send random bytes"
+    ),
     Assumption("no solution", "inverse kinematics (func 43) without one is invalid (code 10)", "ask for 900 mm"),
     Assumption(
         "only check", "answers 0, 21 or 23 for the end of the move, not for its path", "check a path through C35"
@@ -121,7 +123,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("gripper off", "positions written while it is off or has an error are dropped", "write, then enable"),
     Assumption(
         "gripper status",
-        "2 (caught) where it stands more than 2 mm off its target, 1 while moving, else 0",
+        "2 (caught) if it stands more than 2 mm off its target, 1 while moving, else 0",
         "close on foam",
     ),
     Assumption(

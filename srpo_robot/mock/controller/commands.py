@@ -1,4 +1,4 @@
-"""What each function code does: parameters in the wire's millimetres to calls of `Controller`, and the answer back."""
+"""The function codes: decode parameters (in millimetres), call the `Controller`, and encode the answer."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ from srpo_robot.records import JOINTS
 
 _TOOL_HOST = 9  # the RS485 bus of the tool
 _SPEED_FACTOR = 1  # the only common parameter that is emulated
-_UNKNOWN = bytes(79)  # the SDK indexes into replies before it looks at their status; as long as its longest one
+# The SDK indexes into replies before it checks their status, so this is as long as its longest reply.
+_UNKNOWN = bytes(79)
 _DONE = Reply(0)
 
 
 def execute(controller: Controller, request: Request) -> Reply:
-    """Carry out a request and say how it went; the status tells of the controller after it."""
+    """Carries out a request and returns the reply. Its status describes the controller after the request."""
     handler = HANDLERS.get(request.function)
     if handler is None:
-        own = Reply(INVALID, _UNKNOWN)
+        reply = Reply(INVALID, _UNKNOWN)
     else:
         try:
-            own = handler(controller, Params(request.params))
+            reply = handler(controller, Params(request.params))
         except Malformed:
-            own = Reply(INVALID)
-    status = own.status | (HAS_ERROR if controller.error else 0) | (HAS_WARNING if controller.warning else 0)
-    return Reply(status | (0 if controller.ready else CANNOT_MOVE), own.data)
+            reply = Reply(INVALID)
+    status = reply.status | (HAS_ERROR if controller.error else 0) | (HAS_WARNING if controller.warning else 0)
+    return Reply(status | (0 if controller.ready else CANNOT_MOVE), reply.data)
 
 
-# --- what the controller is and does ----------------------------------------------------------------------------------
+# --- identity, states, errors -----------------------------------------------------------------------------------------
 
 
 def _version(c: Controller, _: Params) -> Reply:
@@ -63,15 +64,15 @@ def _serial(c: Controller, _: Params) -> Reply:
 
 
 def _enable(c: Controller, p: Params) -> Reply:
-    return _if(c.enable(p.u8(), bool(p.u8())))
+    return _accept_if(c.enable(p.u8(), bool(p.u8())))
 
 
 def _set_state(c: Controller, p: Params) -> Reply:
-    return _if(c.set_state(p.u8()))
+    return _accept_if(c.set_state(p.u8()))
 
 
 def _set_mode(c: Controller, p: Params) -> Reply:
-    return _if(c.set_mode(p.u8()))
+    return _accept_if(c.set_mode(p.u8()))
 
 
 def _clean_error(c: Controller, _: Params) -> Reply:
@@ -100,17 +101,17 @@ def _move_home(c: Controller, p: Params) -> Reply:
 
 
 def _joints(c: Controller, target: np.ndarray, speed: float, acceleration: float, p: Params) -> Reply:
-    if not p.left:
-        return _taken(c.move_joints(target, speed, acceleration))
+    if not p.remaining:
+        return _move_reply(c.move_joints(target, speed, acceleration))
     if p.u8():
         inside = c.in_range(np.where(np.isinf(target), c.end_joints(), target))
         return Reply(0, bytes([0, 0, 0 if inside else JOINT_LIMIT]))
-    return _taken(c.move_joints(target, speed, acceleration), bytes(3))
+    return _move_reply(c.move_joints(target, speed, acceleration), bytes(3))
 
 
 def _move_line(c: Controller, p: Params) -> Reply:
-    """6f, speed, acceleration, time, radius + frame, axis-angle, check [+ kind]; older: without radius and bytes."""
-    new = p.left >= 43
+    """6f, speed, acceleration, time, radius + frame, axis-angle, check [+ kind]. Older: without radius and bytes."""
+    new = p.remaining >= 43
     wire, (speed, acceleration) = p.floats(6), p.finite(2)
     p.finite(2 if new else 1)
     in_tool, axis_angle, check = (p.u8(), p.u8(), p.u8()) if new else (0, 0, 0)
@@ -123,68 +124,68 @@ def _move_relative(c: Controller, p: Params) -> Reply:
     joint_move, axis_angle = p.u8(), p.u8()
     if joint_move:
         return _joints(c, c.end_joints() + by, speed, acceleration, p)
-    check, data = (p.u8(), bytes(3)) if p.left else (0, b"")
+    check, data = (p.u8(), bytes(3)) if p.remaining else (0, b"")
     return _line(c, _moved_by(c.end_tcp(), by[:6], bool(axis_angle)), speed, acceleration, check, data)
 
 
 def _line(c: Controller, target: np.ndarray, speed: float, acceleration: float, check: int, data: bytes) -> Reply:
     if check:
-        reached = c.inverse(target, c.end_joints()) is not None
-        return Reply(0, bytes([0, 0, 0 if reached else KINEMATICS]))
-    return _taken(c.move_pose(target, speed / MM, acceleration / MM), data)
+        has_solution = c.inverse(target, c.end_joints()) is not None
+        return Reply(0, bytes([0, 0, 0 if has_solution else KINEMATICS]))
+    return _move_reply(c.move_pose(target, speed / MM, acceleration / MM), data)
 
 
 def _servo_joints(c: Controller, p: Params) -> Reply:
     """7f and three numbers that the firmware ignores."""
     target = p.floats(JOINTS)
     p.floats(3)
-    return _taken(c.servo_joints(target))
+    return _move_reply(c.servo_joints(target))
 
 
 def _servo_pose(c: Controller, p: Params) -> Reply:
     """6f, speed, acceleration, frame (0 base, 1 tool), all float."""
     wire, (_, _, frame) = p.finite(6), p.finite(3)
-    return _taken(c.servo_pose(_target(c, wire, frame == 1.0, False, c.forward(c.setpoint))))
+    return _move_reply(c.servo_pose(_target(c, wire, frame == 1.0, False, c.forward(c.setpoint))))
 
 
 def _servo_axis_angle(c: Controller, p: Params) -> Reply:
     """6f, speed, acceleration, frame (s32: 0 base, 1 tool), relative (byte)."""
     wire, _, (frame,), relative = p.finite(6), p.finite(2), p.s32s(1), p.u8()
-    here = c.forward(c.setpoint)
+    current = c.forward(c.setpoint)
     if relative and not frame:
-        return _taken(c.servo_pose(_moved_by(here, wire, True)))
-    return _taken(c.servo_pose(_target(c, wire, bool(frame), True, here)))
+        return _move_reply(c.servo_pose(_moved_by(current, wire, True)))
+    return _move_reply(c.servo_pose(_target(c, wire, bool(frame), True, current)))
 
 
 def _target(
-    c: Controller, wire: np.ndarray, in_tool: bool, axis_angle: bool, here: np.ndarray | None = None
+    c: Controller, wire: np.ndarray, in_tool: bool, axis_angle: bool, current: np.ndarray | None = None
 ) -> np.ndarray:
-    """T_base_tcp of a target on the wire. An infinite number of an absolute one stays as it is."""
-    here = c.end_tcp() if here is None else here
+    """Returns T_base_tcp of a target on the wire. An infinite number of an absolute target keeps the current value."""
+    current = c.end_tcp() if current is None else current
     if not in_tool and not axis_angle:
-        wire = np.where(np.isinf(wire), poses.to_rpy(here), wire)
+        wire = np.where(np.isinf(wire), poses.to_rpy(current), wire)
     if not np.all(np.abs(wire) <= 1e4):
         raise Malformed("a pose that is not finite")
     pose = poses.from_axis_angle(wire) if axis_angle else poses.from_rpy(wire)
-    return here @ pose if in_tool else pose
+    return current @ pose if in_tool else pose
 
 
-def _moved_by(here: np.ndarray, by: np.ndarray, axis_angle: bool) -> np.ndarray:
-    """T_base_tcp shifted along the base's axes; turned about them by axis-angle, or roll, pitch, yaw added."""
+def _moved_by(current: np.ndarray, by: np.ndarray, axis_angle: bool) -> np.ndarray:
+    """Returns T_base_tcp shifted along the base's axes, and turned about them by axis-angle or by roll, pitch, yaw."""
     if not axis_angle:
-        return poses.from_rpy(poses.to_rpy(here) + by)
-    moved = here.copy()
-    moved[:3, 3] += by[:3] / MM
-    moved[:3, :3] = poses.turned(here[:3, :3], by[3:])
-    return moved
+        return poses.from_rpy(poses.to_rpy(current) + by)
+    pose = current.copy()
+    pose[:3, 3] += by[:3] / MM
+    pose[:3, :3] = poses.turned(current[:3, :3], by[3:])
+    return pose
 
 
-# --- what is measured and computed ------------------------------------------------------------------------------------
+# --- measurements and kinematics --------------------------------------------------------------------------------------
 
 
 def _joint_positions(c: Controller, p: Params) -> Reply:
-    """[count]: 1 positions, 2 and speeds, 3 and torques."""
-    count = p.u8() & 0x0F if p.left else 1
+    """[count]: 1 gives positions, 2 adds speeds, 3 adds torques."""
+    count = p.u8() & 0x0F if p.remaining else 1
     rows = [c.joints, c.velocity, np.zeros(JOINTS)]
     if not 1 <= count <= len(rows):
         raise Malformed(f"joint states come in 1 to 3 rows, not {count}")
@@ -196,10 +197,10 @@ def _forward(c: Controller, p: Params) -> Reply:
 
 
 def _inverse(c: Controller, p: Params) -> Reply:
-    """6f [+ limited [+ 7f to start from]]."""
+    """6f [+ limited [+ 7f start]]."""
     target = _target(c, p.finite(6), False, False)
-    limited = bool(p.u8()) if p.left else True
-    near = p.finite(JOINTS, 100.0) if p.left else c.joints
+    limited = bool(p.u8()) if p.remaining else True
+    near = p.finite(JOINTS, 100.0) if p.remaining else c.joints
     joints = c.inverse(target, near, limited)
     return Reply(INVALID, bytes(4 * JOINTS)) if joints is None else Reply(0, encode_floats(joints))
 
@@ -248,7 +249,7 @@ def _self_collision(c: Controller, p: Params) -> Reply:
 
 def _tool_model(c: Controller, p: Params) -> Reply:
     c.settings.tool_model = p.u8()
-    size = p.finite(_between(p.left // 4, 0, 6))
+    size = p.finite(_between(p.remaining // 4, 0, 6))
     c.settings.tool_size = np.pad(size, (0, 6 - len(size)))
     return _DONE
 
@@ -301,7 +302,7 @@ def _reduced_states(c: Controller, _: Params) -> Reply:
 
 
 def box_mm(box_m: np.ndarray) -> np.ndarray:
-    """(6,) x+, x-, y+, y-, z+, z- in whole millimetres of a box (3, 2) lowest, highest [m]."""
+    """Returns x+, x-, y+, y-, z+, z- (6,) in whole millimetres of a box (3, 2) lowest, highest [m]."""
     return np.rint(box_m[:, ::-1].ravel() * MM).astype(int)
 
 
@@ -320,16 +321,16 @@ def _get_common(c: Controller, p: Params) -> Reply:
 
 
 def _rtu(c: Controller, p: Params) -> Reply:
-    """Host, then an RTU frame without checksum; the answer likewise."""
+    """Host, then an RTU frame without checksum. The answer has the same form."""
     host = _between(p.u8(), _TOOL_HOST, _TOOL_HOST)
     if c.bus_dead:
         c.fault(TOOL_BUS)
         return Reply(0, bytes([host]))
-    return Reply(0, bytes([host]) + c.gripper.answer(decode_rtu(p.take(p.left))))
+    return Reply(0, bytes([host]) + c.gripper.answer(decode_rtu(p.take(p.remaining))))
 
 
 def _read_tool(c: Controller, p: Params) -> Reply:
-    """Host, register; the answer is a big-endian s32."""
+    """Host, register. The answer is a big-endian s32."""
     _between(p.u8(), _TOOL_HOST, _TOOL_HOST)
     if c.bus_dead:
         c.fault(TOOL_BUS)
@@ -337,7 +338,7 @@ def _read_tool(c: Controller, p: Params) -> Reply:
 
 
 def _write_tool(c: Controller, p: Params) -> Reply:
-    """Host, register, value as float. 0x1A0B sets what 0x0A0B reads: the bit that saves is not part of the address."""
+    """Host, register, value as float. 0x1A0B sets the value of 0x0A0B: the save bit is not part of the address."""
     _between(p.u8(), _TOOL_HOST, _TOOL_HOST)
     if c.bus_dead:
         c.fault(TOOL_BUS)
@@ -349,12 +350,12 @@ def _write_tool(c: Controller, p: Params) -> Reply:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _if(possible: bool) -> Reply:
-    return _DONE if possible else Reply(INVALID)
+def _accept_if(accepted: bool) -> Reply:
+    return _DONE if accepted else Reply(INVALID)
 
 
-def _taken(taken: bool, data: bytes = b"") -> Reply:
-    return Reply(0 if taken else CANNOT_MOVE, data)
+def _move_reply(accepted: bool, data: bytes = b"") -> Reply:
+    return Reply(0 if accepted else CANNOT_MOVE, data)
 
 
 def _reset(c: Controller) -> Reply:
@@ -435,6 +436,6 @@ HANDLERS: dict[int, Callable[[Controller, Params], Reply]] = {
     128: _read_tool,
     232: _set_common,
     233: _get_common,
-    253: _ignore,  # feedback is not emulated; the SDK then asks for the state
+    253: _ignore,  # feedback is not emulated, so the SDK polls the state
     254: _ignore,
 }

@@ -1,4 +1,4 @@
-"""What can go wrong on purpose: errors of the controller and the gripper, and what a network does to frames."""
+"""Fault injection: errors of the controller and the gripper, and network faults."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ Reports = Literal["fresh", "stale", "silent"]
 
 @dataclass
 class Rule:
-    """One fault of the network. `client` None: of every client. It ends after `left` requests or at `until_s`."""
+    """One network fault. `client` None means every client. It ends after `remaining` requests or at `until_s`."""
 
     kind: Literal["drop", "delay", "dead", "cut"]
     client: int | None = None
-    left: int | None = None
+    remaining: int | None = None
     until_s: float | None = None
     delay_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of one request.
+    """Treatment of one request.
 
-    `dead`: it never arrives. `lost`: it is carried out, its reply is lost. `cut`: as `lost`, and the connection breaks.
+    Attributes:
+        dead: the request never arrives.
+        lost: the request is carried out and its reply is lost.
+        cut: as `lost`, and the connection breaks.
+        delay_s: delay of the reply.
     """
 
     dead: bool = False
@@ -38,32 +42,32 @@ class Fate:
 
 @dataclass
 class Network:
-    """The faults that are in force; only the server's thread touches it."""
+    """The active faults. Only the server's thread uses this."""
 
     rules: list[Rule] = field(default_factory=list)
     reports: Reports = "fresh"
 
     def fate(self, client: int, now_s: float) -> Fate:
-        """What happens to the request that `client` sends now; uses up rules that count requests."""
-        self.rules = [r for r in self.rules if r.left != 0 and (r.until_s is None or now_s < r.until_s)]
-        mine = [r for r in self.rules if r.client in (None, client)]
-        if any(r.kind == "dead" for r in mine):
+        """Returns the treatment of the request that `client` sends now, and counts it in the rules that count."""
+        self.rules = [r for r in self.rules if r.remaining != 0 and (r.until_s is None or now_s < r.until_s)]
+        rules = [r for r in self.rules if r.client in (None, client)]
+        if any(r.kind == "dead" for r in rules):
             return Fate(dead=True)
-        for rule in mine:
-            if rule.left is not None:
-                rule.left -= 1
-        lost, cut = (any(r.kind == kind for r in mine) for kind in ("drop", "cut"))
-        return Fate(lost=lost, cut=cut, delay_s=max((r.delay_s for r in mine), default=0.0))
+        for rule in rules:
+            if rule.remaining is not None:
+                rule.remaining -= 1
+        lost, cut = (any(r.kind == kind for r in rules) for kind in ("drop", "cut"))
+        return Fate(lost=lost, cut=cut, delay_s=max((r.delay_s for r in rules), default=0.0))
 
     def heal(self) -> None:
-        """No faults any more."""
+        """Removes all faults."""
         self.rules, self.reports = [], "fresh"
 
 
 class Faults:
-    """The injector. Callable from any thread; when a method returns, its fault is in force.
+    """The fault injector. Callable from any thread. The fault is active when a method returns.
 
-    A `client` is the number of a command connection, 1 for the first since the server started; None means all.
+    A `client` is the number of a command connection, 1 for the first since the server started. None means all.
     """
 
     def __init__(
@@ -73,19 +77,19 @@ class Faults:
         network: Network,
         reset: Callable[[], None],
     ) -> None:
-        """`run` calls a function in the server's thread and waits for it; `reset` breaks all connections."""
+        """`run` calls a function in the server's thread and waits for it. `reset` breaks all connections."""
         self._run = run
         self._controller = controller
         self._network = network
         self._reset = reset
 
     def error(self, code: int) -> None:
-        """Latch the controller's error C`code` and stop the arm, as a collision (31) would."""
+        """Latches the controller's error C`code` and stops the arm, as a collision (31) would."""
         _byte(code)
         self._run(lambda: self._controller.fault(code))
 
     def warn(self, code: int) -> None:
-        """Raise the controller's warning W`code`."""
+        """Raises the controller's warning W`code`."""
         _byte(code)
 
         def raise_it() -> None:
@@ -94,10 +98,10 @@ class Faults:
         self._run(raise_it)
 
     def emergency_stop(self, code: int = 1, latched: bool = True) -> None:
-        """Press the stop: 1 button, 2 emergency input, 3 three-state switch. Not `latched`: it is let go at once.
+        """Presses the stop: 1 button, 2 emergency input, 3 three-state switch. Releases it at once if not `latched`.
 
         Raises:
-            UsageError: another code.
+            UsageError: `code` is not 1 to 3.
         """
         if code not in EMERGENCY:
             raise UsageError(f"an emergency stop is 1 (button), 2 (input) or 3 (three-state switch), not {code}")
@@ -106,11 +110,11 @@ class Faults:
             self.release()
 
     def release(self) -> None:
-        """Let go of the emergency stop; the error stays until a client cleans it."""
+        """Releases the emergency stop. The error stays until a client cleans it."""
         self._run(self._controller.release)
 
     def gripper_fault(self, code: int | None = None) -> None:
-        """The gripper's own error G`code`, which cleaning does not remove; without a code its bus is dead (C19)."""
+        """Sets the gripper's own error G`code`, which cleaning does not remove. None makes its bus dead (C19)."""
         gripper = self._controller.gripper
 
         def fail() -> None:
@@ -123,7 +127,7 @@ class Faults:
         self._run(fail)
 
     def gripper_repair(self) -> None:
-        """Undo `gripper_fault`; latched errors stay until a client cleans them."""
+        """Undoes `gripper_fault`. Latched errors stay until a client cleans them."""
 
         def repair() -> None:
             self._controller.bus_dead = self._controller.gripper.broken = False
@@ -131,37 +135,37 @@ class Faults:
         self._run(repair)
 
     def drop_replies(self, count: int | None = None, seconds: float | None = None, client: int | None = None) -> None:
-        """Requests are carried out, their replies are lost: `count` of them, for `seconds`, or until `heal`."""
+        """Carries out requests but loses their replies: for `count` requests, for `seconds`, or until `heal`."""
         self._add(Rule("drop", client, count), seconds)
 
     def delay_replies(self, delay_s: float, count: int | None = None, client: int | None = None) -> None:
-        """Requests are carried out as they come, their replies arrive `delay_s` later, in order."""
+        """Carries out requests at once and sends their replies `delay_s` later, in order."""
         self._add(Rule("delay", client, count, delay_s=delay_s), None)
 
     def cut_reply(self, client: int | None = None) -> None:
-        """The next request is carried out; instead of its reply comes RST."""
-        self._add(Rule("cut", client, left=1), None)
+        """Carries out the next request and sends RST instead of its reply."""
+        self._add(Rule("cut", client, remaining=1), None)
 
     def half_open(self, client: int | None = None) -> None:
-        """The link is dead and looks open: requests never arrive; without `client` there are no reports either."""
+        """Makes the link dead though it looks open: requests never arrive. If `client` is None, reports stop too."""
         self._add(Rule("dead", client), None)
         if client is None:
             self.silence_reports()
 
     def stale_reports(self) -> None:
-        """Reports keep coming and say what the next one says, for ever."""
+        """Repeats the next report forever."""
         self._set_reports("stale")
 
     def silence_reports(self) -> None:
-        """Reports stop; their connections stay open."""
+        """Stops the reports and keeps their connections open."""
         self._set_reports("silent")
 
     def reset_connections(self) -> None:
-        """Break every connection with RST. New ones are taken."""
+        """Breaks every connection with RST. New ones are accepted."""
         self._run(self._reset)
 
     def heal(self) -> None:
-        """End all faults of the network."""
+        """Ends all network faults."""
         self._run(self._network.heal)
 
     def _add(self, rule: Rule, seconds: float | None) -> None:

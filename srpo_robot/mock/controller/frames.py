@@ -1,7 +1,7 @@
 """The controller's wire format as pure functions: requests and replies, Modbus-RTU to the gripper, report frames.
 
-A request is `transaction u16 | protocol u16 | length u16 | function u8 | params`, its reply the same with a status byte
-before the data. u16 and s16 are big-endian, f32 and s32 little-endian; the exceptions are named where they occur.
+A request is `transaction u16 | protocol u16 | length u16 | function u8 | params`. Its reply has a status byte before
+the data. u16 and s16 are big-endian, f32 and s32 little-endian. Exceptions are noted in the code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEAD = struct.Struct(">HHH")
 
 
 class Malformed(ArmError):
-    """Bytes that are no frame, or a frame without the parameters that its function needs."""
+    """Bytes that are no frame, or a frame that lacks parameters of its function."""
 
 
 # --- requests and replies ---------------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ class Malformed(ArmError):
 
 @dataclass(frozen=True)
 class Request:
-    """One command as it came: the client's transaction number is echoed in the reply, and so is the protocol."""
+    """One command as received. The reply repeats the client's transaction number and the protocol."""
 
     transaction: int
     protocol: int
@@ -38,27 +38,28 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the controller answers; `status` is an or of HAS_ERROR, HAS_WARNING, CANNOT_MOVE and INVALID."""
+    """The controller's answer. `status` is an OR of HAS_ERROR, HAS_WARNING, CANNOT_MOVE and INVALID."""
 
     status: int
     data: bytes = b""
 
 
 def encode_request(request: Request) -> bytes:
-    """The bytes of a request."""
+    """Returns the bytes of a request."""
     body = bytes([request.function]) + request.params
     return _HEAD.pack(request.transaction, request.protocol, len(body)) + body
 
 
 class RequestReader:
-    """Cuts a TCP byte stream into requests, wherever the stream is split."""
+    """Cuts a TCP byte stream into requests, however the stream is split."""
 
     def __init__(self) -> None:
-        self.broken = False  # an unknown protocol or a request of no length came: nothing after it can be told apart
+        # True after an unknown protocol or a request of zero length: the rest of the stream cannot be split.
+        self.broken = False
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Request]:
-        """The requests that are complete with `data`; what is not complete waits for more. None once `broken`."""
+        """Returns the requests that `data` completes and keeps the rest for later. Returns none once `broken`."""
         self._buffer += data
         requests: list[Request] = []
         while len(self._buffer) >= _HEAD.size and not self.broken:
@@ -75,16 +76,16 @@ class RequestReader:
 
 
 def encode_reply(request: Request, reply: Reply) -> bytes:
-    """The bytes of the reply to `request`."""
+    """Returns the bytes of the reply to `request`."""
     body = bytes([request.function, reply.status]) + reply.data
     return _HEAD.pack(request.transaction, request.protocol, len(body)) + body
 
 
 def decode_reply(frame: bytes) -> tuple[Request, Reply]:
-    """A reply and the request that it belongs to, without the request's params.
+    """Returns a reply and its request, without the request's params.
 
     Raises:
-        Malformed: too short, or not of the length that it says.
+        Malformed: the frame is too short, or its length field is wrong.
     """
     if len(frame) < _HEAD.size + 2:
         raise Malformed(f"a reply of {len(frame)} bytes; the shortest has {_HEAD.size + 2}")
@@ -95,48 +96,48 @@ def decode_reply(frame: bytes) -> tuple[Request, Reply]:
 
 
 def illegal_function(request: Request) -> bytes:
-    """The standard Modbus TCP exception 1; the emulator has no Modbus registers."""
+    """Returns the standard Modbus TCP exception 1, because the emulator has no Modbus registers."""
     function = request.params[0] if request.params else 0
     return _HEAD.pack(request.transaction, MODBUS, 3) + bytes([request.function, function | 0x80, 1])
 
 
 class Params:
-    """A request's parameters, read from the front."""
+    """Reads a request's parameters from the front."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
     @property
-    def left(self) -> int:
-        """Bytes not read yet."""
+    def remaining(self) -> int:
+        """Number of bytes that were not read yet."""
         return len(self._data) - self._at
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes. Raises Malformed where there are fewer."""
-        if self.left < count:
-            raise Malformed(f"{self.left} bytes of parameters left, {count} needed")
+        """Returns the next `count` bytes. Raises Malformed if there are fewer."""
+        if self.remaining < count:
+            raise Malformed(f"{self.remaining} bytes of parameters left, {count} needed")
         self._at += count
         return self._data[self._at - count : self._at]
 
     def u8(self) -> int:
-        """The next byte."""
+        """Returns the next byte."""
         return self.take(1)[0]
 
     def u16(self) -> int:
-        """The next two bytes, big-endian."""
+        """Returns the next two bytes, big-endian."""
         return int.from_bytes(self.take(2), "big")
 
     def s32s(self, count: int) -> list[int]:
-        """`count` integers of four bytes, little-endian."""
+        """Returns `count` integers of four bytes, little-endian."""
         return list(struct.unpack(f"<{count}i", self.take(4 * count)))
 
     def floats(self, count: int) -> np.ndarray:
-        """`count` float32, little-endian, as float64; NaN and infinity pass."""
+        """Returns `count` float32, little-endian, as float64. NaN and infinity pass."""
         return np.frombuffer(self.take(4 * count), "<f4").astype(np.float64)
 
     def finite(self, count: int, limit: float = 1e5) -> np.ndarray:
-        """`count` floats. Raises Malformed where one is not finite or beyond `limit`, in the wire's unit."""
+        """Returns `count` floats. Raises Malformed if one is not finite or beyond `limit`, in the wire's unit."""
         values = self.floats(count)
         if not np.all(np.abs(values) <= limit):  # also false for NaN
             raise Malformed(f"a parameter is not finite or beyond {limit:g}")
@@ -144,7 +145,7 @@ class Params:
 
 
 def encode_floats(*parts: np.ndarray | float) -> bytes:
-    """float32, little-endian, one after the other."""
+    """Returns float32, little-endian, one after the other."""
     return b"".join(np.atleast_1d(part).astype("<f4").tobytes() for part in parts)
 
 
@@ -155,7 +156,7 @@ _READ, _WRITE = 0x03, 0x10
 
 @dataclass(frozen=True)
 class RegisterRead:
-    """Read `count` registers of 16 bits from `address` on."""
+    """Reads `count` registers of 16 bits, starting at `address`."""
 
     device: int
     address: int
@@ -164,7 +165,7 @@ class RegisterRead:
 
 @dataclass(frozen=True)
 class RegisterWrite:
-    """Write `values`, each 0 to 65535, from `address` on."""
+    """Writes `values`, each 0 to 65535, starting at `address`."""
 
     device: int
     address: int
@@ -172,7 +173,7 @@ class RegisterWrite:
 
 
 def encode_rtu(command: RegisterRead | RegisterWrite) -> bytes:
-    """The RTU frame of a command."""
+    """Returns the RTU frame of a command."""
     if isinstance(command, RegisterRead):
         return struct.pack(">BBHH", command.device, _READ, command.address, command.count)
     count = len(command.values)
@@ -181,31 +182,31 @@ def encode_rtu(command: RegisterRead | RegisterWrite) -> bytes:
 
 
 def decode_rtu(frame: bytes) -> RegisterRead | RegisterWrite:
-    """The command in an RTU frame. Raises Malformed where it is neither a read (0x03) nor a write (0x10)."""
+    """Returns the command in an RTU frame. Raises Malformed if it is neither a read (0x03) nor a write (0x10)."""
     params = Params(frame)
     device, function, address, count = params.u8(), params.u8(), params.u16(), params.u16()
-    if function == _READ and 0 < count <= 125 and params.left == 0:
+    if function == _READ and 0 < count <= 125 and params.remaining == 0:
         return RegisterRead(device, address, count)
-    if function == _WRITE and 0 < count <= 123 and params.u8() == 2 * count == params.left:
+    if function == _WRITE and 0 < count <= 123 and params.u8() == 2 * count == params.remaining:
         return RegisterWrite(device, address, struct.unpack(f">{count}H", params.take(2 * count)))
     raise Malformed("no RTU read or write of registers")
 
 
 def encode_rtu_reply(command: RegisterRead | RegisterWrite, values: tuple[int, ...] = ()) -> bytes:
-    """The gripper's answer: what was read, or where and how much was written."""
+    """Returns the gripper's answer: the values that were read, or the address and count that were written."""
     if isinstance(command, RegisterRead):
         return struct.pack(f">BBB{len(values)}H", command.device, _READ, 2 * len(values), *values)
     return struct.pack(">BBHH", command.device, _WRITE, command.address, len(command.values))
 
 
 def words(value: int) -> tuple[int, int]:
-    """A signed 32-bit number as two registers, the high one first."""
+    """Splits a signed 32-bit number into two registers, the high one first."""
     high, low = struct.unpack(">HH", struct.pack(">i", value))
     return high, low
 
 
 def number(high: int, low: int) -> int:
-    """Two registers as a signed 32-bit number."""
+    """Joins two registers to a signed 32-bit number."""
     return struct.unpack(">i", struct.pack(">HH", high, low))[0]
 
 
@@ -255,7 +256,7 @@ REPORTS: dict[int, np.dtype] = {  # by port
 
 
 def encode_report(port: int, values: Mapping[str, object]) -> bytes:
-    """The frame of a report port. Fields that `values` does not have are zero; those the frame does not have are left.
+    """Returns the frame of a report port. Missing fields are zero, and fields that the port does not have are ignored.
 
     Values are in the wire's units: mm, rad, mm/s, kg.
     """
@@ -269,10 +270,10 @@ def encode_report(port: int, values: Mapping[str, object]) -> bytes:
 
 
 def decode_report(port: int, frame: bytes) -> np.void:
-    """The fields of a report frame, a structured scalar in the wire's units.
+    """Returns the fields of a report frame, a structured scalar in the wire's units.
 
     Raises:
-        Malformed: the frame has not the port's length, or says another one.
+        Malformed: the frame does not have the port's length, or its length field is wrong.
     """
     layout = REPORTS[port]
     if len(frame) != layout.itemsize or int.from_bytes(frame[:4], "big") != layout.itemsize:

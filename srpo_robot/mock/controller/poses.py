@@ -1,6 +1,7 @@
-"""Poses on the wire and inside. Wire: six numbers, position [mm] and either fixed-axis roll, pitch, yaw or axis-angle.
+"""Converts poses between the wire and the emulator.
 
-Inside: T, (4, 4), metres. Fixed axes: R = Rz(yaw) Ry(pitch) Rx(roll).
+Wire: six numbers, position [mm] and either fixed-axis roll, pitch, yaw or axis-angle. Inside: T, (4, 4), metres.
+Fixed axes: R = Rz(yaw) Ry(pitch) Rx(roll).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ MM = 1000.0  # millimetres in a metre
 
 
 def from_rpy(wire: np.ndarray) -> np.ndarray:
-    """T, (4, 4), of x, y, z [mm], roll, pitch, yaw [rad]."""
+    """Returns T, (4, 4), of x, y, z [mm], roll, pitch, yaw [rad]."""
     return _pose(wire[:3], Rotation.from_euler("xyz", wire[3:]))
 
 
 def to_rpy(pose: np.ndarray) -> np.ndarray:
-    """x, y, z [mm], roll, pitch, yaw [rad] of T. At pitch = +-pi/2 the roll is zero."""
+    """Returns x, y, z [mm], roll, pitch, yaw [rad] of T. At pitch = +-pi/2 the roll is zero."""
     r = pose[:3, :3]
     flat = np.hypot(r[0, 0], r[1, 0])
     if flat > 1e-9:
@@ -28,27 +29,27 @@ def to_rpy(pose: np.ndarray) -> np.ndarray:
 
 
 def from_axis_angle(wire: np.ndarray) -> np.ndarray:
-    """T, (4, 4), of x, y, z [mm] and axis times angle [rad]."""
+    """Returns T, (4, 4), of x, y, z [mm] and axis times angle [rad]."""
     return _pose(wire[:3], Rotation.from_rotvec(wire[3:]))
 
 
 def to_axis_angle(pose: np.ndarray) -> np.ndarray:
-    """x, y, z [mm] and axis times angle [rad] of T."""
+    """Returns x, y, z [mm] and axis times angle [rad] of T."""
     return np.concatenate([pose[:3, 3] * MM, rotation_vector(pose[:3, :3])])
 
 
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
-    """Axis times angle of a rotation matrix, (3,) [rad]."""
+    """Returns axis times angle of a rotation matrix, (3,) [rad]."""
     return Rotation.from_matrix(rotation).as_rotvec()
 
 
 def turned(rotation: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """`rotation` turned about the base's axes by axis times angle `vector` [rad]."""
+    """Returns `rotation` turned about the base's axes by axis times angle `vector` [rad]."""
     return Rotation.from_rotvec(vector).as_matrix() @ rotation
 
 
 def inverse(pose: np.ndarray) -> np.ndarray:
-    """The inverse of a pose."""
+    """Returns the inverse of a pose."""
     back = np.eye(4)
     back[:3, :3] = pose[:3, :3].T
     back[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]

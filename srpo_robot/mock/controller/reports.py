@@ -1,4 +1,4 @@
-"""The fields of the report frames, in the wire's units, read off a `Controller`."""
+"""Fills the fields of the report frames from a `Controller`, in the wire's units."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _JOINT_LIMITS = (500.0, 0.01, MAX_JOINT_ACCELERATION_RAD_S2, 0.0001, MAX_JOINT_S
 
 
 def report(c: Controller, port: int) -> bytes:
-    """The frame of report `port` now."""
+    """Returns the current frame of report `port`."""
     values = _motion(c)
     if port == CYCLE:
         values |= _cycle(c)
@@ -89,14 +89,14 @@ def _detail(c: Controller) -> dict[str, object]:
 
 
 def _cycle(c: Controller) -> dict[str, object]:
-    wanted = c.forward(c.setpoint)
+    target_pose = c.forward(c.setpoint)
     velocity = _tcp_velocity(c) * np.repeat([MM, 1.0], 3)
     return {
         "time_us": round(c.time_s * 1e6),
         "target_joints": c.setpoint,
         "target_speeds": c.velocity,
         "joint_speeds": c.velocity,
-        "target_pose": poses.to_axis_angle(wanted),
+        "target_pose": poses.to_axis_angle(target_pose),
         "target_velocity": velocity,
         "pose_aa": poses.to_axis_angle(c.tcp),
         "velocity": velocity,
@@ -104,5 +104,5 @@ def _cycle(c: Controller) -> dict[str, object]:
 
 
 def _tcp_velocity(c: Controller) -> np.ndarray:
-    """(6,) of the setpoint [m/s], [rad/s], base frame."""
+    """Returns the TCP velocity of the setpoint, (6,) [m/s], [rad/s], base frame."""
     return kinematics.jacobian(c.setpoint, c.settings.tool[:3, 3]) @ c.velocity

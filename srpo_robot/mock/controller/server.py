@@ -1,7 +1,7 @@
 """The emulator on the network: one thread, one asyncio loop for sockets, time and physics. Loopback only.
 
-The SDK finds its report ports by the literal numbers 30000 to 30003. Several emulators live side by side on different
-loopback addresses (127.0.0.2, ...), not on different ports.
+The SDK finds its report ports by the literal numbers 30000 to 30003. Several emulators therefore run side by side on
+different loopback addresses (127.0.0.2, ...), not on different ports.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from srpo_robot.mock.controller.state import Controller, Firmware, Snapshot
 from srpo_robot.mock.layout import Layout
 from srpo_robot.records import ArmCommand
 
-TICK_S = 0.004  # of the controller: 250 Hz
-_MAX_LATE_TICKS = 50  # a loop that hung longer lets time go instead of racing after it
-_HEARD = 4096  # requests that are remembered
-_FULL_BYTES = 1 << 18  # a client that does not read is cut off
+TICK_S = 0.004  # period of the controller: 250 Hz
+_MAX_LATE_TICKS = 50  # a loop that hung longer drops the time instead of catching up
+_LOG_LENGTH = 4096  # length of the request log
+_FULL_BYTES = 1 << 18  # a client that does not read is cut off at this backlog
 _RST = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time
 _WAIT_S = 30.0
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Heard:
+class LoggedRequest:
     """A request that was carried out, and the status of its answer (bits as in `frames`)."""
 
     time_s: float
@@ -57,12 +57,12 @@ class Heard:
 
 
 class ControllerServer:
-    """The controller of one arm, with its command and report ports open as long as the `with` block lasts.
+    """The controller of one arm. Its command and report ports are open for the duration of the `with` block.
 
     Args:
-        plant: the arm behind it.
-        host: a loopback address to listen on.
-        command_port: the SDK's is 502, which needs privileges; 0 takes a free one, see `command_port` afterwards.
+        plant: the emulated arm.
+        host: loopback address to listen on.
+        command_port: the SDK's is 502, which needs privileges. 0 takes a free one; read `command_port` afterwards.
         firmware: version, serial number and thresholds.
         stepped: time passes only in `advance`, not with the clock.
     """
@@ -76,7 +76,7 @@ class ControllerServer:
         firmware: Firmware | None = None,
         stepped: bool = False,
     ) -> None:
-        """Raises UsageError where `host` is no IPv4 loopback address."""
+        """Raises UsageError if `host` is no IPv4 loopback address."""
         self.host = _loopback(host)
         self.command_port = command_port
         self.stepped = stepped
@@ -87,7 +87,7 @@ class ControllerServer:
         self._commands: dict[int, _CommandConnection] = {}
         self._accepted = 0
         self._channels = {port: _ReportChannel(port) for port in reports.PERIODS_S}
-        self._heard: deque[Heard] = deque(maxlen=_HEARD)
+        self._request_log: deque[LoggedRequest] = deque(maxlen=_LOG_LENGTH)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
@@ -97,7 +97,7 @@ class ControllerServer:
     # --- for the caller, from any thread ------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        """Raises ArmError where a port is taken."""
+        """Opens the ports and starts the thread. Raises ArmError if a port is in use."""
         sockets = self._bind()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(sockets, ready), name="xarm-controller", daemon=True)
@@ -110,7 +110,7 @@ class ControllerServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close every socket and end the thread. Raises ArmError where the emulator itself failed meanwhile."""
+        """Closes every socket and ends the thread. Raises ArmError if the emulator itself failed meanwhile."""
         if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread is not None:
@@ -119,26 +119,26 @@ class ControllerServer:
             raise self._failed_with() from self._failure
 
     def arm_state(self) -> Snapshot:
-        """What the controller knows now."""
+        """Returns the controller's current state."""
         return self._call(self._controller.snapshot)
 
-    def heard(self) -> tuple[Heard, ...]:
-        """The requests carried out so far, oldest first; the last few thousand."""
-        return self._call(lambda: tuple(self._heard))
+    def request_log(self) -> tuple[LoggedRequest, ...]:
+        """Returns the latest requests that were carried out, oldest first, a few thousand at most."""
+        return self._call(lambda: tuple(self._request_log))
 
     def clients(self) -> tuple[int, ...]:
-        """Numbers of the command connections that are open; 1 was the first since the start."""
+        """Returns the numbers of the open command connections. 1 was the first since the start."""
         return self._call(lambda: tuple(self._commands))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, in whole ticks of `TICK_S`. Raises UsageError where the clock does that (not `stepped`)."""
+        """Lets time pass, in whole ticks of `TICK_S`. Raises UsageError if the clock does that (not `stepped`)."""
         if not self.stepped:
             raise UsageError("this emulator runs by the clock; build it with stepped=True to advance it")
         for _ in range(round(seconds / TICK_S)):
             self._call(self._advance)
 
     def place(self, layout: Layout, start: ArmCommand) -> None:
-        """Lay out the cell with the arm at rest at `start`. Raises UsageError where the plant is no cell."""
+        """Lays out the cell with the arm at rest at `start`. Raises UsageError if the plant is no cell."""
         plant = self._plant
         if not isinstance(plant, CellPlant):
             raise UsageError("only an emulator with a CellPlant has a scene to lay out")
@@ -152,7 +152,7 @@ class ControllerServer:
     # --- start and end ------------------------------------------------------------------------------------------------
 
     def _bind(self) -> dict[int, socket.socket]:
-        """Listening sockets by port; the command port under 0."""
+        """Returns listening sockets by port, with the command port under 0."""
         sockets: dict[int, socket.socket] = {}
         try:
             for key, port in {0: self.command_port, **{port: port for port in self._channels}}.items():
@@ -167,8 +167,8 @@ class ControllerServer:
                         "loopback address, for example host='127.0.0.2'"
                     ) from error
         except ArmError:
-            for opened in sockets.values():
-                opened.close()
+            for listener in sockets.values():
+                listener.close()
             raise
         self.command_port = sockets[0].getsockname()[1]
         return sockets
@@ -176,7 +176,7 @@ class ControllerServer:
     def _run(self, sockets: dict[int, socket.socket], ready: threading.Event) -> None:
         try:
             asyncio.run(self._serve(sockets, ready))
-        except BaseException as error:  # kept for __exit__, which raises it where somebody looks
+        except BaseException as error:  # kept for `__exit__`, which raises it in the caller's thread
             self._failure = self._failure or error
         finally:
             ready.set()
@@ -215,7 +215,7 @@ class ControllerServer:
             self._stopping.set()
 
     def _call(self, function: Callable[[], T]) -> T:
-        """Run `function` in the server's thread and return what it returns or raises.
+        """Runs `function` in the server's thread and returns its result or raises its exception.
 
         Raises:
             ArmError: the server is not running, or failed.
@@ -237,14 +237,14 @@ class ControllerServer:
     # --- in the server's thread ---------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Catch up with the clock; deadlines are absolute, so lateness does not add up."""
+        """Catches up with the clock. Deadlines are absolute, so delays do not add up."""
         loop = cast("asyncio.AbstractEventLoop", self._loop)
         try:
-            due = int((loop.time() - self._started_s) / TICK_S) - self._ticks
-            if due > _MAX_LATE_TICKS:
-                self._started_s += (due - _MAX_LATE_TICKS) * TICK_S
-                due = _MAX_LATE_TICKS
-            for _ in range(due):
+            due_ticks = int((loop.time() - self._started_s) / TICK_S) - self._ticks
+            if due_ticks > _MAX_LATE_TICKS:
+                self._started_s += (due_ticks - _MAX_LATE_TICKS) * TICK_S
+                due_ticks = _MAX_LATE_TICKS
+            for _ in range(due_ticks):
                 self._ticks += 1
                 self._advance()
         except Exception as error:
@@ -271,7 +271,9 @@ class ControllerServer:
 
     def _execute(self, client: int, request: Request) -> bytes:
         reply = commands.execute(self._controller, request)
-        self._heard.append(Heard(self._controller.time_s, client, request.function, request.params, reply.status))
+        self._request_log.append(
+            LoggedRequest(self._controller.time_s, client, request.function, request.params, reply.status)
+        )
         return encode_reply(request, reply)
 
     def _transports(self) -> list[asyncio.Transport]:
@@ -291,7 +293,7 @@ class _CommandConnection(asyncio.Protocol):
         self._server = server
         self._reader = RequestReader()
         self._number = 0
-        self._free_s = 0.0  # when the last delayed reply is out: replies keep their order
+        self._free_s = 0.0  # send time of the last delayed reply, so that replies keep their order
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -310,7 +312,7 @@ class _CommandConnection(asyncio.Protocol):
             self.transport.close()
 
     def _handle(self, request: Request) -> None:
-        if request.protocol == HEARTBEAT:  # has no reply
+        if request.protocol == HEARTBEAT:  # a heartbeat has no reply
             return
         server = self._server
         fate = server._network.fate(self._number, server._controller.time_s)
@@ -334,7 +336,7 @@ class _CommandConnection(asyncio.Protocol):
 
 
 class _ReportChannel:
-    """One report port: who listens, when the next frame is due, and the last frame."""
+    """One report port: its listeners, the due time of the next frame, and the last frame."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -346,7 +348,7 @@ class _ReportChannel:
 
 
 class _ReportConnection(asyncio.Protocol):
-    """One listener of a report port; what it sends is ignored."""
+    """One listener of a report port. Its input is ignored."""
 
     def __init__(self, server: ControllerServer, channel: _ReportChannel) -> None:
         self.transport: asyncio.Transport | None = None
@@ -366,7 +368,7 @@ class _ReportConnection(asyncio.Protocol):
 
 
 def _write(transport: asyncio.Transport | None, frame: bytes) -> None:
-    """Send, unless the client went away; cut off one that does not read."""
+    """Sends the frame unless the client disconnected. Cuts off a client that does not read."""
     if transport is None or transport.is_closing():
         return
     if transport.get_write_buffer_size() > _FULL_BYTES:
@@ -376,16 +378,16 @@ def _write(transport: asyncio.Transport | None, frame: bytes) -> None:
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    """Break the connection with RST; what has not been sent is lost."""
+    """Breaks the connection with RST. Unsent data is lost."""
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
     transport.abort()
 
 
 def free_host() -> str:
-    """A loopback address on which nobody has the report ports: for tests and for several emulators at once.
+    """Returns a loopback address with free report ports, for tests and for several emulators at once.
 
     Raises:
-        ArmError: none was found; where only 127.0.0.1 exists (macOS), another emulator runs.
+        ArmError: there is none. On a machine with 127.0.0.1 only (macOS), another emulator runs.
     """
     for _ in range(20):
         host = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"

@@ -1,6 +1,6 @@
 """The controller as a state machine: modes, enable bits, run states, the error latch, setpoints, limits.
 
-No sockets, no clock: time passes in `advance`. Lengths [m], angles [rad]; the wire's millimetres end in `commands`.
+No sockets and no clock: time passes in `advance`. Lengths [m], angles [rad]. `commands` converts from millimetres.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from srpo_robot.records import JOINTS, frozen
 
 PLANNED, SERVO, JOINT_ONLINE, POSE_ONLINE = 0, 1, 6, 7  # the modes that are emulated
 MODES = (PLANNED, SERVO, JOINT_ONLINE, POSE_ONLINE)
-GO, MOVING, READY, PAUSED, STOPPED, RESET, SLOWING = range(7)  # run states; GO is only asked for, never reported
+GO, MOVING, READY, PAUSED, STOPPED, RESET, SLOWING = range(7)  # run states; GO is a request and is never reported
 EMERGENCY = (1, 2, 3)
 KINEMATICS, JOINT_LIMIT, SPEED, COLLISION, FENCE, LINEAR_SPEED, TOOL_BUS = 21, 23, 24, 31, 35, 60, 19
 
@@ -29,12 +29,12 @@ MAX_TCP_ACCELERATION_M_S2 = 50.0
 
 _ALL_MOTORS = (1 << JOINTS) - 1
 _FULL_TURN = 2 * np.pi
-_IK = {"iterations": 60, "tolerance_m": 2e-5, "tolerance_rad": 1e-4}
+_IK = kinematics.SolverOptions(iterations=60, tolerance_m=2e-5, tolerance_rad=1e-4)
 
 
 @dataclass(frozen=True)
 class Firmware:
-    """What differs between arms and versions, and the thresholds that no document states (see `ASSUMPTIONS`)."""
+    """Differences between arms and versions, and the thresholds that no document states (see `ASSUMPTIONS`)."""
 
     version: str = "v2.5.0"
     serial: str = "XI130500000001"  # characters 2 to 5 must be digits; from 1305 on the joint ranges are narrower
@@ -43,7 +43,7 @@ class Firmware:
     collision_rad: tuple[float, ...] = (np.inf, 0.20, 0.14, 0.10, 0.07, 0.045)  # C31 beyond this, by sensitivity
 
     def joint_range(self) -> np.ndarray:
-        """(7, 2) lowest and highest angle [rad], the vendor's table for the serial number."""
+        """Returns lowest and highest angle [rad], (7, 2), from the vendor's table for the serial number."""
         narrow = int(self.serial[2:6]) >= 1305
         second, fourth = (
             ((-2.042035, 2.024581), (-0.10472, 3.92699)) if narrow else ((-2.059488, 2.094395), (-0.191986, 3.92699))
@@ -52,18 +52,18 @@ class Firmware:
         return np.array([turn, second, turn, fourth, turn, (-1.692969, np.pi), turn])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ControllerSettings:
-    """What clients store in the controller and can read back."""
+    """Settings that clients write to the controller and can read back."""
 
-    tool: np.ndarray = field(default_factory=lambda: np.eye(4))  # T_flange_tcp; nothing until it is set
+    tool: np.ndarray = field(default_factory=lambda: np.eye(4))  # T_flange_tcp; identity until it is set
     payload_kg: float = 0.0
     payload_centre_m: np.ndarray = field(default_factory=lambda: np.zeros(3))
     collision_sensitivity: int = 3
     teach_sensitivity: int = 3
     self_collision: bool = False
     tool_model: int = 0
-    tool_size: np.ndarray = field(default_factory=lambda: np.zeros(6))  # as it came
+    tool_size: np.ndarray = field(default_factory=lambda: np.zeros(6))  # as received
     gravity: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, -1.0]))
     box_m: np.ndarray = field(default_factory=lambda: np.array([[-9.999, 9.999]] * 3))  # (3, 2) lowest, highest
     fence: bool = False
@@ -72,7 +72,7 @@ class ControllerSettings:
     reduced_tcp_speed_m_s: float = 0.25
     reduced_joint_speed_rad_s: float = 1.0
     reduced_range_rad: np.ndarray = field(default_factory=lambda: np.array([[-_FULL_TURN, _FULL_TURN]] * JOINTS))
-    speed_factor: float = 1.2  # of MAX_TCP_SPEED_M_S, for C60
+    speed_factor: float = 1.2  # multiple of MAX_TCP_SPEED_M_S, for C60
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +94,9 @@ class PoseGoal:
     acceleration: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Snapshot:
-    """The controller at one instant."""
+    """State of the controller at one instant."""
 
     time_s: float
     mode: int
@@ -106,7 +106,7 @@ class Snapshot:
     queued: int
     enabled: bool  # all motors
     joints_rad: np.ndarray  # (7,) measured
-    setpoint_rad: np.ndarray  # (7,) what the motors were told last
+    setpoint_rad: np.ndarray  # (7,) last setpoint of the motors
     velocity_rad_s: np.ndarray  # (7,) of the setpoint
     tcp: np.ndarray  # T_base_tcp, (4, 4), measured
     gripper_m: float
@@ -114,7 +114,7 @@ class Snapshot:
 
 
 class Controller:
-    """One arm's controller around a `Plant`. Not thread-safe: whoever owns it calls it from one thread."""
+    """One arm's controller around a `Plant`. Not thread-safe: call it from one thread only."""
 
     def __init__(self, plant: Plant, firmware: Firmware | None = None) -> None:
         self.plant = plant
@@ -126,15 +126,15 @@ class Controller:
         self.error = 0
         self.warning = 0
         self.enabled_bits = 0
-        self.pressed = 0  # which emergency stop is held down: 0, 1, 2 or 3
-        self.bus_dead = False  # nothing answers on the tool's RS485 bus
+        self.pressed = 0  # the emergency stop that is held down: 0 (none), 1, 2 or 3
+        self.bus_dead = False  # no device answers on the tool's RS485 bus
         self.tool_registers: dict[int, int] = {0x0A0B: 11}  # of the tool's own board; 11: 2 Mbaud
         self._run = STOPPED
         self._queue: deque[JointGoal | PoseGoal] = deque()
         self._servo_target: np.ndarray | None = None
-        measured = plant.measured()
-        self.gripper = Gripper(measured.gripper_m, plant.stroke_m)
-        self.joints = measured.joints_rad
+        plant_state = plant.measure()
+        self.gripper = Gripper(plant_state.gripper_m, plant.stroke_m)
+        self.joints = plant_state.joints_rad
         self.setpoint = np.array(self.joints)
         self.velocity = np.zeros(JOINTS)
         self._pose_velocity = np.zeros(3)
@@ -142,7 +142,7 @@ class Controller:
         self._tcp: np.ndarray | None = None
         self._outside_m = 0.0
 
-    # --- what can be read ---------------------------------------------------------------------------------------------
+    # --- readings -----------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> int:
@@ -153,7 +153,7 @@ class Controller:
 
     @property
     def ready(self) -> bool:
-        """Whether a move would be taken: running, no error, all motors on."""
+        """Whether a move would be accepted: running, no error, all motors on."""
         return self._run in (GO, PAUSED) and self.error == 0 and self.enabled
 
     @property
@@ -163,7 +163,7 @@ class Controller:
 
     @property
     def queued(self) -> int:
-        """Moves that are not finished."""
+        """Number of moves that are not finished."""
         return len(self._queue)
 
     @property
@@ -174,7 +174,7 @@ class Controller:
         return self._tcp
 
     def snapshot(self) -> Snapshot:
-        """Everything at this instant, as copies."""
+        """Returns a copy of the current state."""
         return Snapshot(
             time_s=self.time_s,
             mode=self.mode,
@@ -192,18 +192,18 @@ class Controller:
         )
 
     def forward(self, joints_rad: np.ndarray) -> np.ndarray:
-        """T_base_tcp, (4, 4), with the tool that is set."""
+        """Returns T_base_tcp, (4, 4), with the current tool."""
         return kinematics.frames(joints_rad)[-1] @ self.settings.tool
 
     def inverse(self, tcp: np.ndarray, near_rad: np.ndarray, limited: bool = True) -> np.ndarray | None:
-        """Joints (7,) near `near_rad` that put the TCP there, inside the joint range if `limited`; None without."""
+        """Returns joints (7,) near `near_rad` for a TCP pose, or None. `limited`: keep them inside the joint range."""
         flange = tcp @ poses.inverse(self.settings.tool)
         low, high = self.range_rad.T if limited else (np.full(JOINTS, -_FULL_TURN), np.full(JOINTS, _FULL_TURN))
-        found = kinematics.inverse(flange[:3, 3], flange[:3, :3], near_rad, np.zeros(3), low, high, **_IK)
-        return found.joints_rad if found.reached else None
+        solution = kinematics.inverse(flange[:3, 3], flange[:3, :3], near_rad, np.zeros(3), low, high, options=_IK)
+        return solution.joints_rad if solution.reached else None
 
     def in_range(self, joints_rad: np.ndarray) -> bool:
-        """Whether joints are inside the range, and in reduced mode inside the reduced one too; NaN never is."""
+        """Returns whether joints are inside the range, in reduced mode also inside the reduced one. NaN never is."""
         inside = (joints_rad >= self.range_rad[:, 0]) & (joints_rad <= self.range_rad[:, 1])
         if self.settings.reduced:
             low, high = self.settings.reduced_range_rad.T
@@ -211,25 +211,25 @@ class Controller:
         return bool(inside.all())
 
     def set_tool(self, tool: np.ndarray) -> None:
-        """Set T_flange_tcp, a system reset."""
+        """Sets T_flange_tcp. This is a system reset."""
         self.settings.tool = tool
         self._tcp = self._setpoint_tcp = None
         self.system_reset()
 
     # --- run states, modes, errors ------------------------------------------------------------------------------------
 
-    def set_state(self, asked: int) -> bool:
-        """GO, PAUSED, STOPPED or SLOWING; False where there is no such request."""
-        if asked == GO:
+    def set_state(self, request: int) -> bool:
+        """Requests GO, PAUSED, STOPPED or SLOWING. Returns False if there is no such request."""
+        if request == GO:
             if self.error == 0 and self.enabled:
                 self._run = GO
-        elif asked == PAUSED:
+        elif request == PAUSED:
             if self._run == GO:
                 self._freeze()
                 self._run = PAUSED
-        elif asked == STOPPED:
+        elif request == STOPPED:
             self._halt(STOPPED)
-        elif asked == SLOWING:
+        elif request == SLOWING:
             if self._run == GO:
                 self._queue.clear()
                 self._servo_target = None
@@ -239,7 +239,7 @@ class Controller:
         return True
 
     def set_mode(self, mode: int) -> bool:
-        """Change the mode, a system reset; False where the mode is not emulated."""
+        """Changes the mode, which is a system reset. Returns False if the mode is not emulated."""
         if mode not in MODES:
             return False
         self.mode = mode
@@ -247,7 +247,7 @@ class Controller:
         return True
 
     def enable(self, axis: int, on: bool) -> bool:
-        """Switch one motor (1 to 7) or all (8), a system reset; False where there is no such axis."""
+        """Switches one motor (1 to 7) or all (8), which is a system reset. Returns False if there is no such axis."""
         if not 1 <= axis <= 8:
             return False
         bits = _ALL_MOTORS if axis == 8 else 1 << (axis - 1)
@@ -259,35 +259,39 @@ class Controller:
         return True
 
     def system_reset(self) -> None:
-        """Stop and forget all moves; they are refused until the next `set_state(GO)`."""
+        """Stops and forgets all moves. Moves are refused until the next `set_state(GO)`."""
         self._halt(STOPPED if self.error else RESET)
 
     def fault(self, code: int) -> None:
-        """Latch the controller's error `code` and stop. A latched error stays, except under an emergency stop."""
+        """Latches the controller's error `code` and stops. Only an emergency stop replaces a latched error."""
         if self.error == 0 or code in EMERGENCY:
             self.error = code
         self._halt(STOPPED)
 
     def press(self, code: int) -> None:
-        """Press an emergency stop, 1 to 3: motors off, the error stays while it is pressed."""
+        """Presses an emergency stop, 1 to 3: motors off. The error stays while it is pressed."""
         self.pressed = code
         self.fault(code)
         self.enabled_bits = 0
         self.gripper.hold()
 
     def release(self) -> None:
-        """Let go of the emergency stop. The error stays until it is cleaned."""
+        """Releases the emergency stop. The error stays until it is cleaned."""
         self.pressed = 0
 
     def clean_error(self) -> None:
-        """Forget the error, unless an emergency stop is pressed. The arm stays stopped."""
+        """Clears the error, unless an emergency stop is pressed. The arm stays stopped."""
         self.error = self.pressed
         self._halt(STOPPED)
 
     # --- moves --------------------------------------------------------------------------------------------------------
 
     def move_joints(self, target: np.ndarray, speed: float, acceleration: float) -> bool:
-        """Take a joint move (mode 0: queued; mode 6: at once). Infinite: that joint stays. False: cannot move now."""
+        """Accepts a joint move (mode 0: queued; mode 6: at once). An infinite number keeps that joint.
+
+        Returns:
+            False if the arm cannot move now.
+        """
         if not self._takes(PLANNED, JOINT_ONLINE):
             return False
         start = self._end()
@@ -299,7 +303,7 @@ class Controller:
         return True
 
     def move_pose(self, target: np.ndarray, speed: float, acceleration: float) -> bool:
-        """Take a straight move of the TCP to `target` (4, 4), queued in mode 0. False: cannot move now."""
+        """Accepts a straight move of the TCP to `target` (4, 4), queued in mode 0. False if it cannot move now."""
         if not self._takes(PLANNED, POSE_ONLINE):
             return False
         joints = self.inverse(target, self._end())
@@ -318,7 +322,7 @@ class Controller:
         return True
 
     def servo_joints(self, target: np.ndarray) -> bool:
-        """Take a servo target (mode 1). False: cannot move now."""
+        """Accepts a servo target (mode 1). Returns False if it cannot move now."""
         if not self._takes(SERVO) or self._run == PAUSED:
             return False
         last = self.setpoint if self._servo_target is None else self._servo_target
@@ -331,7 +335,7 @@ class Controller:
         return True
 
     def servo_pose(self, target: np.ndarray) -> bool:
-        """Take a servo target of the TCP (mode 1). False: cannot move now."""
+        """Accepts a servo target of the TCP (mode 1). Returns False if it cannot move now."""
         if not self._takes(SERVO) or self._run == PAUSED:
             return False
         joints = self.inverse(target, self.setpoint)
@@ -341,19 +345,19 @@ class Controller:
         return self.servo_joints(joints)
 
     def end_tcp(self) -> np.ndarray:
-        """Where the TCP will be after all moves that were taken, (4, 4): relative moves start there."""
+        """Returns the TCP pose (4, 4) after all accepted moves, from which relative moves start."""
         if self._queue and isinstance(goal := self._queue[-1], PoseGoal):
             return goal.target
         return self.forward(self._end())
 
     def end_joints(self) -> np.ndarray:
-        """Where the joints will be after all moves that were taken, (7,)."""
+        """Returns the joints (7,) after all accepted moves."""
         return self._end()
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def advance(self, dt_s: float) -> None:
-        """Let `dt_s` pass: setpoints move, the plant follows, the guards look."""
+        """Lets `dt_s` pass: moves the setpoints and the plant, then checks the guards."""
         if self._run == GO:
             self._follow(dt_s)
         elif self._run == SLOWING:
@@ -362,17 +366,17 @@ class Controller:
         self.plant.drive(self.setpoint, self.gripper.setpoint_m, dt_s)
         self.time_s += dt_s
         before = self.joints
-        measured = self.plant.measured()
-        self.joints = measured.joints_rad
-        self.gripper.feel(measured.gripper_m, dt_s)
+        plant_state = self.plant.measure()
+        self.joints = plant_state.joints_rad
+        self.gripper.feel(plant_state.gripper_m, dt_s)
         self._tcp = None
         self._guard((self.joints - before) / dt_s)
 
     def resynchronise(self) -> None:
-        """Take the plant's joints as setpoints: somebody moved the arm by other means. Moves are forgotten."""
-        measured = self.plant.measured()
-        self.joints, self._tcp = measured.joints_rad, None
-        self.gripper.measured_m = measured.gripper_m
+        """Sets the setpoints to the plant's joints, after the arm was moved by other means. Moves are forgotten."""
+        plant_state = self.plant.measure()
+        self.joints, self._tcp = plant_state.joints_rad, None
+        self.gripper.measured_m = plant_state.gripper_m
         self.gripper.hold()
         self._freeze()
         self._queue.clear()
@@ -390,24 +394,24 @@ class Controller:
 
     def _take(self, goal: JointGoal | PoseGoal) -> None:
         if self.mode != PLANNED:
-            self._queue.clear()  # online planning: the newest target only
+            self._queue.clear()  # online planning keeps only the newest target
         self._queue.append(goal)
 
     def _joint_goal(self, start: np.ndarray, target: np.ndarray, speed: float, acceleration: float) -> JointGoal:
-        """Speeds that let all joints arrive together in mode 0; each for itself in mode 6."""
+        """Returns a goal with speeds that let all joints arrive together in mode 0, or independently in mode 6."""
         speed = float(np.clip(speed, 1e-4, self._joint_speed()))
         acceleration = float(np.clip(acceleration, 1e-2, MAX_JOINT_ACCELERATION_RAD_S2))
-        way = np.abs(target - start)
-        if self.mode != PLANNED or not way.any():
+        distance = np.abs(target - start)
+        if self.mode != PLANNED or not distance.any():
             return JointGoal(frozen(target), speed, acceleration)
-        share = np.maximum(way / way.max(), 1e-6)
+        share = np.maximum(distance / distance.max(), 1e-6)
         return JointGoal(frozen(target), speed * share, acceleration * share)
 
     def _joint_speed(self) -> float:
         return min(MAX_JOINT_SPEED_RAD_S, self.settings.reduced_joint_speed_rad_s if self.settings.reduced else np.inf)
 
     def _follow(self, dt_s: float) -> None:
-        """One step of the setpoint towards the goal of the mode."""
+        """Moves the setpoint one step towards the goal of the mode."""
         if self.mode == SERVO:
             if self._servo_target is not None:
                 limit, acceleration = self._joint_speed(), MAX_JOINT_ACCELERATION_RAD_S2
@@ -417,7 +421,7 @@ class Controller:
             return
         goal = self._queue[0]
         arrived = self._step_joints(goal, dt_s) if isinstance(goal, JointGoal) else self._step_pose(goal, dt_s)
-        if arrived and self._queue:  # a fault on the way has emptied it
+        if arrived and self._queue:  # a fault on the way clears the queue
             self._queue.popleft()
 
     def _step_joints(self, goal: JointGoal, dt_s: float) -> bool:
@@ -434,12 +438,12 @@ class Controller:
         return not np.any(velocity) and bool(np.all(joints == goal.target))
 
     def _reduced(self, joints: np.ndarray, velocity: np.ndarray, dt_s: float) -> tuple[np.ndarray, np.ndarray]:
-        """Shorten a step whose TCP would be faster than reduced mode allows."""
-        way = float(np.linalg.norm((self.forward(joints) - self._tcp_of_setpoint())[:3, 3]))
-        allowed = self.settings.reduced_tcp_speed_m_s * dt_s
-        if way <= allowed:
+        """Shortens a step whose TCP would be faster than reduced mode allows."""
+        distance = float(np.linalg.norm((self.forward(joints) - self._tcp_of_setpoint())[:3, 3]))
+        longest = self.settings.reduced_tcp_speed_m_s * dt_s
+        if distance <= longest:
             return joints, velocity
-        return self.setpoint + (joints - self.setpoint) * (allowed / way), velocity * (allowed / way)
+        return self.setpoint + (joints - self.setpoint) * (longest / distance), velocity * (longest / distance)
 
     def _step_pose(self, goal: PoseGoal, dt_s: float) -> bool:
         pose, self._pose_velocity = motion.approach_pose(
@@ -452,7 +456,7 @@ class Controller:
         arrived = bool(np.abs(goal.target - pose).max() < 1e-9)
         velocity = np.zeros(JOINTS) if arrived else (joints - self.setpoint) / dt_s
         self._put(joints, velocity)
-        self._setpoint_tcp = pose  # as planned; the solver's tolerance must not add up along the line
+        self._setpoint_tcp = pose  # as planned, because the solver's tolerance must not add up along the line
         if arrived:
             self._pose_velocity = np.zeros(3)
         return arrived
@@ -474,7 +478,7 @@ class Controller:
             self._halt(STOPPED)
 
     def _freeze(self) -> None:
-        """Hold what is measured, at once."""
+        """Holds the measured joints, at once."""
         self._put(np.array(self.joints), np.zeros(JOINTS))
         self._pose_velocity = np.zeros(3)
         self._servo_target = None
@@ -485,9 +489,9 @@ class Controller:
         self._run = run
 
     def _guard(self, measured_speed: np.ndarray) -> None:
-        """Raise C31, C35 and C60 where the arm, the TCP or the setpoint ask for it."""
-        behind = np.abs(self.setpoint - self.joints - self.plant.lag_s * measured_speed).max()
-        if self._run in (GO, SLOWING) and behind > self.firmware.collision_rad[self.settings.collision_sensitivity]:
+        """Raises C31, C35 and C60 if the arm, the TCP or the setpoint violate their limits."""
+        lag = np.abs(self.setpoint - self.joints - self.plant.lag_s * measured_speed).max()
+        if self._run in (GO, SLOWING) and lag > self.firmware.collision_rad[self.settings.collision_sensitivity]:
             self.fault(COLLISION)
         if self.settings.fence:
             self._guard_fence()

@@ -1,1 +1,1 @@
-"""Evidence for a score: metrics, baselines, negative controls, the benchmark and the audit."""
+"""Tests of a score: metrics, negative controls, baselines, the benchmark and the audit."""

@@ -1,7 +1,7 @@
-"""The gate before a week of robot time: does the score tell success from failure, and better than its own nulls?
+"""Audit of a score before training: does it separate success from failure, and does it beat its negative controls?
 
-Evidence first (numbers, with intervals), then a verdict that is a pure function of evidence and level: training may ask
-for another level than the one that was printed, and gets its own verdict from the same evidence.
+The evidence (numbers with intervals) is stored. The verdict is a pure function of evidence and level, so training can
+judge the same evidence at another level.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from srpo_robot.records import Episode
 FILE = "audit.json"
 FORMAT = 1
 LEVEL = 0.05
-CONTROLS = ("shuffled", "reversed", "frozen-tail", "pixel-mean", "pixel-last10")  # what the real score must beat
-FEW = 10  # episodes of a label below which more of them is the first thing to try
+AUDIT_CONTROLS = ("shuffled", "reversed", "frozen-tail", "pixel-mean", "pixel-last10")  # the score must beat each one
+FEW = 10  # with fewer episodes of a label, the first advice is to record more
 
 _ADVICE = {
     "shuffled": "the order of frames hardly matters to this score: try --window-shape recent, or an encoder that sees "
@@ -41,7 +41,14 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Contrast:
-    """The real score against one control, on the same episodes: AUC of the control, and the paired difference."""
+    """The real score against one negative control on the same episodes.
+
+    Attributes:
+        name: name of the control.
+        auc: AUC of the control.
+        difference: AUC of the real score minus AUC of the control, paired by episode.
+        low, high: bootstrap interval of the difference.
+    """
 
     name: str
     auc: float
@@ -50,17 +57,17 @@ class Contrast:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskEvidence:
-    """What the labels say about the score of one task.
+    """Evidence from the labels of one task.
 
     Attributes:
-        task: its name.
-        successes, failures: episodes with a final progress in profile `loo`.
-        auc, low, high: ROC-AUC of it, and its interval; NaN with `reason`.
-        p: of the permutation test; NaN where there is none.
+        task: name of the task.
+        successes, failures: number of episodes that have a final progress in profile `loo`.
+        auc, low, high: ROC-AUC of the final progress, and its interval. NaN if undefined; `reason` says why.
+        p: p value of the permutation test. NaN if the test was not run.
         reason: why the AUC is undefined.
-        contrasts: one for each control.
+        contrasts: one contrast per negative control.
     """
 
     task: str
@@ -74,14 +81,15 @@ class TaskEvidence:
     contrasts: tuple[Contrast, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ValueEvidence:
-    """What the labels say about a step value: does the worst chunk of an episode tell failures from successes?
+    """Evidence for one step value: does the worst chunk of an episode separate failures from successes?
 
     Attributes:
-        name: of `value.VALUES`.
-        auc, low, high, p: of the most negative chunk gain, higher in successes; NaN where it is undefined.
-        difference, low_difference: AUC less that of `progress`, and the lower end of its paired interval.
+        name: name of the step value, one of `value.VALUES`.
+        auc, low, high, p: ROC-AUC of the most negative chunk gain (higher in successes), its interval and its
+            permutation p value. NaN if undefined.
+        difference, low_difference: AUC minus the AUC of `progress`, and the lower end of the paired interval.
     """
 
     name: str
@@ -95,7 +103,7 @@ class ValueEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a verdict follows from."""
+    """The complete input of a verdict."""
 
     tasks: tuple[TaskEvidence, ...]
     values: tuple[ValueEvidence, ...] = ()
@@ -103,13 +111,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What it comes to.
+    """The verdict of an audit.
 
     Attributes:
-        passed: the score may train.
-        lines: what was found, a line each, PASS or FAIL first.
-        advice: what to do about what failed, most promising first.
-        value: the step value that the evidence supports; "" where it supports none.
+        passed: True if the score may be used for training.
+        lines: one line per check; each starts with PASS or FAIL.
+        advice: remedies for the failed checks, most promising first.
+        value: the step value that the evidence supports. Empty if it supports none.
     """
 
     passed: bool
@@ -128,13 +136,14 @@ def gather(
     gains: Mapping[str, np.ndarray] | None = None,
     resampling: Resampling | None = None,
 ) -> Evidence:
-    """The evidence of a dataset.
+    """Collects the evidence of a dataset.
 
     Args:
-        episodes: all labelled.
-        real: (E,) final progress of the score under test, profile `loo`; NaN where it is undefined.
-        controls: by name, (E,) the same of each control.
-        gains: by step value, (E,) most negative chunk gain (see `benchmark.worst_gains`); None: values are not judged.
+        episodes: labelled episodes.
+        real: (E,) final progress of the score under test in profile `loo`. NaN if undefined.
+        controls: by name of the negative control, (E,) its final progress.
+        gains: by step value, (E,) most negative chunk gain (see `benchmark.worst_gains`). If None, step values are
+            not judged.
 
     Raises:
         UnlabelledError: an episode has no label.
@@ -145,9 +154,10 @@ def gather(
     tasks = []
     for task in dict.fromkeys(e.task for e in episodes):
         rows = np.array([i for i, e in enumerate(episodes) if e.task == task])
-        if np.isfinite(real[rows]).any():  # a task that was left out is not judged
-            own = {name: values[rows] for name, values in controls.items()}
-            tasks.append(_task_evidence(task, [episodes[i].success for i in rows], real[rows], own, resampling))
+        if np.isfinite(real[rows]).any():  # skipped tasks are not judged
+            task_controls = {name: values[rows] for name, values in controls.items()}
+            labels = [episodes[i].success for i in rows]
+            tasks.append(_task_evidence(task, labels, real[rows], task_controls, resampling))
     success = [e.success for e in episodes]
     return Evidence(tuple(tasks), _value_evidence(success, gains or {}, resampling))
 
@@ -160,22 +170,22 @@ def _task_evidence(
     resampling: Resampling | None,
 ) -> TaskEvidence:
     table = separation(real, success, resampling, task)
-    found = table.estimates["auc"]
+    auc = table.estimates["auc"]
     contrasts = []
     for name, values in controls.items():
         alone = separation(values, success, Resampling(0, 0), task).estimates["auc"]
-        apart = auc_difference(real, values, success, resampling)
-        contrasts.append(Contrast(name, alone.value, apart.value, apart.low, apart.high))
+        difference = auc_difference(real, values, success, resampling)
+        contrasts.append(Contrast(name, alone.value, difference.value, difference.low, difference.high))
     return TaskEvidence(
-        task,
-        table.successes,
-        table.failures,
-        found.value,
-        found.low,
-        found.high,
-        found.p,
-        found.reason,
-        tuple(contrasts),
+        task=task,
+        successes=table.successes,
+        failures=table.failures,
+        auc=auc.value,
+        low=auc.low,
+        high=auc.high,
+        p=auc.p,
+        reason=auc.reason,
+        contrasts=tuple(contrasts),
     )
 
 
@@ -184,10 +194,22 @@ def _value_evidence(
 ) -> tuple[ValueEvidence, ...]:
     rows = []
     for name, worst in gains.items():
-        found: Estimate = separation(worst, success, resampling, name).estimates["auc"]
-        apart = auc_difference(worst, gains["progress"], success, resampling) if "progress" in gains else None
-        more = (math.nan, math.nan) if apart is None else (apart.value, apart.low)
-        rows.append(ValueEvidence(name, found.value, found.low, found.high, found.p, *more))
+        auc: Estimate = separation(worst, success, resampling, name).estimates["auc"]
+        difference = low_difference = math.nan
+        if "progress" in gains:
+            paired = auc_difference(worst, gains["progress"], success, resampling)
+            difference, low_difference = paired.value, paired.low
+        rows.append(
+            ValueEvidence(
+                name=name,
+                auc=auc.value,
+                low=auc.low,
+                high=auc.high,
+                p=auc.p,
+                difference=difference,
+                low_difference=low_difference,
+            )
+        )
     return tuple(rows)
 
 
@@ -195,10 +217,11 @@ def _value_evidence(
 
 
 def judge(evidence: Evidence, level: float = LEVEL) -> AuditResult:
-    """The verdict at a level.
+    """Returns the verdict at a level.
 
-    Passed means, for every task: success and failure separate with p at most `level`, and the real score is better
-    than every control by more than the paired interval. All must hold, so nothing is corrected for their number.
+    The audit passes if two conditions hold for every task. Success and failure separate with p at most `level`, and
+    the paired interval of the AUC difference to every negative control is above 0. All conditions must hold, so there
+    is no correction for their number.
 
     Raises:
         UsageError: a level outside (0, 1).
@@ -206,7 +229,7 @@ def judge(evidence: Evidence, level: float = LEVEL) -> AuditResult:
     if not 0.0 < level < 1.0:
         raise UsageError(f"the level {level} must be between 0 and 1, for example 0.05")
     lines: list[str] = []
-    advice: dict[str, None] = {}  # in order, each once
+    advice: dict[str, None] = {}  # an ordered set
     for task in evidence.tasks:
         _judge_separation(task, level, lines, advice)
         if math.isfinite(task.auc):
@@ -219,7 +242,10 @@ def judge(evidence: Evidence, level: float = LEVEL) -> AuditResult:
 
 
 def supported_value(values: Sequence[ValueEvidence], level: float = LEVEL) -> str:
-    """The step value whose worst chunk separates the labels: `progress` unless another is better by its interval."""
+    """Returns the step value whose worst chunk separates the labels.
+
+    This is `progress`, unless the paired interval of another value's advantage over `progress` is above 0.
+    """
     good = [row for row in values if math.isfinite(row.p) and row.p <= level and row.auc > 0.5]
     better = [row for row in good if row.name != "progress" and row.low_difference > 0.0]
     if better:
@@ -261,10 +287,10 @@ def _judge_controls(task: TaskEvidence, lines: list[str], advice: dict[str, None
 
 
 def write_audit(path: Path, evidence: Evidence, level: float, origin: Mapping[str, Any]) -> AuditResult:
-    """Write evidence and verdict as JSON, whole or not at all, and return the verdict.
+    """Writes evidence and verdict as JSON in one atomic step. Returns the verdict.
 
     Args:
-        origin: what the evidence is of (dataset, labels, encoder, windows ...), compared by `read_audit`.
+        origin: source of the evidence (dataset, labels, encoder, windows ...). `read_audit` compares it.
     """
     verdict = judge(evidence, level)
     content = {
@@ -282,16 +308,16 @@ def write_audit(path: Path, evidence: Evidence, level: float, origin: Mapping[st
 
 
 def read_audit(path: Path, origin: Mapping[str, Any], refresh: str) -> Evidence:
-    """The evidence of a dataset's audit.
+    """Reads the evidence of a dataset's audit.
 
     Raises:
-        StaleTable: absent, unreadable, or of another state than `origin`; says which command refreshes it.
+        StaleTable: the file is absent, unreadable or has another origin. The message names the command `refresh`.
     """
     if not path.is_file():
         raise StaleTable(f"this score was never audited; run: {refresh}")
     try:
         content = json.loads(path.read_text())
-        found, version = content["origin"], content["format"]
+        audited, version = content["origin"], content["format"]
         rows = content["evidence"]["tasks"]
         contrasts = [tuple(Contrast(**_nan_for_null(c)) for c in row.pop("contrasts")) for row in rows]
         tasks = tuple(TaskEvidence(**_nan_for_null(r), contrasts=c) for r, c in zip(rows, contrasts, strict=True))
@@ -300,7 +326,7 @@ def read_audit(path: Path, origin: Mapping[str, Any], refresh: str) -> Evidence:
         raise StaleTable(f"{path} cannot be read; run: {refresh}") from None
     if version != FORMAT:
         raise StaleTable(f"{path} has format {version}, this version reads {FORMAT}; run: {refresh}")
-    changed = [name for name, value in origin.items() if found.get(name) != value]
+    changed = [name for name, value in origin.items() if audited.get(name) != value]
     if changed:
         raise StaleTable(f"{path} is of another {changed[0]} than the score; run: {refresh}")
     return Evidence(tasks, values)

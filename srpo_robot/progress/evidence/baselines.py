@@ -1,7 +1,8 @@
-"""What a score must be held against: scorers without a network, and nulls that take something away from the episodes.
+"""Negative controls and baselines for a score.
 
-All go through the one pipeline (`embed_buffer`, `score`): a null is the encoder under test on changed video, a baseline
-is another encoder, and a few need no video at all. "V-JEPA helps" may be written where its score beats every one.
+A negative control lacks something that the score claims to use: the network, the order of frames, the end of the
+episode, or the video. The score must beat it. A baseline is another method that the score should beat.
+All scorers use the same pipeline (`embed_buffer`, `score`). Claim "V-JEPA helps" only if its score beats all of them.
 """
 
 from __future__ import annotations
@@ -41,25 +42,30 @@ from srpo_robot.progress.store import EmbeddingStore
 from srpo_robot.progress.windows import WindowSpec
 from srpo_robot.records import Curve, Episode
 
-NULL_TO_BEAT = "pixel-last10"
+CONTROL_TO_BEAT = "pixel-last10"
 
 
 # --- encoders without a network -----------------------------------------------------------------------------------
 
 
 class PixelMean:
-    """A clip's mean image, small: what a scene looks like on average, and nothing else. An `Encoder`.
+    """An `Encoder` without a network: the mean image of a clip, downsampled.
 
-    With `prefix` windows it is the "cumulative pixel mean", with `recent` ones of 10 frames the null to beat.
+    With `prefix` windows it is the "cumulative pixel mean". With `recent` windows of 10 frames it is the negative
+    control `CONTROL_TO_BEAT`.
     """
 
     batch_clips = 64
 
     def __init__(self, size: int = 32, frames: int = 10) -> None:
-        """Images of `size` x `size` px (the aspect ratio goes; nothing is cropped), clips of `frames` frames, even.
+        """Sets the image size and the clip length.
+
+        Args:
+            size: images are resized to `size` x `size` px. Nothing is cropped, so the aspect ratio changes.
+            frames: frames per clip, even. (`WindowSpec` refuses an odd number.)
 
         Raises:
-            UsageError: size below 1. (An odd clip is refused by `WindowSpec`.)
+            UsageError: size below 1.
         """
         if size < 1:
             raise UsageError(f"images of {size} px; give 1 or more, for example 32")
@@ -67,14 +73,17 @@ class PixelMean:
         self.identity = f"pixel-mean-{size}"
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 (T, H, W, 3) -> uint8 (T, size, size, 3); bilinear with antialiasing."""
+        """Resizes uint8 (T, H, W, 3) -> uint8 (T, size, size, 3), bilinear with antialiasing."""
         video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         size = [self.size, self.size]
         small = tvf.resize(video, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
         return small.permute(0, 2, 3, 1).contiguous().numpy()
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
-        """uint8 (B, F, S, S, 3) -> float32 (B, S*S*3) in (0, 1]; black is not zero, as a zero embedding is an error."""
+        """Averages uint8 (B, F, S, S, 3) -> float32 (B, S*S*3) in (0, 1].
+
+        Black maps above zero, because a zero embedding is an error.
+        """
         return self._flat(clips.mean(axis=1, dtype=np.float32))
 
     def _flat(self, images: np.ndarray) -> np.ndarray:
@@ -82,23 +91,23 @@ class PixelMean:
 
 
 class PixelFrame(PixelMean):
-    """A window's last frame, small: what `pixel` measures (appendix B)."""
+    """The last frame of a window, downsampled. The baseline `pixel` uses it (appendix B)."""
 
     def __init__(self, size: int = 32) -> None:
-        """Images of `size` x `size` px. Raises as `PixelMean`."""
+        """Sets the image size, `size` x `size` px. Raises the errors of `PixelMean`."""
         super().__init__(size, frames=2)
         self.identity = f"pixel-frame-{size}"
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
-        """uint8 (B, F, S, S, 3) -> float32 (B, S*S*3) in (0, 1] of each clip's last frame."""
+        """Takes the last frame of each clip: uint8 (B, F, S, S, 3) -> float32 (B, S*S*3) in (0, 1]."""
         return self._flat(clips[:, -1])
 
 
-# --- nulls: the encoder under test on changed video ---------------------------------------------------------------
+# --- negative controls: the encoder under test on changed video ---------------------------------------------------
 
 
-def _keep(what: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return what
+def _keep(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return array
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,9 @@ class Transform:
     """A change of an episode's video between decoding and encoding.
 
     Attributes:
-        name: of `TRANSFORMS`.
-        frames: prepared frames, uint8 (T, S, S, 3), and a generator -> frames of the same shape.
-        window: frame numbers of one clip (F,) and a generator -> as many, what the encoder sees instead.
+        name: key in `TRANSFORMS`.
+        frames: maps prepared frames, uint8 (T, S, S, 3), and a generator to frames of the same shape.
+        window: maps the frame numbers of one clip (F,) and a generator to the (F,) frame numbers that are encoded.
     """
 
     name: str
@@ -117,7 +126,7 @@ class Transform:
 
 
 def frozen_from(length: int) -> int:
-    """First frame of the frozen tail: 2/3 of the way, (2T)//3."""
+    """Returns the first frame of the frozen tail: (2T)//3, two thirds of the episode."""
     return 2 * length // 3
 
 
@@ -141,10 +150,10 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 def episode_transform(name: str) -> Transform:
-    """The transform of that name.
+    """Returns the transform with this name.
 
     Raises:
-        UsageError: none such; the message lists those there are.
+        UsageError: the name is unknown. The message lists the known names.
     """
     if name not in TRANSFORMS:
         raise UsageError(f"no transform {name!r}; there are: {', '.join(TRANSFORMS)}")
@@ -152,118 +161,122 @@ def episode_transform(name: str) -> Transform:
 
 
 class Transformed:
-    """An encoder that sees changed video. An `Encoder` with an identity, and so a place in the store, of its own.
+    """An `Encoder` that applies a transform to the video first. Its identity, and so its store entry, is separate.
 
-    The change is made in `hold`, which gets the whole prepared episode: decoding may come in pieces. Randomness follows
-    from the seed and the episode's pixels, so the same episode is changed the same way every time, whatever its number.
+    `hold` applies the change, because it gets the whole prepared episode, while `prepare` may get pieces. Random
+    numbers depend on the seed and the pixels only, so an episode changes the same way whatever its index is.
     """
 
     def __init__(self, encoder: Encoder, name: str, seed: int = 0) -> None:
-        """`name`: of `TRANSFORMS`. Raises UsageError where there is none such."""
+        """Wraps `encoder`. Raises UsageError if `name` is not in `TRANSFORMS`."""
         self._encoder, self._transform, self._seed = encoder, episode_transform(name), seed
         self.identity = f"{encoder.identity}+{name}:{seed}"
         self.frames_per_clip, self.batch_clips = encoder.frames_per_clip, encoder.batch_clips
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
-        """As the encoder's."""
+        """Prepares frames with the wrapped encoder."""
         return self._encoder.prepare(frames)
 
-    def hold(self, frames: np.ndarray) -> _View:
-        """All of an episode, prepared, uint8 (T, S, S, 3) -> its changed clips, by frame numbers."""
+    def hold(self, frames: np.ndarray) -> _TransformedFrames:
+        """Transforms a whole prepared episode, uint8 (T, S, S, 3). The result gives clips by frame numbers."""
         seed = [self._seed, zlib.crc32(np.ascontiguousarray(frames))]
         changed = np.ascontiguousarray(self._transform.frames(frames, np.random.default_rng(seed)))
-        held = self._encoder.hold(changed) if isinstance(self._encoder, HoldsFrames) else changed
-        return _View(held, self._transform, seed)
+        clips = self._encoder.hold(changed) if isinstance(self._encoder, HoldsFrames) else changed
+        return _TransformedFrames(clips, self._transform, seed)
 
     def encode(self, clips: Any) -> np.ndarray:
-        """As the encoder's, of clips that `hold` gave."""
+        """Encodes clips that `hold` returned, with the wrapped encoder."""
         return self._encoder.encode(clips)
 
 
-class _View:
-    """Frames whose clips are gathered through a transform's `window`; each window has a generator of its own."""
+class _TransformedFrames:
+    """Frames that are indexed through a transform's `window`. Each window has its own random generator."""
 
-    def __init__(self, held: Any, transform: Transform, seed: list[int]) -> None:
-        self._held, self._transform, self._seed = held, transform, seed
+    def __init__(self, frames: Any, transform: Transform, seed: list[int]) -> None:
+        self._frames, self._transform, self._seed = frames, transform, seed
 
     def __getitem__(self, indices: np.ndarray) -> Any:
-        """Clips by frame numbers (B, F)."""
-        return self._held[np.stack([self._transform.window(row, self._rng(row)) for row in indices])]
+        """Returns clips for the frame numbers `indices` (B, F)."""
+        return self._frames[np.stack([self._transform.window(row, self._rng(row)) for row in indices])]
 
     def _rng(self, row: np.ndarray) -> np.random.Generator:
         return np.random.default_rng([*self._seed, zlib.crc32(np.ascontiguousarray(row, dtype=np.int64))])
 
 
-# --- scores that are made without `score` -------------------------------------------------------------------------
+# --- curves that do not come from `score` -------------------------------------------------------------------------
 
 
 Windows = Sequence[WindowEmbeddings | None]
 
 
 def pixel_curves(episodes: Sequence[Episode], windows: Windows) -> tuple[Curve, ...]:
-    """Appendix B's `pixel`: L1 distance of each frame to the last one, as progress.
+    """Computes the baseline `pixel` of appendix B: progress from the L1 distance of each frame to the last frame.
 
-    The paper says "to the last frame". A success: to its own, p = (d_max - d)/(d_max - d_min). A failure: to the last
-    frame of the nearest success of its task, p = 1 - d/d_max (as its embeddings are treated; to its own last frame a
-    failure would always end at 1, and the paper's MMD and JS of `pixel` are not 0). As in profile `paper`, a success
-    ends at 1 by construction, so its AUC says nothing.
+    The paper says "to the last frame". A success is compared with its own last frame, p = (d_max - d)/(d_max - d_min).
+    A failure is compared with the last frame of the nearest success of its task, p = 1 - d/d_max, as for embeddings.
+    (Against its own last frame, a failure would always end at 1, but the paper's MMD and JS of `pixel` are not 0.) As
+    in profile `paper`, a success ends at 1 by construction, so the AUC of this baseline is not informative.
 
     Args:
-        windows: of `PixelFrame`, aligned; None: left out.
+        episodes: labelled episodes.
+        windows: windows of `PixelFrame`, one entry per episode. None skips the episode.
     """
-    ends = _success_ends(episodes, windows)  # once: windows may lie on a disk
+    ends = _success_ends(episodes, windows)  # computed once, because windows may be stored on disk
     curves = []
-    for episode, own in zip(episodes, windows, strict=True):
+    for episode, episode_windows in zip(episodes, windows, strict=True):
         goals = ends.get(episode.task)
-        if own is None or goals is None:
-            curves.append(_nothing(episode, SKIPPED_EPISODE if own is None else NO_SUCCESS))
+        if episode_windows is None or goals is None:
+            curves.append(_undefined(episode, SKIPPED_EPISODE if episode_windows is None else NO_SUCCESS))
             continue
-        goals = own.embeddings[-1:] if episode.success else goals
-        distance = cdist(own.embeddings.astype(np.float64), goals.astype(np.float64), "cityblock").min(axis=1)
-        dense = dense_distance(own.ends, distance)
+        embeddings, frames = episode_windows.embeddings, episode_windows.ends
+        goals = embeddings[-1:] if episode.success else goals
+        distance = cdist(embeddings.astype(np.float64), goals.astype(np.float64), "cityblock").min(axis=1)
+        dense = dense_distance(frames, distance)
         progress = (success_progress if episode.success else failure_progress)(dense)
-        reason = "" if np.isfinite(progress).all() else (ONE_WINDOW if len(own.ends) == 1 else CONSTANT)
-        before, scored = int(own.ends[0]), np.zeros(episode.length, dtype=bool)
-        scored[own.ends] = True
-        held = np.concatenate([np.full(before, progress[0]), progress])
-        curves.append(Curve(episode.index, np.concatenate([np.full(before, np.nan), dense]), held, scored, reason))
+        reason = "" if np.isfinite(progress).all() else (ONE_WINDOW if len(frames) == 1 else CONSTANT)
+        before, scored = int(frames[0]), np.zeros(episode.length, dtype=bool)
+        scored[frames] = True
+        padded = np.concatenate([np.full(before, progress[0]), progress])
+        curves.append(Curve(episode.index, np.concatenate([np.full(before, np.nan), dense]), padded, scored, reason))
     return tuple(curves)
 
 
 def length_curves(episodes: Sequence[Episode], windows: Windows = ()) -> tuple[Curve, ...]:
-    """Episode length alone: (t + 1) over the longest episode of the task, so the final progress is T/T_max.
+    """Computes progress from episode length alone: (t + 1)/T_max, with T_max the longest episode of the task.
 
-    Longer counts as better: an AUC far from 0.5, on either side, means that length gives the label away.
+    The final progress is T/T_max, so longer counts as better. An AUC far from 0.5, on either side, means that the
+    length reveals the label.
     """
     longest: dict[str, int] = {}
     for episode in episodes:
         longest[episode.task] = max(episode.length, longest.get(episode.task, 0))
-    return tuple(_counted(e, np.arange(1, e.length + 1) / longest[e.task]) for e in episodes)
+    return tuple(_without_video(e, np.arange(1, e.length + 1) / longest[e.task]) for e in episodes)
 
 
 def time_curves(episodes: Sequence[Episode], windows: Windows = ()) -> tuple[Curve, ...]:
-    """The time index: t/(T - 1), which ends at 1 whatever happened; NaN for an episode of one frame."""
+    """Computes progress from time alone: t/(T - 1), which always ends at 1. NaN if the episode has one frame."""
     return tuple(
-        _counted(e, np.arange(e.length) / (e.length - 1)) if e.length > 1 else _nothing(e, ONE_WINDOW) for e in episodes
+        _without_video(e, np.arange(e.length) / (e.length - 1)) if e.length > 1 else _undefined(e, ONE_WINDOW)
+        for e in episodes
     )
 
 
-def _counted(episode: Episode, progress: np.ndarray) -> Curve:
+def _without_video(episode: Episode, progress: np.ndarray) -> Curve:
     return Curve(episode.index, np.full(episode.length, np.nan), progress, np.ones(episode.length, dtype=bool))
 
 
-def _nothing(episode: Episode, reason: str) -> Curve:
-    nothing = np.full(episode.length, np.nan)
-    return Curve(episode.index, nothing, nothing.copy(), np.zeros(episode.length, dtype=bool), reason)
+def _undefined(episode: Episode, reason: str) -> Curve:
+    nan = np.full(episode.length, np.nan)
+    return Curve(episode.index, nan, nan.copy(), np.zeros(episode.length, dtype=bool), reason)
 
 
 def _success_ends(episodes: Sequence[Episode], windows: Windows) -> dict[str, np.ndarray]:
-    """By task, the last embeddings of its successes (S, D)."""
-    found: dict[str, list[np.ndarray]] = {}
-    for episode, own in zip(episodes, windows, strict=True):
-        if episode.success and own is not None:
-            found.setdefault(episode.task, []).append(own.embeddings[-1])
-    return {task: np.stack(ends) for task, ends in found.items()}
+    """Returns the last embedding of every success, by task (S, D)."""
+    by_task: dict[str, list[np.ndarray]] = {}
+    for episode, episode_windows in zip(episodes, windows, strict=True):
+        if episode.success and episode_windows is not None:
+            by_task.setdefault(episode.task, []).append(episode_windows.embeddings[-1])
+    return {task: np.stack(ends) for task, ends in by_task.items()}
 
 
 # --- the registry -------------------------------------------------------------------------------------------------
@@ -277,27 +290,27 @@ def _same_rules(rules: Rules) -> Rules:
     return rules
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """A score beside the one under test; what is not said is as there.
+    """A score to compare with the score under test. Every setting that is left out equals the one under test.
 
     Attributes:
-        name: of `SCORERS`.
-        meaning: what it measures, one line.
-        trustworthy: what a score that can be trusted does on it, or beside it.
-        null: it is a control that must fail or be beaten, not a rival.
-        encoder: makes its encoder; None: the one under test.
-        windows: from the windows under test to its own.
-        rules: from the rules under test to its own.
-        transform: of `TRANSFORMS`, the change of the video; "": none.
-        curves: makes its curves instead of `score`, from episodes and windows.
-        video: it looks at the video at all; where not, `curves` gets no windows.
+        name: key in `SCORERS`.
+        meaning: one line that says what this scorer measures.
+        trustworthy: the result to expect from a trustworthy score on or beside this scorer.
+        control: True for a negative control, False for a baseline.
+        encoder: creates the encoder. None uses the encoder under test.
+        windows: maps the windows under test to this scorer's windows.
+        rules: maps the rules under test to this scorer's rules.
+        transform: change of the video, a key in `TRANSFORMS`. Empty for none.
+        curves: computes the curves from episodes and windows, in place of `score`.
+        video: False if the scorer needs no video. `curves` then gets no windows.
     """
 
     name: str
     meaning: str
     trustworthy: str
-    null: bool = True
+    control: bool = True
     encoder: Callable[[], Encoder] | None = None
     windows: Callable[[WindowSpec], WindowSpec] = _same_windows
     rules: Callable[[Rules], Rules] = _same_rules
@@ -307,7 +320,10 @@ class Scorer:
 
 
 def _recent(frames: int) -> Callable[[WindowSpec], WindowSpec]:
-    """The last `frames` frames at the ends under test; nested windows, whose ends go with their clips: stride:4."""
+    """Returns a map to windows of the last `frames` frames, with the ends under test.
+
+    The ends of nested windows depend on their clips, so nested windows become stride:4.
+    """
 
     def windows(spec: WindowSpec) -> WindowSpec:
         kind, stride = ("stride", 4) if spec.kind == "nested" else (spec.kind, spec.stride)
@@ -320,81 +336,81 @@ def _nearest(rules: Rules) -> Rules:
     return replace(rules, references="nearest")
 
 
-_NULLS = (
+_CONTROLS = (
     Scorer(
-        NULL_TO_BEAT,
-        "mean image of the last 10 frames, nearest success",
-        "is better than it: what a mean image sees needs no network",
+        name=CONTROL_TO_BEAT,
+        meaning="mean image of the last 10 frames, nearest success",
+        trustworthy="is better than it; if not, a mean image is enough and no network is needed",
         encoder=PixelMean,
         windows=_recent(10),
         rules=_nearest,
     ),
     Scorer(
-        "pixel-mean",
-        "mean image of the same windows, same references",
-        "is better than it, by more than the interval",
+        name="pixel-mean",
+        meaning="mean image of the same windows, same references",
+        trustworthy="is better than it, by more than the interval",
         encoder=lambda: PixelMean(frames=64),
         windows=lambda spec: replace(spec, frames_per_clip=spec.frames_per_clip or 64),
     ),
     Scorer(
-        "shuffled",
-        "the frames of each window in random order",
-        "falls: a score that does not has seen what is there, not what happens",
+        name="shuffled",
+        meaning="the frames of each window in random order",
+        trustworthy="falls; a score that does not fall sees the objects but not the motion",
         transform="shuffled",
     ),
     Scorer(
-        "reversed",
-        "every video backwards",
-        "falls to 0.5: all episodes end where they began; what is left of its SC was never progress",
+        name="reversed",
+        meaning="every video backwards",
+        trustworthy="falls to 0.5, because every episode ends at its start; a remaining SC was never progress",
         transform="reversed",
     ),
     Scorer(
-        "frozen-tail",
-        "the last third stands still",
-        "stands still too: it changes by 0 in the tail, and its AUC falls where the end is what failed",
+        name="frozen-tail",
+        meaning="the last third stands still",
+        trustworthy="changes by 0 in the tail, and its AUC falls if the failures happen at the end",
         transform="frozen-tail",
     ),
     Scorer(
-        "noise",
-        "every frame is independent noise",
-        "is at 0.5; the SC and Mono that it still has are made by the windows, not by the video",
+        name="noise",
+        meaning="every frame is independent noise",
+        trustworthy="is at 0.5; a remaining SC and Mono come from the windows, not from the video",
         transform="noise",
     ),
     Scorer(
-        "length",
-        "episode length alone, longer is better",
-        "is better than it, and it is near 0.5: otherwise length gives the label away",
+        name="length",
+        meaning="episode length alone, longer is better",
+        trustworthy="is better than it, and it is near 0.5; if not, the length reveals the label",
         curves=length_curves,
         video=False,
     ),
     Scorer(
-        "time",
-        "the time index",
-        "is better than its AUC of 0.5; its SC and Mono of 1 show that these measure no quality",
+        name="time",
+        meaning="the time index",
+        trustworthy="is better than its AUC of 0.5; its SC and Mono of 1 show that these measure no quality",
         curves=time_curves,
         video=False,
     ),
 )
-_RIVALS = (
+_BASELINES = (
     Scorer(
-        "pixel",
-        "L1 distance of a small frame to the last one (appendix B)",
-        "has a higher SC and Mono; AUC, MMD, JS and SMD are by construction, as in profile paper",
-        null=False,
+        name="pixel",
+        meaning="L1 distance of a small frame to the last one (appendix B)",
+        trustworthy="has a higher SC and Mono; AUC, MMD, JS and SMD are by construction, as in profile paper",
+        control=False,
         encoder=PixelFrame,
         windows=_recent(2),
         curves=pixel_curves,
     ),
 )
-SCORERS: dict[str, Scorer] = {scorer.name: scorer for scorer in (*_NULLS, *_RIVALS)}
-NULLS: dict[str, Scorer] = {name: scorer for name, scorer in SCORERS.items() if scorer.null}
+SCORERS: dict[str, Scorer] = {scorer.name: scorer for scorer in (*_CONTROLS, *_BASELINES)}
+NEGATIVE_CONTROLS: dict[str, Scorer] = {name: scorer for name, scorer in SCORERS.items() if scorer.control}
 
 
 def scorer_named(name: str) -> Scorer:
-    """The scorer of that name.
+    """Returns the scorer with this name.
 
     Raises:
-        UsageError: none such; the message lists those there are.
+        UsageError: the name is unknown. The message lists the known names.
     """
     if name not in SCORERS:
         raise UsageError(f"no scorer {name!r}; there are: {', '.join(SCORERS)}")
@@ -402,16 +418,17 @@ def scorer_named(name: str) -> Scorer:
 
 
 def image_scorer(encoder: Encoder, name: str) -> Scorer:
-    """The baseline `image`: an image encoder (see `image_encoder.load_image_encoder`) on the last frame of each window.
+    """Returns the baseline `image`: an image encoder on the last frame of each window.
 
     Args:
-        name: what the encoder is called, for the record.
+        encoder: see `image_encoder.load_image_encoder`.
+        name: name of the encoder, shown in tables.
     """
     return Scorer(
-        "image",
-        f"embedding of the last frame by {name}",
-        "is better than it where motion matters",
-        null=False,
+        name="image",
+        meaning=f"embedding of the last frame by {name}",
+        trustworthy="is better than it if motion matters",
+        control=False,
         encoder=lambda: encoder,
         windows=_recent(2),
     )
@@ -428,32 +445,38 @@ def score_with(
     skip_bad: bool = False,
     on_episode: Callable[[Episode, int], None] | None = None,
 ) -> Scores:
-    """Score a buffer with `scorer`; `encoder`, `windows` and `rules` are those of the score under test.
+    """Scores a buffer with `scorer`.
 
-    Scores that are made without `score` have curves and values alone: no rewards, no references.
+    Scores that come from `scorer.curves` have curves and values only: no rewards and no references.
+
+    Args:
+        scorer: the negative control or baseline.
+        encoder, windows, rules: encoder, windows and rules of the score under test.
 
     Raises:
-        UsageError: `rules` measures against another dataset, whose video the nulls do not have.
-        SrpoRobotError: as `embed_buffer` and `score`.
+        UsageError: `rules` measures against another dataset. The scorers have no embeddings of its video.
+        SrpoRobotError: raised by `embed_buffer` and `score`.
     """
     if parse_references(rules.reference_name).external:
-        raise UsageError("nulls and baselines need the dataset's own successes as references; leave --reference out")
+        raise UsageError(
+            "negative controls and baselines need the dataset's own successes as references; leave --reference out"
+        )
     if not scorer.video:
-        return _made(buffer.episodes, (), scorer, rules)
-    used = encoder if scorer.encoder is None else scorer.encoder()
+        return _scores_from_curves(buffer.episodes, (), scorer, rules)
+    scorer_encoder = encoder if scorer.encoder is None else scorer.encoder()
     if scorer.transform:
-        used = Transformed(used, scorer.transform)
+        scorer_encoder = Transformed(scorer_encoder, scorer.transform)
     spec = scorer.windows(windows)
-    own = combined(embed_buffer(buffer, used, store, cameras, spec, skip_bad, on_episode))
+    embedded = combined(embed_buffer(buffer, scorer_encoder, store, cameras, spec, skip_bad, on_episode))
     if scorer.curves is None:
-        return score(buffer.episodes, own, scorer.rules(rules))
-    return _made(buffer.episodes, own, scorer, rules)
+        return score(buffer.episodes, embedded, scorer.rules(rules))
+    return _scores_from_curves(buffer.episodes, embedded, scorer, rules)
 
 
-def _made(episodes: Sequence[Episode], windows: Windows, scorer: Scorer, rules: Rules) -> Scores:
+def _scores_from_curves(episodes: Sequence[Episode], windows: Windows, scorer: Scorer, rules: Rules) -> Scores:
     assert scorer.curves is not None
     curves = tuple(
-        _nothing(episode, SKIPPED_TASK) if episode.task in rules.skip_tasks else curve
+        _undefined(episode, SKIPPED_TASK) if episode.task in rules.skip_tasks else curve
         for episode, curve in zip(episodes, scorer.curves(episodes, windows), strict=True)
     )
     return Scores(

@@ -1,7 +1,7 @@
-"""Appendix A's table for any set of scorers side by side: the score under test, its ablations, nulls and rivals.
+"""The table of appendix A for the score under test, its ablations, negative controls and baselines.
 
-One row is a scorer: its metrics by task and their macro mean. Everything is made from embeddings, so a second run over
-the same episodes costs seconds.
+One row is one scorer: its metrics by task and their macro mean. All rows are computed from stored embeddings, so a
+second run over the same episodes takes seconds.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ ABLATIONS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ScorerRow:
-    """One scorer on one dataset.
+    """Results of one scorer on one dataset.
 
     Attributes:
-        name, meaning: what it is, in a word and in a line.
-        null: it is a control that must fail or be beaten.
-        tables: the metrics of each task.
+        name, meaning: short name, and a description of one line.
+        control: True for a negative control.
+        tables: metrics of each task.
         macro: by metric, the mean over tasks.
-        ranking: Kendall's tau between policies' progress and success rate; NaN with a reason where there is none.
-        tail: change of progress after everything stopped; None where nothing stands still.
-        final: (E,) final progress.
+        ranking: Kendall's tau between the policies' progress and success rate. NaN with a reason if undefined.
+        tail: change of progress after the video froze. None if the scorer freezes nothing.
+        scores: curves and rewards of the episodes.
     """
 
     name: str
     meaning: str
-    null: bool
+    control: bool
     tables: tuple[TaskMetrics, ...]
     macro: dict[str, Estimate]
     ranking: Estimate
@@ -67,19 +67,19 @@ class ScorerRow:
 
     @property
     def final(self) -> np.ndarray:
-        """Progress at the last frames (E,)."""
+        """Returns the progress at the last frames (E,)."""
         return final_progress(self.scores.curves)
 
 
 @dataclass(frozen=True)
 class AlphaRow:
-    """The reward at one alpha (eq. 5): what it leaves between labels and among failures.
+    """Rewards at one alpha (eq. 5).
 
     Attributes:
         alpha: ceiling of a failure's reward.
         failure, highest_failure: mean and largest reward of failures.
-        within: share of the trajectory advantage's variance that lies among failures, mean over tasks; at 0 they are
-            all alike and the reward is the label.
+        within: fraction of the trajectory advantage's variance that lies among failures, mean over tasks. At 0 all
+            failures have the same reward, so the reward carries only the label.
     """
 
     alpha: float
@@ -93,32 +93,43 @@ def measure(
     meaning: str,
     episodes: Sequence[Episode],
     scores: Scores,
-    null: bool = False,
+    control: bool = False,
     frozen: bool = False,
     policies: Sequence[str] | None = None,
     resampling: Resampling | None = None,
 ) -> ScorerRow:
-    """The row of one scorer.
+    """Computes the row of one scorer.
 
     Args:
-        episodes: all labelled.
-        scores: aligned with them; tasks that were left out have no table.
-        frozen: the video stood still from `frozen_from` on.
-        policies: what moved the arm in each episode, "" where it is unknown; None: nothing is known.
+        name, meaning, control: see `ScorerRow`.
+        episodes: labelled episodes.
+        scores: scores of the episodes, in the same order. Skipped tasks get no table.
+        frozen: True if the video is frozen from `frozen_from` on.
+        policies: name of the policy that moved the arm in each episode, "" if unknown. None if all are unknown.
+        resampling: see `metrics.separation`.
 
     Raises:
         UnlabelledError: an episode has no label.
     """
     success = [episode.success for episode in episodes]
-    kept = [i for i, curve in enumerate(scores.curves) if curve.reason != SKIPPED_TASK]
-    names, curves = [episodes[i].task for i in kept], [scores.curves[i] for i in kept]
-    tables = all_metrics(names, curves, [success[i] for i in kept], resampling)
+    rows = [i for i, curve in enumerate(scores.curves) if curve.reason != SKIPPED_TASK]
+    names, curves = [episodes[i].task for i in rows], [scores.curves[i] for i in rows]
+    tables = all_metrics(names, curves, [success[i] for i in rows], resampling)
     tail = None
     if frozen:
         long = [(c, frozen_from(e.length)) for e, c in zip(episodes, scores.curves, strict=True) if e.length > 1]
         tail = tail_rise([c for c, _ in long], [start for _, start in long], resampling)
     ranking = policy_ranking(final_progress(scores.curves), success, policies or [""] * len(episodes))
-    return ScorerRow(name, meaning, null, tables, macro_mean(tables), ranking, tail, scores)
+    return ScorerRow(
+        name=name,
+        meaning=meaning,
+        control=control,
+        tables=tables,
+        macro=macro_mean(tables),
+        ranking=ranking,
+        tail=tail,
+        scores=scores,
+    )
 
 
 def own_rows(
@@ -130,15 +141,18 @@ def own_rows(
     policies: Sequence[str] | None = None,
     resampling: Resampling | None = None,
 ) -> list[ScorerRow]:
-    """The rows of the score under test: profiles `paper` and `loo`, then the ablations that were asked for.
+    """Computes the rows of the score under test: profiles `paper` and `loo`, then the requested ablations.
 
     Args:
-        rules: everything besides profile and references.
-        ablations: of `ABLATIONS`; "external" needs `external`, embeddings by task (see `external_references`).
+        episodes, windows: labelled episodes and their windows.
+        rules: rules of the score. Profile and references are replaced.
+        ablations: names in `ABLATIONS`.
+        external: embeddings by task for the ablation "external" (see `external_references`).
+        policies, resampling: see `measure`.
 
     Raises:
-        UsageError: no such ablation, or "external" without references.
-        ScoringError: as `score`.
+        UsageError: an ablation is unknown, or "external" is requested without embeddings.
+        ScoringError: raised by `score`.
     """
     unknown = [name for name in ablations if name not in ABLATIONS]
     if unknown:
@@ -148,39 +162,45 @@ def own_rows(
     rows = []
     for name in (*OWN, *ablations):
         profile, references = (name, "") if name in OWN else ("paper", name)
-        own = replace(rules, profile=profile, references=references, value="")
-        found = score(episodes, windows, own, external if name == "external" else None)
+        row_rules = replace(rules, profile=profile, references=references, value="")
+        scores = score(episodes, windows, row_rules, external if name == "external" else None)
         label = name if name in OWN else f"paper, {name}"
-        rows.append(measure(label, (OWN | ABLATIONS)[name], episodes, found, False, False, policies, resampling))
+        rows.append(measure(label, (OWN | ABLATIONS)[name], episodes, scores, False, False, policies, resampling))
     return rows
 
 
 def alpha_sweep(
     episodes: Sequence[Episode], windows: Windows, rules: Rules, alphas: Sequence[float] = ALPHAS
 ) -> list[AlphaRow]:
-    """What alpha does to the reward of profile `paper`. It scales failures' rewards and changes no order among them."""
+    """Computes rewards of profile `paper` for each alpha.
+
+    Alpha scales the rewards of failures and does not change their order.
+
+    Raises:
+        ScoringError: no failure has a reward.
+    """
     rows = []
     for alpha in alphas:
-        found = score(episodes, windows, replace(rules, profile="paper", references="", value="", alpha=alpha))
-        failed = np.array([not e.success for e in episodes]) & np.isfinite(found.rewards)
+        scores = score(episodes, windows, replace(rules, profile="paper", references="", value="", alpha=alpha))
+        failed = np.array([not e.success for e in episodes]) & np.isfinite(scores.rewards)
         if not failed.any():
             raise ScoringError("no failure has a reward, so alpha changes nothing; label or record failures")
-        rewards = found.rewards[failed]
-        rows.append(AlphaRow(alpha, float(rewards.mean()), float(rewards.max()), _within(episodes, found.rewards)))
+        rewards = scores.rewards[failed]
+        rows.append(AlphaRow(alpha, float(rewards.mean()), float(rewards.max()), _within(episodes, scores.rewards)))
     return rows
 
 
 def _within(episodes: Sequence[Episode], rewards: np.ndarray) -> float:
-    """Share of the rewards' variance among failures, mean over the tasks that have any variance; NaN: none has."""
-    shares = []
+    """Returns the fraction of reward variance among failures, mean over the tasks with variance. NaN if none has."""
+    fractions = []
     for task in dict.fromkeys(e.task for e in episodes):
         rows = [i for i, e in enumerate(episodes) if e.task == task and np.isfinite(rewards[i])]
-        own = rewards[rows]
-        failed = own[[not episodes[i].success for i in rows]]
-        total = float(((own - own.mean()) ** 2).sum()) if len(own) else 0.0
+        task_rewards = rewards[rows]
+        failed = task_rewards[[not episodes[i].success for i in rows]]
+        total = float(((task_rewards - task_rewards.mean()) ** 2).sum()) if len(task_rewards) else 0.0
         if total > 0.0 and len(failed):
-            shares.append(float(((failed - failed.mean()) ** 2).sum()) / total)
-    return float(np.mean(shares)) if shares else float("nan")
+            fractions.append(float(((failed - failed.mean()) ** 2).sum()) / total)
+    return float(np.mean(fractions)) if fractions else float("nan")
 
 
 # --- step values --------------------------------------------------------------------------------------------------
@@ -189,19 +209,22 @@ def _within(episodes: Sequence[Episode], rewards: np.ndarray) -> float:
 def step_values(
     episodes: Sequence[Episode], windows: Windows, rules: Rules, names: Sequence[str] = VALUES
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """By value name, the step value R of every episode (T,), in profile `loo` (own group left out everywhere)."""
+    """Returns the step value R of every episode (T,), by value name.
+
+    The profile is `loo`: an episode is never measured against its own group.
+    """
     loo = replace(rules, profile="loo", references="")
     return {name: score(episodes, windows, replace(loo, value=name)).values for name in names}
 
 
 def worst_gains(values: Sequence[np.ndarray], horizon: int) -> np.ndarray:
-    """The most negative gain over a full chunk of `horizon` frames in each episode (E,); NaN where there is no chunk.
+    """Returns each episode's most negative gain over a full chunk of `horizon` frames (E,). NaN if it has no chunk.
 
-    An episode in which something went wrong should have a chunk in which the value fell; one in which all went well
-    should not. It is what the labels alone can say about a step value.
+    The value should fall in some chunk of a failed episode, and in no chunk of a good one. The labels alone can test
+    a step value no further than this.
 
     Raises:
-        UsageError: a horizon below 1.
+        UsageError: the horizon is below 1.
     """
     if horizon < 1:
         raise UsageError(f"horizon {horizon} must be at least 1")
@@ -215,12 +238,12 @@ def worst_gains(values: Sequence[np.ndarray], horizon: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OracleRow:
-    """One step value beside a simulator's oracle of progress.
+    """One step value compared with a simulator's oracle of progress.
 
     Attributes:
-        value: of `value.VALUES`.
-        chunks: correlation of its chunk gains with the oracle's.
-        drop: AUC that the gain is lower at a drop than while a success carries; 0.5 is blind.
+        value: name of the step value, one of `value.VALUES`.
+        chunks: correlation of its chunk gains with the chunk gains of the oracle.
+        drop: AUC that the gain is lower at a drop than while a success carries the object. 0.5 is chance.
     """
 
     value: str
@@ -238,23 +261,25 @@ def beside_oracle(
     first: int,
     resampling: Resampling | None = None,
 ) -> list[OracleRow]:
-    """How well each step value says what the simulator knows.
+    """Compares each step value with the simulator's oracle.
 
     Args:
-        values: by name, per episode (T,).
+        values: by name, the step value of each episode (T,).
         stage: per episode (T,), the oracle of progress.
-        drops: per episode the first frame without the object; None: it was not dropped.
-        carrying: per episode (T,) bool, frames in which the object is held.
-        horizon: of a chunk [frames].
-        first: frames before this one do not count: the value is held there.
+        drops: per episode, the first frame without the object. None if it was not dropped.
+        carrying: per episode (T,) bool, True in frames in which the object is held.
+        success: label of each episode.
+        horizon: chunk length [frames].
+        first: first frame that counts. Before it, the value is padded with its first number.
+        resampling: see `metrics.separation`.
     """
     rows = []
-    for name, own in values.items():
-        gains = [_full_gains(value, horizon) for value in own]
+    for name, episode_values in values.items():
+        gains = [_full_gains(value, horizon) for value in episode_values]
         rows.append(
             OracleRow(
                 name,
-                chunk_correlation(own, stage, success, horizon, first, resampling),
+                chunk_correlation(episode_values, stage, success, horizon, first, resampling),
                 drop_auc(gains, drops, carrying, success, resampling),
             )
         )
@@ -262,7 +287,7 @@ def beside_oracle(
 
 
 def _full_gains(value: np.ndarray, horizon: int) -> np.ndarray:
-    """R[t+H] - R[t], (T,); NaN where no full chunk is left."""
+    """Returns R[t+H] - R[t], (T,). NaN if fewer than H frames follow."""
     gains = np.full(len(value), np.nan)
     gains[: max(len(value) - horizon, 0)] = value[horizon:] - value[:-horizon]
     return gains

@@ -1,8 +1,8 @@
-"""Episodes whose truth is known because we made them: recorded video, changed so that the task cannot have succeeded.
+"""Counterfactual episodes: recorded video, changed so that the task cannot have succeeded.
 
-A trustworthy score gives such an ending no more than the moment up to which it was real. numpy in, numpy out. What can
-be done to recorded video is limited, and each maker says where: a splice jumps, a colour swap swaps every pixel of that
-colour, a region swap pastes rectangles. A simulator can render the real thing; `from_simulator` takes its frames.
+A trustworthy score gives such an ending at most the progress of the last real frame. All functions are pure numpy.
+Edits of recorded video have limits, and each function documents its own: a splice jumps, a colour swap changes every
+pixel of that colour. A simulator can render the counterfactual itself (see `from_simulator`).
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from srpo_robot.records import Episode
 
 Donor = Literal["failure", "other-task"]
 Colour = tuple[int, int, int]
-DARK = 25  # a pixel whose brightest channel is below this has no hue worth the name
-ELSEWHERE = -1  # in `Variant.source` and `Variant.donor`: this frame is not from there
+DARK = 25  # a pixel with a brightest channel below this has no reliable hue
+ELSEWHERE = -1  # in `Variant.source` and `Variant.donor`: the frame does not come from that episode
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Variant:
-    """A changed episode and what is true of it. Its task has not succeeded at its end.
+    """A changed episode and its known truth. Its task has not succeeded at the end.
 
     Attributes:
-        name: what was done.
+        name: kind of change.
         frames: uint8 (T', H, W, 3).
-        source: (T',) the source's frame that each one shows (changed or not), `ELSEWHERE` where it shows none.
-        donor: (T',) the same for the episode that was spliced on.
-        ceiling: the source's frame whose true progress the end does not exceed.
-        donor_ceiling: the donor's frame that may be reached instead; None: none.
-        edited: pixels of the frames differ from the source's, not only their order.
+        source: (T',) number of the source frame that each frame shows, changed or not. `ELSEWHERE` if it shows none.
+        donor: (T',) the same for the donor, the episode that was spliced on.
+        ceiling: source frame whose true progress is an upper bound for the end.
+        donor_ceiling: donor frame whose progress is also allowed. None if there is none.
+        edited: True if pixels differ from the source, False if only the order of frames differs.
     """
 
     name: str
@@ -46,56 +46,63 @@ class Variant:
 
     @property
     def success(self) -> bool:
-        """False: that is what the makers are for."""
+        """Returns False: a variant never succeeds."""
         return False
 
     def carried(self, per_frame: np.ndarray, donor: np.ndarray | None = None) -> np.ndarray:
-        """States or another (T, ...) record of the source (and of the donor) as this variant's: (T', ...).
+        """Maps a record of the source, for example its states (T, ...), to the frames of this variant (T', ...).
 
-        A frame that neither shows has NaN.
+        Frames that show neither source nor donor get NaN.
+
+        Args:
+            per_frame: (T, ...) record of the source.
+            donor: (T_d, ...) the same record of the donor.
 
         Raises:
-            ValueError: the variant shows a donor, and its record is not given.
+            ValueError: the variant shows a donor, but `donor` is None.
         """
         if donor is None and (self.donor != ELSEWHERE).any():
             raise ValueError(f"the variant {self.name!r} shows a donor; give its record too")
         result = np.full((len(self.frames), *per_frame.shape[1:]), np.nan)
-        for where, record in ((self.source, per_frame), (self.donor, donor)):
+        for numbers, record in ((self.source, per_frame), (self.donor, donor)):
             if record is not None:
-                result[where != ELSEWHERE] = record[where[where != ELSEWHERE]]
+                result[numbers != ELSEWHERE] = record[numbers[numbers != ELSEWHERE]]
         return result
 
 
 def frozen(frames: np.ndarray, fraction: float) -> Variant:
-    """The episode stops at `fraction` of its length and stands still to the end: same length."""
+    """Freezes the video from `fraction` of its length to the end. The length stays the same."""
     stop = _frame_at(frames, fraction)
     return _rearranged("frozen", frames, np.minimum(np.arange(len(frames)), stop), stop)
 
 
 def cut(frames: np.ndarray, fraction: float) -> Variant:
-    """The recording ends at `fraction` of its length."""
+    """Cuts the video off at `fraction` of its length."""
     stop = _frame_at(frames, fraction)
     return _rearranged("early-cut", frames, np.arange(stop + 1), stop)
 
 
 def backwards(frames: np.ndarray) -> Variant:
-    """The video in reverse: it ends where the task began. (Things move that nothing pushes: a score may notice.)"""
+    """Reverses the video, so it ends at the start of the task. (Objects move without a cause: a score may notice.)"""
     return _rearranged("reversed", frames, np.arange(len(frames))[::-1].copy(), 0)
 
 
 def wrong_ending(frames: np.ndarray, ending: np.ndarray, fraction: float, donor: Donor) -> Variant:
-    """The first `fraction` of the episode, then the end of another one, of the same total length where that is long
-    enough.
+    """Joins the first `fraction` of the episode with the end of a donor. The length stays the same if the donor is
+    long enough.
 
-    The scene jumps where they meet, unless both were recorded in one layout. A score that reads the end alone gives
-    what it gives the donor; so the end of a failure of the same task may reach that failure's own score.
+    The scene jumps at the splice, unless both episodes were recorded in one layout. A score that reads only the end
+    gives the score of the donor. The end of a failure of the same task may therefore reach the score of that failure.
 
     Args:
-        ending: the donor's frames, uint8 (T_d, H, W, 3).
-        donor: "failure" of the same task, or an episode of "other-task", whose end is worth nothing here.
+        frames: frames of the source, uint8 (T, H, W, 3).
+        ending: frames of the donor, uint8 (T_d, H, W, 3).
+        fraction: fraction of the source that is kept.
+        donor: "failure" for a failure of the same task, or "other-task". The end of another task has no progress here.
 
     Raises:
-        UsageError: images of another size, or an unknown kind of donor. A success of the same task is no wrong ending.
+        UsageError: the image sizes differ, or the kind of donor is unknown. A success of the same task is not a wrong
+            ending.
     """
     _check(frames)
     _check(ending)
@@ -107,30 +114,32 @@ def wrong_ending(frames: np.ndarray, ending: np.ndarray, fraction: float, donor:
     kept = np.arange(stop + 1)
     tail = np.arange(max(0, len(ending) - (len(frames) - len(kept))), len(ending))
     return Variant(
-        "wrong-ending",
-        np.concatenate([frames[kept], ending[tail]]),
-        np.concatenate([kept, np.full(len(tail), ELSEWHERE)]),
-        np.concatenate([np.full(len(kept), ELSEWHERE), tail]),
-        stop,
-        len(ending) - 1 if donor == "failure" else None,
+        name="wrong-ending",
+        frames=np.concatenate([frames[kept], ending[tail]]),
+        source=np.concatenate([kept, np.full(len(tail), ELSEWHERE)]),
+        donor=np.concatenate([np.full(len(kept), ELSEWHERE), tail]),
+        ceiling=stop,
+        donor_ceiling=len(ending) - 1 if donor == "failure" else None,
     )
 
 
 def colour_swap(frames: np.ndarray, first: Colour, second: Colour, reach: float = 60.0, moved: int = 0) -> Variant:
-    """Two objects exchange their colours: what was the target is now the distractor, so the wrong one was moved.
+    """Exchanges the colours of two objects: the target becomes the distractor, so the arm moved the wrong object.
 
-    Pixels whose colour, brightness aside, is within `reach` of one object's get the other's at their own brightness.
-    Honest limits: all pixels of such a colour are exchanged, the arm's and the table's too; shapes stay; deep
-    shadows, reflections and grey objects (which have brightness alone) do not take part, and a rim of mixed pixels
-    keeps the old colour (plain to see at 96 px). Look at a frame first.
+    A pixel whose colour at full brightness is within `reach` of one object's colour gets the colour of the other
+    object, at its own brightness.
+    Limits: all pixels of such a colour change, also those of the arm and the table. Shapes stay. Deep shadows,
+    reflections and grey objects (which have no hue) do not change. A rim of mixed pixels keeps the old colour, which
+    is visible at 96 px. Look at a frame before you use it.
 
     Args:
+        frames: frames of the source, uint8 (T, H, W, 3).
         first, second: RGB 0..255 of the two objects as they look in the video.
         reach: largest distance of a pixel from an object's colour, both scaled to a brightest channel of 255.
-        moved: last frame before anything was moved; progress up to there was real.
+        moved: last frame before any object moved. Progress up to this frame was real.
 
     Raises:
-        UsageError: the colours are too near to tell apart, or black, or `moved` is not in the episode.
+        UsageError: the colours are too close to each other, or black, or `moved` is not in the episode.
     """
     _check(frames)
     _check_moved(frames, moved)
@@ -141,51 +150,23 @@ def colour_swap(frames: np.ndarray, first: Colour, second: Colour, reach: float 
     if np.linalg.norm(hues[0] - hues[1]) <= reach:
         raise UsageError(
             f"colours {first} and {second} are {np.linalg.norm(hues[0] - hues[1]):.0f} apart at full brightness, no "
-            f"more than the reach of {reach:g}; give a smaller reach or a region swap"
+            f"more than the reach of {reach:g}; give a smaller reach"
         )
     swapped = np.stack([_swap_hues(frame, hues, reach) for frame in frames])
-    everything = np.arange(len(frames))
-    return Variant("colour-swap", swapped, everything, np.full(len(frames), ELSEWHERE), moved, edited=True)
-
-
-def region_swap(frames: np.ndarray, first: np.ndarray, second: np.ndarray, moved: int = 0) -> Variant:
-    """Two rectangles exchange their contents in every frame, so the target stands where the distractor was.
-
-    Honest limits: the background comes along, an object that leaves its box is cut, and a gripper inside a box jumps
-    with it. Boxes that follow the objects (from a tracker or a simulator) look best.
-
-    Args:
-        first, second: (4,) or per frame (T, 4): top, left, bottom, right [px], bottom and right not included. The two
-            are of one size and do not overlap.
-        moved: as in `colour_swap`.
-
-    Raises:
-        UsageError: boxes outside the image, of two sizes, or overlapping; names the first such frame.
-    """
-    _check(frames)
-    _check_moved(frames, moved)
-    boxes = [np.broadcast_to(np.asarray(box, dtype=int), (len(frames), 4)) for box in (first, second)]
-    swapped = frames.copy()
-    for t, (a, b) in enumerate(zip(*boxes, strict=True)):
-        _check_boxes(t, a, b, frames.shape[1:3])
-        one, other = _inside(a), _inside(b)
-        swapped[t][one], swapped[t][other] = frames[t][other], frames[t][one]
-    everything = np.arange(len(frames))
-    return Variant("region-swap", swapped, everything, np.full(len(frames), ELSEWHERE), moved, edited=True)
+    return _edited("colour-swap", swapped, moved)
 
 
 def from_simulator(name: str, frames: np.ndarray, ceiling: int = 0) -> Variant:
-    """The seam for a simulator that renders the counterfactual itself, for example the same motion with two objects
-    exchanged.
+    """Creates a variant from a simulator's own rendering, for example the same motion with two objects exchanged.
 
     Args:
-        frames: what it rendered; frame t stands for the source's frame t.
-        ceiling: last source frame up to which what happened is the same.
+        name: kind of change.
+        frames: rendered frames. Frame t stands for frame t of the source.
+        ceiling: last source frame before the two videos differ in what happened.
     """
     _check(frames)
     _check_moved(frames, ceiling)
-    everything = np.arange(len(frames))
-    return Variant(name, frames, everything, np.full(len(frames), ELSEWHERE), ceiling, edited=True)
+    return _edited(name, frames, ceiling)
 
 
 def variants(
@@ -195,41 +176,42 @@ def variants(
     other_task: np.ndarray | None = None,
     colours: tuple[Colour, Colour] | None = None,
 ) -> tuple[Variant, ...]:
-    """The set that a successful recording allows: frozen, early-cut, reversed, a wrong ending per donor given, and the
-    wrong object where the colours of target and distractor are known.
+    """Creates all variants of a success: frozen, early-cut, reversed, one wrong ending per donor, and the wrong object
+    if the colours of target and distractor are known.
 
-    Where it stops is drawn from `seed`, between 0.3 and 0.6 of the way: after something has happened and before a
-    task is usually done.
+    The stop is drawn from `seed`, uniformly between 0.3 and 0.6 of the episode. By then something has happened, but
+    the task is usually not done.
 
     Args:
-        frames: of a success, uint8 (T, H, W, 3).
+        frames: frames of a success, uint8 (T, H, W, 3).
+        seed: seed of the stops.
         failure: frames of a failure of the same task.
         other_task: frames of an episode of another task.
-        colours: of target and distractor as they look; see `colour_swap`.
+        colours: colours of target and distractor as they look in the video (see `colour_swap`).
 
     Raises:
-        UsageError: as `colour_swap`.
+        UsageError: raised by `colour_swap`.
     """
     rng = np.random.default_rng([seed, len(frames)])
     stops = rng.uniform(0.3, 0.6, 4)
-    made = [frozen(frames, stops[0]), cut(frames, stops[1]), backwards(frames)]
+    result = [frozen(frames, stops[0]), cut(frames, stops[1]), backwards(frames)]
     donors: Sequence[tuple[np.ndarray | None, float, Donor]] = (
         (failure, stops[2], "failure"),
         (other_task, stops[3], "other-task"),
     )
     for ending, stop, kind in donors:
         if ending is not None:
-            made.append(replace(wrong_ending(frames, ending, stop, kind), name=f"wrong-ending:{kind}"))
+            result.append(replace(wrong_ending(frames, ending, stop, kind), name=f"wrong-ending:{kind}"))
     if colours is not None:
-        made.append(replace(colour_swap(frames, *colours), name="wrong-object"))
-    return tuple(made)
+        result.append(replace(colour_swap(frames, *colours), name="wrong-object"))
+    return tuple(result)
 
 
 def parse_colours(text: str) -> tuple[Colour, Colour]:
-    """Target and distractor: "200,30,25:40,90,190" -> two RGB colours, 0 to 255.
+    """Parses the colours of target and distractor: "200,30,25:40,90,190" -> two RGB colours, 0 to 255.
 
     Raises:
-        UsageError: not two colours of three such numbers.
+        UsageError: the text is not two colours of three numbers from 0 to 255.
     """
     try:
         first, second = ([int(part) for part in colour.split(",")] for colour in text.split(":"))
@@ -241,27 +223,30 @@ def parse_colours(text: str) -> tuple[Colour, Colour]:
 
 
 def variant_episode(source: Episode, variant: Variant, index: int) -> Episode:
-    """The variant as an episode to be scored beside its source, as a failure of the same task.
+    """Returns the variant as an episode: a failure of the same task, to be scored beside its source.
 
-    It shares the source's group, so leave-one-out does not measure it against the very success that it was made of;
-    `score` puts an episode without a group in one of its own, which is what stands here.
+    It has the group of the source, so leave-one-out does not measure it against its own source. `score` gives an
+    episode without a group a group of its own, "episode N". The same name is used here.
 
     Args:
-        index: an episode_index that is not taken.
+        source: the episode that the variant was made from.
+        variant: the variant.
+        index: an unused episode_index.
     """
     group = source.group or f"episode {source.index}"
     return replace(source, index=index, length=len(variant.frames), success=False, group=group)
 
 
 def allowed(variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> float:
-    """The most that a score may give the variant's end: what the same score gives where it was still real.
+    """Returns the highest progress that the variant's end may get: the progress at the last real frame.
 
     Args:
-        source: (T,) progress of the source by the score under test, references without its group.
-        donor: (T_d,) the same of the donor; needed where `donor_ceiling` is set.
+        variant: the variant.
+        source: (T,) progress of the source by the score under test, with references from other groups.
+        donor: (T_d,) progress of the donor. Required if the variant has a `donor_ceiling`.
 
     Raises:
-        ValueError: the donor's progress is needed and missing.
+        ValueError: the donor's progress is required but None.
     """
     bound = float(source[variant.ceiling])
     if variant.donor_ceiling is None:
@@ -272,9 +257,11 @@ def allowed(variant: Variant, source: np.ndarray, donor: np.ndarray | None = Non
 
 
 def over_reward(final: float, variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> float:
-    """How far the variant's final progress is above what is `allowed`: 0 where it is not; NaN where either is.
+    """Returns how far the variant's final progress is above `allowed`: 0 if it is below, NaN if either is NaN.
 
-    Arguments as `allowed`; `final`: the variant's final progress, by the same score and scale.
+    Args:
+        final: final progress of the variant, by the same score and scale.
+        variant, source, donor: see `allowed`.
     """
     return float(np.maximum(final - allowed(variant, source, donor), 0.0))
 
@@ -293,7 +280,7 @@ def _check_moved(frames: np.ndarray, moved: int) -> None:
 
 
 def _frame_at(frames: np.ndarray, fraction: float) -> int:
-    """The frame at `fraction` of the way, never the last one (nothing would change)."""
+    """Returns the frame at `fraction` of the episode, but never the last one, which would change nothing."""
     _check(frames)
     if not 0.0 <= fraction < 1.0 or len(frames) < 2:
         raise UsageError(f"fraction {fraction:g} of {len(frames)} frames; give 0 up to below 1, and 2 frames or more")
@@ -302,11 +289,23 @@ def _frame_at(frames: np.ndarray, fraction: float) -> int:
 
 def _rearranged(name: str, frames: np.ndarray, order: np.ndarray, ceiling: int) -> Variant:
     _check(frames)
-    return Variant(name, frames[order], order, np.full(len(order), ELSEWHERE), ceiling)
+    return Variant(name=name, frames=frames[order], source=order, donor=np.full(len(order), ELSEWHERE), ceiling=ceiling)
+
+
+def _edited(name: str, frames: np.ndarray, ceiling: int) -> Variant:
+    """Returns a variant with changed pixels and the source's order of frames."""
+    return Variant(
+        name=name,
+        frames=frames,
+        source=np.arange(len(frames)),
+        donor=np.full(len(frames), ELSEWHERE),
+        ceiling=ceiling,
+        edited=True,
+    )
 
 
 def _swap_hues(frame: np.ndarray, hues: np.ndarray, reach: float) -> np.ndarray:
-    """uint8 (H, W, 3) with pixels of either hue (2, 3), at a brightest channel of 255, in the other one."""
+    """Exchanges two hues in an image, uint8 (H, W, 3). `hues`: (2, 3), scaled to a brightest channel of 255."""
     pixels = frame.astype(np.float64)
     brightness = pixels.max(axis=-1, keepdims=True)
     full = pixels * (255.0 / np.maximum(brightness, 1.0))
@@ -315,18 +314,3 @@ def _swap_hues(frame: np.ndarray, hues: np.ndarray, reach: float) -> np.ndarray:
     swap = (distance.min(axis=-1, keepdims=True) <= reach) & (brightness >= DARK)
     other = hues[1 - nearest] * (brightness / 255.0)
     return np.where(swap, other.round(), pixels).astype(np.uint8)
-
-
-def _inside(box: np.ndarray) -> tuple[slice, slice]:
-    top, left, bottom, right = (int(side) for side in box)
-    return slice(top, bottom), slice(left, right)
-
-
-def _check_boxes(t: int, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> None:
-    for box in (a, b):
-        if not (0 <= box[0] < box[2] <= shape[0] and 0 <= box[1] < box[3] <= shape[1]):
-            raise UsageError(f"frame {t}: box {box.tolist()} is not inside an image of {shape[0]}x{shape[1]} px")
-    if not np.array_equal(a[2:] - a[:2], b[2:] - b[:2]):
-        raise UsageError(f"frame {t}: boxes {a.tolist()} and {b.tolist()} are of two sizes; make them one")
-    if (np.maximum(a[:2], b[:2]) < np.minimum(a[2:], b[2:])).all():
-        raise UsageError(f"frame {t}: boxes {a.tolist()} and {b.tolist()} overlap; give smaller ones")

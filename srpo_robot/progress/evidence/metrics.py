@@ -1,8 +1,8 @@
-"""Progress Reward Benchmark (arXiv 2511.15605, appendix A): what a score is worth, with intervals. numpy in, numpy out.
+"""Metrics of the Progress Reward Benchmark (arXiv 2511.15605, appendix A) with intervals, in pure numpy.
 
-Every statistic is a function of counts: how often each episode stands among the successes and among the failures. The
-sample itself, a bootstrap resample and a permutation of the labels are then rows of one matrix, and a thousand of them
-cost a few matrix products. What is undefined is NaN with a reason, and macro means count it.
+Every statistic is a function of counts: how often each episode is drawn as a success and as a failure. The sample, a
+bootstrap resample and a permutation of the labels are rows of one matrix, so a thousand resamples cost a few matrix
+products. An undefined metric is NaN with a reason, and macro means count it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import rel_entr
@@ -21,9 +21,9 @@ from srpo_robot.records import Curve
 
 SEPARATION = ("auc", "mmd", "mmd_unbiased", "js", "smd", "hedges_g")  # final progress, success against failure
 METRICS = ("sc", "mono", *SEPARATION)
-TESTED = ("auc", "mmd", "js", "smd")  # what gets a permutation test
+TESTED = ("auc", "mmd", "js", "smd")  # metrics with a permutation test
 JS_BINS = 10
-ROUNDING = 1e-12  # numbers that differ by less, relative to their size, are equal
+ROUNDING = 1e-12  # numbers are equal if they differ by less than this, relative to their size
 
 NO_SUCCESS = "no success with a final progress"
 NO_FAILURE = "no failure with a final progress"
@@ -33,7 +33,7 @@ NO_SPREAD = "no spread within the labels: the pooled standard deviation is 0"
 TOO_FEW = "too few episodes: {need}"
 OUTSIDE = "a final progress is outside [0, 1], where the histogram ends"
 FEW_POLICIES = "episodes of {count} policies; a ranking needs 3 or more"
-TIED_POLICIES = "all policies have the same {what}: there is no order to agree with"
+TIED_POLICIES = "all policies have the same {quantity}: there is no order to agree with"
 NO_GAIN = "the gain of the score or of the oracle is constant, or the episode is shorter than the horizon"
 NO_DROP = "no failure with a drop"
 NO_CARRY = "no success with a carrying frame"
@@ -42,16 +42,16 @@ NO_TASK = "no task defines it"
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals and p values are drawn.
+    """Settings of the bootstrap and of the permutation test.
 
     Attributes:
-        resamples: of the bootstrap; 0: no intervals.
-        permutations: of the labels within a task; 0: no p values.
-        confidence: of the (percentile) interval.
-        seed: of both; each task draws from a stream of its own, so the order of tasks does not matter.
+        resamples: number of bootstrap resamples. 0 gives no intervals.
+        permutations: number of permutations of the labels within a task. 0 gives no p values.
+        confidence: confidence of the percentile interval.
+        seed: seed of both. Each task has its own random stream, so the order of tasks does not matter.
 
     Raises:
-        UsageError: a negative number, or a confidence outside (0, 1).
+        UsageError: a number is negative, or the confidence is outside (0, 1).
     """
 
     resamples: int = 1000
@@ -64,20 +64,20 @@ class Resampling:
             raise UsageError(f"{self}: numbers must be 0 or more and the confidence between 0 and 1, for example 0.95")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """One number and how sure it is.
+    """One number with its uncertainty.
 
     Attributes:
-        value: NaN where it is undefined.
-        reason: why it is NaN ("" where it is not).
-        undefined: episodes (of a macro mean: tasks) that are not in it, because theirs is undefined.
-        low, high: percentile bootstrap interval over episodes, stratified by label; NaN where there is none: not asked
-            for, a label with a single episode, or fewer than half of the resamples defined. A biased MMD and JS are
-            biased upwards again in every resample, so near 0 their interval may lie above the value: read p there.
-        p: permutation p value, one-sided (at least as large), (1 + #)/(1 + n); scores stay as they are, references
-            are not built anew. A permutation whose statistic is undefined counts as at least as large.
-        null: mean of the permutation null: what identical samples of these sizes give.
+        value: the number. NaN if it is undefined.
+        reason: why the value is NaN. Empty if it is defined.
+        undefined: number of episodes that are left out because they are undefined. For a macro mean: number of tasks.
+        low, high: percentile bootstrap interval over episodes, stratified by label. NaN if no interval was requested,
+            if a label has a single episode, or if fewer than half of the resamples are defined. The bias of MMD and
+            JS is upwards in every resample again, so near 0 the interval may lie above the value. Use p there.
+        p: one-sided permutation p value (at least as large), (1 + #)/(1 + n). Only labels are permuted. The scores
+            stay, and references are not rebuilt. A permutation with an undefined statistic counts as at least as large.
+        null: mean of the statistic under the null hypothesis: the value for identical samples of these sizes.
     """
 
     value: float
@@ -89,16 +89,16 @@ class Estimate:
     null: float = math.nan
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TaskMetrics:
-    """The metrics of one task.
+    """Metrics of one task.
 
     Attributes:
-        task: its name.
-        successes, failures: episodes with a final progress.
-        left_out: episodes without one; they count nowhere.
-        estimates: by metric, a part of `METRICS`.
-        draws: by metric, the bootstrap's values (resamples,); for macro means.
+        task: name of the task.
+        successes, failures: number of episodes that have a final progress.
+        left_out: number of episodes without a final progress. They are in no metric.
+        estimates: by metric. The keys are a subset of `METRICS`.
+        draws: by metric, the bootstrap values (resamples,). Macro means use them.
     """
 
     task: str
@@ -111,7 +111,12 @@ class TaskMetrics:
 
 @dataclass(frozen=True)
 class ChunkCorrelation:
-    """Pearson correlation of a step value's chunk gain with the oracle's: mean over episodes by label, and of all."""
+    """Pearson correlation of a step value's chunk gain with the chunk gain of the oracle.
+
+    Attributes:
+        success, failure: mean over the successes and over the failures.
+        pooled: one correlation over the chunks of all episodes.
+    """
 
     success: Estimate
     failure: Estimate
@@ -122,46 +127,51 @@ class ChunkCorrelation:
 
 
 def auc(success: np.ndarray, failure: np.ndarray) -> float:
-    """ROC-AUC: how often a success scores above a failure, a tie counts half. NaN where a sample is empty."""
+    """Computes ROC-AUC: how often a success scores above a failure. A tie counts half. NaN if a sample is empty."""
     return _alone(_auc, success, failure, 1)
 
 
 def mmd(success: np.ndarray, failure: np.ndarray, unbiased: bool = False) -> float:
-    """Squared maximum mean discrepancy: biased V-statistic, in [0, 2), or the unbiased U-statistic (may be negative).
+    """Computes the squared maximum mean discrepancy: the biased V-statistic in [0, 2), or the unbiased U-statistic.
 
-    RBF kernel exp(-gamma d^2), gamma = 1/median of the squared distances of all pairs of the two samples together.
-    Equal pairs are left out of the median: in profile `paper` every success ends at exactly 1, and with many of them
-    the median would be 0. Memory 8 n^2 bytes. NaN where a sample is empty (unbiased: has fewer than two).
+    The unbiased one may be negative. The kernel is RBF, exp(-gamma d^2), with gamma = 1/median of the squared distances
+    of all pairs in both samples together. The median leaves out pairs of equal values. In profile `paper` every success
+    ends at exactly 1, and with many of them the median would be 0. Uses 8 n^2 bytes of memory. NaN if a sample is empty
+    (unbiased: if it has fewer than two values).
     """
     return _alone(_mmd_unbiased, success, failure, 2) if unbiased else _alone(_mmd, success, failure, 1)
 
 
 def js(success: np.ndarray, failure: np.ndarray) -> float:
-    """Jensen-Shannon divergence of histograms of 10 bins on [0, 1], natural logarithm: in [0, ln 2].
+    """Computes the Jensen-Shannon divergence of two histograms of 10 bins on [0, 1]. Natural logarithm: in [0, ln 2].
 
-    It is the square of scipy's `jensenshannon`, which is a distance. NaN where a sample is empty or leaves [0, 1].
+    It is the square of scipy's `jensenshannon`, which is a distance. NaN if a sample is empty or leaves [0, 1].
     """
     both = np.concatenate([success, failure])
     return _alone(_js, success, failure, 1) if _in_unit(both) else math.nan
 
 
 def smd(success: np.ndarray, failure: np.ndarray) -> float:
-    """Standardised mean difference (Cohen's d): (mean_s - mean_f)/pooled sd, ddof 1.
+    """Computes the standardised mean difference (Cohen's d): (mean_s - mean_f)/pooled sd, ddof 1.
 
-    The pooled variance weighs both samples by their degrees of freedom. NaN where it is 0 or a sample is empty.
+    The pooled variance weighs both samples by their degrees of freedom. NaN if it is 0 or if a sample is empty.
     """
     return _alone(_smd, success, failure, 1)
 
 
 def hedges_g(success: np.ndarray, failure: np.ndarray) -> float:
-    """SMD with Hedges' (1981) correction for small samples, 1 - 3/(4 df - 1); NaN below 4 episodes, where it is 0."""
+    """Computes SMD with Hedges' (1981) correction for small samples, 1 - 3/(4 df - 1).
+
+    NaN for fewer than 4 episodes, because the correction is 0 at 3.
+    """
     return _alone(_hedges, success, failure, 1) if len(success) + len(failure) >= 4 else math.nan
 
 
 def spearman(curve: Curve) -> float:
-    """SC of one episode (eq. 10): Spearman of time and progress at scored windows; NaN where progress is constant.
+    """Computes SC of one episode (eq. 10): Spearman correlation of time and progress. NaN if progress is constant.
 
-    The equation prints Pearson, the text says Spearman. Frames between windows are interpolated: no evidence.
+    The paper's equation prints Pearson, but its text says Spearman. Only scored windows count, because frames between
+    windows are interpolated.
     """
     frames = np.flatnonzero(curve.scored)
     progress = curve.progress[frames]
@@ -171,7 +181,10 @@ def spearman(curve: Curve) -> float:
 
 
 def monotonicity(curve: Curve) -> float:
-    """Mono of one episode: share of steps from one scored window to the next that rise; a tie is none. NaN: no step."""
+    """Computes Mono of one episode: the fraction of steps between scored windows in which progress rises.
+
+    A tie is not a rise. NaN if there is no step.
+    """
     progress = curve.progress[curve.scored]
     if len(progress) < 2 or not np.isfinite(progress).all():
         return math.nan
@@ -179,7 +192,7 @@ def monotonicity(curve: Curve) -> float:
 
 
 def final_progress(curves: Sequence[Curve]) -> np.ndarray:
-    """Progress at each episode's last frame: (E,); NaN where it is undefined."""
+    """Returns the progress at each episode's last frame, (E,). NaN if it is undefined."""
     return np.array([curve.progress[-1] for curve in curves], dtype=np.float64)
 
 
@@ -189,46 +202,48 @@ def final_progress(curves: Sequence[Curve]) -> np.ndarray:
 def separation(
     final: np.ndarray, success: Sequence[bool | None], resampling: Resampling | None = None, task: str = ""
 ) -> TaskMetrics:
-    """How well final progress tells success from failure, in one task: the metrics `SEPARATION`.
+    """Computes the metrics `SEPARATION` of one task: how well final progress separates success from failure.
 
     Args:
-        final: (E,) final progress, or any score; NaN counts nowhere and is counted in `left_out`.
-        success: (E,).
-        resampling: intervals and p values; None: the default numbers.
-        task: its name; it seeds the draws.
+        final: (E,) final progress, or any score. NaN is in no metric, and `left_out` counts it.
+        success: (E,) labels.
+        resampling: settings of intervals and p values. None uses the defaults.
+        task: name of the task. It seeds the draws.
 
     Raises:
         UnlabelledError: a label is None.
     """
     resampling = resampling or Resampling()
-    good = _labels(success)
+    labels = _labels(success)
     known = np.isfinite(final)
-    x, label = np.asarray(final, dtype=np.float64)[known], good[known]
-    counts = int(label.sum()), int((~label).sum())
+    x, label = np.asarray(final, dtype=np.float64)[known], labels[known]
+    successes, failures, left_out = int(label.sum()), int((~label).sum()), int((~known).sum())
     rng = _stream(resampling, task)
-    drawn = _bootstrap(label, resampling.resamples, rng)
+    resampled = _bootstrap(label, resampling.resamples, rng)
     permuted = _permutations(label, resampling.permutations, rng)
     estimates: dict[str, Estimate] = {}
     draws: dict[str, np.ndarray] = {}
     for name in SEPARATION:
-        reason = _why_not(name, x, *counts)
+        reason = _undefined_reason(name, x, successes, failures)
         if reason:
-            estimates[name] = Estimate(math.nan, reason, int((~known).sum()))
+            estimates[name] = _undefined(reason, left_out)
             continue
-        estimates[name], draws[name] = _estimate(name, x, label, drawn, permuted, resampling, int((~known).sum()))
-    return TaskMetrics(task, *counts, int((~known).sum()), estimates, draws)
+        estimates[name], draws[name] = _estimate(name, x, label, resampled, permuted, resampling, left_out)
+    return TaskMetrics(
+        task=task, successes=successes, failures=failures, left_out=left_out, estimates=estimates, draws=draws
+    )
 
 
 def task_metrics(
     task: str, curves: Sequence[Curve], success: Sequence[bool | None], resampling: Resampling | None = None
 ) -> TaskMetrics:
-    """All metrics of one task. Arguments and errors as `separation`; `curves`: one per episode."""
+    """Computes all metrics of one task from one curve per episode. Other arguments and errors: see `separation`."""
     resampling = resampling or Resampling()
-    good = _labels(success)
-    if len(curves) != len(good):
-        raise ValueError(f"{len(curves)} curves, {len(good)} labels")
+    labels = _labels(success)
+    if len(curves) != len(labels):
+        raise ValueError(f"{len(curves)} curves, {len(labels)} labels")
     table = separation(final_progress(curves), success, resampling, task)
-    winners = [curve for curve, label in zip(curves, good, strict=True) if label]
+    winners = [curve for curve, label in zip(curves, labels, strict=True) if label]
     shapes = {"sc": ([spearman(c) for c in winners], NO_CURVE), "mono": ([monotonicity(c) for c in winners], NO_STEP)}
     estimates: dict[str, Estimate] = {}
     draws: dict[str, np.ndarray] = {}
@@ -236,9 +251,7 @@ def task_metrics(
         estimates[name], draws[name] = _mean(
             np.array(values), reason if winners else NO_SUCCESS, resampling, f"{task} {name}"
         )
-    return TaskMetrics(
-        task, table.successes, table.failures, table.left_out, estimates | table.estimates, draws | table.draws
-    )
+    return replace(table, estimates=estimates | table.estimates, draws=draws | table.draws)
 
 
 def all_metrics(
@@ -247,7 +260,7 @@ def all_metrics(
     success: Sequence[bool | None],
     resampling: Resampling | None = None,
 ) -> tuple[TaskMetrics, ...]:
-    """`task_metrics` of every task, in the order of their first episodes. `tasks`: one per episode."""
+    """Computes `task_metrics` of every task, in the order of their first episodes. `tasks`: one name per episode."""
     tables = []
     for name in dict.fromkeys(tasks):
         rows = [i for i, task in enumerate(tasks) if task == name]
@@ -256,69 +269,74 @@ def all_metrics(
 
 
 def macro_mean(tables: Sequence[TaskMetrics], confidence: float = 0.95) -> dict[str, Estimate]:
-    """By metric, the mean over the tasks that define it; the others are counted in `undefined`, the first one's reason
-    is kept. The interval is that of the mean, every task resampled by itself; p is none.
+    """Returns, by metric, the mean over the tasks that define it.
+
+    `undefined` counts the other tasks, and `reason` is the reason of the first of them. The interval is the interval
+    of the mean, with each task resampled separately. There is no p value.
     """
     result = {}
     for name in METRICS:
-        have = [table for table in tables if name in table.estimates]
-        defined = [table for table in have if math.isfinite(table.estimates[name].value)]
-        missing = len(have) - len(defined)
-        reason = next((t.estimates[name].reason for t in have if t not in defined), NO_TASK)
-        if not have:
+        measured = [table for table in tables if name in table.estimates]
+        defined = [table for table in measured if math.isfinite(table.estimates[name].value)]
+        missing = len(measured) - len(defined)
+        reason = next((t.estimates[name].reason for t in measured if t not in defined), NO_TASK)
+        if not measured:
             continue
         if not defined:
-            result[name] = Estimate(math.nan, reason, missing)
+            result[name] = _undefined(reason, missing)
             continue
-        drawn = [t.draws.get(name, np.zeros(0)) for t in defined]
-        low, high = _interval(_mean_of_draws(drawn), confidence)
+        draws = [t.draws.get(name, np.zeros(0)) for t in defined]
+        low, high = _interval(_mean_of_draws(draws), confidence)
         null = float(np.mean([t.estimates[name].null for t in defined]))
         value = float(np.mean([t.estimates[name].value for t in defined]))
-        result[name] = Estimate(value, reason if missing else "", missing, low, high, null=null)
+        result[name] = Estimate(
+            value=value, reason=reason if missing else "", undefined=missing, low=low, high=high, null=null
+        )
     return result
 
 
 def auc_difference(
     first: np.ndarray, second: np.ndarray, success: Sequence[bool | None], resampling: Resampling | None = None
 ) -> Estimate:
-    """AUC of one score minus that of another on the same episodes; the interval resamples both together (paired).
+    """Returns the AUC of one score minus the AUC of another on the same episodes, with a paired interval.
 
-    "Beats the null" is this interval above 0. Episodes without either score are left out of both and counted.
+    Every resample is used for both scores. A score beats a negative control if this interval is above 0. An episode
+    that lacks one of the scores is left out of both, and counted.
     """
     resampling = resampling or Resampling()
-    good, known = _labels(success), np.isfinite(first) & np.isfinite(second)
-    a, b, label = first[known], second[known], good[known]
+    labels, known = _labels(success), np.isfinite(first) & np.isfinite(second)
+    a, b, label = first[known], second[known], labels[known]
     left_out = int((~known).sum())
-    reason = _why_not("auc", a, int(label.sum()), int((~label).sum()))
+    reason = _undefined_reason("auc", a, int(label.sum()), int((~label).sum()))
     if reason:
-        return Estimate(math.nan, reason, left_out)
-    once, drawn = _once(label), _bootstrap(label, resampling.resamples, _stream(resampling, "difference"))
-    value = float((_auc(a, *once) - _auc(b, *once))[0])
-    low, high = _interval(_auc(a, *drawn) - _auc(b, *drawn), resampling.confidence)
-    return Estimate(value, "", left_out, low, high)
+        return _undefined(reason, left_out)
+    sample = _sample(label)
+    resampled = _bootstrap(label, resampling.resamples, _stream(resampling, "difference"))
+    value = float((_auc(a, *sample) - _auc(b, *sample))[0])
+    return _with_interval(value, left_out, _auc(a, *resampled) - _auc(b, *resampled), resampling.confidence)
 
 
 def policy_ranking(final: np.ndarray, success: Sequence[bool | None], policy: Sequence[str]) -> Estimate:
-    """Kendall's tau-b between the policies' mean final progress and their success rates; `p` is scipy's, two-sided.
+    """Computes Kendall's tau-b between mean final progress and success rate of the policies. `p` is two-sided (scipy).
 
     Args:
-        final: (E,) final progress; an episode without one counts in neither.
-        success: (E,).
-        policy: (E,) what moved the arm; "" where it is unknown: left out, and counted as undefined too.
+        final: (E,) final progress. An episode with NaN is in neither mean.
+        success: (E,) labels.
+        policy: (E,) name of the policy that moved the arm, "" if unknown. Unknown ones are left out and counted.
     """
-    good, names = _labels(success), np.array(policy, dtype=object)
+    labels, names = _labels(success), np.array(policy, dtype=object)
     known = np.isfinite(final) & (names != "")
     left_out = int((~known).sum())
     policies = sorted(set(names[known]))
     if len(policies) < 3:
-        return Estimate(math.nan, FEW_POLICIES.format(count=len(policies)), left_out)
+        return _undefined(FEW_POLICIES.format(count=len(policies)), left_out)
     progress = np.array([final[known & (names == name)].mean() for name in policies])
-    rate = np.array([good[known & (names == name)].mean() for name in policies])
-    for what, values in (("mean final progress", progress), ("success rate", rate)):
+    rate = np.array([labels[known & (names == name)].mean() for name in policies])
+    for quantity, values in (("mean final progress", progress), ("success rate", rate)):
         if _constant(values):
-            return Estimate(math.nan, TIED_POLICIES.format(what=what), left_out)
+            return _undefined(TIED_POLICIES.format(quantity=quantity), left_out)
     tau, p = kendalltau(progress, rate)
-    return Estimate(float(np.asarray(tau)), "", left_out, p=float(np.asarray(p)))
+    return Estimate(value=float(np.asarray(tau)), undefined=left_out, p=float(np.asarray(p)))
 
 
 # --- step values --------------------------------------------------------------------------------------------------
@@ -332,28 +350,29 @@ def chunk_correlation(
     first: int = 0,
     resampling: Resampling | None = None,
 ) -> ChunkCorrelation:
-    """Does a step value R gain over a chunk what the task gains? Pearson of R[t+H] - R[t] with the oracle's.
+    """Computes the Pearson correlation of chunk gains R[t+H] - R[t] of a step value with the gains of the oracle.
 
-    Within an episode and averaged over successes and over failures; pooled over all chunks of all episodes. An
-    episode whose gain (or the oracle's) is constant has no correlation and is counted; in `pooled` its chunks stay.
+    The correlation is computed within each episode and averaged over successes and over failures. `pooled` is one
+    correlation over all chunks of all episodes. If the gain of an episode (or of its oracle) is constant, the episode
+    has no correlation and is counted as undefined. Its chunks stay in `pooled`.
 
     Args:
-        values: per episode (T_i,) step value; NaN: left out.
+        values: per episode (T_i,) step value. Episodes with NaN are left out.
         oracle: per episode (T_i,) true progress.
-        success: per episode.
-        horizon: H frames.
-        first: first frame of the first chunk; before the first window the value is held, so give `min_window`.
-        resampling: intervals; episodes are resampled.
+        success: label of each episode.
+        horizon: chunk length H [frames].
+        first: first frame of the first chunk. Pass `min_window`: before the first window the value is padded.
+        resampling: settings of the intervals. Whole episodes are resampled.
     """
     if horizon < 1 or first < 0:
         raise UsageError(f"horizon {horizon} must be at least 1 and the first frame {first} 0 or more")
     resampling = resampling or Resampling()
-    good = _labels(success)
+    labels = _labels(success)
     gains = [_gains(r, o, horizon, first) for r, o in zip(values, oracle, strict=True)]
-    own = np.array([_pearson(*gain) for gain in gains])
-    won, _ = _mean(own[good], NO_GAIN if good.any() else NO_SUCCESS, resampling, "chunk success")
-    lost, _ = _mean(own[~good], NO_GAIN if (~good).any() else NO_FAILURE, resampling, "chunk failure")
-    return ChunkCorrelation(won, lost, _pooled(gains, good, resampling))
+    correlations = np.array([_pearson(*gain) for gain in gains])
+    successes, _ = _mean(correlations[labels], NO_GAIN if labels.any() else NO_SUCCESS, resampling, "chunk success")
+    failures, _ = _mean(correlations[~labels], NO_GAIN if (~labels).any() else NO_FAILURE, resampling, "chunk failure")
+    return ChunkCorrelation(successes, failures, _pooled(gains, labels, resampling))
 
 
 def drop_auc(
@@ -363,27 +382,28 @@ def drop_auc(
     success: Sequence[bool | None],
     resampling: Resampling | None = None,
 ) -> Estimate:
-    """Is a drop noticed? AUC that the gain G at the drop of a failure is lower than G of successes while they carry.
+    """Computes the AUC that the gain G at the drop of a failure is lower than G of successes while they carry.
 
-    0.5: blind, 0: rewarded. G of a drop is taken at the last frame that still holds the object (`drop` - 1): that
-    chunk's actions let it fall, while at `drop` it lies there already.
+    0.5 means that the value does not notice drops, 0 that it rewards them. The gain of a drop is G at `drop` - 1, the
+    last frame that still holds the object. The actions of that chunk let it fall. At `drop` it already lies there.
 
     Args:
-        gains: per episode (T_i,) G, for example of `awr.advantage.chunk_gain`.
-        drops: per episode the first frame without the object; None: no drop. Those of successes do not count.
-        carrying: per episode (T_i,) bool, frames that carry the object; those of failures do not count.
-        success: per episode.
-        resampling: the interval; whole episodes are resampled, as frames of one success are alike.
+        gains: per episode (T_i,) G, for example from `awr.advantage.chunk_gain`.
+        drops: per episode, the first frame without the object. None if there is no drop. Drops of successes are
+            ignored.
+        carrying: per episode (T_i,) bool, True in frames that carry the object. Failures are ignored.
+        success: label of each episode.
+        resampling: settings of the interval. Whole episodes are resampled, because frames of one success are alike.
     """
     resampling = resampling or Resampling()
-    good = _labels(success)
-    fallen = [g[max(d - 1, 0)] for g, d, won in zip(gains, drops, good, strict=True) if not won and d is not None]
-    held = [g[c] for g, c, won in zip(gains, carrying, good, strict=True) if won and c is not None]
-    held = [g[np.isfinite(g)] for g in held]
-    at_drop, carried = np.array(fallen)[np.isfinite(fallen)], [g for g in held if len(g)]
-    left_out = len(fallen) - len(at_drop)
+    labels = _labels(success)
+    drop_gains = [g[max(d - 1, 0)] for g, d, won in zip(gains, drops, labels, strict=True) if not won and d is not None]
+    carry_gains = [g[c] for g, c, won in zip(gains, carrying, labels, strict=True) if won and c is not None]
+    carry_gains = [g[np.isfinite(g)] for g in carry_gains]
+    at_drop, carried = np.array(drop_gains)[np.isfinite(drop_gains)], [g for g in carry_gains if len(g)]
+    left_out = len(drop_gains) - len(at_drop)
     if not len(at_drop) or not carried:
-        return Estimate(math.nan, NO_CARRY if len(at_drop) else NO_DROP, left_out)
+        return _undefined(NO_CARRY if len(at_drop) else NO_DROP, left_out)
     wins = np.stack([_lower(at_drop, frames) for frames in carried], axis=1)  # (drops, successes), summed over frames
     frames = np.array([len(g) for g in carried], dtype=np.float64)
 
@@ -393,40 +413,44 @@ def drop_auc(
     value = float(rate(np.ones((1, len(at_drop))), np.ones((1, len(carried))))[0])
     rng = _stream(resampling, "drop")
     if not resampling.resamples or min(wins.shape) < 2:
-        return Estimate(value, "", left_out)
-    drawn = rate(*(_multinomial(n, resampling.resamples, rng) for n in wins.shape))
-    return Estimate(value, "", left_out, *_interval(drawn, resampling.confidence))
+        return Estimate(value=value, undefined=left_out)
+    draws = rate(*(_multinomial(n, resampling.resamples, rng) for n in wins.shape))
+    return _with_interval(value, left_out, draws, resampling.confidence)
 
 
 def tail_rise(curves: Sequence[Curve], starts: Sequence[int], resampling: Resampling | None = None) -> Estimate:
-    """How much progress still changes after everything has stopped: mean of p at the end minus p at `starts`.
+    """Computes the change of progress after the video froze: the mean of p at the end minus p at `starts`.
 
-    For the null `frozen-tail`; a trustworthy score gives 0. `starts`: per episode, the first frozen frame.
+    It is for the negative control `frozen-tail`. A trustworthy score gives 0. `starts`: first frozen frame of each
+    episode.
     """
     resampling = resampling or Resampling()
     rises = [curve.progress[-1] - curve.progress[start] for curve, start in zip(curves, starts, strict=True)]
     return _mean(np.array(rises, dtype=np.float64), "no episode with a progress", resampling, "tail")[0]
 
 
-# --- statistics of counts: x (n,) sorted or not, s and f (R, n) how often each stands among successes and failures ----
+# --- statistics of counts: x (n,) in any order, s and f (R, n) how often each value is a success and a failure --------
 
 
 def _auc(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> np.ndarray:
-    """By ranks: values that are equal are one place, so a row costs n, not successes times failures."""
+    """Computes AUC by ranks. Equal values share one rank, so a row costs n and not successes times failures."""
     if not len(s):
         return np.zeros(0)
     order = np.argsort(x)
-    places = np.flatnonzero(np.concatenate([[True], np.diff(x[order]) > 0]))
-    won, lost = (np.add.reduceat(counts[:, order], places, axis=1) for counts in (s, f))
-    below = np.cumsum(lost, axis=1) - 0.5 * lost
-    return (won * below).sum(axis=1) / (s.sum(axis=1) * f.sum(axis=1))
+    ranks = np.flatnonzero(np.concatenate([[True], np.diff(x[order]) > 0]))
+    successes, failures = (np.add.reduceat(counts[:, order], ranks, axis=1) for counts in (s, f))
+    below = np.cumsum(failures, axis=1) - 0.5 * failures
+    return (successes * below).sum(axis=1) / (s.sum(axis=1) * f.sum(axis=1))
 
 
 def _kernel_sums(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Kernel summed over pairs: success-success, failure-failure, success-failure, each (R,). gamma is the sample's."""
+    """Sums the kernel over pairs: success-success, failure-failure, success-failure, each (R,).
+
+    gamma comes from the sample and is the same for all resamples.
+    """
     squared = (x[:, None] - x) ** 2
-    apart = squared[squared > 0]
-    kernel = np.exp(-squared / np.median(apart)) if len(apart) else np.ones_like(squared)
+    positive = squared[squared > 0]
+    kernel = np.exp(-squared / np.median(positive)) if len(positive) else np.ones_like(squared)
     left, right = s @ kernel, f @ kernel
     return (left * s).sum(axis=1), (right * f).sum(axis=1), (left * f).sum(axis=1)
 
@@ -434,11 +458,11 @@ def _kernel_sums(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> tuple[np.ndarra
 def _mmd(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> np.ndarray:
     ss, ff, sf = _kernel_sums(x, s, f)
     n, m = s.sum(axis=1), f.sum(axis=1)
-    return np.maximum(ss / n**2 + ff / m**2 - 2.0 * sf / (n * m), 0.0)  # a squared norm, up to rounding
+    return np.maximum(ss / n**2 + ff / m**2 - 2.0 * sf / (n * m), 0.0)  # a squared norm: below 0 only by rounding
 
 
 def _mmd_unbiased(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> np.ndarray:
-    """As `_mmd` without each drawn episode's pair with itself (kernel 1); an episode drawn twice is two."""
+    """Computes `_mmd` without the pair of each draw with itself (kernel 1). An episode drawn twice is two draws."""
     ss, ff, sf = _kernel_sums(x, s, f)
     n, m = s.sum(axis=1), f.sum(axis=1)
     return (ss - n) / (n * (n - 1)) + (ff - m) / (m * (m - 1)) - 2.0 * sf / (n * m)
@@ -446,15 +470,15 @@ def _mmd_unbiased(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> np.ndarray:
 
 def _js(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> np.ndarray:
     edges = np.linspace(0.0, 1.0, JS_BINS + 1)[1:-1]
-    places = np.eye(JS_BINS)[np.digitize(x, edges)]
-    p, q = (counts @ places / counts.sum(axis=1, keepdims=True) for counts in (s, f))
+    bins = np.eye(JS_BINS)[np.digitize(x, edges)]
+    p, q = (counts @ bins / counts.sum(axis=1, keepdims=True) for counts in (s, f))
     middle = (p + q) / 2
     divergence = (rel_entr(p, middle).sum(axis=1) + rel_entr(q, middle).sum(axis=1)) / 2
     return np.clip(divergence, 0.0, math.log(2.0))
 
 
 def _smd(x: np.ndarray, s: np.ndarray, f: np.ndarray) -> np.ndarray:
-    """NaN where the pooled sd is 0."""
+    """Computes SMD. NaN if the pooled sd is 0."""
     n, m = s.sum(axis=1), f.sum(axis=1)
     mean_s, mean_f = s @ x / n, f @ x / m
     squares = (s * (x - mean_s[:, None]) ** 2).sum(axis=1) + (f * (x - mean_f[:, None]) ** 2).sum(axis=1)
@@ -480,40 +504,49 @@ _STATISTICS: dict[str, Statistic] = {
 
 
 def _alone(statistic: Statistic, success: np.ndarray, failure: np.ndarray, need: int) -> float:
-    """The statistic of two samples; NaN where either has fewer than `need` values."""
+    """Computes the statistic of two samples. NaN if one has fewer than `need` values."""
     x = np.concatenate([success, failure]).astype(np.float64)
     if not np.isfinite(x).all():
         raise ValueError("a sample has a value that is not finite; leave it out and say so")
     if min(len(success), len(failure)) < need:
         return math.nan
-    return float(statistic(x, *_once(np.arange(len(x)) < len(success)))[0])
+    return float(statistic(x, *_sample(np.arange(len(x)) < len(success)))[0])
 
 
 def _estimate(
     name: str,
     x: np.ndarray,
     label: np.ndarray,
-    drawn: tuple[np.ndarray, np.ndarray],
+    resampled: tuple[np.ndarray, np.ndarray],
     permuted: tuple[np.ndarray, np.ndarray],
     resampling: Resampling,
     left_out: int,
 ) -> tuple[Estimate, np.ndarray]:
-    """One metric and its bootstrap draws."""
+    """Computes one metric and its bootstrap draws."""
     statistic = _STATISTICS[name]
-    value = float(statistic(x, *_once(label))[0])
+    value = float(statistic(x, *_sample(label))[0])
     if math.isnan(value):
-        return Estimate(math.nan, NO_SPREAD, left_out), np.zeros(0)
-    draws = statistic(x, *drawn)
+        return _undefined(NO_SPREAD, left_out), np.zeros(0)
+    draws = statistic(x, *resampled)
     p = null = math.nan
     if name in TESTED and len(permuted[0]):
         chance = statistic(x, *permuted)
         p = float((1 + np.sum(~(chance < value - ROUNDING * max(1.0, abs(value))))) / (1 + len(chance)))
         null = float(chance[np.isfinite(chance)].mean()) if np.isfinite(chance).any() else math.nan
-    return Estimate(value, "", left_out, *_interval(draws, resampling.confidence), p, null), draws
+    return replace(_with_interval(value, left_out, draws, resampling.confidence), p=p, null=null), draws
 
 
-def _why_not(name: str, x: np.ndarray, successes: int, failures: int) -> str:
-    """Why a metric of these samples is undefined; "" where nothing is known against it."""
+def _undefined(reason: str, left_out: int) -> Estimate:
+    return Estimate(value=math.nan, reason=reason, undefined=left_out)
+
+
+def _with_interval(value: float, left_out: int, draws: np.ndarray, confidence: float) -> Estimate:
+    low, high = _interval(draws, confidence)
+    return Estimate(value=value, undefined=left_out, low=low, high=high)
+
+
+def _undefined_reason(name: str, x: np.ndarray, successes: int, failures: int) -> str:
+    """Returns the reason why a metric of these samples is undefined, or an empty string if it may be defined."""
     if not successes or not failures:
         return NO_FAILURE if successes else NO_SUCCESS
     if name == "js" and not _in_unit(x):
@@ -533,18 +566,18 @@ def _stream(resampling: Resampling, name: str) -> np.random.Generator:
     return np.random.default_rng([resampling.seed, zlib.crc32(name.encode())])
 
 
-def _once(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sample itself as counts, (1, n) each."""
+def _sample(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the counts of the sample itself, (1, n) each."""
     return label[None].astype(np.float64), (~label)[None].astype(np.float64)
 
 
 def _multinomial(n: int, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of `n` episodes is drawn, n draws with replacement: (rows, n)."""
+    """Counts how often each of `n` episodes is drawn in n draws with replacement: (rows, n)."""
     return rng.multinomial(n, np.full(n, 1.0 / n), size=rows).astype(np.float64)
 
 
 def _bootstrap(label: np.ndarray, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Resamples stratified by label, (rows, n) each; none where a label has fewer than two episodes."""
+    """Draws resamples, stratified by label, (rows, n) each. Draws none if a label has fewer than two episodes."""
     rows = rows if min(label.sum(), (~label).sum()) >= 2 else 0
     s, f = np.zeros((rows, len(label))), np.zeros((rows, len(label)))
     if rows:
@@ -554,13 +587,13 @@ def _bootstrap(label: np.ndarray, rows: int, rng: np.random.Generator) -> tuple[
 
 
 def _permutations(label: np.ndarray, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Labels in random order, (rows, n) each."""
+    """Permutes the labels, (rows, n) each."""
     s = rng.permuted(np.tile(label, (rows, 1)), axis=1).astype(np.float64)
     return s, 1.0 - s
 
 
 def _interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Percentiles of what is defined; NaN where that is less than half."""
+    """Returns percentiles of the defined draws. NaN if fewer than half of the draws are defined."""
     defined = draws[np.isfinite(draws)]
     if len(defined) == 0 or 2 * len(defined) < len(draws):
         return math.nan, math.nan
@@ -569,23 +602,23 @@ def _interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def _mean(values: np.ndarray, reason: str, resampling: Resampling, name: str) -> tuple[Estimate, np.ndarray]:
-    """Mean of what is defined, with its bootstrap; `reason`: why, where nothing is."""
+    """Returns the mean of the defined values and its bootstrap draws. `reason` is used if no value is defined."""
     defined = values[np.isfinite(values)]
     left_out = len(values) - len(defined)
     if len(defined) == 0:
-        return Estimate(math.nan, reason, left_out), np.zeros(0)
+        return _undefined(reason, left_out), np.zeros(0)
     draws = np.zeros(0)
     if len(defined) >= 2 and resampling.resamples:
         counts = _multinomial(len(defined), resampling.resamples, _stream(resampling, name))
         draws = counts @ defined / len(defined)
-    return Estimate(float(defined.mean()), "", left_out, *_interval(draws, resampling.confidence)), draws
+    return _with_interval(float(defined.mean()), left_out, draws, resampling.confidence), draws
 
 
-def _mean_of_draws(drawn: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over tasks of their draws (R,), each row over the tasks that define it; none where a task has none."""
-    if any(len(draws) == 0 for draws in drawn):
+def _mean_of_draws(task_draws: Sequence[np.ndarray]) -> np.ndarray:
+    """Averages draws over tasks (R,), each row over the tasks that define it. Empty if a task has no draws."""
+    if any(len(draws) == 0 for draws in task_draws):
         return np.zeros(0)
-    table = np.stack(drawn)
+    table = np.stack(task_draws)
     defined = np.isfinite(table)
     count = defined.sum(axis=0)
     total = np.where(defined, table, 0.0).sum(axis=0)
@@ -593,7 +626,7 @@ def _mean_of_draws(drawn: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _labels(success: Sequence[bool | None]) -> np.ndarray:
-    """(E,) bool. Raises UnlabelledError where one is None: never read as failure."""
+    """Returns labels (E,) bool. Raises UnlabelledError if one is None, because an unknown label is not a failure."""
     unknown = [i for i, label in enumerate(success) if label is None]
     if unknown:
         raise UnlabelledError(
@@ -615,7 +648,7 @@ def _constant(values: np.ndarray) -> bool:
 
 
 def _gains(value: np.ndarray, oracle: np.ndarray, horizon: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gains over full chunks from frame `first` on, of the value and of the oracle; empty where either is NaN."""
+    """Returns gains of value and oracle over full chunks from frame `first` on. Both are empty if a gain is NaN."""
     if len(value) != len(oracle):
         raise ValueError(f"a value of {len(value)} frames and an oracle of {len(oracle)}")
     pair = [r[first + horizon :] - r[first : max(len(r) - horizon, first)] for r in (value, oracle)]
@@ -629,26 +662,26 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.clip(x @ y / math.sqrt((x @ x) * (y @ y)), -1.0, 1.0))
 
 
-def _pooled(gains: list[tuple[np.ndarray, np.ndarray]], good: np.ndarray, resampling: Resampling) -> Estimate:
-    """Correlation over all chunks of all episodes; episodes are resampled by their moments."""
-    used = [i for i, (x, _) in enumerate(gains) if len(x)]
-    left_out = len(gains) - len(used)
-    x, y = (np.concatenate([gains[i][k] for i in used] or [np.zeros(0)]) for k in (0, 1))
+def _pooled(gains: list[tuple[np.ndarray, np.ndarray]], labels: np.ndarray, resampling: Resampling) -> Estimate:
+    """Computes one correlation over all chunks of all episodes. Episodes are resampled through their moments."""
+    rows = [i for i, (x, _) in enumerate(gains) if len(x)]
+    left_out = len(gains) - len(rows)
+    x, y = (np.concatenate([gains[i][k] for i in rows] or [np.zeros(0)]) for k in (0, 1))
     value = _pearson(x, y)
     if math.isnan(value):
-        return Estimate(math.nan, NO_GAIN, left_out)
-    shifted = [(gains[i][0] - x.mean(), gains[i][1] - y.mean()) for i in used]
-    moments = np.array([[len(a), a.sum(), b.sum(), a @ a, b @ b, a @ b] for a, b in shifted])
-    s, f = _bootstrap(good[used], resampling.resamples, _stream(resampling, "chunk pooled"))
+        return _undefined(NO_GAIN, left_out)
+    centred = [(gains[i][0] - x.mean(), gains[i][1] - y.mean()) for i in rows]
+    moments = np.array([[len(a), a.sum(), b.sum(), a @ a, b @ b, a @ b] for a, b in centred])
+    s, f = _bootstrap(labels[rows], resampling.resamples, _stream(resampling, "chunk pooled"))
     n, a, b, aa, bb, ab = ((s + f) @ moments).T
     variance = np.maximum(n * aa - a * a, 0.0) * np.maximum(n * bb - b * b, 0.0)
     flat = variance <= 0.0
     draws = np.where(flat, np.nan, (n * ab - a * b) / np.sqrt(np.where(flat, 1.0, variance)))
-    return Estimate(value, "", left_out, *_interval(draws, resampling.confidence))
+    return _with_interval(value, left_out, draws, resampling.confidence)
 
 
 def _lower(at_drop: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """How many of `frames` are above each of `at_drop` (drops,), a tie counts half."""
+    """Counts the values in `frames` that are above each value of `at_drop` (drops,). A tie counts half."""
     ordered = np.sort(frames)
     below, upto = np.searchsorted(ordered, at_drop, "left"), np.searchsorted(ordered, at_drop, "right")
     return len(ordered) - 0.5 * (below + upto)

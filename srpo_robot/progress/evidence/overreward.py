@@ -1,4 +1,7 @@
-"""How much does a score pay for endings that we know to be wrong? The counterfactual pack through the one pipeline."""
+"""Over-reward: how far a score rises above the allowed progress on counterfactual episodes.
+
+The variants of `counterfactual` are embedded and scored by the same pipeline as the dataset.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ from srpo_robot.progress.windows import WindowSpec
 from srpo_robot.records import Episode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OverReward:
-    """One kind of variant, over the successes it was made of.
+    """Results for one kind of variant.
 
     Attributes:
-        variant: what was done.
-        count: how many were made.
-        final, source: mean final progress of the variants, and of the successes they were made of.
-        excess: mean of how far a variant ends above the moment up to which it was real.
-        share: of variants that end above it.
-        undefined: variants without a progress.
+        variant: kind of variant.
+        count: number of variants.
+        final, source: mean final progress of the variants, and of the successes they were made from.
+        excess: mean distance of a variant's end above the progress at its last real frame.
+        share: fraction of variants that end above it.
+        undefined: number of variants without a progress.
     """
 
     variant: str
@@ -41,8 +44,8 @@ class OverReward:
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
-    """A variant, the episode it is scored as, and the rows of its source and donor among all episodes."""
+class _VariantEpisode:
+    """A variant, its episode and windows, and the rows of its source and donor in the list of all episodes."""
 
     variant: Variant
     episode: Episode
@@ -63,34 +66,43 @@ def over_rewards(
     on_success: Callable[[Episode], None] | None = None,
     colours: tuple[Colour, Colour] | None = None,
 ) -> list[OverReward]:
-    """Make the variants of up to `count` successes, score them beside the dataset, and compare with what is allowed.
+    """Creates variants of up to `count` successes, scores them with the dataset and compares them with `allowed`.
 
     Args:
-        windows: of all episodes, by this encoder, camera and spec.
-        rules: of the score under test; profile `loo`, as a variant is left out with its source.
-        on_success: called after each success whose variants are embedded.
-        colours: of target and distractor as they look, for the wrong object; None: without it.
+        buffer: the dataset.
+        camera, encoder, spec: camera, encoder and windows of the score under test.
+        windows: windows of all episodes by this encoder, camera and spec.
+        rules: rules of the score under test. The profile must be `loo`, so that a variant is not measured against its
+            own source.
+        count: number of successes, spread evenly over the dataset.
+        seed: seed of the variants.
+        on_success: called after the variants of each success are embedded.
+        colours: colours of target and distractor as they look in the video. None omits the variant "wrong-object".
 
     Raises:
         ScoringError: no success has windows.
-        UndecodableFrame: names episode and frame.
+        UndecodableFrame: a frame cannot be decoded. The message names episode and frame.
     """
     rows = [i for i, e in enumerate(buffer.episodes) if e.success and e.length > 1 and windows[i] is not None]
     if not rows:
         raise ScoringError("no success to make variants of; label or record one")
     chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
-    made: list[_Made] = []
+    variant_episodes: list[_VariantEpisode] = []
     for row in chosen:
-        first = len(buffer.episodes) + len(made)
-        made += _variants_of(buffer, camera, encoder, spec, row, seed, first, colours)
+        first = len(buffer.episodes) + len(variant_episodes)
+        variant_episodes += _variants_of(buffer, camera, encoder, spec, row, seed, first, colours)
         if on_success is not None:
             on_success(buffer.episodes[row])
-    scores = score([*buffer.episodes, *(m.episode for m in made)], [*windows, *(m.windows for m in made)], rules)
+    scores = score(
+        [*buffer.episodes, *(c.episode for c in variant_episodes)],
+        [*windows, *(c.windows for c in variant_episodes)],
+        rules,
+    )
     progress = [curve.progress for curve in scores.curves]
-    own = progress[len(buffer.episodes) :]
+    members = list(zip(variant_episodes, progress[len(buffer.episodes) :], strict=True))
     return [
-        _summary(name, [(m, p) for m, p in zip(made, own, strict=True) if m.variant.name == name], progress)
-        for name in dict.fromkeys(m.variant.name for m in made)
+        _summary(name, [(c, p) for c, p in members if c.variant.name == name], progress)
+        for name in dict.fromkeys(c.variant.name for c in variant_episodes)
     ]
 
 
@@ -103,8 +115,11 @@ def _variants_of(
     seed: int,
     first: int,
     colours: tuple[Colour, Colour] | None,
-) -> list[_Made]:
-    """The variants of one success, embedded. Donors: the next failure of its task, the next episode of another."""
+) -> list[_VariantEpisode]:
+    """Creates and embeds the variants of one success.
+
+    Donors are the next failure of the same task and the next episode of another task.
+    """
     source = buffer.episodes[row]
     after = [*range(row + 1, len(buffer.episodes)), *range(row)]
     failure = next(
@@ -116,34 +131,35 @@ def _variants_of(
         i: encoder.prepare(buffer.frames(buffer.episodes[i], camera)) for i in (row, failure, other) if i is not None
     }
     ends = {kind: None if i is None else prepared[i] for kind, i in donors.items()}
-    made = []
+    result = []
     for variant in variants(prepared[row], seed + source.index, ends["failure"], ends["other-task"], colours):
-        episode = variant_episode(source, variant, first + len(made))
+        episode = variant_episode(source, variant, first + len(result))
         embedded = embed_frames(variant.frames, encoder, spec, episode.index)
-        made.append(_Made(variant, episode, embedded, row, donors.get(variant.name.partition(":")[2])))
-    return made
+        result.append(_VariantEpisode(variant, episode, embedded, row, donors.get(variant.name.partition(":")[2])))
+    return result
 
 
-def _summary(name: str, members: list[tuple[_Made, np.ndarray]], progress: Sequence[np.ndarray]) -> OverReward:
-    final = np.array([own[-1] for _, own in members])
-    source = np.array([progress[made.source][-1] for made, _ in members])
-    excess = np.array(
-        [
-            over_reward(
-                own[-1], made.variant, progress[made.source], None if made.donor is None else progress[made.donor]
-            )
-            for made, own in members
-        ]
-    )
+def _summary(
+    name: str, members: list[tuple[_VariantEpisode, np.ndarray]], progress: Sequence[np.ndarray]
+) -> OverReward:
+    """Summarises one kind of variant. `members`: each variant with its own progress; `progress`: of all episodes."""
+    final = np.array([curve[-1] for _, curve in members])
+    source = np.array([progress[item.source][-1] for item, _ in members])
+    excess = np.full(len(members), np.nan)
+    for i, (item, curve) in enumerate(members):
+        donor = None if item.donor is None else progress[item.donor]
+        excess[i] = over_reward(curve[-1], item.variant, progress[item.source], donor)
     known = np.isfinite(excess)
-    if not known.any():
-        return OverReward(name, len(members), math.nan, math.nan, math.nan, math.nan, len(members))
+
+    def mean(values: np.ndarray) -> float:  # over the variants that have a progress
+        return float(values[known].mean()) if known.any() else math.nan
+
     return OverReward(
-        name,
-        len(members),
-        float(final[known].mean()),
-        float(source[known].mean()),
-        float(excess[known].mean()),
-        float((excess[known] > 0.0).mean()),
-        int((~known).sum()),
+        variant=name,
+        count=len(members),
+        final=mean(final),
+        source=mean(source),
+        excess=mean(excess),
+        share=mean(excess > 0.0),
+        undefined=int((~known).sum()),
     )

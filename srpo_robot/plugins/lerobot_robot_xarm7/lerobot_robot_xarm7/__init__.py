@@ -1,6 +1,6 @@
 """`--robot.type=xarm7` for stock lerobot: the driver, the recipe and the limits of srpo-robot's xArm 7.
 
-lerobot imports every installed distribution whose name begins so (`register_third_party_plugins`), and finds the class
+lerobot imports every installed distribution with this name prefix (`register_third_party_plugins`), and finds the class
 `XArm7Robot` beside `XArm7RobotConfig` by its name.
 """
 

@@ -1,4 +1,4 @@
-"""What `--robot.*` takes: the arm itself, its cameras and its limits are in a hardware recipe."""
+"""The options `--robot.*`. A hardware recipe holds the arm itself, its cameras and its limits."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,13 @@ from lerobot.robots import RobotConfig
 @RobotConfig.register_subclass("xarm7")
 @dataclass(kw_only=True)
 class XArm7RobotConfig(RobotConfig):
-    """Attributes:
-    recipe: a hardware recipe of srpo-robot: a file, or a name in hardware/.
-    fps: control rate [Hz] in place of the recipe's, 0: the recipe's. It must be what lerobot is told as its own
-        (--dataset.fps, --fps): one command is one control period.
-    pace: share of the speed caps that is used, above 0 to 1.
+    """Options of the robot.
+
+    Attributes:
+        recipe: hardware recipe of srpo-robot: a file, or a name in hardware/.
+        fps: control rate [Hz]; 0 means the recipe's. It must equal lerobot's own rate (--dataset.fps, --fps), because
+            one command is one control period.
+        pace: fraction of the speed caps that is used, above 0 to 1.
     """
 
     recipe: str = "xarm7"
