@@ -54,8 +54,14 @@ def strip(task: str) -> tuple[str, np.ndarray]:
     arm, workcell, space = open_cell(hardware, task_recipe, 0.0, 0.0, 0.0)
     frames = Frames()
     setup = Setup(
-        arm, workcell, space, task_recipe.instruction, DEMONSTRATION_LIMIT_S, task_recipe.cameras, stop_on_success=False
-    )  # fmt: skip
+        arm=arm,
+        workcell=workcell,
+        space=space,
+        instruction=task_recipe.instruction,
+        time_limit_s=DEMONSTRATION_LIMIT_S,
+        cameras=task_recipe.cameras,
+        stop_on_success=False,
+    )
     with arm:
         run_episode(setup, Demonstrator(arm.sim, failure_rate=0.0), SEED, frames)
     picks = [frames.images[round(moment * (len(frames.images) - 1))] for moment in MOMENTS]

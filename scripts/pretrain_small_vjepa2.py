@@ -129,7 +129,15 @@ def demonstrations(
     hardware = replace(hardware, cameras=tuple(c for c in hardware.cameras if c.name == camera))
     arm, cell = make_mock(hardware, task, wide_starts=WIDE_STARTS, disturbance_m=DISTURBANCE_M, randomization=amount)
     space = make_action_space(task.action_space, arm.limits, arm.home_rad)
-    setup = Setup(arm, cell, space, task.instruction, LIMIT_S, (camera,), stop_on_success=False)
+    setup = Setup(
+        arm=arm,
+        workcell=cell,
+        space=space,
+        instruction=task.instruction,
+        time_limit_s=LIMIT_S,
+        cameras=(camera,),
+        stop_on_success=False,
+    )
     policy = _RecordedDemonstrator(arm, camera, views, amount)
     with arm:
         for kind in kinds:

@@ -353,7 +353,14 @@ def _trials(study: Study, task: str, policy: str, name: str, seed: int, path: Pa
     hardware, recipe = load_recipes("mock", task)
     arm, workcell, space = open_cell(hardware, recipe, TRIAL_WIDE_STARTS, 0.0, 0.0)
     trained = TrainedPolicy(str(checkpoint), space, recipe.instruction, recipe.cameras, "cpu")
-    setup = Setup(arm, workcell, space, recipe.instruction, recipe.time_limit_s, recipe.cameras)
+    setup = Setup(
+        arm=arm,
+        workcell=workcell,
+        space=space,
+        instruction=recipe.instruction,
+        time_limit_s=recipe.time_limit_s,
+        cameras=recipe.cameras,
+    )
     with arm, path.open("a", encoding="utf-8") as journal:
         for number in range(len(verdicts), study.trials):
             layout = (TUNING_SEED if study.tuning else TRIAL_SEED) + number

@@ -162,7 +162,8 @@ def rows(steps: int, z: float = 0.25) -> np.ndarray:
 
 def setup(arm: ToyArm, cell: ToyCell, **options) -> Setup:
     space = make_action_space("tcp", arm.limits, arm.home_rad)
-    return Setup(arm, cell, space, "go", options.pop("time_limit_s", 2.0), ("front",), **options)
+    options.setdefault("time_limit_s", 2.0)
+    return Setup(arm=arm, workcell=cell, space=space, instruction="go", cameras=("front",), **options)
 
 
 def test_an_episode_ends_when_it_succeeds():
@@ -199,7 +200,7 @@ def test_images_can_be_read_at_any_time():
     assert [set(images) for images, *_ in sink.frames] == [{"front"}] * 7
     arm = ToyArm()
     run_episode(setup(arm, ToyCell(arm), log=logged.append), Script(rows(7)), 0)
-    assert [set(step.seen.images) for step in logged] == [{"front", "wrist"}] * 7
+    assert [set(step.observation.images) for step in logged] == [{"front", "wrist"}] * 7
 
 
 def test_frames_hold_the_executed_command_not_the_requested_one():

@@ -51,7 +51,7 @@ def run(
             assert chunk.names == TCP_NAMES and chunk.actions.shape == (1, 4)
             actions.append(chunk.actions[0])
             tcp.append(kinematics.tcp_position(seen.state.joints_rad, arm.limits.tcp_offset_m))
-            phases.append(expert.phase)
+            phases.append(expert.stage)
             arm.send(space.command(chunk.actions[0], arm.reference()).command)
             meddle(arm, expert)
         verdict, objects = bool(cell.verdict(ended=True)), dict(arm.sim.facts().objects_m)
@@ -106,8 +106,8 @@ def test_it_tries_again_when_the_apple_is_taken_away() -> None:
     taken: list[ExpertStage] = []
 
     def take(arm: MockArm, expert: Demonstrator) -> None:
-        if expert.phase is ExpertStage.CARRY and not taken:
-            taken.append(expert.phase)
+        if expert.stage is ExpertStage.CARRY and not taken:
+            taken.append(expert.stage)
             arm.sim.move_object("apple", np.array([0.42, 0.03, 0.030]))
 
     bare = dataclasses.replace(TASK, distractors=("pear",))

@@ -54,13 +54,13 @@ def reach(sim: CellSim, x_m: float, y_m: float, z_m: float, opening_m: float = 0
 def test_only_a_pressed_eraser_takes_ink_off_and_only_below_it() -> None:
     sim = laid_out("wipe-board")
     ink = sim.facts().marks_m
-    assert len(ink) == MARKS and sim.facts().measured["erased"] == 0.0
+    assert len(ink) == MARKS and sim.facts().measurements["erased"] == 0.0
     x, y = (float(value) for value in ink[7])
     reach(sim, x, y, TOUCH_M + 0.010)
-    assert len(sim.facts().marks_m) == MARKS and sim.facts().measured["pressure_n"] == 0.0
+    assert len(sim.facts().marks_m) == MARKS and sim.facts().measurements["pressure_n"] == 0.0
     reach(sim, x, y, TOUCH_M - 0.012)
     # 12 mm of a spring of 300 N/m. Gravity compensation carries the eraser's weight.
-    assert sim.facts().measured["pressure_n"] == pytest.approx(3.6, rel=0.25)
+    assert sim.facts().measurements["pressure_n"] == pytest.approx(3.6, rel=0.25)
     off = np.abs(ink - [x, y])
     below = (off < [0.026, 0.020]).all(axis=1)
     left = {tuple(spot) for spot in np.round(sim.facts().marks_m, 6)}
@@ -105,7 +105,7 @@ def test_a_spring_keeps_the_eraser_from_hurting_anything() -> None:
     x, y = sim.facts().plate_m
     reach(sim, x, y, TOUCH_M + 0.02)
     reach(sim, x, y, TOUCH_M - 0.03, seconds=0.2)
-    assert sim.facts().measured["pressure_n"] < 15.0
+    assert sim.facts().measurements["pressure_n"] < 15.0
 
 
 # --- the towel
@@ -117,7 +117,7 @@ def test_a_flap_let_go_falls_to_the_side_it_leans_to(angle_rad: float, ends_rad:
     sim._data.joint("fold").qpos[0] = angle_rad
     for _ in range(20):
         sim.step(HOME, 0.1)
-    assert sim.facts().measured["fold_rad"] == pytest.approx(ends_rad, abs=0.05)
+    assert sim.facts().measurements["fold_rad"] == pytest.approx(ends_rad, abs=0.05)
     assert sim.succeeded() == (ends_rad > 1.0)
 
 

@@ -188,7 +188,15 @@ def test_the_same_seed_moves_the_same_whatever_it_looks_like(seed: int) -> None:
         rows: list[np.ndarray] = []
         with arm:
             space = make_action_space("tcp", arm.limits, arm.home_rad)
-            setup = Setup(arm, cell, space, "go", 20.0, (), stop_on_success=False)
+            setup = Setup(
+                arm=arm,
+                workcell=cell,
+                space=space,
+                instruction="go",
+                time_limit_s=20.0,
+                cameras=(),
+                stop_on_success=False,
+            )
             expert = Demonstrator(arm.sim, failure_rate=0.5)
             done = run_episode(setup, expert, seed, on_step=lambda _: rows.append(arm.observe().state.joints_rad))
         return done.success, np.array(rows)

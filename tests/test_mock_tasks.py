@@ -27,7 +27,13 @@ Point = tuple[float, float, float]
 
 def scene(apple: Point, tcp: Point, gripper: float, speed: float) -> SceneFacts:
     """A plate at (0.4, -0.2). Its top is 6 mm high and the apple's radius 30 mm, so an apple on it is at 0.036 m."""
-    return SceneFacts(np.array(tcp), gripper, {"apple": np.array(apple)}, {"apple": speed}, np.array([0.4, -0.2]))
+    return SceneFacts(
+        tcp_m=np.array(tcp),
+        gripper_m=gripper,
+        objects_m={"apple": np.array(apple)},
+        speeds_m_s={"apple": speed},
+        plate_m=np.array([0.4, -0.2]),
+    )
 
 
 # --- layouts ------------------------------------------------------------------------------------------------------
@@ -213,7 +219,7 @@ def board(erased: float, height_m: float) -> SceneFacts:
     return facts(
         tcp_m=np.array([0.4, 0.0, height_m]),
         objects_m={"marks": np.array([0.5, 0.0, height_m])},
-        measured={"erased": erased, "pressure_n": 0.0},
+        measurements={"erased": erased, "pressure_n": 0.0},
     )
 
 
@@ -235,7 +241,7 @@ def towel(angle_rad: float, opening_m: float = 0.085, away_m: float = 0.1, speed
         gripper_m=opening_m,
         objects_m={"hem": hem},
         speeds_m_s={"hem": speed},
-        measured={"fold_rad": angle_rad},
+        measurements={"fold_rad": angle_rad},
     )
 
 

@@ -80,7 +80,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
     )
     space = make_action_space(TASK.action_space, arm.limits, arm.home_rad)
     features = dataset_features({"front": (32, 32)}, space.state_names, space.names) | FEATURES
-    setup = Setup(arm, cell, space, TASK.instruction, 20.0, ("front",), stop_on_success=False)
+    setup = Setup(
+        arm=arm,
+        workcell=cell,
+        space=space,
+        instruction=TASK.instruction,
+        time_limit_s=20.0,
+        cameras=("front",),
+        stop_on_success=False,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CellSim, "render", lambda self, camera: np.zeros((32, 32, 3), dtype=np.uint8))
         for seeds in (range(40), range(40, len(PLAN))):
@@ -255,7 +263,9 @@ def toy(lengths: tuple[int, ...] = (12, 20)) -> tuple[Truth, list[Episode]]:
     stages = tuple(np.zeros(n) for n in lengths)
     episodes = [Episode(i, "go", n, 10.0, 0, (), True) for i, n in enumerate(lengths)]
     kinds, strategies = ("none",) * len(lengths), ("direct",) * len(lengths)
-    return Truth(stages, states, stages, kinds, strategies, (None,) * len(lengths)), episodes
+    drops = (None,) * len(lengths)
+    truth = Truth(stage=stages, state=states, score=stages, kind=kinds, strategy=strategies, drop=drops)
+    return truth, episodes
 
 
 def test_true_windows_are_the_standardised_state() -> None:

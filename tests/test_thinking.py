@@ -49,9 +49,9 @@ def seen(arm: ToyArm | None = None) -> Observation:
 def test_answers_are_those_of_the_policy():
     with AsyncRunner(Script(rows(3)), 10.0, 10.0) as runner:
         runner.reset(0)
-        answer = runner.think(seen())
+        answer = runner.act(seen())
         assert isinstance(answer, ActionChunk) and len(answer.actions) == 3
-        assert runner.think(seen()) is None
+        assert runner.act(seen()) is None
     assert not any(thread.name == "policy" for thread in threading.enumerate())
 
 
@@ -60,11 +60,11 @@ def test_a_late_answer_is_waited_for_and_belongs_to_its_question():
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
         arm = ToyArm()
-        assert runner.think(seen(arm)) == PENDING
+        assert runner.act(seen(arm)) == PENDING
         arm.driven.append(ArmCommand(arm.home_rad, 0.04))
-        assert runner.think(seen(arm)) == PENDING
+        assert runner.act(seen(arm)) == PENDING
         policy.go.set()
-        while (answer := runner.think(seen(arm))) == PENDING:
+        while (answer := runner.act(seen(arm))) == PENDING:
             time.sleep(0.001)
         assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, asked once
 
@@ -73,11 +73,11 @@ def test_what_was_thought_for_the_last_trial_is_dropped():
     policy = Slow(rows(6))
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
-        assert runner.think(seen()) == PENDING
+        assert runner.act(seen()) == PENDING
         policy.asked.acquire()
         policy.go.set()
         runner.reset(1)
-        while (answer := runner.think(seen())) == PENDING:
+        while (answer := runner.act(seen())) == PENDING:
             time.sleep(0.001)
         assert isinstance(answer, ActionChunk) and policy.at == 3  # begun anew, one chunk in
 
@@ -88,7 +88,7 @@ def test_a_policy_that_never_answers_is_given_up():
         runner.reset(0)
 
         def wait_for_it() -> None:
-            while runner.think(seen()) == PENDING:
+            while runner.act(seen()) == PENDING:
                 time.sleep(0.001)
 
         with pytest.raises(PolicyError, match="has not answered for 0.05 s"):
@@ -110,10 +110,10 @@ def test_a_crash_is_one_line_and_refusals_stay_what_they_are():
     with AsyncRunner(policy, 10.0, 10.0) as runner:
         runner.reset(0)
         with pytest.raises(PolicyError, match="the policy crashed: RuntimeError: CUDA out of memory"):
-            runner.think(seen())
+            runner.act(seen())
         policy.error = UndecodableActions("no action in it")
         with pytest.raises(UndecodableActions, match="no action in it"):
-            runner.think(seen())
+            runner.act(seen())
 
 
 # --- in the loop

@@ -26,8 +26,16 @@ def step(number: int, row: int = 0) -> Step:
     image = np.full((33, 48, 3), 10 * number % 256, dtype=np.uint8)
     state = ArmState(100.0 + 0.1 * number, np.full(7, 0.01 * number), 0.05)
     sent = Limited(ArmCommand(np.full(7, 0.02 * number), 0.06), ("joint_step",))
-    asked = ArmCommand(np.full(7, 0.03 * number), 0.07)
-    return Step(number, Observation(state, asked, {"front": image}), asked, sent, 2, row, sent.limited_by)
+    requested = ArmCommand(np.full(7, 0.03 * number), 0.07)
+    return Step(
+        number=number,
+        observation=Observation(state, requested, {"front": image}),
+        requested=requested,
+        limited=sent,
+        chunk=2,
+        row=row,
+        limited_by=sent.limited_by,
+    )
 
 
 class Ticks:

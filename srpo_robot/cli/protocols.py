@@ -133,7 +133,7 @@ class StudyArm:
     def __init__(self, study: Study, live: LiveOptions, device: str) -> None:
         self._study, self._live, self._device = study, replace(live, keep_redone=True), device
         self._open = ExitStack()
-        self._task = ""
+        self._task_name = ""
         self._policies: dict[str, Policy] = {}
 
     def __enter__(self) -> StudyArm:
@@ -146,7 +146,7 @@ class StudyArm:
 
     def run(self, row: PlannedTrial, layout: SheetLayout) -> Trial:
         """One trial, from its begin to its row in the journal, also where it ends by a fault, which is then raised."""
-        if layout.task != self._task:
+        if layout.task != self._task_name:
             self._set_up(layout.task)
         policy = self._policy(row.policy)
         begin_trial(self._study, row)
@@ -178,7 +178,7 @@ class StudyArm:
         recorder = make_recorder(self._study.folder / "dataset", hardware, self._task, session.space)
         self._recorder = self._open.enter_context(recorder)
         self._session = self._open.enter_context(session)
-        self._task = task
+        self._task_name = task
 
     def _policy(self, letter: str) -> Policy:
         """Loaded once: all tasks of a sheet have the same cameras and actions, and an episode sets the instruction."""

@@ -93,7 +93,13 @@ def record_demonstrations(
     with recorder, arm, bar("recording", episodes, "episode") as progress:
         demonstrator = Demonstrator(arm.sim, failure_rate=failure_rate)
         setup = Setup(
-            arm, workcell, space, task.instruction, DEMONSTRATION_LIMIT_S, task.cameras, stop_on_success=False
+            arm=arm,
+            workcell=workcell,
+            space=space,
+            instruction=task.instruction,
+            time_limit_s=DEMONSTRATION_LIMIT_S,
+            cameras=task.cameras,
+            stop_on_success=False,
         )
         first = recorder.episodes
         for number_ in range(first, first + episodes):

@@ -23,7 +23,7 @@ from srpo_robot.cli.console import say, warn
 from srpo_robot.cli.operator import TerminalKeys
 from srpo_robot.errors import ArmError, CameraError, RecipeError, UsageError, one_line
 from srpo_robot.evaluation.operator import GO, HELP, Judge, JudgedCell, OperatorCell, Quit, StopSwitch
-from srpo_robot.evaluation.policy import AsyncRunner, Policy
+from srpo_robot.evaluation.policy import PENDING, AsyncRunner, Policy
 from srpo_robot.evaluation.runtime import FrameSink, Outcome, Setup, Step, run_episode
 from srpo_robot.evaluation.trial_log import TrialLog
 from srpo_robot.evaluation.trials import clear_fault, note_fault, read_fault
@@ -112,7 +112,14 @@ class MockSession:
 
         self._arm, workcell = make_mock(hardware, task, wide_starts=wide_starts, randomization=randomization)
         self.space = make_action_space(task.action_space, self._arm.limits, self._arm.home_rad)
-        self._setup = Setup(self._arm, workcell, self.space, task.instruction, task.time_limit_s, task.cameras)
+        self._setup = Setup(
+            arm=self._arm,
+            workcell=workcell,
+            space=self.space,
+            instruction=task.instruction,
+            time_limit_s=task.time_limit_s,
+            cameras=task.cameras,
+        )
 
     def __enter__(self) -> Self:
         self._arm.__enter__()
@@ -144,7 +151,7 @@ class LiveSession:
         self._switch = StopSwitch(self._arm.stop)
         self._judged = bool(hardware.judge_url) and not options.by_hand
         self._keys = None if self._judged or options.dry_run else TerminalKeys(self._switch.press)
-        self._thinkers: dict[int, AsyncRunner] = {}
+        self._runners: dict[int, AsyncRunner] = {}
         self._open = ExitStack()
         self._trial: int | None = None
 
@@ -223,9 +230,9 @@ class LiveSession:
         if wrong:
             raise CameraError("; ".join(wrong))
         say(f"PASS cameras: {', '.join(f'{name} {i.shape[1]}x{i.shape[0]}' for name, i in seen.images.items())}")
-        thinker = self._thinker(policy)
-        thinker.reset(seed)
-        while (chunk := thinker.think(self._arm.observe())) == "late":
+        runner = self._runner(policy)
+        runner.reset(seed)
+        while (chunk := runner.act(self._arm.observe())) == PENDING:
             continue
         if chunk is None:
             raise ArmError(f"{policy.name} has nothing to do in this scene; look at what its cameras see")
@@ -243,13 +250,13 @@ class LiveSession:
     def _setup(self, policy: Policy, log: TrialLog) -> Setup:
         task = self._task
         return Setup(
-            self._arm,
-            self._cell(),
-            self.space,
-            task.instruction,
-            task.time_limit_s,
-            task.cameras,
-            thinker=self._thinker(policy),
+            arm=self._arm,
+            workcell=self._cell(),
+            space=self.space,
+            instruction=task.instruction,
+            time_limit_s=task.time_limit_s,
+            cameras=task.cameras,
+            runner=self._runner(policy),
             stopped=self._switch.pressed,
             log=self._logger(log),
         )
@@ -271,11 +278,11 @@ class LiveSession:
         lay_out = judge.lay_out if judge is not None else lambda seed: lay_out_by_hand(self._task, seed)
         return OperatorCell(self._arm, self._keys, self._switch, lay_out, say, self._task.success)
 
-    def _thinker(self, policy: Policy) -> AsyncRunner:
-        if id(policy) not in self._thinkers:
+    def _runner(self, policy: Policy) -> AsyncRunner:
+        if id(policy) not in self._runners:
             made = AsyncRunner(policy, _WAIT_SHARE * self._arm.period_s, _GIVE_UP_S)
-            self._thinkers[id(policy)] = self._open.enter_context(made)
-        return self._thinkers[id(policy)]
+            self._runners[id(policy)] = self._open.enter_context(made)
+        return self._runners[id(policy)]
 
     def _sizes(self) -> dict[str, tuple[int, int]]:
         return {camera.name: (camera.height_px, camera.width_px) for camera in self._hardware.cameras}

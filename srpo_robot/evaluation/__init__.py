@@ -1,1 +1,1 @@
-"""Evaluation runs: a policy, an arm, trials and their statistics."""
+"""Evaluation of policies on an arm: episodes, trials, protocols and statistics."""

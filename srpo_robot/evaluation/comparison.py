@@ -1,4 +1,4 @@
-"""Two policies' journals side by side: which trials are pairs, and everything `statistics` has to say about them."""
+"""Compares the journals of two policies: forms pairs of trials and applies the tests of `statistics`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from srpo_robot.records import Trial
 
 @dataclass(frozen=True)
 class Contender:
-    """One policy and its trials, in the order they were run."""
+    """One policy and its trials, in the order of the run."""
 
     name: str
     trials: tuple[Trial, ...]
@@ -34,7 +34,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One task: both rates, and the layouts that both were tried on."""
+    """One task: both success rates, and the outcomes on the layouts that both policies were tried on."""
 
     task: str
     a: Rate
@@ -42,17 +42,19 @@ class TaskRow:
     pairs: Pairs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Needed:
-    """How many trials show a difference.
+    """The sample size that detects a difference.
 
     Attributes:
-        difference: its size.
-        base: A's rate that it is measured from, drawn towards one half as Agresti and Coull do: 0 of 5 is not 0 %.
-        power: the chance that it is then shown.
-        total: layouts for both (paired), or trials of each (unpaired), counted from zero; None: too many to name.
-        more: those still to run.
-        sequential: layouts after which the sequential test has stopped with that chance.
+        difference: size of the difference.
+        base: A's rate, from which the difference is measured. It is shrunk towards one half as by Agresti and Coull,
+            because 0 of 5 is not 0 %.
+        power: probability that the test then detects the difference.
+        total: number of layouts for both (paired), or trials of each (unpaired), counted from zero. None if it exceeds
+            `power.MOST`.
+        more: number of layouts or trials that remain to be run.
+        sequential: number of layouts after which the sequential test has stopped with that probability.
     """
 
     difference: float
@@ -63,21 +65,21 @@ class Needed:
     sequential: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PolicyComparison:
-    """B against A.
+    """The comparison of policy B with policy A.
 
     Attributes:
-        a, b: their names.
-        rates: of A and B over all decided trials.
-        tasks: task by task.
-        pairs: layouts that both were tried on, all tasks.
-        paired: effect over these; None where there is none.
+        a, b: names of the policies.
+        rates: success rates of A and B over all decided trials.
+        tasks: results by task.
+        pairs: outcomes on the layouts of all tasks that both policies were tried on.
+        paired: effect over the pairs. None if there are no pairs.
         unpaired: effect over all trials, stratified by task.
-        by_layout: which of the two is the one to quote: most of the smaller run's trials have their partner.
-        void: void trials that were never made good, of A and B.
-        if_void_failed: the quoted effect where these count as failures; None where there are none.
-        interim: the sequential test, over layouts where `by_layout`, else over the tasks' trials in order.
+        by_layout: whether to quote the paired effect. True if at least half of the smaller run's trials are paired.
+        void: numbers of unresolved void trials of A and B. See `unresolved`.
+        if_void_failed: the quoted effect if unresolved void trials count as failures. None if there are none.
+        interim: result of the sequential test, over pairs if `by_layout`, else over the tasks' trials in order.
     """
 
     a: str
@@ -94,41 +96,41 @@ class PolicyComparison:
 
     @property
     def effect(self) -> Effect:
-        """The one to quote."""
+        """The effect to quote."""
         return self.paired if self.by_layout and self.paired is not None else self.unpaired
 
 
 def task_of(trial: Trial) -> str:
-    """The task's name where the layout has it, else the instruction."""
+    """Returns the task's name if the layout has it, else the instruction."""
     return str(trial.layout.get("task") or trial.task)
 
 
-def check_trials(trials: Sequence[Trial], where: str) -> None:
-    """Raise DatasetError where a trial's verdict is none of the choices, or a void trial gives no reason."""
+def check_trials(trials: Sequence[Trial], source: str) -> None:
+    """Raises DatasetError if a trial's verdict is not true, false or null, or if a void trial has no reason."""
     for trial in trials:
         if trial.success is not None and not isinstance(trial.success, bool):
             raise DatasetError(
-                f"{where}: trial {trial.trial} has the label {trial.success!r}; choices: true, false, or null with a "
+                f"{source}: trial {trial.trial} has the label {trial.success!r}; choices: true, false, or null with a "
                 "note that says why it is void"
             )
         if trial.success is None and not trial.note.strip():
-            raise DatasetError(f"{where}: trial {trial.trial} is void without a reason; write one into its note")
+            raise DatasetError(f"{source}: trial {trial.trial} is void without a reason; write one into its note")
 
 
 def compare(a: Contender, b: Contender, alpha: float = 0.05, margin: float | None = None) -> PolicyComparison:
-    """Everything about B against A; `alpha` is 1 - confidence, `margin` a difference too small to matter.
+    """Compares B with A. `alpha` is 1 - confidence, and `margin` is the equivalence margin of the sequential test.
 
     Raises:
-        UsageError: one of them has no decided trial, or they were run on different tasks.
+        UsageError: a policy has no decided trial, or the policies were run on different tasks.
     """
     for side in (a, b):
         if all(trial.success is None for trial in side.trials):
             raise UsageError(f"{side.name} has no trial that counts; run some first: srpo-robot run")
     tasks = sorted({task_of(t) for t in a.trials})
-    others = sorted({task_of(t) for t in b.trials})
-    if tasks != others:
+    tasks_b = sorted({task_of(t) for t in b.trials})
+    if tasks != tasks_b:
         raise UsageError(
-            f"different tasks: {a.name} was run on {', '.join(tasks)}, {b.name} on {', '.join(others)}; "
+            f"different tasks: {a.name} was run on {', '.join(tasks)}, {b.name} on {', '.join(tasks_b)}; "
             "compare them on one with --task"
         )
     rows = tuple(_task_row(task, a.trials, b.trials) for task in tasks)
@@ -153,9 +155,10 @@ def compare(a: Contender, b: Contender, alpha: float = 0.05, margin: float | Non
 
 
 def matched(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
-    """Decided trials of one layout (task and seed), in the order in which the pairs were complete.
+    """Pairs decided trials of the same layout (task and seed), in the order in which the pairs were completed.
 
-    A layout that both were tried on several times makes several pairs, first with first.
+    If both policies were tried on a layout several times, their first trials form a pair, their second trials form a
+    pair, and so on.
     """
     first, second = _by_layout(a), _by_layout(b)
     pairs = [(first[key], second[key]) for key in first.keys() & second.keys()]
@@ -163,45 +166,58 @@ def matched(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[Trial, Trial]]
 
 
 def in_order(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
-    """Decided trials of each task, the first of A with the first of B and so on: pairs for want of shared layouts."""
-    found = []
+    """Pairs the n-th decided trial of A with the n-th of B within each task. Used if there are no shared layouts."""
+    pairs = []
     for task in sorted({task_of(t) for t in a}):
         sides = [[t for t in side if task_of(t) == task and t.success is not None] for side in (a, b)]
-        found += zip(*sides, strict=False)
-    return sorted(found, key=lambda pair: max(t.trial for t in pair))
+        pairs += zip(*sides, strict=False)
+    return sorted(pairs, key=lambda pair: max(t.trial for t in pair))
 
 
 def unresolved(trials: Sequence[Trial]) -> list[Trial]:
-    """Void trials whose layout was not decided by another one: one for each such layout."""
+    """Returns one void trial for each layout that has no decided trial."""
     decided = {(task_of(t), t.seed) for t in trials if t.success is not None}
-    lost = {(task_of(t), t.seed): t for t in trials if (task_of(t), t.seed) not in decided}
-    return list(lost.values())
+    void = {(task_of(t), t.seed): t for t in trials if (task_of(t), t.seed) not in decided}
+    return list(void.values())
 
 
 def how_many(
     comparison: PolicyComparison, difference: float, power: float = 0.8, alpha: float = 0.05, base: float | None = None
 ) -> Needed:
-    """How many trials would show a difference of this size. Raises ValueError as `power.rates` and `power.needed`."""
-    seen = comparison.rates[0]
-    start = (seen.successes + 2) / (seen.trials + 4) if base is None else base
+    """Computes the sample size that detects a difference. Raises ValueError as `power.rates` and `power.needed`.
+
+    `base`: A's true rate. With None, it is estimated from A's trials.
+    """
+    rate_a = comparison.rates[0]
+    start = (rate_a.successes + 2) / (rate_a.trials + 4) if base is None else base
     if comparison.by_layout:
         total, have = pairs_needed(start, difference, power, alpha), comparison.pairs.layouts
     else:
         total, have = trials_needed(start, difference, power, alpha), min(rate.trials for rate in comparison.rates)
-    sequential = sequential_pairs_needed(start, difference, power, alpha)
-    return Needed(difference, start, power, total, None if total is None else max(total - have, 0), sequential)
+    return Needed(
+        difference=difference,
+        base=start,
+        power=power,
+        total=total,
+        more=None if total is None else max(total - have, 0),
+        sequential=sequential_pairs_needed(start, difference, power, alpha),
+    )
 
 
 def amount_effect(
     a: Sequence[Trial], b: Sequence[Trial], amount: Callable[[Trial], float], by_layout: bool, alpha: float = 0.05
 ) -> tuple[Effect, int]:
-    """Effect on an amount that trials end with, and of how many trials (pairs where `by_layout`) it is.
+    """Returns the effect on a measured outcome, and the number of its trials (of its pairs if `by_layout`).
 
     Args:
-        amount: of a trial, final progress for one; trials where it is not finite are left out.
+        a, b: trials of the two policies.
+        amount: returns the outcome of a trial, for example final progress. Trials with a non-finite outcome are
+            skipped.
+        by_layout: whether to compute the paired effect.
+        alpha: 1 - confidence.
 
     Raises:
-        ValueError: no task has any of both.
+        ValueError: no task has outcomes of both policies.
     """
 
     def known(trial: Trial) -> bool:
@@ -212,8 +228,8 @@ def amount_effect(
     groups = []
     for task in sorted({task_of(t) for t in a}):
         if by_layout:
-            own = [pair for pair in pairs if task_of(pair[0]) == task]
-            columns = [[pair[side] for pair in own] for side in (0, 1)]
+            task_pairs = [pair for pair in pairs if task_of(pair[0]) == task]
+            columns = [[pair[side] for pair in task_pairs] for side in (0, 1)]
         else:
             columns = [[t for t in side if task_of(t) == task] for side in (a, b)]
         first, second = (np.array([amount(t) for t in column]) for column in columns)
@@ -248,12 +264,12 @@ def _if_void_failed(a: Contender, b: Contender, tasks: Sequence[str], by_layout:
 
 
 def _by_layout(trials: Sequence[Trial]) -> dict[tuple[str, int, int], Trial]:
-    """Decided trials by task, seed and how many of that layout came before."""
-    seen: Counter[tuple[str, int]] = Counter()
-    found = {}
+    """Returns decided trials by task, seed, and number of earlier trials of the same layout."""
+    counts: Counter[tuple[str, int]] = Counter()
+    table = {}
     for trial in trials:
         if trial.success is not None:
             key = task_of(trial), trial.seed
-            found[*key, seen[key]] = trial
-            seen[key] += 1
-    return found
+            table[*key, counts[key]] = trial
+            counts[key] += 1
+    return table

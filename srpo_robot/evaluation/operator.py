@@ -1,7 +1,7 @@
-"""The workcells of an arm that moves for real: a person with keys, or the mock lab's judge in that person's place.
+"""Workcells of a real-time arm: a person at the keyboard, or the mock lab's judge in that person's place.
 
-Nothing moves before a key was pressed: one sends the arm home, one starts the policy. Space stops the arm at once, from
-the thread that reads the keys, whatever the policy or the loop are doing.
+Nothing moves before a key press: one key press sends the arm home, another one starts the policy. Space stops the arm
+at once from the thread that reads the keys, independent of the policy and the loop.
 """
 
 from __future__ import annotations
@@ -24,60 +24,60 @@ _JUDGE_S = 10.0
 
 
 class Quit(SrpoRobotError):
-    """A person ended the run; trials that are done stay done."""
+    """A person ended the run. Finished trials are kept."""
 
 
 class Keys(Protocol):
-    """Keys that a person presses; space never comes here, it stops the arm by itself."""
+    """A person's key presses. Space is never among them, because it stops the arm directly."""
 
     def next(self) -> str:
-        """Wait for a key, in lower case; Enter is GO. Raises ArmError where no more can come."""
+        """Waits for a key and returns it in lower case. Enter is GO. Raises ArmError if no key can come any more."""
         ...
 
     def pressed(self) -> str | None:
-        """The next key that was pressed already, or None."""
+        """Returns the next unread key, or None."""
         ...
 
     def forget(self) -> None:
-        """Drop keys that were pressed and not read: an answer is one to what is on the screen."""
+        """Discards unread keys, so that the next key answers the question on the screen."""
         ...
 
 
 class LiveArm(Protocol):
-    """What a workcell needs of an arm that moves for real."""
+    """The methods of a real-time arm that a workcell needs."""
 
     def go_home(self) -> None:
-        """Move slowly to the recipe's home and be ready for commands. Raises ArmError."""
+        """Moves slowly to the recipe's home and gets ready for commands. Raises ArmError."""
         ...
 
     def stop(self) -> None:
-        """Stop now, from any thread."""
+        """Stops at once. Callable from any thread."""
         ...
 
 
 class StopSwitch:
-    """Remembers that a person stopped the arm; `press` is called from the thread that reads the keys."""
+    """Stops the arm and remembers it. The thread that reads the keys calls `press`."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
         self._pressed = threading.Event()
 
     def press(self) -> None:
-        """Stop the arm. Remembered first: what the loop then hears from the arm is no fault."""
+        """Stops the arm. Sets the flag first, so that the loop does not take the arm's error for a fault."""
         self._pressed.set()
         self._stop()
 
     def pressed(self) -> bool:
-        """Whether the arm was stopped by hand since the last `release`."""
+        """Returns True if a person stopped the arm since the last `release`."""
         return self._pressed.is_set()
 
     def release(self) -> None:
-        """A person wants it to move again."""
+        """Clears the flag, because a person wants the arm to move again."""
         self._pressed.clear()
 
 
 class OperatorCell:
-    """A workcell whose scene is laid out, and whose trials are judged, by a person with keys."""
+    """A workcell with a person at the keyboard, who lays out the scene and judges the trials."""
 
     def __init__(
         self,
@@ -88,16 +88,25 @@ class OperatorCell:
         tell: Callable[[str], None],
         rule: str,
     ) -> None:
-        """`lay_out`: the scene for a seed, with what to tell the person as its "steps"; `rule`: what success means."""
+        """Binds the workcell to arm and keys.
+
+        Args:
+            arm: the arm.
+            keys: the person's keys.
+            switch: the stop switch of the arm.
+            lay_out: returns the scene for a seed. Its "steps" are instructions for the person.
+            tell: shows one line to the person.
+            rule: definition of success.
+        """
         self._arm, self._keys, self._switch = arm, keys, switch
         self._lay_out, self._tell, self._rule = lay_out, tell, rule
         self._label: bool | None = None
 
     def reset(self, seed: int) -> Mapping[str, object]:
-        """Home and layout, each after a key.
+        """Sends the arm home and lays out the scene, each after a key press.
 
         Raises:
-            Quit: the person has had enough.
+            Quit: the person ended the run.
             ArmError: the arm faulted.
         """
         self._label = None
@@ -112,10 +121,11 @@ class OperatorCell:
             self._tell("Stopped.")
 
     def verdict(self, ended: bool) -> bool | None:
-        """The person's label; once `ended`, waits for it.
+        """Returns the person's label. Waits for it if `ended`.
 
         Raises:
-            Redo, Quit: what they ask for.
+            Redo: the person wants to repeat the trial.
+            Quit: the person ended the run.
         """
         while self._label is None and (key := self._keys.pressed()) is not None:
             self._take(key)
@@ -127,10 +137,10 @@ class OperatorCell:
         return self._label
 
     def score(self) -> None:
-        """Nothing: the person says whether it succeeded."""
+        """Returns None, because the person gives only a label."""
 
     def truth(self) -> Mapping[str, np.ndarray | str]:
-        """Nothing: a real arm does not know."""
+        """Returns no columns, because a real arm has no ground truth."""
         return {}
 
     def _take(self, key: str) -> None:
@@ -143,7 +153,7 @@ class OperatorCell:
                 raise Quit("ended by hand")
 
     def _home(self) -> None:
-        """Ask until the arm has come home without being stopped on its way."""
+        """Sends the arm home after a key press, until it arrives without a stop."""
         while True:
             self._confirm("Enter sends the arm home, slowly; keep clear. q quits.")
             self._switch.release()
@@ -165,7 +175,7 @@ class OperatorCell:
 
 
 class Judge:
-    """The mock lab's judge, over HTTP: it sets the table and calls the result."""
+    """A client of the mock lab's judge, which lays out the scene and decides success."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -173,11 +183,11 @@ class Judge:
         self._place = (parts.hostname or "", parts.port)
 
     def lay_out(self, seed: int) -> dict[str, object]:
-        """Set the table for `seed`; what it is. Raises ArmError where the judge does not."""
+        """Lays out the scene for `seed` and returns its layout. Raises ArmError if the judge fails."""
         return self._ask("POST", "/reset", {"seed": seed})
 
     def succeeded(self) -> bool:
-        """Whether the success rule holds now. Raises ArmError where the judge does not answer."""
+        """Returns True if the success rule holds now. Raises ArmError if the judge does not answer."""
         return self._ask("GET", "/verdict").get("success") is True
 
     def _ask(self, method: str, path: str, content: Mapping[str, object] | None = None) -> dict[str, object]:
@@ -198,28 +208,28 @@ class Judge:
 
 
 class JudgedCell:
-    """The mock lab's workcell: its judge stands in for the person at the keys.
+    """The mock lab's workcell: the judge replaces the person at the keyboard.
 
-    There is no such thing on a real arm: an arm that moves for real is watched by a person.
+    Do not use it for a real arm, which a person must watch.
     """
 
     def __init__(self, arm: LiveArm, judge: Judge) -> None:
         self._arm, self._judge = arm, judge
 
     def reset(self, seed: int) -> Mapping[str, object]:
-        """Home, and the table laid out. Raises ArmError where arm or judge do not do it."""
+        """Sends the arm home and lays out the scene. Raises ArmError if arm or judge fail."""
         self._arm.go_home()
         return self._judge.lay_out(seed)
 
     def verdict(self, ended: bool) -> bool | None:
-        """As the physics says; failure only once `ended`. Raises ArmError where the judge does not answer."""
+        """Returns the judge's verdict, a failure only if `ended`. Raises ArmError if the judge does not answer."""
         return True if self._judge.succeeded() else (False if ended else None)
 
     def score(self) -> None:
-        """Nothing: the judge says whether it succeeded, as a person would."""
+        """Returns None, because the judge gives only a label, like a person."""
 
     def truth(self) -> Mapping[str, np.ndarray | str]:
-        """Nothing: what is recorded is what a real arm would record."""
+        """Returns no columns, so that the recording is the same as that of a real arm."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""What moves an arm: the contract of a policy, a trained checkpoint behind it, and a thread for it to think in."""
+"""Policies: the `Policy` protocol, a trained checkpoint as a policy, and runners that call a policy in a thread."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from srpo_robot.arm.actions import ActionSpace
 from srpo_robot.errors import CheckpointError, PolicyError, SrpoRobotError, one_line
 from srpo_robot.records import ActionChunk, Observation
 
-_LAST_WORDS_S = 1.0  # for a question that is being answered when nobody asks any more
+_JOIN_TIMEOUT_S = 1.0  # time for a running `act` call to finish when the runner closes
 
 
 class Policy(Protocol):
-    """Anything that turns observations into action chunks: a checkpoint, a scripted demonstrator."""
+    """Maps observations to action chunks. Checkpoints and scripted demonstrators are policies."""
 
     name: str
 
     def reset(self, seed: int) -> None:
-        """Forget the last episode."""
+        """Forgets the last episode."""
         ...
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        """The next actions, all of which are executed before the next call; None: the policy is done.
+        """Returns the next actions, or None if the policy is done. All actions are executed before the next call.
 
-        Raises UndecodableActions where what the policy puts out is no action.
+        Raises UndecodableActions if the policy's output is no action.
         """
         ...
 
 
 @runtime_checkable
 class Instructed(Protocol):
-    """A policy that reads an instruction, which may change from episode to episode."""
+    """A policy that reads an instruction. The instruction may change between episodes."""
 
     instruction: str
 
@@ -49,19 +49,19 @@ PENDING: Pending = "pending"
 
 
 class PolicyRunner(Protocol):
-    """How the loop asks a policy: in its own thread, or in another one while the arm goes on."""
+    """Calls a policy for the control loop: in the same thread, or in another thread while the arm keeps moving."""
 
     def reset(self, seed: int) -> None:
-        """Forget the last episode and what was still being thought about."""
+        """Forgets the last episode and discards a pending `act` call."""
         ...
 
-    def think(self, observation: Observation) -> ActionChunk | Pending | None:
-        """As `Policy.act`; `PENDING`: no answer yet, ask again with the next observation."""
+    def act(self, observation: Observation) -> ActionChunk | Pending | None:
+        """As `Policy.act`, but returns `PENDING` if there is no result yet. Then call it with the next observation."""
         ...
 
 
 class SyncRunner:
-    """Asks and waits: for an arm whose time stands still meanwhile."""
+    """Calls the policy and waits for its result. Use it if the arm's time does not pass during the call."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -69,23 +69,23 @@ class SyncRunner:
     def reset(self, seed: int) -> None:
         self._policy.reset(seed)
 
-    def think(self, observation: Observation) -> ActionChunk | Pending | None:
+    def act(self, observation: Observation) -> ActionChunk | Pending | None:
         return self._policy.act(observation)
 
 
 class AsyncRunner:
-    """Asks in a thread of its own, so that a slow, hung or crashed policy leaves the loop free to hold the arm.
+    """Calls the policy in a separate thread, so that the loop can hold the arm if a policy is slow, hung or crashed.
 
-    An answer belongs to the observation that the question was asked with, however late it comes. Use it as a context
-    manager. The thread is a daemon: a policy that never answers must not keep the process from ending.
+    A result belongs to the observation of its call, even if it arrives late. Use the runner as a context manager. The
+    thread is a daemon, so that a hung policy does not keep the process from ending.
     """
 
     def __init__(self, policy: Policy, wait_s: float, give_up_s: float) -> None:
-        """`wait_s`: how long `think` waits before it says `PENDING`; `give_up_s`: after which a policy is given up."""
+        """`wait_s`: time after which `act` returns `PENDING`. `give_up_s`: time after which a call fails."""
         self._policy, self._wait_s, self._give_up_s = policy, wait_s, give_up_s
         self._calls: queue.SimpleQueue[_PendingCall | None] = queue.SimpleQueue()
         self._pending: _PendingCall | None = None
-        self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -95,71 +95,73 @@ class AsyncRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._calls.put(None)
-        self._thread.join(_LAST_WORDS_S)
+        self._thread.join(_JOIN_TIMEOUT_S)
 
     def reset(self, seed: int) -> None:
-        """Comes after what is still being thought about, which nobody wants any more: a policy has one state.
+        """Waits for a pending `act` call, discards its result, then resets the policy.
 
         Raises:
-            PolicyError: it crashed, or gave no answer in time.
+            PolicyError: the policy crashed, or did not answer in time.
         """
-        self._ask(lambda: self._policy.reset(seed))
-        if self._answer(self._give_up_s) == PENDING:
-            raise self._silent()
+        self._submit(lambda: self._policy.reset(seed))
+        if self._result(self._give_up_s) == PENDING:
+            raise self._timeout()
 
-    def think(self, observation: Observation) -> ActionChunk | Pending | None:
+    def act(self, observation: Observation) -> ActionChunk | Pending | None:
         """See `PolicyRunner`.
 
         Raises:
-            PolicyError: it crashed, or gave no answer in time.
-            UndecodableActions: its output is no action.
+            PolicyError: the policy crashed, or did not answer in time.
+            UndecodableActions: the policy's output is no action.
         """
         if self._pending is None:
-            self._ask(lambda: self._policy.act(observation))
-        return self._answer(self._wait_s)
+            self._submit(lambda: self._policy.act(observation))
+        return self._result(self._wait_s)
 
-    def _ask(self, call: Callable[[], Any]) -> None:
-        self._pending = _PendingCall(call, time.monotonic())
+    def _submit(self, function: Callable[[], Any]) -> None:
+        self._pending = _PendingCall(function, time.monotonic())
         self._calls.put(self._pending)
 
-    def _answer(self, wait_s: float) -> Any:
-        job = self._pending
-        if job is None or not job.done.wait(wait_s):
-            if job is not None and time.monotonic() - job.asked_s >= self._give_up_s:
-                raise self._silent()
+    def _result(self, wait_s: float) -> Any:
+        call = self._pending
+        if call is None or not call.done.wait(wait_s):
+            if call is not None and time.monotonic() - call.start_s >= self._give_up_s:
+                raise self._timeout()
             return PENDING
         self._pending = None
-        if isinstance(job.error, SrpoRobotError):
-            raise job.error
-        if job.error is not None:
-            raise PolicyError(f"the policy crashed: {type(job.error).__name__}: {one_line(job.error)}") from job.error
-        return job.result
+        if isinstance(call.error, SrpoRobotError):
+            raise call.error
+        if call.error is not None:
+            raise PolicyError(
+                f"the policy crashed: {type(call.error).__name__}: {one_line(call.error)}"
+            ) from call.error
+        return call.result
 
-    def _silent(self) -> PolicyError:
+    def _timeout(self) -> PolicyError:
         return PolicyError(f"the policy has not answered for {self._give_up_s:g} s; look at its machine")
 
-    def _work(self) -> None:
-        while (job := self._calls.get()) is not None:
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
             try:
-                job.result = job.call()
-            except Exception as error:  # raised again where somebody waits
-                job.error = error
-            job.done.set()
+                call.result = call.function()
+            except Exception as error:  # `_result` raises it in the caller's thread
+                call.error = error
+            call.done.set()
 
 
 @dataclass(eq=False)
 class _PendingCall:
-    """One question, and what came of it once `done`."""
+    """One call of the policy. `result` or `error` is set when `done` is set."""
 
-    call: Callable[[], Any]
-    asked_s: float
+    function: Callable[[], Any]
+    start_s: float
     done: threading.Event = field(default_factory=threading.Event)
     result: Any = None
     error: Exception | None = None
 
 
 class TrainedPolicy:
-    """A lerobot checkpoint with its own pre- and post-processors."""
+    """A lerobot checkpoint with its pre- and post-processors."""
 
     def __init__(
         self,
@@ -169,10 +171,10 @@ class TrainedPolicy:
         cameras: tuple[str, ...],
         device: str = "cpu",
     ) -> None:
-        """Load and check.
+        """Loads the checkpoint and checks that it fits the task and the arm.
 
         Raises:
-            CheckpointError: incomplete, or made for other cameras, states or actions than this task and arm have.
+            CheckpointError: the checkpoint is incomplete, or was trained with other cameras, states or actions.
         """
         import torch
 
@@ -188,7 +190,7 @@ class TrainedPolicy:
 
     def reset(self, seed: int) -> None:
         self._policy.reset()
-        self._torch.manual_seed(seed)  # the flow starts from noise: a trial is repeatable
+        self._torch.manual_seed(seed)  # makes a trial repeatable, because the flow starts from noise
 
     def act(self, observation: Observation) -> ActionChunk | None:
         torch = self._torch
@@ -204,9 +206,11 @@ class TrainedPolicy:
         return ActionChunk(rows[: self.execute], self._space.names)
 
 
-def _check_fit(config: Any, wants: list[str], space: ActionSpace, cameras: tuple[str, ...]) -> None:
-    if wants != sorted(cameras):
-        raise CheckpointError(f"the checkpoint was trained with cameras {wants}, this task has {sorted(cameras)}")
+def _check_fit(config: Any, trained_cameras: list[str], space: ActionSpace, cameras: tuple[str, ...]) -> None:
+    if trained_cameras != sorted(cameras):
+        raise CheckpointError(
+            f"the checkpoint was trained with cameras {trained_cameras}, this task has {sorted(cameras)}"
+        )
     names = tuple(getattr(config, "action_feature_names", None) or space.names)
     if names != space.names:
         raise CheckpointError(f"the checkpoint's actions are {', '.join(names)}, this task's {', '.join(space.names)}")
@@ -214,8 +218,9 @@ def _check_fit(config: Any, wants: list[str], space: ActionSpace, cameras: tuple
         "state": (config.input_features["observation.state"].shape[0], len(space.state_names)),
         "action": (config.output_features["action"].shape[0], len(space.names)),
     }
-    for what, (trained, here) in sizes.items():
-        if trained != here:
+    for vector, (checkpoint_size, task_size) in sizes.items():
+        if checkpoint_size != task_size:
             raise CheckpointError(
-                f"the checkpoint's {what} has {trained} values, this task's has {here}; train on its data"
+                f"the checkpoint's {vector} has {checkpoint_size} values, this task's has {task_size}; "
+                "train on its data"
             )

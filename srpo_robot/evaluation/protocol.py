@@ -1,9 +1,9 @@
-"""The trial protocol: which policy is tried on which layout, in which order, decided before the first trial.
+"""The trial protocol: fixes policies, layouts and their order before the first trial.
 
-Whoever chooses the next layout, or which policy is next, or that a trial "did not count", can help a policy without
-meaning to. So all of it stands in a sheet: layouts drawn from a seed, every policy once on each, the policies of a
-layout in random order one after the other (what drifts during the day then hits all of them alike), and letters instead
-of names. A trial that was begun is in the journal, whatever became of it, and is void only with a reason.
+A person who chooses the next layout or policy, or decides that a trial "did not count", can favour a policy without
+intent. A sheet therefore fixes all of it. Layouts are drawn from a seed, and every policy is tried once on each layout.
+The policies of a layout are tried one after the other in random order, so that drift during the day affects all of them
+alike. The sheet has letters instead of names. Every trial that began is in the journal, and is void only with a reason.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from srpo_robot.records import Trial
 from srpo_robot.renames import SHEET_KEYS, current_keys
 
 FORMAT = 1
-ATTEMPTS = 3  # a row that was void this often is left void
-INTERRUPTED = "interrupted"  # how the note of a trial begins that was not brought to its end
-_FIRST_SEED, _LAST_SEED = 1_000_000, 2**31 - 1  # away from those of demonstrations and of plain runs
+ATTEMPTS = 3  # number of void trials after which a row stays void
+INTERRUPTED = "interrupted"  # prefix of the note of an interrupted trial
+_FIRST_SEED, _LAST_SEED = 1_000_000, 2**31 - 1  # range apart from the seeds of demonstrations and plain runs
 RUN, SHEET, KEY, BEGUN = "run.json", "protocol.json", "protocol.key.json", "begun.json"
 
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """One scene. `seed` lays it out; `scene` says in JSON-able values what that is, {} where only a person knows."""
+    """One scene. `seed` defines it. `scene` describes it as JSON values, or is {} if only a person knows it."""
 
     name: str
-    task: str  # a recipe of datasets/
+    task: str  # name of a recipe in datasets/
     seed: int
     scene: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One trial of the sheet: layout by name, policy by letter."""
+    """One trial of the sheet, with the layout's name and the policy's letter."""
 
     trial: int
     layout: str
     policy: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A protocol. The letters' meaning is in the key beside it, so that the sheet may lie on the operator's desk.
+    """The sheet of a protocol. A separate key maps letters to policies, so that the operator may read the sheet.
 
     Attributes:
-        format: of this file.
-        arm: a recipe of hardware/.
-        randomization: how much the mock arm's light and cameras vary.
-        seed: everything was drawn from.
-        key: hash of the key that belongs to it.
-        layouts: the scenes, by task.
-        rows: the trials, in order.
+        format: version of the file format.
+        arm: name of a recipe in hardware/.
+        randomization: amount of the mock arm's visual randomization.
+        seed: seed of all random draws.
+        key: hash of the key.
+        layouts: scenes by task.
+        rows: trials in order.
     """
 
     format: int
@@ -76,20 +76,20 @@ class Sheet:
     rows: tuple[PlannedTrial, ...]
 
     def layout(self, row: PlannedTrial) -> SheetLayout:
-        """The scene of a row."""
+        """Returns the scene of a row."""
         return next(layout for layout in self.layouts if layout.name == row.layout)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A sheet and what its letters mean: letter -> checkpoint."""
+    """A sheet and its key. `policies` maps letters to checkpoints."""
 
     sheet: Sheet
     policies: dict[str, str]
 
     @property
     def digest(self) -> str:
-        """Changes with any change to sheet or key."""
+        """Hash of sheet and key."""
         return digest({"sheet": asdict(self.sheet), "policies": self.policies})
 
 
@@ -106,46 +106,63 @@ def draw_protocol(
     by_task: bool = False,
     randomization: float = 0.0,
 ) -> Protocol:
-    """Draw a protocol: `trials` layouts a task, every policy once on each.
+    """Draws a protocol: `trials` layouts per task, every policy once on each layout.
 
     Args:
-        tasks: names of recipes; policies: checkpoints. Each once.
-        scene: (task, seed) -> the layout, JSON-able.
-        by_task: one task after the other, so that the table is set once a task; else a layout of every task in turn,
-            so that the study may be stopped at any time with all tasks tried alike.
+        arm: name of a recipe in hardware/.
+        tasks: names of task recipes, without duplicates.
+        policies: checkpoints, without duplicates.
+        trials: number of layouts per task.
+        seed: seed of all random draws.
+        scene: (task, seed) -> layout as JSON values.
+        by_task: whether to run one task after the other, so that the table is set once per task. Otherwise one layout
+            of every task is run in turn, so that the study may stop at any time with equal trials of all tasks.
+        randomization: amount of the mock arm's visual randomization.
 
     Raises:
-        UsageError: no or twice the same task or policy, more policies than letters, fewer than one trial.
+        UsageError: tasks or policies are missing or duplicated, there are more policies than letters, or fewer than one
+            trial.
     """
-    for what, names in (("--task", tasks), ("--policy", policies)):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if not names or twice:
-            raise UsageError(f"{what} {twice[0]} is given twice" if twice else f"a protocol needs at least one {what}")
+    for option, names in (("--task", tasks), ("--policy", policies)):
+        duplicates = [name for name, count in Counter(names).items() if count > 1]
+        if duplicates:
+            raise UsageError(f"{option} {duplicates[0]} is given twice")
+        if not names:
+            raise UsageError(f"a protocol needs at least one {option}")
     if len(policies) > len(string.ascii_uppercase) or trials < 1:
         raise UsageError(f"{len(policies)} policies and {trials} trials; at most 26 policies, at least 1 trial")
     rng = np.random.default_rng(seed)
     letters = [string.ascii_uppercase[int(i)] for i in rng.permutation(len(policies))]
-    key = dict(zip(letters, policies, strict=True))  # in the order given: the first is what others are compared with
+    key = dict(zip(letters, policies, strict=True))  # in the given order, because the first policy is the baseline
     seeds = rng.choice(_LAST_SEED - _FIRST_SEED, (len(tasks), trials), replace=False) + _FIRST_SEED
     layouts = tuple(
         SheetLayout(f"{task}-{n:0{len(str(trials))}d}", task, int(s), scene(task, int(s)))
-        for task, own in zip(tasks, seeds, strict=True)
-        for n, s in enumerate(own, start=1)
+        for task, task_seeds in zip(tasks, seeds, strict=True)
+        for n, s in enumerate(task_seeds, start=1)
     )
-    grid = np.arange(len(layouts)).reshape(len(tasks), trials)  # the seeds are in random order as it is
+    grid = np.arange(len(layouts)).reshape(len(tasks), trials)  # the seeds are already in random order
     order = rng.permutation(grid) if by_task else rng.permuted(grid.T, axis=1)
     turns = [(layouts[int(i)].name, letters[int(p)]) for i in order.ravel() for p in rng.permutation(len(letters))]
     rows = tuple(PlannedTrial(number, *turn) for number, turn in enumerate(turns))
-    return Protocol(Sheet(FORMAT, arm, randomization, seed, digest(key), layouts, rows), key)
+    sheet = Sheet(
+        format=FORMAT,
+        arm=arm,
+        randomization=randomization,
+        seed=seed,
+        key=digest(key),
+        layouts=layouts,
+        rows=rows,
+    )
+    return Protocol(sheet, key)
 
 
 def key_path(path: Path) -> Path:
-    """Where the key of the sheet `path` is."""
+    """Returns the path of the key for the sheet at `path`."""
     return path.with_name(f"{path.stem}.key.json")
 
 
 def write_protocol(path: Path, protocol: Protocol) -> None:
-    """Write sheet and key; never over another one.
+    """Writes sheet and key. Never overwrites a file.
 
     Raises:
         UsageError: one of the two files exists.
@@ -162,17 +179,17 @@ def _write_sheet(path: Path, protocol: Protocol) -> None:
     content = asdict(protocol.sheet)
     lists = {name: content.pop(name) for name in ("layouts", "rows")}
     parts = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
-    for name, items in lists.items():  # one line an item: a person reads, prints and compares it
+    for name, items in lists.items():  # one line per item, for reading, printing and diffs
         parts.append(f" {json.dumps(name)}: [\n" + ",\n".join("  " + json.dumps(item) for item in items) + "\n ]")
     _write(path, "{\n" + ",\n".join(parts) + "\n}")
 
 
 def read_protocol(path: Path) -> Protocol:
-    """Read and check a sheet and its key.
+    """Reads and checks a sheet and its key.
 
     Raises:
-        UsageError: absent, not a sheet, of a newer format, without rows; a row with an unknown layout or policy, or
-            one that is there twice; a key that does not belong to it.
+        UsageError: a file is absent, is no sheet or key, has another format, or has no rows. Also if a row has an
+            unknown layout or policy or is a duplicate, or if the key does not belong to the sheet.
     """
     content, policies = _load(path, "sheet"), _load(key_path(path), "key")
     version = content.get("format")
@@ -188,37 +205,37 @@ def read_protocol(path: Path) -> Protocol:
     return Protocol(sheet, policies)
 
 
-def _load(path: Path, what: str) -> dict[str, Any]:
+def _load(path: Path, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no {what} at {path}; write one with: srpo-robot protocol --output FILE") from None
+        raise UsageError(f"no {kind} at {path}; write one with: srpo-robot protocol --output FILE") from None
     except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as a protocol's {what}: {error}") from None
+        raise UsageError(f"{path} cannot be read as a protocol's {kind}: {error}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is no protocol's {what}; write one with: srpo-robot protocol --output FILE")
+        raise UsageError(f"{path} is no protocol's {kind}; write one with: srpo-robot protocol --output FILE")
     return content
 
 
-def _check_rows(sheet: Sheet, policies: dict[str, str], where: str) -> None:
+def _check_rows(sheet: Sheet, policies: dict[str, str], source: str) -> None:
     names = [layout.name for layout in sheet.layouts]
     if len(set(names)) < len(names):
-        raise UsageError(f"{where}: two layouts share a name; give each its own")
+        raise UsageError(f"{source}: two layouts share a name; give each its own")
     if not sheet.rows:
-        raise UsageError(f"{where} has no rows: nothing to run; write one with: srpo-robot protocol --output FILE")
-    seen = set()
-    for place, row in enumerate(sheet.rows):
-        if row.trial != place:
-            raise UsageError(f"{where}: row {place} is numbered {row.trial}; number the rows from 0 in their order")
+        raise UsageError(f"{source} has no rows: nothing to run; write one with: srpo-robot protocol --output FILE")
+    planned = set()
+    for number, row in enumerate(sheet.rows):
+        if row.trial != number:
+            raise UsageError(f"{source}: row {number} is numbered {row.trial}; number the rows from 0 in their order")
         if row.layout not in names:
             close = difflib.get_close_matches(row.layout, names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are {len(names)}: {', '.join(names[:5])}"
-            raise UsageError(f"{where}: trial {row.trial} has the unknown layout {row.layout!r}{hint}")
+            raise UsageError(f"{source}: trial {row.trial} has the unknown layout {row.layout!r}{hint}")
         if row.policy not in policies:
-            raise UsageError(f"{where}: trial {row.trial} has policy {row.policy!r}; there are: {', '.join(policies)}")
-        if (row.layout, row.policy) in seen:
-            raise UsageError(f"{where}: trial {row.trial} repeats policy {row.policy} on layout {row.layout}")
-        seen.add((row.layout, row.policy))
+            raise UsageError(f"{source}: trial {row.trial} has policy {row.policy!r}; there are: {', '.join(policies)}")
+        if (row.layout, row.policy) in planned:
+            raise UsageError(f"{source}: trial {row.trial} repeats policy {row.policy} on layout {row.layout}")
+        planned.add((row.layout, row.policy))
 
 
 # --- the journal of a study ---------------------------------------------------------------------------------------
@@ -229,9 +246,9 @@ class Study:
     """The output folder of a protocol's run.
 
     Attributes:
-        folder: it.
-        protocol: as it was when the first trial began.
-        blind: the operator is not told what the letters mean.
+        folder: path of the folder.
+        protocol: the protocol at the start of the first trial.
+        blind: whether the letters' meaning is hidden from the operator.
     """
 
     folder: Path
@@ -239,36 +256,36 @@ class Study:
     blind: bool
 
     def trials(self) -> list[Trial]:
-        """The journal, checked against the sheet. Raises DatasetError where a row cannot be one of this protocol."""
+        """Returns the journal after a check against the sheet. Raises DatasetError if a row is not of this protocol."""
         if not (self.folder / JOURNAL).is_file():
             return []
-        trials, rows, where = read_trials(self.folder), self.protocol.sheet.rows, str(self.folder / JOURNAL)
-        check_trials(trials, where)
+        trials, rows, source = read_trials(self.folder), self.protocol.sheet.rows, str(self.folder / JOURNAL)
+        check_trials(trials, source)
         for trial in trials:
             row = rows[trial.trial] if 0 <= trial.trial < len(rows) else None
             if row is None or (row.policy, self.protocol.sheet.layout(row).seed) != (trial.policy, trial.seed):
-                raise DatasetError(f"{where}: trial {trial.trial} is not the sheet's; restore the file from a copy")
+                raise DatasetError(f"{source}: trial {trial.trial} is not the sheet's; restore the file from a copy")
         return trials
 
     def pending(self) -> list[PlannedTrial]:
-        """The rows that are still to be run, in order: those without a verdict, unless void `ATTEMPTS` times."""
+        """Returns the remaining rows in order: rows without a verdict that were not void `ATTEMPTS` times."""
         trials = self.trials()
         decided = {trial.trial for trial in trials if trial.success is not None}
-        tried = Counter(trial.trial for trial in trials if not trial.note.startswith(INTERRUPTED))
-        return [r for r in self.protocol.sheet.rows if r.trial not in decided and tried[r.trial] < ATTEMPTS]
+        attempts = Counter(trial.trial for trial in trials if not trial.note.startswith(INTERRUPTED))
+        return [r for r in self.protocol.sheet.rows if r.trial not in decided and attempts[r.trial] < ATTEMPTS]
 
     def name(self, letter: str, unblind: bool = False) -> str:
-        """What a policy may be called: its letter as long as the study is blind and not at its end."""
-        hidden = self.blind and not unblind and bool(self.pending())
-        return letter if hidden else self.protocol.policies[letter]
+        """Returns the policy's name for display: its letter while a blind study is unfinished, else its checkpoint."""
+        is_hidden = self.blind and not unblind and bool(self.pending())
+        return letter if is_hidden else self.protocol.policies[letter]
 
 
 def begin_study(folder: Path, protocol: Protocol, blind: bool) -> Study:
-    """Open the folder of a study, or go on with one. What was begun and has no row in the journal gets a void one.
+    """Creates or continues a study. Adds a void row to the journal for a trial that began but has no row.
 
     Raises:
-        UsageError: the folder holds something else; the protocol was edited after its first trial; --blind for a study
-            that began without.
+        UsageError: the folder has other content, the protocol was edited after its first trial, or --blind is given for
+            a study that began without it.
     """
     if not (folder / RUN).is_file():
         if folder.exists() and any(c.name not in (SHEET, KEY) and c.name[0] != "." for c in folder.iterdir()):
@@ -278,16 +295,16 @@ def begin_study(folder: Path, protocol: Protocol, blind: bool) -> Study:
     settings = _load(folder / RUN, "run")
     if "protocol" not in settings:
         raise UsageError(f"{folder} holds a run without a protocol; give another --output")
-    begun = (folder / JOURNAL).is_file() or (folder / BEGUN).is_file()
+    has_trials = (folder / JOURNAL).is_file() or (folder / BEGUN).is_file()
     if settings["protocol"] != protocol.digest:
-        if begun:
+        if has_trials:
             raise UsageError(
                 f"the protocol was edited after its first trial; go on with the one that was begun, {folder / SHEET}, "
                 "or give another --output"
             )
         return _claim(folder, protocol, blind)
     if blind and not settings["blind"]:
-        if begun:
+        if has_trials:
             raise UsageError(f"{folder} was begun with the policies' names shown; go on without --blind")
         return _claim(folder, protocol, blind)
     study = Study(folder, protocol, bool(settings["blind"]))
@@ -296,7 +313,7 @@ def begin_study(folder: Path, protocol: Protocol, blind: bool) -> Study:
 
 
 def open_study(folder: Path) -> Study | None:
-    """The study in `folder`, to read; None where it holds no protocol. Raises UsageError where it is damaged."""
+    """Opens the study in `folder` for reading. Returns None if there is no protocol. Raises UsageError if damaged."""
     if not (folder / RUN).is_file():
         return None
     settings = _load(folder / RUN, "run")
@@ -309,20 +326,20 @@ def open_study(folder: Path) -> Study | None:
 
 
 def begin_trial(study: Study, row: PlannedTrial) -> None:
-    """Note that this trial begins, before anything moves. Its row in the journal follows by `end_trial`."""
+    """Records on disk that a trial begins. Call it before the arm moves. `end_trial` adds the journal's row."""
     attempt = sum(trial.trial == row.trial for trial in study.trials())
     _write(study.folder / BEGUN, json.dumps({"trial": row.trial, "attempt": attempt}))
 
 
 def end_trial(study: Study, trial: Trial) -> None:
-    """Put the trial that was begun into the journal. Raises DatasetError where it is void without a reason."""
+    """Adds the trial to the journal. Raises DatasetError if the trial is void without a reason."""
     check_trials([trial], str(study.folder))
     append_trial(study.folder, trial)
     (study.folder / BEGUN).unlink(missing_ok=True)
 
 
 def void_trial(study: Study, row: PlannedTrial, note: str) -> Trial:
-    """The journal's row of a trial that came to nothing."""
+    """Returns the journal's row of a void trial."""
     layout = study.protocol.sheet.layout(row)
     scene = {"task": layout.task, **layout.scene}
     instruction = str(scene.get("instruction", layout.task))
@@ -333,9 +350,9 @@ def _account_for_interrupted(study: Study) -> None:
     path = study.folder / BEGUN
     if not path.is_file():
         return
-    begun = _load(path, "begun trial")
-    row = study.protocol.sheet.rows[int(begun["trial"])]
-    if sum(trial.trial == row.trial for trial in study.trials()) <= int(begun["attempt"]):
+    trial_start = _load(path, "begun trial")
+    row = study.protocol.sheet.rows[int(trial_start["trial"])]
+    if sum(trial.trial == row.trial for trial in study.trials()) <= int(trial_start["attempt"]):
         append_trial(study.folder, void_trial(study, row, f"{INTERRUPTED}: the run ended during this trial"))
     path.unlink()
 
@@ -343,12 +360,12 @@ def _account_for_interrupted(study: Study) -> None:
 def _claim(folder: Path, protocol: Protocol, blind: bool) -> Study:
     _write_sheet(folder / SHEET, protocol)
     settings = {"arm": protocol.sheet.arm, "protocol": protocol.digest, "blind": blind}
-    _write(folder / RUN, json.dumps(settings, indent=2))  # last: a folder without it is not begun
+    _write(folder / RUN, json.dumps(settings, indent=2))  # last, because its presence marks a study
     return Study(folder, protocol, blind)
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk before this returns."""
+    """Writes a file atomically and syncs it to disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("w", encoding="utf-8") as file:
         file.write(text + "\n")

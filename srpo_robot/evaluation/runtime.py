@@ -1,4 +1,4 @@
-"""One episode: observe, act, limit, move, record, until somebody says stop. The same loop records demonstrations."""
+"""Runs one episode: observe, act, limit, move, record. The same loop records demonstrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srpo_robot.records import ArmCommand, Observation, Trial
 
 
 class FrameSink(Protocol):
-    """Where the frames of an episode go; `buffer.recorder.Recorder` is one."""
+    """Receives the frames of an episode, for example `buffer.recorder.Recorder`."""
 
     def begin(self) -> None: ...
 
@@ -35,48 +35,48 @@ class FrameSink(Protocol):
 
 
 class Redo(SrpoRobotError):
-    """A person wants this trial again: raised by a workcell's `verdict`, the trial counts for nothing."""
+    """Raised by a workcell's `verdict` if a person wants to repeat the trial. The trial then does not count."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Step:
-    """One control step, as a log keeps it.
+    """One control step for a log.
 
     Attributes:
-        number: 0-based within the episode.
-        seen: what was observed before it.
-        asked: the joint command that the policy's action amounts to; the one before it where the arm held.
-        limited: what was executed.
-        chunk: 0-based number of the policy's answer that it comes from; -1 before the first.
-        row: of the action within that chunk; -1 where the arm held because the policy was late.
-        limited_by: layers that changed the command.
+        number: 0-based number within the episode.
+        observation: observation before the step.
+        requested: joint command of the policy's action before limits. The previous command if the arm held.
+        limited: executed command.
+        chunk: 0-based number of the policy's action chunk. -1 before the first chunk.
+        row: row of the action within the chunk. -1 if the arm held because the policy was late.
+        limited_by: limit layers that changed the command.
     """
 
     number: int
-    seen: Observation
-    asked: ArmCommand
+    observation: Observation
+    requested: ArmCommand
     limited: Limited
     chunk: int
     row: int
     limited_by: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of an episode.
+    """The result of an episode.
 
     Attributes:
-        success: the verdict; None where it is void.
-        steps: control steps executed.
+        success: the verdict. None if the episode is void.
+        steps: number of control steps.
         seconds: duration on the arm's clock [s].
-        limited_by: commands changed by each limit layer.
+        limited_by: number of commands that each limit layer changed.
         layout: the workcell's description of the scene.
-        episode_index: in the dataset it was recorded to; -1 where it was not.
-        note: why it is void, or why it ended early.
-        late: steps at which the arm held because the policy had not answered.
-        redo: a person wants it again; it counts for nothing.
-        refused: the policy asked for what must not reach an arm.
-        score: how well the task was done at the end, 0 to 1; None where it is void or nobody measured it.
+        episode_index: index in the recorded dataset. -1 if the episode was not recorded.
+        note: reason why the episode is void or ended early.
+        late: number of steps at which the arm held because the policy had not answered.
+        redo: whether a person wants to repeat the episode. It then does not count.
+        refused: whether the policy requested a command that must not reach an arm.
+        score: how well the task was done at the end, 0 to 1. None if the episode is void or was not scored.
     """
 
     success: bool | None
@@ -92,7 +92,7 @@ class Outcome:
     score: float | None = None
 
     def as_trial(self, number: int, instruction: str, policy: str, seed: int) -> Trial:
-        """The journal's row; the layout's own instruction comes first."""
+        """Returns the journal's row. Prefers the layout's instruction to `instruction`."""
         return Trial(
             trial=number,
             task=str(self.layout.get("instruction") or instruction),
@@ -110,45 +110,45 @@ class Outcome:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Setup:
-    """What stays the same from episode to episode."""
+    """The parts that stay the same for all episodes."""
 
     arm: Arm
     workcell: Workcell
     space: ActionSpace
-    instruction: str  # unless the layout has one of its own
+    instruction: str  # used if the layout has no instruction
     time_limit_s: float
-    cameras: tuple[str, ...]  # those that are recorded
-    stop_on_success: bool = True  # a demonstration goes on: it shows the retreat
-    thinker: PolicyRunner | None = None  # how the policy is asked; None: in this thread, the arm's time stands still
-    stopped: Callable[[], bool] = lambda: False  # whether a person stopped the arm, so that its errors are no fault
+    cameras: tuple[str, ...]  # cameras to record
+    stop_on_success: bool = True  # False for demonstrations, which continue to show the retreat
+    runner: PolicyRunner | None = None  # None: call the policy in this thread while the arm's time does not pass
+    stopped: Callable[[], bool] = lambda: False  # True if a person stopped the arm, whose errors are then no fault
     log: Callable[[Step], None] | None = None
 
 
 def run_episode(
     setup: Setup, policy: Policy, seed: int, sink: FrameSink | None = None, on_step: Callable[[int], None] | None = None
 ) -> Outcome:
-    """Run one episode and record what was executed.
+    """Runs one episode and records the executed actions.
 
-    A frame holds what was seen, what was true then (where a simulator knows), and the action that was executed from
-    there, after all limits. Where the policy asks for something that is not a number, the arm holds and the episode is
-    void. Where its output is no action at all, the arm holds and the scene is judged as it stands: the trial counts.
-    Where it has not answered yet, the arm holds for a step, which is recorded and counted like any other.
+    A frame has the observation, the simulator's ground truth at that time (if there is one), and the action that was
+    then executed, after all limits. If the policy requests a command that is not finite, the arm holds and the episode
+    is void. If the policy's output is no action at all, the arm holds and the scene is judged as it is: the trial
+    counts. If the policy has not answered yet, the arm holds for one step, which is recorded and counted as usual.
 
     Raises:
-        ArmError: the arm faulted; the frames recorded so far are discarded with the episode, earlier ones are on disk.
-        PolicyError: the policy crashed, or never answered; as above.
+        ArmError: the arm faulted. The frames of this episode are discarded. Earlier episodes are on disk.
+        PolicyError: the policy crashed or never answered. Frames are discarded as above.
     """
     if sink is not None:
-        sink.begin()  # first: it may take seconds, and the scene is to be as it was laid out
+        sink.begin()  # first, because it may take seconds and the scene must not change after its reset
     layout = dict(setup.workcell.reset(seed))
     instruction = str(layout.get("instruction") or setup.instruction)
     if isinstance(policy, Instructed):
         policy.instruction = instruction
-    thinker = setup.thinker or SyncRunner(policy)
-    thinker.reset(seed)
-    loop = _Loop(setup, thinker, sink, instruction)
+    runner = setup.runner or SyncRunner(policy)
+    runner.reset(seed)
+    loop = _Loop(setup, runner, sink, instruction)
     verdict, score, note, redo, refused = None, None, "", False, False
     try:
         try:
@@ -169,39 +169,49 @@ def run_episode(
             sink.end(None)
         raise
     index = sink.end(verdict) if sink is not None else -1
-    seconds = loop.seconds()
-    done = loop.steps, seconds, dict(loop.limited_by), layout, index, note, loop.late
-    return Outcome(verdict, *done, redo=redo, refused=refused, score=score)
+    return Outcome(
+        success=verdict,
+        steps=loop.steps,
+        seconds=loop.seconds(),
+        limited_by=dict(loop.limited_by),
+        layout=layout,
+        episode_index=index,
+        note=note,
+        late=loop.late,
+        redo=redo,
+        refused=refused,
+        score=score,
+    )
 
 
 class _Loop:
     """The control steps of one episode."""
 
-    def __init__(self, setup: Setup, thinker: PolicyRunner, sink: FrameSink | None, instruction: str) -> None:
+    def __init__(self, setup: Setup, runner: PolicyRunner, sink: FrameSink | None, instruction: str) -> None:
         self.steps = self.late = 0
         self.limited_by: Counter[str] = Counter()
-        self._setup, self._thinker, self._sink, self._instruction = setup, thinker, sink, instruction
+        self._setup, self._runner, self._sink, self._instruction = setup, runner, sink, instruction
         self._queue: deque[np.ndarray] = deque()
         self._chunk = self._row = -1
         self._start_s = self._newest_s = setup.arm.observe(images=False).state.time_s
 
     def run(self, on_step: Callable[[int], None] | None) -> str:
-        """Until time is up, the policy is done, or the workcell has its verdict; why it ended early, or ""."""
+        """Runs until the time limit, the policy's end, or the workcell's verdict. Returns why it ended early, or ""."""
         setup = self._setup
         limit_steps = round(setup.time_limit_s / setup.arm.period_s)
         while self.steps < limit_steps:
-            # Between two answers of the policy nobody looks, unless it is recorded; drawing is half of a mock trial.
-            seen = setup.arm.observe(images=not self._queue or self._sink is not None or setup.log is not None)
-            self._newest_s = seen.state.time_s
+            # Only the policy's next call, a recording or a log needs images. Rendering takes half of a mock trial.
+            observation = setup.arm.observe(images=not self._queue or self._sink is not None or setup.log is not None)
+            self._newest_s = observation.state.time_s
             truth = setup.workcell.truth() if self._sink is not None else {}
             try:
-                is_done = self._refill(seen)
+                is_done = self._refill(observation)
             except UndecodableActions as error:
                 setup.arm.hold()
                 return str(error)
             if is_done:
                 break
-            self._move(seen, truth)
+            self._move(observation, truth)
             if on_step is not None:
                 on_step(self.steps)
             if setup.stopped():
@@ -211,40 +221,48 @@ class _Loop:
         return ""
 
     def seconds(self) -> float:
-        """Duration so far [s]; up to the last observation where a person stopped the arm."""
+        """Returns the duration so far [s]. If a person stopped the arm, it ends at the last observation."""
         if not self._setup.stopped():
             self._newest_s = self._setup.arm.observe(images=False).state.time_s
         return self._newest_s - self._start_s
 
-    def _refill(self, seen: Observation) -> bool:
-        """Ask the policy where there is nothing left to do; whether it is done."""
+    def _refill(self, observation: Observation) -> bool:
+        """Calls the policy if no action is queued. Returns True if the policy is done."""
         if self._queue:
             return False
-        answer = self._thinker.think(seen)
-        if answer is None:
+        chunk = self._runner.act(observation)
+        if chunk is None:
             return True
-        if answer != PENDING:
-            self._queue.extend(answer.actions)
+        if chunk != PENDING:
+            self._queue.extend(chunk.actions)
             self._chunk, self._row = self._chunk + 1, -1
         return False
 
-    def _move(self, seen: Observation, truth: Mapping[str, np.ndarray | str]) -> None:
-        """One control step: the next action, or where there is none yet, the same place."""
-        setup, held = self._setup, not self._queue
-        if held:
+    def _move(self, observation: Observation, truth: Mapping[str, np.ndarray | str]) -> None:
+        """Executes one control step: the next action, or a hold if there is none yet."""
+        setup, is_hold = self._setup, not self._queue
+        if is_hold:
             self.late += 1
-            asked = Limited(setup.arm.reference(), ())
+            request = Limited(setup.arm.reference(), ())
         else:
             self._row += 1
-            asked = setup.space.command(self._queue.popleft(), setup.arm.reference())
-        limited = setup.arm.send(asked.command)
-        limited_by = tuple(dict.fromkeys((*asked.limited_by, *limited.limited_by)))
+            request = setup.space.command(self._queue.popleft(), setup.arm.reference())
+        limited = setup.arm.send(request.command)
+        limited_by = tuple(dict.fromkeys((*request.limited_by, *limited.limited_by)))
         self.limited_by.update(limited_by)
         if self._sink is not None:
-            state = setup.space.state(seen.state, seen.commanded)
-            images = {name: seen.images[name] for name in setup.cameras}
+            state = setup.space.state(observation.state, observation.commanded)
+            images = {name: observation.images[name] for name in setup.cameras}
             self._sink.add(images, state, setup.space.action(limited.command), self._instruction, truth)
         if setup.log is not None:
-            row = -1 if held else self._row
-            setup.log(Step(self.steps, seen, asked.command, limited, self._chunk, row, limited_by))
+            step = Step(
+                number=self.steps,
+                observation=observation,
+                requested=request.command,
+                limited=limited,
+                chunk=self._chunk,
+                row=-1 if is_hold else self._row,
+                limited_by=limited_by,
+            )
+            setup.log(step)
         self.steps += 1

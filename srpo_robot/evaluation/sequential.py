@@ -1,9 +1,10 @@
-"""A test that may be looked at after every trial. Ordinary p-values may not: an exact 5 % test that is looked at after
-each of 100 layouts on which two equal policies disagree raises a false alarm in one study of five (22 %, simulated).
+"""A sequential test of two policies that allows an interim analysis after every trial.
 
-The evidence is an e-value: what a bettor who starts with 1 owns after betting on who wins the next layout on which the
-two policies disagree. If they are equally good nobody gains by such bets, and the chance of ever owning 1/alpha is at
-most alpha (Ville 1939). So one may stop the moment it gets there, or go on for as long as one likes.
+Ordinary p-values do not allow this: a 5 % exact test after each of 100 discordant layouts of two equal policies has a
+false-positive rate of 22 % (simulated). The test here uses an e-value, the wealth of a bettor who starts with 1 and
+bets on the winner of the next discordant layout. If the policies are equal, no bet gains on average, and the
+probability that the wealth ever reaches 1/alpha is at most alpha (Ville 1939). The test may therefore stop or continue
+at any time.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from scipy.special import betaln, logsumexp, roots_legendre
 
 from srpo_robot.evaluation.statistics import Pairs
 
-_EDGE = 1e-6  # the interval is searched on -1 to 1 without the ends, where the largest bet is infinite
+_EDGE = 1e-6  # the interval is searched on the open interval (-1, 1), because the largest stake is infinite at the ends
 
 
 class InterimResult(NamedTuple):
-    """What may be said after some pairs.
+    """The result of an interim analysis.
 
     Attributes:
-        pairs: layouts tried by both, in order, that were looked at.
-        evidence: the largest e-value so far.
-        p: 1 / evidence: a p-value that holds however often one looked.
-        low, high: interval of the difference B - A that holds at all times together.
-        decision: "difference" (stop), "equivalent" (stop: the interval is within the margin), or "more".
-        decided_at: pairs after which it was first so; 0 where it is "more".
+        pairs: number of pairs in the analysis.
+        evidence: largest e-value so far.
+        p: 1 / evidence, an anytime-valid p-value.
+        low, high: anytime-valid confidence interval of the difference B - A (see `anytime_interval`).
+        decision: "difference" (stop), "equivalent" (stop, the interval is within the margin), or "more" (continue).
+        decided_at: number of pairs after which the decision was reached. 0 for "more".
     """
 
     pairs: int
@@ -44,17 +45,18 @@ class InterimResult(NamedTuple):
 
 
 def monitor(outcomes: Sequence[tuple[bool, bool]], alpha: float = 0.05, margin: float | None = None) -> InterimResult:
-    """Look after every pair of `outcomes` (A's success, B's success on one layout), in the order they were run.
+    """Runs an interim analysis after every pair of `outcomes`.
+
+    The interval assumes that layouts are drawn from one mixture of tasks, as in a sheet of mixed order. The test does
+    not need this assumption. Both agree: the interval excludes 0 when the e-value exceeds 1 / alpha.
 
     Args:
-        alpha: the chance, over all looks together, of seeing a difference where there is none.
-        margin: differences smaller than this do not matter; None: never stop for want of a difference.
-
-    The interval takes the layouts as draws from one mixture of tasks, as a sheet of mixed order has them; the test
-    needs no such thing. Interval and test agree: it leaves 0 when the evidence passes 1 / alpha.
+        outcomes: (A's success, B's success) on one layout each, in the order of the run.
+        alpha: type I error over all interim analyses together.
+        margin: equivalence margin. With None, the test never stops for equivalence.
 
     Raises:
-        ValueError: no pair.
+        ValueError: there are no pairs.
     """
     if not outcomes:
         raise ValueError("no layout was tried by both")
@@ -75,20 +77,21 @@ def monitor(outcomes: Sequence[tuple[bool, bool]], alpha: float = 0.05, margin: 
 
 
 def log_evidence(wins_a: int | np.ndarray, wins_b: int | np.ndarray) -> np.ndarray:
-    """Logarithm of the e-value against "on layouts where they disagree, either wins with probability 1/2".
+    """Returns the log e-value against the null hypothesis that each policy wins half of the discordant layouts.
 
-    The uniform mixture of likelihood ratios (Robbins 1970): B(1 + a, 1 + b) * 2^(a + b).
+    It is the uniform mixture of likelihood ratios (Robbins 1970): B(1 + a, 1 + b) * 2^(a + b).
     """
     wins_a, wins_b = np.asarray(wins_a), np.asarray(wins_b)
     return betaln(1 + wins_a, 1 + wins_b) + (wins_a + wins_b) * math.log(2)
 
 
 def log_wealth(pairs: Pairs, difference: float) -> float:
-    """Logarithm of the e-value against "B's rate is `difference` above A's"; at 0 it is `log_evidence`.
+    """Returns the log e-value against the null hypothesis that B's rate is `difference` above A's.
 
-    What becomes of 1 that is bet on every layout's outcome d (1: B alone, -1: A alone, 0: alike) by the factor
-    1 + s (d - difference) (Waudby-Smith and Ramdas 2024), half of it spread evenly over the stakes s > 0 that cannot
-    ruin one, half over those below 0. As a function of s that is a polynomial, so Gauss' quadrature is exact.
+    The wealth starts at 1. Each layout's outcome d (1: B alone, -1: A alone, 0: both alike) multiplies it by
+    1 + s (d - difference) (Waudby-Smith and Ramdas 2024). Half of the wealth is spread uniformly over the stakes s > 0
+    that cannot lose more than the wealth, the other half over those s < 0. The wealth is a polynomial in s, so Gauss
+    quadrature is exact. At difference 0 the result equals `log_evidence`.
     """
     counts = np.array([pairs.only_b, pairs.only_a, pairs.both + pairs.neither])
     gains = np.array([1.0, -1.0, 0.0]) - difference
@@ -99,29 +102,30 @@ def log_wealth(pairs: Pairs, difference: float) -> float:
 
 
 def anytime_interval(pairs: Pairs, alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of the difference B - A that holds at every number of pairs at once with probability 1 - alpha.
+    """Returns one interval of an anytime-valid confidence sequence for the difference B - A.
 
-    All differences against which betting has not multiplied the stake by 1 / alpha.
+    With probability 1 - alpha, the intervals at all numbers of pairs together contain the difference. The interval has
+    all differences whose e-value is below 1 / alpha.
     """
-    seen = (pairs.only_b - pairs.only_a) / pairs.layouts if pairs.layouts else 0.0
-    seen = min(max(seen, -1 + 2 * _EDGE), 1 - 2 * _EDGE)
+    estimate = (pairs.only_b - pairs.only_a) / pairs.layouts if pairs.layouts else 0.0
+    estimate = min(max(estimate, -1 + 2 * _EDGE), 1 - 2 * _EDGE)
     ends = []
     for edge in (-1 + _EDGE, 1 - _EDGE):
         if log_wealth(pairs, edge) < -math.log(alpha):
-            ends.append(math.copysign(1.0, edge))  # not excluded anywhere on this side
+            ends.append(math.copysign(1.0, edge))  # no difference on this side is excluded
             continue
-        found: Any = root_scalar(
+        solution: Any = root_scalar(
             lambda delta: log_wealth(pairs, delta) + math.log(alpha),
-            bracket=sorted((edge, seen)),
+            bracket=sorted((edge, estimate)),
             method="brentq",
             xtol=1e-9,
         )
-        ends.append(found.root)
+        ends.append(solution.root)
     return ends[0], ends[1]
 
 
 @lru_cache(maxsize=64)
 def _quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes and weights (n,) on 0 to 1; the weights sum to 1."""
-    at, weights = roots_legendre(nodes)
-    return (at + 1) / 2, weights / 2
+    """Returns Gauss-Legendre nodes and weights (n,) on 0 to 1. The weights sum to 1."""
+    points, weights = roots_legendre(nodes)
+    return (points + 1) / 2, weights / 2

@@ -1,10 +1,10 @@
-"""A policy on another machine: observations go out and action chunks come back over HTTP, as numpy's npz.
+"""A policy on another machine: sends observations and receives action chunks over HTTP, as numpy's npz.
 
-    GET  /metadata -> what the policy takes and gives (JSON); compared with the task before the first move
+    GET  /metadata -> inputs and outputs of the policy (JSON); compared with the task before the first move
     POST /reset    {"seed": 3, "instruction": "..."}
     POST /act      an observation as npz -> actions as npz; 204: the policy is done; 422: its output is no action
 
-Nothing is trusted to arrive: connecting and every answer have a time limit. Arrays travel without pickle.
+Connecting and every response have a time limit. Arrays are sent without pickle.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _IMAGE = "image."
 _NPZ = "application/octet-stream"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a served policy takes and gives.
+    """Inputs and outputs of a served policy.
 
     Attributes:
-        name: of the policy.
-        protocol: of these messages.
-        action_names, state_names: of its action space.
-        cameras: that it looks at.
-        fingerprint: hash of its weights' and processors' provenance: another one is another policy.
+        name: name of the policy.
+        action_names, state_names: names of its action space.
+        cameras: names of its cameras.
+        fingerprint: hash of the provenance of weights and processors. Policies with different hashes differ.
+        protocol: version of the messages.
     """
 
     name: str
@@ -56,29 +56,35 @@ class Metadata:
 
 
 def describe(policy: Policy, space: ActionSpace, cameras: tuple[str, ...]) -> Metadata:
-    """The metadata of a policy for this action space and these cameras."""
+    """Returns the metadata of a policy for an action space and cameras."""
     provenance = json.dumps(getattr(policy, "provenance", {}), sort_keys=True, default=str)
     fingerprint = hashlib.sha256(f"{policy.name}\n{provenance}".encode()).hexdigest()[:16]
-    return Metadata(policy.name, space.names, space.state_names, tuple(cameras), fingerprint)
+    return Metadata(
+        name=policy.name,
+        action_names=space.names,
+        state_names=space.state_names,
+        cameras=tuple(cameras),
+        fingerprint=fingerprint,
+    )
 
 
 # --- the messages -------------------------------------------------------------------------------------------------
 
 
-def pack_observation(seen: Observation) -> bytes:
-    """An observation as npz."""
+def pack_observation(observation: Observation) -> bytes:
+    """Encodes an observation as npz."""
     arrays = {
-        "time_s": np.array(seen.state.time_s),
-        "joints_rad": seen.state.joints_rad,
-        "gripper_m": np.array(seen.state.gripper_m),
-        "commanded_joints_rad": seen.commanded.joints_rad,
-        "commanded_gripper_m": np.array(seen.commanded.gripper_m),
+        "time_s": np.array(observation.state.time_s),
+        "joints_rad": observation.state.joints_rad,
+        "gripper_m": np.array(observation.state.gripper_m),
+        "commanded_joints_rad": observation.commanded.joints_rad,
+        "commanded_gripper_m": np.array(observation.commanded.gripper_m),
     }
-    return _pack(arrays | {_IMAGE + name: image for name, image in seen.images.items()})
+    return _pack(arrays | {_IMAGE + name: image for name, image in observation.images.items()})
 
 
 def unpack_observation(content: bytes) -> Observation:
-    """The inverse of `pack_observation`. Raises ValueError where it is none."""
+    """Decodes an observation, the inverse of `pack_observation`. Raises ValueError if `content` is no observation."""
     arrays = _unpack(content)
     images = {key.removeprefix(_IMAGE): value for key, value in arrays.items() if key.startswith(_IMAGE)}
     try:
@@ -107,7 +113,7 @@ def _unpack(content: bytes) -> dict[str, np.ndarray]:
 
 
 class ServedPolicy:
-    """A policy behind a URL; a `Policy` like any other. Metadata is checked when it is made."""
+    """A `Policy` behind a URL. Its metadata is checked at construction."""
 
     def __init__(
         self,
@@ -118,12 +124,12 @@ class ServedPolicy:
         connect_s: float = CONNECT_S,
         answer_s: float = ANSWER_S,
     ) -> None:
-        """`connect_s`, `answer_s`: how long to wait for a connection, and for each answer.
+        """`connect_s`: time limit for a connection. `answer_s`: time limit for each response.
 
         Raises:
-            UsageError: no URL.
-            PolicyError: nobody answers there.
-            CheckpointError: the policy was made for other cameras, states or actions than this task and arm have.
+            UsageError: `url` is no URL.
+            PolicyError: the server does not answer.
+            CheckpointError: the policy has other cameras, states or actions than this task and arm.
         """
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "http" or not parts.hostname or not parts.port:
@@ -139,19 +145,19 @@ class ServedPolicy:
         self.provenance = {"served": asdict(self.metadata)}
 
     def reset(self, seed: int) -> None:
-        """Forget the last episode. Raises PolicyError where it does not answer."""
+        """Forgets the last episode. Raises PolicyError if the server does not answer."""
         self._ask("POST", "/reset", json.dumps({"seed": seed, "instruction": self.instruction}).encode())
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        """The next actions.
+        """Returns the next actions.
 
         Raises:
-            PolicyError: it does not answer in time, or failed; says how.
-            UndecodableActions: its output is no action.
+            PolicyError: the server does not answer in time, or the policy failed. The message gives the reason.
+            UndecodableActions: the policy's output is no action.
         """
-        seen = {name: observation.images[name] for name in self._cameras}
+        images = {name: observation.images[name] for name in self._cameras}
         status, content = self._ask(
-            "POST", "/act", pack_observation(Observation(observation.state, observation.commanded, seen))
+            "POST", "/act", pack_observation(Observation(observation.state, observation.commanded, images))
         )
         if status == 204:
             return None
@@ -160,60 +166,60 @@ class ServedPolicy:
         except (KeyError, ValueError) as error:
             raise PolicyError(f"the policy at {self.url} sent no actions ({one_line(error)})") from None
 
-    def _checked(self, found: dict[str, object]) -> Metadata:
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
+    def _checked(self, content: dict[str, object]) -> Metadata:
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
         try:
-            made = Metadata(**values)
+            metadata = Metadata(**values)
         except TypeError:
             raise PolicyError(
                 f"{self.url} speaks another protocol; serve with the same version of srpo-robot"
             ) from None
         space = self._space
         pairs = {
-            "protocol": (made.protocol, PROTOCOL),
-            "actions": (made.action_names, space.names),
-            "state": (made.state_names, space.state_names),
-            "cameras": (tuple(sorted(made.cameras)), tuple(sorted(self._cameras))),
+            "protocol": (metadata.protocol, PROTOCOL),
+            "actions": (metadata.action_names, space.names),
+            "state": (metadata.state_names, space.state_names),
+            "cameras": (tuple(sorted(metadata.cameras)), tuple(sorted(self._cameras))),
         }
-        for what, (theirs, ours) in pairs.items():
+        for key, (theirs, ours) in pairs.items():
             if theirs != ours:
-                raise CheckpointError(f"the policy at {self.url} has {what} {theirs}, this task has {ours}")
-        return made
+                raise CheckpointError(f"the policy at {self.url} has {key} {theirs}, this task has {ours}")
+        return metadata
 
     def _ask(self, method: str, path: str, content: bytes = b"") -> tuple[int, bytes]:
-        """Status and content of an answer; a connection each, so that a broken one breaks nothing later."""
+        """Returns status and content of a response. Uses a new connection, so that a broken one has no later effect."""
         connect_s, answer_s = self._limits
         link = http.client.HTTPConnection(*self._place, timeout=connect_s)
         try:
             link.connect()
             link.sock.settimeout(answer_s)
             link.request(method, self._root + path, content, {"Content-Type": _NPZ})
-            answer = link.getresponse()
-            found = answer.read()
+            response = link.getresponse()
+            answer = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise PolicyError(
                 f"the policy at {self.url} does not answer ({one_line(error)}); is 'srpo-robot serve' running there?"
             ) from None
         finally:
             link.close()
-        if answer.status in (200, 204):
-            return answer.status, found
-        why = one_line(Exception(found.decode(errors="replace")))
-        if answer.status == 422:
-            raise UndecodableActions(why)
-        raise PolicyError(f"the policy at {self.url} failed: {why}")
+        if response.status in (200, 204):
+            return response.status, answer
+        reason = one_line(Exception(answer.decode(errors="replace")))
+        if response.status == 422:
+            raise UndecodableActions(reason)
+        raise PolicyError(f"the policy at {self.url} failed: {reason}")
 
 
 # --- the policy's side --------------------------------------------------------------------------------------------
 
 
 class PolicyServer(HttpServer):
-    """Serves one policy to one robot at a time as long as the `with` block lasts."""
+    """Serves one policy to one robot at a time inside a `with` block."""
 
     def __init__(self, policy: Policy, metadata: Metadata, host: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__(self._serve, host, port)
         self._policy, self._metadata = policy, metadata
-        self._lock = threading.Lock()  # a policy has one state
+        self._lock = threading.Lock()  # a policy has one state, so calls must not overlap
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         try:
@@ -226,8 +232,8 @@ class PolicyServer(HttpServer):
         except SrpoRobotError as error:
             refuse(handler, 500, one_line(error))
         except OSError:
-            raise  # the robot went away
-        except Exception as error:  # whatever a model throws: the robot is told, the server goes on
+            raise  # the robot disconnected
+        except Exception as error:  # any error of the model: report it to the robot and keep serving
             refuse(handler, 500, f"{type(error).__name__}: {one_line(error)}")
 
     def _dispatch(self, handler: BaseHTTPRequestHandler) -> None:
@@ -235,10 +241,10 @@ class PolicyServer(HttpServer):
             case "GET", "/metadata":
                 respond_json(handler, asdict(self._metadata))
             case "POST", "/reset":
-                asked = json.loads(body(handler))
-                if asked.get("instruction") and hasattr(self._policy, "instruction"):
-                    self._policy.instruction = str(asked["instruction"])  # type: ignore[attr-defined]
-                self._policy.reset(int(asked["seed"]))
+                request = json.loads(body(handler))
+                if request.get("instruction") and hasattr(self._policy, "instruction"):
+                    self._policy.instruction = str(request["instruction"])  # type: ignore[attr-defined]
+                self._policy.reset(int(request["seed"]))
                 respond_json(handler, {})
             case "POST", "/act":
                 chunk = self._policy.act(unpack_observation(body(handler)))

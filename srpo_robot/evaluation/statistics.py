@@ -1,8 +1,8 @@
-"""Two policies' trials: rates, exact tests and intervals of the difference. Differences are B minus A throughout.
+"""Statistics of two policies: success rates, exact tests and confidence intervals. Differences are always B minus A.
 
-Trials of two policies on the same layouts are pairs, and only the layouts on which they disagree tell them apart;
-without pairs, what is held fixed is each task's own total. Either way nothing is ever pooled across tasks first, so a
-policy that was run more often on an easy task wins nothing by it (Simpson's paradox).
+Trials of two policies on the same layouts are pairs, and only discordant pairs tell the policies apart. Without pairs,
+the stratified test conditions on the totals of each task. Neither pools trials across tasks before the comparison, so a
+policy gains nothing from more trials on an easy task (Simpson's paradox).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.stats import binomtest, hypergeom, norm, t
 
 from srpo_robot.records import Trial
 
-_TIES = 1 + 1e-7  # two probabilities this near are equal: as scipy's Fisher test has it
+_TIES = 1 + 1e-7  # probabilities within this factor count as equal, as in scipy's Fisher test
 _EDGE = 1e-9  # intervals of a difference are searched on the open interval from -1 to 1
 
 
@@ -28,17 +28,17 @@ class Rate(NamedTuple):
     """A success rate with its Wilson score interval."""
 
     successes: int
-    trials: int  # void ones left out
-    rate: float  # NaN where there is no trial
+    trials: int  # without void trials
+    rate: float  # NaN if there are no trials
     low: float
     high: float
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Rate:
-    """Success rate and Wilson's interval (Wilson 1927, as scipy computes it); without trials it is NaN in [0, 1].
+    """Returns the success rate with its Wilson interval (Wilson 1927, by scipy). Without trials, NaN with [0, 1].
 
     Raises:
-        ValueError: more successes than trials, or a negative count.
+        ValueError: there are more successes than trials, or a count is negative.
     """
     if trials == 0 and successes == 0:
         return Rate(0, 0, float("nan"), 0.0, 1.0)
@@ -47,7 +47,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Rate:
 
 
 def success_rate(trials: Sequence[Trial]) -> Rate:
-    """The rate over all trials that are not void."""
+    """Returns the success rate over all trials that are not void."""
     decided = [trial.success for trial in trials if trial.success is not None]
     return wilson(sum(decided), len(decided))
 
@@ -56,7 +56,7 @@ def success_rate(trials: Sequence[Trial]) -> Rate:
 
 
 class Effect(NamedTuple):
-    """How much B is above A, with its interval and the p-value of "no difference"."""
+    """The difference B - A with its confidence interval and the p-value of the null hypothesis "no difference"."""
 
     difference: float
     low: float
@@ -65,7 +65,7 @@ class Effect(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Layouts that both policies were tried on, by who succeeded."""
+    """Numbers of layouts that both policies were tried on, by outcome."""
 
     both: int
     only_a: int
@@ -78,7 +78,7 @@ class Pairs(NamedTuple):
 
 
 class Stratum(NamedTuple):
-    """One task: successes and trials of both policies."""
+    """One task: numbers of successes and trials of both policies."""
 
     successes_a: int
     trials_a: int
@@ -87,14 +87,14 @@ class Stratum(NamedTuple):
 
 
 def paired_effect(pairs: Pairs, confidence: float = 0.95) -> Effect:
-    """Effect over the same layouts: exact McNemar test and Tango's score interval.
+    """Computes the effect over pairs: exact McNemar test and Tango's score interval.
 
-    The test is the stratified one as well: given that two policies disagree on a layout, either is equally likely to
-    have won it under the null hypothesis, whatever its task. Over several tasks the interval is conservative, because
-    pairs of one mixture vary more than pairs of fixed tasks do.
+    The paired exact test is also the stratified test: under the null hypothesis each policy wins a discordant layout
+    with equal probability, in every task. Over several tasks the interval is conservative, because pairs from one
+    mixture of tasks vary more than pairs from fixed tasks.
 
     Raises:
-        ValueError: no pair.
+        ValueError: there are no pairs.
     """
     if pairs.layouts < 1:
         raise ValueError("no layout was tried by both")
@@ -104,20 +104,20 @@ def paired_effect(pairs: Pairs, confidence: float = 0.95) -> Effect:
 
 
 def exact_mcnemar(pairs: Pairs) -> float:
-    """Two-sided p-value of the exact McNemar test: the layouts that one policy alone solved, against a fair coin."""
+    """Returns the two-sided p-value of the exact McNemar test: a binomial test with p = 1/2 on the discordant pairs."""
     discordant = pairs.only_a + pairs.only_b
     return float(binomtest(pairs.only_b, discordant).pvalue) if discordant else 1.0
 
 
 def stratified_effect(strata: Sequence[Stratum], confidence: float = 0.95) -> Effect:
-    """Effect over independent trials of the same tasks: exact conditional test and a stratified score interval.
+    """Computes the effect over independent trials of the same tasks: exact stratified test and score interval.
 
-    The difference is the mean of the tasks' differences with Mantel-Haenszel weights n_a n_b / (n_a + n_b); the
-    interval inverts Miettinen and Nurminen's score statistic (1985) with the same weights. Tasks that one of the two
-    was not tried on carry no weight.
+    The difference is the mean of the tasks' differences with Mantel-Haenszel weights n_a n_b / (n_a + n_b). The
+    interval inverts Miettinen and Nurminen's score statistic (1985) with the same weights. Tasks with trials of only
+    one policy have no weight.
 
     Raises:
-        ValueError: no task that both were tried on.
+        ValueError: no task has trials of both policies.
     """
     shared = [s for s in strata if s.trials_a and s.trials_b]
     if not shared:
@@ -136,22 +136,23 @@ def stratified_effect(strata: Sequence[Stratum], confidence: float = 0.95) -> Ef
 
 
 def exact_stratified(strata: Sequence[Stratum]) -> float:
-    """Two-sided p-value of the exact conditional test of a common odds ratio of 1 (Cox 1970; Fisher's for one task).
+    """Returns the two-sided p-value of the exact stratified test of a common odds ratio of 1 (Cox 1970).
 
-    Given each task's totals, B's successes are hypergeometric; their sum over the tasks is a convolution. The p-value
-    sums every outcome that is at most as probable as the one seen.
+    Given each task's totals, B's successes are hypergeometric, and the distribution of their sum over the tasks is a
+    convolution. The p-value sums the probabilities of all outcomes that are at most as probable as the observed one.
+    For one task the test is Fisher's exact test.
     """
-    chances, first, seen = np.ones(1), 0, 0
+    pmf, first, successes_b = np.ones(1), 0, 0  # pmf of B's total successes, which start at `first`
     for s in strata:
         total, successes = s.trials_a + s.trials_b, s.successes_a + s.successes_b
         low, high = max(0, successes - s.trials_a), min(successes, s.trials_b)
-        law = hypergeom.pmf(np.arange(low, high + 1), total, successes, s.trials_b)
-        chances, first, seen = np.convolve(chances, law), first + low, seen + s.successes_b
-    return min(1.0, float(chances[chances <= chances[seen - first] * _TIES].sum()))
+        stratum_pmf = hypergeom.pmf(np.arange(low, high + 1), total, successes, s.trials_b)
+        pmf, first, successes_b = np.convolve(pmf, stratum_pmf), first + low, successes_b + s.successes_b
+    return min(1.0, float(pmf[pmf <= pmf[successes_b - first] * _TIES].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the order given: with them the chance of any false alarm stays at alpha."""
+    """Returns Holm's adjusted p-values (1979) in the given order. They control the family-wise error rate at alpha."""
     adjusted, worst = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -163,13 +164,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def restricted_only_a(pairs: Pairs, delta: float) -> float:
-    """Most likely probability of "A alone succeeds" where B's rate is `delta` above A's (Tango 1998, eq. 6)."""
+    """Returns the restricted maximum likelihood estimate of P("A alone succeeds") if B's rate is `delta` above A's.
+
+    Tango 1998, eq. 6.
+    """
     n, a, b = pairs.layouts, pairs.only_a, pairs.only_b
     linear = (2 * n - b + a) * delta - a - b
     root = math.sqrt(max(linear**2 + 8 * n * a * delta * (1 - delta), 0.0))
-    # Of the two ways to write the root, the one that does not subtract nearly equal numbers.
-    chance = (root - linear) / (4 * n) if linear <= 0 else 2 * a * delta * (1 - delta) / (root + linear)
-    return min(max(chance, 0.0, -delta), (1 - delta) / 2)
+    # Of the two forms of the root, use the one that does not subtract nearly equal numbers.
+    probability = (root - linear) / (4 * n) if linear <= 0 else 2 * a * delta * (1 - delta) / (root + linear)
+    return min(max(probability, 0.0, -delta), (1 - delta) / 2)
 
 
 def _tango(pairs: Pairs, delta: float) -> float:
@@ -179,7 +183,10 @@ def _tango(pairs: Pairs, delta: float) -> float:
 
 
 def restricted_rate_a(stratum: Stratum, delta: float) -> float:
-    """Most likely success rate of A where B's is `delta` above it (Miettinen and Nurminen 1985, appendix 1)."""
+    """Returns the restricted maximum likelihood estimate of A's rate if B's rate is `delta` above it.
+
+    Miettinen and Nurminen 1985, appendix 1.
+    """
     x0, n0, x1, n1 = stratum
     total, successes = n0 + n1, x0 + x1
     square = (n1 + 2 * n0) * delta - total - successes
@@ -200,21 +207,24 @@ def _score_variance(stratum: Stratum, delta: float) -> float:
 
 
 def _ratio(gap: float, variance: float) -> float:
-    """A score statistic; without variance it is infinite, or 0 where there is no gap either."""
+    """Returns a score statistic. If the variance is 0, it is infinite, or 0 if the gap is also 0."""
     if variance <= 0.0:
         return 0.0 if gap == 0.0 else math.copysign(math.inf, gap)
     return gap / math.sqrt(variance)
 
 
-def _crossings(statistic: Callable[[float], float], at: float, confidence: float) -> tuple[float, float]:
-    """Where a falling `statistic`, 0 at `at`, passes the normal quantiles +z and -z on [-1, 1]."""
+def _crossings(statistic: Callable[[float], float], estimate: float, confidence: float) -> tuple[float, float]:
+    """Returns the points on [-1, 1] at which a falling `statistic` crosses the normal quantiles +z and -z.
+
+    The statistic is 0 at `estimate`.
+    """
     z = float(norm.ppf(0.5 + confidence / 2))
 
     def end(edge: float, level: float) -> float:
-        start = min(max(at, -1 + _EDGE), 1 - _EDGE)
-        bounded = lambda delta: min(max(statistic(delta), -1e9), 1e9) - level  # noqa: E731 Brent's method knows no infinity
+        start = min(max(estimate, -1 + _EDGE), 1 - _EDGE)
+        bounded = lambda delta: min(max(statistic(delta), -1e9), 1e9) - level  # noqa: E731 Brent's method needs finite values
         if bounded(start) * bounded(edge) > 0:
-            return math.copysign(1.0, edge)  # not excluded anywhere on this side
+            return math.copysign(1.0, edge)  # no difference on this side is excluded
         return float(root_scalar(bounded, bracket=sorted((start, edge)), method="brentq", xtol=1e-10).root)
 
     return end(-1 + _EDGE, z), end(1 - _EDGE, -z)
@@ -230,18 +240,21 @@ def mean_effect(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Effect:
-    """Difference of a number measured in each trial: permutation p-value, bootstrap interval, both within tasks.
+    """Computes the effect on a measured outcome: permutation test and bootstrap interval, both within tasks.
+
+    The difference is the mean of the tasks' differences, weighted by the number of pairs if `paired`, else by
+    n_a n_b / (n_a + n_b). The interval uses bootstrap percentiles that are expanded as Student's t is beyond the normal
+    distribution (Hesterberg 2015), because plain percentiles are too narrow for 15 trials.
 
     Args:
-        tasks: for each task the values of A (n_a,) and of B (n_b,); where `paired`, n_a = n_b and row i is one layout.
-        resamples: of the permutations and of the bootstrap.
-
-    The difference is the mean of the tasks' differences, weighted by pairs, else by n_a n_b / (n_a + n_b). The interval
-    takes percentiles that are as much further out as Student's t is beyond the normal (Hesterberg 2015): plain ones
-    are too narrow for 15 trials.
+        tasks: values of A (n_a,) and of B (n_b,) for each task. If `paired`, n_a = n_b and row i is one layout.
+        paired: whether rows are pairs.
+        resamples: number of permutations, and number of bootstrap resamples.
+        seed: seed of both.
+        confidence: confidence of the interval.
 
     Raises:
-        ValueError: no task with values of both.
+        ValueError: no task has values of both policies.
     """
     groups = [(np.asarray(a, dtype=float), np.asarray(b, dtype=float)) for a, b in tasks if len(a) and len(b)]
     if not groups:
@@ -250,26 +263,26 @@ def mean_effect(
     if paired:
         sizes = np.array([len(a) for a, _ in groups], dtype=float)
         columns = [_paired_draws(b - a, resamples, rng) for a, b in groups]
-        values, spare = sizes.sum(), sizes.sum() - len(groups)
+        values, freedom = sizes.sum(), sizes.sum() - len(groups)
     else:
         sizes = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in groups])
         columns = [_unpaired_draws(a, b, resamples, rng) for a, b in groups]
         values = sum(len(a) + len(b) for a, b in groups)
-        spare = values - 2 * len(groups)
+        freedom = values - 2 * len(groups)  # degrees of freedom
     weights = sizes / sizes.sum()
-    seen = float(weights @ [seen for seen, _, _ in columns])
+    difference = float(weights @ [gap for gap, _, _ in columns])
     null = weights @ np.stack([null for _, null, _ in columns])
     boot = weights @ np.stack([boot for _, _, boot in columns])
-    p = (1 + np.count_nonzero(np.abs(null) >= abs(seen) / _TIES)) / (resamples + 1)
-    if spare < 1:
-        return Effect(seen, -math.inf, math.inf, float(p))
-    reach = float(norm.cdf(t.ppf(0.5 - confidence / 2, spare) * math.sqrt(values / spare)))
-    low, high = np.quantile(boot, [reach, 1 - reach])
-    return Effect(seen, float(low), float(high), float(p))
+    p = (1 + np.count_nonzero(np.abs(null) >= abs(difference) / _TIES)) / (resamples + 1)
+    if freedom < 1:
+        return Effect(difference, -math.inf, math.inf, float(p))
+    quantile = float(norm.cdf(t.ppf(0.5 - confidence / 2, freedom) * math.sqrt(values / freedom)))
+    low, high = np.quantile(boot, [quantile, 1 - quantile])
+    return Effect(difference, float(low), float(high), float(p))
 
 
 def _paired_draws(gaps: np.ndarray, resamples: int, rng: np.random.Generator) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean gap; means with signs flipped at random; means of resampled layouts."""
+    """Returns the mean gap, means under random sign flips, and means of resampled layouts."""
     signs = rng.choice([-1.0, 1.0], (resamples, len(gaps)))
     return float(gaps.mean()), (signs * gaps).mean(axis=1), rng.choice(gaps, (resamples, len(gaps))).mean(axis=1)
 
@@ -277,7 +290,7 @@ def _paired_draws(gaps: np.ndarray, resamples: int, rng: np.random.Generator) ->
 def _unpaired_draws(
     a: np.ndarray, b: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Difference of means; of shuffled trials; of trials resampled within each policy."""
+    """Returns the difference of means, differences of shuffled trials, and of trials resampled within each policy."""
     mixed = rng.permuted(np.tile(np.concatenate([a, b]), (resamples, 1)), axis=1)
     null = mixed[:, len(a) :].mean(axis=1) - mixed[:, : len(a)].mean(axis=1)
     boot = rng.choice(b, (resamples, len(b))).mean(axis=1) - rng.choice(a, (resamples, len(a))).mean(axis=1)

@@ -1,7 +1,8 @@
-"""What a trial leaves beside its episode: a film per camera, every control step, every tick of the streamer.
+"""The log of a trial: a film per camera, every control step, and every tick of the streamer.
 
-While a trial runs everything is appended, so that a kill or a full disk costs the last second at most: films are cut in
-fragments, steps are lines of JSON, ticks numpy arrays one after another. When it ends, steps and ticks become parquet.
+While a trial runs, all files are appended to, so that a kill or a full disk costs the last second at most. Films are
+fragmented, steps are lines of JSON, and ticks are consecutive numpy arrays. At the end of the trial, steps and ticks
+are converted to parquet.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from srpo_robot.errors import DatasetError
 from srpo_robot.evaluation.runtime import Step
 
 STEPS, TICKS = "steps", "ticks"
-_RUNNING = {STEPS: ".jsonl", TICKS: ".npys"}  # the suffix while a trial runs
+_RUNNING = {STEPS: ".jsonl", TICKS: ".npys"}  # file suffixes while a trial runs
 _FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
 _CODEC = {"preset": "ultrafast", "tune": "zerolatency", "crf": "20"}
 
-Ticks = Callable[[], np.ndarray]  # structured array, one row a tick, of all since the last call
+Ticks = Callable[[], np.ndarray]  # returns all ticks since the last call as a structured array, one row per tick
 
 
 class TrialLog:
-    """Writes one trial to a folder as long as the `with` block lasts; `add` is a `Setup.log`."""
+    """Writes the log of one trial to a folder inside a `with` block. Pass `add` as `Setup.log`."""
 
     def __init__(
         self, folder: Path, cameras: Mapping[str, tuple[int, int]], fps: float, ticks: Ticks | None = None
     ) -> None:
-        """`cameras`: name -> (height, width) [px]. `ticks`: where those of the streamer come from."""
+        """`cameras`: name -> (height, width) [px]. `ticks`: source of the streamer's ticks."""
         self.folder = folder
         self._cameras, self._fps, self._ticks = cameras, fps, ticks
         self._files = ExitStack()
         self._films: dict[str, _Film] = {}
 
     def __enter__(self) -> Self:
-        """Raises OSError where the folder cannot be written."""
+        """Opens the files. Raises OSError if the folder cannot be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
             self._steps = opened.enter_context(_running(self.folder, STEPS).open("a", encoding="utf-8"))
@@ -57,7 +58,7 @@ class TrialLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the files. After an error that came first, one of the disk's is left unsaid: what is there stays."""
+        """Finishes the files. Keeps an earlier error: a disk error is raised only if there is no other error."""
         try:
             try:
                 self._drain()
@@ -69,11 +70,11 @@ class TrialLog:
                 raise
 
     def add(self, step: Step) -> None:
-        """Append one control step. Raises OSError where the disk is full."""
+        """Appends one control step. Raises OSError if the disk is full."""
         self._steps.write(json.dumps(_row(step)) + "\n")
         self._steps.flush()
         for name, film in self._films.items():
-            film.add(step.seen.images[name])
+            film.add(step.observation.images[name])
         self._drain()
 
     def _drain(self) -> None:
@@ -83,31 +84,31 @@ class TrialLog:
             self._ticks_file.flush()
 
 
-def read_log(folder: Path, what: str) -> dict[str, np.ndarray]:
-    """The columns of a trial's `STEPS` or `TICKS`, whether it ended by itself or was cut off.
+def read_log(folder: Path, kind: str) -> dict[str, np.ndarray]:
+    """Returns the columns of a trial's `STEPS` or `TICKS`. Also reads trials that were cut off.
 
     Raises:
-        DatasetError: the folder has none.
+        DatasetError: the folder has no such log.
     """
     import pyarrow.parquet
 
-    finished = folder / f"{what}.parquet"
-    if finished.is_file():
-        table = pyarrow.parquet.read_table(finished)
+    parquet = folder / f"{kind}.parquet"
+    if parquet.is_file():
+        table = pyarrow.parquet.read_table(parquet)
         return {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
-    rows = _read_running(folder, what)
+    rows = _read_running(folder, kind)
     if rows is None:
-        raise DatasetError(f"{folder} has no {what}; give a folder of OUTPUT/trials")
+        raise DatasetError(f"{folder} has no {kind}; give a folder of OUTPUT/trials")
     return rows
 
 
 def finish(folder: Path) -> None:
-    """Turn what a trial appended into parquet, each file whole before the other one is removed."""
+    """Converts a trial's appended files to parquet. Each file is complete before its source is removed."""
     import pyarrow
     import pyarrow.parquet
 
-    for what in _RUNNING:
-        rows, path = _read_running(folder, what), folder / f"{what}.parquet"
+    for kind in _RUNNING:
+        rows, path = _read_running(folder, kind), folder / f"{kind}.parquet"
         if rows is None:
             continue
         if rows:
@@ -117,19 +118,19 @@ def finish(folder: Path) -> None:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             part.replace(path)
-        _running(folder, what).unlink()
+        _running(folder, kind).unlink()
 
 
-def _running(folder: Path, what: str) -> Path:
-    return folder / f"{what}{_RUNNING[what]}"
+def _running(folder: Path, kind: str) -> Path:
+    return folder / f"{kind}{_RUNNING[kind]}"
 
 
-def _read_running(folder: Path, what: str) -> dict[str, np.ndarray] | None:
-    """Columns of what was appended, up to where it was cut; None where there is no such file."""
-    path = _running(folder, what)
+def _read_running(folder: Path, kind: str) -> dict[str, np.ndarray] | None:
+    """Returns the columns of an appended file, up to the point of a cut. Returns None if there is no such file."""
+    path = _running(folder, kind)
     if not path.is_file():
         return None
-    return _read_lines(path) if what == STEPS else _read_arrays(path)
+    return _read_lines(path) if kind == STEPS else _read_arrays(path)
 
 
 def _read_lines(path: Path) -> dict[str, np.ndarray]:
@@ -138,7 +139,7 @@ def _read_lines(path: Path) -> dict[str, np.ndarray]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break  # cut off here
+            break  # the file is cut off here
     return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
@@ -149,7 +150,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             try:
                 arrays.append(np.load(file, allow_pickle=False))
             except (ValueError, EOFError, OSError):
-                break  # the end, or cut off here
+                break  # the end of the file, or a cut
     if not arrays:
         return {}
     rows = np.concatenate(arrays)
@@ -157,33 +158,34 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _row(step: Step) -> dict[str, Any]:
-    seen, sent = step.seen, step.limited.command
+    """Returns a step's columns. Their names are on disk in old logs, so they must not change."""
+    state, sent = step.observation.state, step.limited.command
     return {
         "step": step.number,
         "wall_s": time.time(),
-        "arm_s": seen.state.time_s,
+        "arm_s": state.time_s,
         "chunk": step.chunk,
         "row": step.row,
         "late": step.row < 0,
         "limited_by": ",".join(step.limited_by),
-        "reached_rad": seen.state.joints_rad.tolist(),
-        "asked_rad": step.asked.joints_rad.tolist(),
+        "reached_rad": state.joints_rad.tolist(),
+        "asked_rad": step.requested.joints_rad.tolist(),
         "sent_rad": sent.joints_rad.tolist(),
-        "reached_gripper_m": seen.state.gripper_m,
-        "asked_gripper_m": step.asked.gripper_m,
+        "reached_gripper_m": state.gripper_m,
+        "asked_gripper_m": step.requested.gripper_m,
         "sent_gripper_m": sent.gripper_m,
     }
 
 
 class _Film:
-    """A camera's film as fragmented MP4: what is written can be watched, whatever happens next."""
+    """A camera's film as fragmented MP4. The written part stays playable even if the process is killed."""
 
     def __init__(self, path: Path, height_px: int, width_px: int, fps: float) -> None:
         import av
 
         self._av, self._path = av, path
         self._container: Any = av.open(str(path), "w", options=_FRAGMENTS)
-        self._size = (height_px // 2 * 2, width_px // 2 * 2)  # the codec's colours come in blocks of two
+        self._size = (height_px // 2 * 2, width_px // 2 * 2)  # yuv420p needs even sizes
         rate = Fraction(fps).limit_denominator(1000)
         self._stream = self._container.add_stream("libx264", rate=rate, options=_CODEC | {"g": str(max(round(fps), 1))})
         self._stream.height, self._stream.width = self._size

@@ -1,7 +1,7 @@
-"""The journal of a run: trials.jsonl, one row a trial, flushed and synced before the next trial begins.
+"""The journal of a run: trials.jsonl, one row per trial, flushed and synced before the next trial begins.
 
-Beside it, while an arm may move and after a run that did not end well, lies fault.json: what happened. It is written
-before the first move, so that a kill or a full disk leaves it too, and removed when a run has ended as it should.
+fault.json beside it describes a fault. It is written before the first move, so that it exists even after a kill or with
+a full disk, and removed when a run ends normally.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CUT_OFF = "the run did not end by itself: it was killed, or the machine went dow
 
 
 def append_trial(folder: Path, trial: Trial) -> None:
-    """Write one row and wait until it is on the disk. A last row that a crash has cut is replaced."""
+    """Writes one row and syncs it to disk. Replaces a last row that a crash has cut."""
     with (folder / JOURNAL).open("a+b") as file:
         _mend(file)
         file.write(json.dumps(asdict(trial), default=str).encode() + b"\n")
@@ -32,10 +32,10 @@ def append_trial(folder: Path, trial: Trial) -> None:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """All trials of a run, in order; a last line cut by a crash is left out.
+    """Returns all trials of a run in order. Skips a last line that a crash has cut.
 
     Raises:
-        DatasetError: no journal there, or a row in its middle that is not a trial.
+        DatasetError: the folder has no journal, or a row before the last one is not a trial.
     """
     path = folder / JOURNAL
     if not path.is_file():
@@ -43,7 +43,7 @@ def read_trials(folder: Path) -> list[Trial]:
     lines = path.read_bytes().splitlines()
     trials = []
     for number, line in enumerate(lines, start=1):
-        trial = _parsed(line)
+        trial = _parse(line)
         if trial is None and number < len(lines):
             raise DatasetError(f"{path}, line {number} is not a trial; restore the file from a copy")
         if trial is not None:
@@ -51,7 +51,7 @@ def read_trials(folder: Path) -> list[Trial]:
     return trials
 
 
-def _parsed(line: bytes) -> Trial | None:
+def _parse(line: bytes) -> Trial | None:
     try:
         return Trial(**current_keys(json.loads(line), TRIAL_KEYS))
     except (ValueError, TypeError, AttributeError):
@@ -59,40 +59,40 @@ def _parsed(line: bytes) -> Trial | None:
 
 
 def _mend(file: BinaryIO) -> None:
-    """Leave whole rows only: what is appended to half a row would be lost with it."""
+    """Removes a cut last row, because a row appended to it would be unreadable. Completes a missing newline."""
     file.seek(0)
     lines = file.read().splitlines(keepends=True)
     if not lines:
         return
-    if _parsed(lines[-1]) is None:
+    if _parse(lines[-1]) is None:
         file.truncate(sum(map(len, lines[:-1])))
     elif not lines[-1].endswith(b"\n"):
         file.write(b"\n")
 
 
-def note_fault(folder: Path, what: str = CUT_OFF, trial: int | None = None) -> None:
-    """Leave word of a fault, on the disk when it returns. Raises OSError where it cannot; what was there stays."""
+def note_fault(folder: Path, message: str = CUT_OFF, trial: int | None = None) -> None:
+    """Writes fault.json and syncs it to disk. Raises OSError if it cannot, and keeps an earlier file."""
     part = folder / f"{FAULT}.part"
     with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"what": what, "trial": trial, "at": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
+        file.write(json.dumps({"what": message, "trial": trial, "at": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
         file.flush()
         os.fsync(file.fileno())
     part.replace(folder / FAULT)
 
 
 def read_fault(folder: Path) -> str:
-    """How the last run in `folder` ended where it did not end well, in a line; "" where it did."""
+    """Returns one line about the fault of the last run in `folder`, or "" if it ended normally."""
     path = folder / FAULT
     if not path.is_file():
         return ""
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        where = "" if noted["trial"] is None else f" in trial {noted['trial']}"
-        return f"{noted['what']} ({noted['at']}{where})"
+        fault = json.loads(path.read_text(encoding="utf-8"))
+        place = "" if fault["trial"] is None else f" in trial {fault['trial']}"
+        return f"{fault['what']} ({fault['at']}{place})"
     except (ValueError, KeyError, TypeError):
         return CUT_OFF
 
 
 def clear_fault(folder: Path) -> None:
-    """A run has ended as it should."""
+    """Removes fault.json after a run that ended normally."""
     (folder / FAULT).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""A stand-in for the lab: an xArm 7, its gripper, cameras and objects in MuJoCo."""
+"""A simulated lab: an xArm 7 with gripper, cameras and objects in MuJoCo."""

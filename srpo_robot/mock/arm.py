@@ -1,4 +1,4 @@
-"""The mock arm and the cell around it: what `Arm` and `Workcell` ask for, on top of `CellSim`."""
+"""The mock arm and its workcell: implementations of `Arm` and `Workcell` on top of `CellSim`."""
 
 from __future__ import annotations
 
@@ -14,28 +14,33 @@ from srpo_robot.mock.cell import CellSim
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import ArmCommand, Observation
 
-_START_JITTER_M = 0.010  # of the TCP around home, standard deviation
-_WIDE_MIN_M = (0.32, -0.24, 0.14)  # where wide starts put the TCP: over table and plate, clear of every object
+_START_JITTER_M = 0.010  # standard deviation of the start TCP around home
+_WIDE_MIN_M = (0.32, -0.24, 0.14)  # region of the TCP in wide starts: over table and plate, clear of every object
 _WIDE_MAX_M = (0.52, 0.20, 0.32)
 _WIDE_OPENING_M = (0.040, 0.085)
 _SLOW_S = 0.8  # time constant of the slow part of the disturbance
-_WALL_M = 0.001  # the disturbance stays this far from the box's walls: its step in joint space is linearised
-_WHITE_SHARE = 0.4  # standard deviation of the white part, as a share of the slow part's
+_WALL_M = 0.001  # margin of the disturbance to the box's walls, because its joint-space step is linearised
+_WHITE_FRACTION = 0.4  # standard deviation of the white part, as a fraction of the slow part's
 
 
 class MockArm(Arm):
-    """An xArm 7 in MuJoCo. Time passes only in `send`, one control period a call.
+    """An xArm 7 in MuJoCo. Time passes only in `send`, one control period per call.
 
-    With `disturbance_m` > 0 the motors are driven beside the command: slowly varying plus white noise in TCP space,
-    added after the limits and kept inside the workspace box. `commanded`, and so what is recorded as the action, stays
-    clean: demonstrations then show how to come back from states that the expert alone would not visit (DART, Laskey et
-    al. 2017).
+    If `disturbance_m` > 0, the motors get the command plus slowly varying and white noise in TCP space. The noise is
+    added after the limits and kept inside the workspace box. `commanded`, and therefore the recorded action, stays
+    without noise. Demonstrations then show how to recover from states that the expert alone would not visit (DART,
+    Laskey et al. 2017).
     """
 
     def __init__(
         self, hardware: HardwareRecipe, task: TaskRecipe, disturbance_m: float = 0.0, randomization: float = 0.0
     ) -> None:
-        """Raises RecipeError where the recipes ask for what the mock cell does not have; UsageError as `CellSim`."""
+        """Builds the simulator.
+
+        Raises:
+            RecipeError: the recipes ask for something that the mock cell does not have, or `disturbance_m` is negative.
+            UsageError: as `CellSim`.
+        """
         super().__init__(hardware)
         if disturbance_m < 0.0:
             raise RecipeError(f"disturbance_m is {disturbance_m}; it is a standard deviation, zero or more")
@@ -43,36 +48,38 @@ class MockArm(Arm):
         self.disturbance_m = disturbance_m
         self._slow_m = np.zeros(3)
         self._rng = np.random.default_rng(0)
-        self._seen: Observation | None = None
+        self._observation: Observation | None = None
         self._is_open = False
 
     def place(self, layout: tasks.Layout, start: ArmCommand) -> None:
-        """Lay out the scene with the arm at `start`. The disturbance is drawn from the layout's seed."""
+        """Lays out the scene with the arm at `start`. The disturbance is drawn from the layout's seed."""
         self._must_be_open()
         self.sim.reset(layout, start)
         self._rng = np.random.default_rng([layout.seed, 2])
         self._slow_m = self.disturbance_m * self._rng.standard_normal(3)
         self.commanded = start
-        self._seen = None
+        self._observation = None
 
     def observe(self, images: bool = True) -> Observation:
-        """State and, unless nobody looks, images now; drawn once a control step, however often it is asked.
+        """Returns the current state and, if `images`, the current images. Renders at most once per control step.
 
         Raises:
             ArmError: the arm is not open.
         """
         self._must_be_open()
-        if self._seen is None or (images and not self._seen.images):
+        if self._observation is None or (images and not self._observation.images):
             state = self.sim.state()
             drawn = {camera.name: self.sim.render(camera.name) for camera in self.recipe.cameras} if images else {}
-            self._seen = Observation(state, self.commanded or ArmCommand(state.joints_rad, state.gripper_m), drawn)
-        return self._seen
+            self._observation = Observation(
+                state, self.commanded or ArmCommand(state.joints_rad, state.gripper_m), drawn
+            )
+        return self._observation
 
     def stop(self) -> None:
-        """Hold what is measured now and forget the last command; safe to call twice, open or not."""
+        """Holds the measured position and forgets the last command. Safe to call twice, open or not."""
         self.sim.freeze()
         self.commanded = None
-        self._seen = None
+        self._observation = None
 
     def _open(self) -> None:
         self._is_open = True
@@ -84,17 +91,17 @@ class MockArm(Arm):
     def _drive(self, command: ArmCommand) -> None:
         self._must_be_open()
         self.sim.step(self._disturbed(command) if self.disturbance_m > 0.0 else command, self.period_s)
-        self._seen = None
+        self._observation = None
 
     def _disturbed(self, command: ArmCommand) -> ArmCommand:
-        """The command that the motors get: its TCP moved by first-order plus white noise, never out of the box."""
+        """Returns the command for the motors, with first-order plus white noise on the TCP, which stays in the box."""
         keep = np.exp(-self.period_s / _SLOW_S)
         slow, white = self._rng.standard_normal((2, 3)) * self.disturbance_m
         self._slow_m = keep * self._slow_m + np.sqrt(1.0 - keep**2) * slow
         limits = self.limits
         tcp = kinematics.tcp_position(command.joints_rad, limits.tcp_offset_m)
         low, high = limits.box_min_m + _WALL_M, limits.box_max_m - _WALL_M
-        moved = np.clip(tcp + self._slow_m + _WHITE_SHARE * white, low, high)
+        moved = np.clip(tcp + self._slow_m + _WHITE_FRACTION * white, low, high)
         jacobian = kinematics.jacobian(command.joints_rad, limits.tcp_offset_m)
         shift = np.linalg.pinv(jacobian) @ np.append(moved - tcp, np.zeros(3))
         joints = np.clip(command.joints_rad + shift, limits.joint_min_rad, limits.joint_max_rad)
@@ -106,13 +113,13 @@ class MockArm(Arm):
 
 
 class MockCell:
-    """The workcell of a `MockArm`: lays out trials by seed and judges them by physics."""
+    """The workcell of a `MockArm`. It lays out trials by seed and judges them by physics."""
 
     def __init__(self, arm: MockArm, wide_starts: float = 0.0) -> None:
         """`wide_starts`: probability that a trial starts anywhere over the table instead of near home.
 
         Raises:
-            RecipeError: not a probability.
+            RecipeError: `wide_starts` is not a probability.
         """
         if not 0.0 <= wide_starts <= 1.0:
             raise RecipeError(f"wide_starts is {wide_starts}; it is a probability, 0 to 1")
@@ -120,33 +127,33 @@ class MockCell:
         self.wide_starts = wide_starts
 
     def reset(self, seed: int) -> Mapping[str, object]:
-        """Lay out the scene for `seed`, put the arm at its start, and say what the layout is (JSON-able)."""
+        """Lays out the scene for `seed` and puts the arm at its start. Returns the layout as JSON values."""
         layout = tasks.layout(self.arm.sim.recipe, seed)
         start = self._start(np.random.default_rng([seed, 1]))
         self.arm.place(layout, start)
         tcp = kinematics.tcp_position(start.joints_rad, self.arm.limits.tcp_offset_m)
-        varied = {"randomization": self.arm.sim.randomization}
-        return layout.as_json() | {"start_tcp_m": [round(float(v), 6) for v in tcp]} | varied
+        start_tcp = [round(float(v), 6) for v in tcp]
+        return layout.as_json() | {"start_tcp_m": start_tcp, "randomization": self.arm.sim.randomization}
 
     def verdict(self, ended: bool) -> bool | None:
-        """True once the success rule has held for half a second up to now; False only once `ended`; else None."""
+        """Returns True if the success rule has held for the last half second, False only if `ended`, otherwise None."""
         if self.arm.sim.succeeded():
             return True
         return False if ended else None
 
     def score(self) -> float:
-        """How well the task is done at this instant, 0 to 1; what lies between says how far a failure got."""
+        """Returns how well the task is done now, 0 to 1. A failure may score between 0 and 1."""
         return self.arm.sim.score()
 
     def truth(self) -> Mapping[str, np.ndarray | str]:
-        """The columns of `truth.FEATURES` at this instant. Raises ArmError before the first `reset`."""
+        """Returns the current values of `truth.FEATURES`. Raises ArmError before the first `reset`."""
         return truth.snapshot(self.arm.sim)
 
     def _start(self, rng: np.random.Generator) -> ArmCommand:
-        """Joints and opening at the start of a trial; drawn until inverse kinematics reaches it inside the box.
+        """Draws joints and opening at the start of a trial, until inverse kinematics reaches a start inside the box.
 
         Raises:
-            RecipeError: the box leaves no such place.
+            RecipeError: no start inside the box is within reach.
         """
         limits = self.arm.limits
         home = kinematics.tcp_position(self.arm.home_rad, limits.tcp_offset_m)
@@ -179,18 +186,18 @@ def make_mock(
     disturbance_m: float = 0.0,
     randomization: float = 0.0,
 ) -> tuple[MockArm, MockCell]:
-    """The mock arm and the workcell around it.
+    """Returns the mock arm and its workcell.
 
     Args:
         hardware: an arm recipe of kind "mock".
-        task: which task is laid out and judged.
+        task: the task to lay out and judge.
         wide_starts: probability of a start anywhere over the table instead of near home.
-        disturbance_m: standard deviation of the noise on the way to the motors [m]; see `MockArm`.
-        randomization: visual randomization between trials, 0 (none) to 1; see `randomization.draw_appearance`.
+        disturbance_m: standard deviation of the noise on the motor commands [m]. See `MockArm`.
+        randomization: visual randomization between trials, 0 (none) to 1. See `randomization.draw_appearance`.
 
     Raises:
-        RecipeError: the recipes ask for what the mock cell does not have.
-        UsageError: `randomization` outside 0 to 1.
+        RecipeError: the recipes ask for something that the mock cell does not have.
+        UsageError: `randomization` is outside 0 to 1.
     """
     if hardware.kind != "mock":
         raise RecipeError(f"{hardware.name} is a recipe for a {hardware.kind}; the mock cell needs one of kind 'mock'")

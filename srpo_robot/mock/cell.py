@@ -1,4 +1,7 @@
-"""The mock cell in MuJoCo: lockstep, seeded from outside, no wall clock. Nothing moves between calls of `step`."""
+"""The mock cell in MuJoCo. It runs in lockstep: nothing moves between calls of `step`, and no wall clock is read.
+
+All randomness comes from the seeds of the layouts.
+"""
 # pyright: reportAttributeAccessIssue=false
 # (mujoco is a compiled module without stubs)
 
@@ -16,35 +19,40 @@ from srpo_robot.mock.tasks import SUCCESS_HOLD_S, SceneFacts, Task, task_named
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import JOINTS, ArmCommand, ArmState
 
-_IN_THE_WAY_M = 0.070  # fingertips to an object: nobody reaches in there to move it
+_IN_THE_WAY_M = 0.070  # distance from the fingertips to an object below which no swap happens
 _SETTLE_S = 0.1  # objects come to rest before a trial starts
 _APPEARANCE_FIELDS = (
     "geom_rgba",
     "cam_pos",
     "cam_quat",
     "cam_fovy",
-)  # what an appearance changes in the model, beside the light
+)  # model fields that an appearance changes, besides the light
 _DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 
 class CellSim:
-    """Arm, gripper, objects and cameras, and the privileged view on them that only scripts and judges may use."""
+    """Simulates arm, gripper, objects and cameras. Only scripts and judges may use its ground truth."""
 
     def __init__(self, hardware: HardwareRecipe, task: TaskRecipe, randomization: float = 0.0) -> None:
-        """`randomization`: visual randomization from layout to layout, 0 (none) to 1; see `draw_appearance`.
+        """Compiles the model.
+
+        Args:
+            hardware: an arm recipe.
+            task: the task of all layouts.
+            randomization: visual randomization between layouts, 0 (none) to 1. See `draw_appearance`.
 
         Raises:
             RecipeError: the mock cell has no such task, camera or tool.
-            UsageError: `randomization` is no such amount.
+            UsageError: `randomization` is outside 0 to 1.
         """
         self.hardware = hardware
         self.recipe = task
         self.randomization = check_randomization(randomization)
         self.task: Task = task_named(task.name)
         self.layout: Layout | None = None
-        self.intent = ""  # what a script is about to get wrong in this layout, for the record; "" where a policy drives
-        self.strategy = ""  # the same of how it goes about it
-        self.placed_for_s = 0.0  # how long the success rule has held, up to now
+        self.intent = ""  # failure that a script plans in this layout, for the record, or "" if a policy drives
+        self.strategy = ""  # strategy of the script, or "" if a policy drives
+        self.placed_for_s = 0.0  # time for which the success rule has held until now
         kind = self.task.furniture(task)
         self._model = mujoco.MjModel.from_xml_string(scene.mjcf(hardware, kind.parts(hardware), self.task.things))
         self._data = mujoco.MjData(self._model)
@@ -56,15 +64,15 @@ class CellSim:
         self._nominal = {name: getattr(self._model, name).copy() for name in _APPEARANCE_FIELDS}
         coloured = (*self.task.things, *kind.bodies)
         self._things = [i for i in range(self._model.ngeom) if self._body_of(i) in coloured]
-        self._ticks = 0  # physics steps since the reset; a controller asks for two at a time
-        self._swap_at_s: float | None = None  # when objects change places under way; None: not, or no more
+        self._ticks = 0  # physics steps since the reset (the emulated controller runs two at a time)
+        self._swap_at_s: float | None = None  # time of the pending swap, or None
         self._renderer: rendering.Renderer | None = None
-        self._target = np.zeros(JOINTS + 1)  # joints [rad] and opening [m] that the motors hold
+        self._target = np.zeros(JOINTS + 1)  # motor targets: joints [rad] and opening [m]
         self._place_arm(ArmCommand(np.array(hardware.home_rad), hardware.limits.gripper_max_m))
         self._park(set(self.task.things))
 
     def close(self) -> None:
-        """Free the renderer; safe to call twice. The next `render` makes a new one."""
+        """Frees the renderer. Safe to call twice. The next `render` makes a new one."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -72,7 +80,9 @@ class CellSim:
     # --- time -----------------------------------------------------------------------------------------------------
 
     def reset(self, layout: Layout, start: ArmCommand) -> None:
-        """Lay out the scene with the arm at rest at `start`, with the appearance of the layout's seed; the clock starts at 0.
+        """Lays out the scene with the arm at rest at `start`. Draws the appearance from the layout's seed.
+
+        The clock starts at 0.
 
         Raises:
             RecipeError: `layout` is of another task.
@@ -97,10 +107,10 @@ class CellSim:
         mujoco.mj_forward(self._model, self._data)
 
     def step(self, command: ArmCommand, period_s: float) -> None:
-        """Move the motors' targets in a straight line to `command` over `period_s`, and physics with them.
+        """Steps physics by `period_s` while the motor targets move linearly to `command`.
 
         Raises:
-            ArmError: physics diverged; MuJoCo has put the model back to its zero pose.
+            ArmError: physics diverged. MuJoCo has then reset the model to its zero pose.
         """
         self._swap_if_due()
         start, goal = self._target, np.append(command.joints_rad, command.gripper_m)
@@ -113,46 +123,46 @@ class CellSim:
                 self._furniture.step()
         if any(self._data.warning[kind].number for kind in _DIVERGED):
             raise ArmError("the mock cell's physics diverged; reset the workcell and lower the speed limits")
-        mujoco.mj_forward(self._model, self._data)  # positions, for images and facts, at the new state
+        mujoco.mj_forward(self._model, self._data)  # update positions for images and facts
         placed = self.layout is not None and self.task.succeeded(self.facts(), self.layout.target)
         self.placed_for_s = self.placed_for_s + period_s if placed else 0.0
 
     def freeze(self) -> None:
-        """Make the motors hold what is measured now, from rest."""
+        """Stops the arm and makes the motors hold the measured position."""
         self._data.qvel[self._arm_v] = 0.0
         state = self.state()
         self._drive(np.append(state.joints_rad, state.gripper_m))
         mujoco.mj_forward(self._model, self._data)
 
-    # --- what is where --------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------------------
 
     def state(self) -> ArmState:
-        """What the arm's encoders would say."""
+        """Returns the state as the arm's encoders would measure it."""
         return ArmState(
             float(self._data.time), self._data.qpos[self._arm_q], float(self._data.qpos[self._finger_q].sum())
         )
 
     def facts(self) -> SceneFacts:
-        """Everything the simulator knows about the objects of the layout."""
+        """Returns the ground truth about the objects of the layout."""
         names = [] if self.layout is None else [item.name for item in self.layout.objects]
-        seen = self._furniture.observe()
+        furniture = self._furniture.observe()
         speeds = {name: float(np.linalg.norm(self._data.joint(name).qvel[:3])) for name in names}
         return SceneFacts(
             tcp_m=self._data.site("tcp").xpos.copy(),
             gripper_m=self.state().gripper_m,
-            objects_m={name: self._data.body(name).xpos.copy() for name in names} | dict(seen.objects_m),
-            speeds_m_s=speeds | dict(seen.speeds_m_s),
+            objects_m={name: self._data.body(name).xpos.copy() for name in names} | dict(furniture.objects_m),
+            speeds_m_s=speeds | dict(furniture.speeds_m_s),
             plate_m=self._data.mocap_pos[0, :2].copy(),
-            measured=seen.measured,
-            marks_m=seen.marks_m,
+            measurements=furniture.measurements,
+            marks_m=furniture.marks_m,
         )
 
     def succeeded(self) -> bool:
-        """Whether the success rule has held for `SUCCESS_HOLD_S` up to now."""
-        return self.placed_for_s > SUCCESS_HOLD_S - scene.TIMESTEP_S  # a sum of periods must not miss it by rounding
+        """Returns True if the success rule has held for the last `SUCCESS_HOLD_S`."""
+        return self.placed_for_s > SUCCESS_HOLD_S - scene.TIMESTEP_S  # tolerance for rounding in the sum of periods
 
     def score(self) -> float:
-        """How well the task is done at this instant, 0 to 1 (see the task).
+        """Returns how well the task is done now, 0 to 1. See `Task.score`.
 
         Raises:
             ArmError: the cell has no layout yet.
@@ -162,11 +172,11 @@ class CellSim:
         return self.task.score(self.facts(), self.layout.target)
 
     def stage(self) -> float:
-        """Oracle of progress in [0, 1]: reaching, carrying, placed (see the task); 0 before the first layout."""
+        """Returns the ground-truth progress in [0, 1], or 0 before the first layout. See `Task.stage`."""
         return 0.0 if self.layout is None else self.task.stage(self.facts(), self.layout.target)
 
     def render(self, camera: str) -> np.ndarray:
-        """uint8 (H, W, 3) RGB in the size of the recipe.
+        """Renders a camera. Returns uint8 (H, W, 3) RGB in the size of the recipe.
 
         Raises:
             SrpoRobotError: SRPO_RENDERER forces a renderer that does not work here.
@@ -176,13 +186,13 @@ class CellSim:
         return self._renderer.render(self._data, camera, *self._sizes[camera])
 
     def move_object(self, name: str, position_m: np.ndarray) -> None:
-        """Put an object somewhere else, upright and at rest; a hand that interferes, for tests and perturbations."""
+        """Moves an object, upright and at rest, as a person's hand would. Tests and swaps use it."""
         self._pose(name)[:] = [*position_m, 1.0, 0.0, 0.0, 0.0]
         self._data.joint(name).qvel[:] = 0.0
         mujoco.mj_forward(self._model, self._data)
 
     def set_appearance(self, appearance: Appearance) -> None:
-        """Keep an appearance until the next `reset`: light, colours, cameras. Nothing that moves is touched."""
+        """Sets light, colours and cameras until the next `reset`. Does not change joints or objects."""
         model = self._model
         for name, values in self._nominal.items():
             getattr(model, name)[:] = values
@@ -200,10 +210,10 @@ class CellSim:
             turn, nominal = np.empty(4), camera.quat.copy()
             mujoco.mju_euler2Quat(turn, mount.turn_rad, "xyz")
             camera.pos[:] += mount.shift_m
-            mujoco.mju_mulQuat(camera.quat, nominal, turn)  # turned in its own frame
+            mujoco.mju_mulQuat(camera.quat, nominal, turn)  # rotated in the camera's frame
             camera.fovy[:] *= mount.fovy_factor
-        self._furniture.dress()
-        mujoco.mj_camlight(model, self._data)  # not forward: an appearance leaves no trace in the solver's warm start
+        self._furniture.repaint()
+        mujoco.mj_camlight(model, self._data)  # not mj_forward, which would change the solver's warm start
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +221,7 @@ class CellSim:
         return self._model.body(self._model.geom_bodyid[geom]).name
 
     def _swap_if_due(self) -> None:
-        """A hand exchanges target and first distractor, unless the gripper is about one of them by then."""
+        """Swaps target and first distractor when it is due. Does nothing if the gripper is near one of them."""
         if self.layout is None or self._swap_at_s is None or self._data.time < self._swap_at_s:
             return
         self._swap_at_s = None
@@ -226,11 +236,11 @@ class CellSim:
             self.move_object(name, np.array([*spot[:2], THINGS[name].rest_m]))
 
     def _pose(self, name: str) -> np.ndarray:
-        """Position and quaternion of a free object, a writable view, (7,)."""
+        """Returns position and quaternion (7,) of a free object as a writable view."""
         return self._data.joint(name).qpos
 
     def _park(self, names: set[str]) -> None:
-        """Objects out of use stand behind the arm, out of both cameras' sight."""
+        """Parks unused objects behind the arm, out of sight of both cameras."""
         for i, name in enumerate(sorted(names)):
             self.move_object(name, np.array([-1.0, 0.2 * i, THINGS[name].rest_m]))
 
@@ -242,7 +252,7 @@ class CellSim:
         mujoco.mj_forward(self._model, self._data)
 
     def _drive(self, target: np.ndarray) -> None:
-        """Set the motors' targets: seven joints [rad], then the opening [m], half of it for each finger."""
+        """Sets the motor targets: seven joints [rad], then the opening [m], half of it for each finger."""
         self._target = target
         self._data.ctrl[:JOINTS] = target[:JOINTS]
         self._data.ctrl[JOINTS:] = target[JOINTS] / 2.0

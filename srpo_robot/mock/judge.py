@@ -1,7 +1,7 @@
-"""The mock lab's judge over HTTP: lays out a scene by seed and says whether the task is done. No real arm has one.
+"""The mock lab's judge over HTTP: lays out a scene by seed and reports success. A real lab has no such server.
 
-POST /reset {"seed": 3} -> the layout; the arm stays where it is, as under a person who sets the table
-GET /verdict            -> {"success": true}; the success rule has held for half a second
+POST /reset {"seed": 3} -> the layout. The arm does not move, as if a person set the table.
+GET /verdict            -> {"success": true} if the success rule has held for half a second
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class JudgeServer(HttpServer):
         self._plant, self._controller = plant, controller
 
     def reset(self, seed: int) -> dict[str, object]:
-        """Lay out the scene for `seed` around the arm; what it is, JSON-able. Raises as `tasks.layout`."""
+        """Lays out the scene for `seed` around the arm. Returns the layout as JSON values. Raises as `tasks.layout`."""
         layout = tasks.layout(self._plant.sim.recipe, seed)
         arm = self._controller.arm_state()
         self._controller.place(layout, ArmCommand(arm.joints_rad, arm.gripper_m))
         return layout.as_json()
 
     def succeeded(self) -> bool:
-        """Whether the success rule holds now."""
+        """Returns True if the success rule has held for half a second."""
         with self._plant.lock:
             return self._plant.sim.succeeded()
 

@@ -1,7 +1,7 @@
-"""A lab in a terminal: the emulated controller, the cell's cameras and a judge, by the clock, on loopback.
+"""A simulated lab in real time on loopback: the emulated controller, the cell's cameras and a judge.
 
-What it hands out is a hardware recipe like any arm's; the driver that reads it does not know the difference. The judge
-is what no real lab has: it sets the table and calls the result, so that runs need no person.
+`MockLab.recipe` returns a hardware recipe like that of a real arm, so the driver cannot tell the difference. The judge
+sets the table and decides success, so that runs need no person. A real lab has no judge.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from srpo_robot.recipes import CameraRecipe, HardwareRecipe, TaskRecipe
 from srpo_robot.records import ArmCommand
 
 NAME = "mock-lab"
-# The emulator shares a busy machine with everything else; on a real one these would be faults.
+# The emulator shares a busy machine with other processes. On a real arm such delays would be faults.
 _REPORT_AGE_S = 0.5
 _COMMAND_TIMEOUT_S = 1.5
 _PICTURE_AGE_S = 2.0
-_GRIPPER_RPM = 5000  # as fast as the vendor's goes: the cell's own demonstrations are recorded with a faster one
+_GRIPPER_RPM = 5000  # maximum speed of the vendor's gripper (the cell's demonstrations use a faster one)
 
 
 class MockLab:
-    """Everything a lab has, as long as the `with` block lasts. `plant`, `controller` and `streams` take faults."""
+    """Runs the lab inside a `with` block. `plant`, `controller` and `streams` have methods to inject faults."""
 
     def __init__(
         self,
@@ -43,13 +43,15 @@ class MockLab:
         seed: int = 0,
         randomization: float = 0.0,
     ) -> None:
-        """The cell lies as `seed` lays it out until somebody resets it.
+        """Lays out the scene for `seed`. The scene stays until a client resets it.
 
         Args:
-            cell: a recipe of kind "mock": home, limits, cameras.
-            task: the task that is laid out and judged.
-            host: a loopback address; "" takes a free one.
-            command_port: the vendor's is 502, which needs privileges; 0 takes a free one.
+            cell: a recipe of kind "mock" with home, limits and cameras.
+            task: the task to lay out and judge.
+            host: a loopback address. With "", a free one is used.
+            command_port: port of the controller. The vendor's port 502 needs privileges. With 0, a free one is used.
+            seed: seed of the first layout.
+            randomization: visual randomization between layouts, 0 (none) to 1.
 
         Raises:
             RecipeError: the mock cell has no such task or camera.
@@ -65,7 +67,7 @@ class MockLab:
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        """Raises ArmError where a port is taken, or is not ours to take."""
+        """Starts all servers. Raises ArmError if a port is taken or needs privileges."""
         with ExitStack() as started:
             for part in (self.controller, self.streams, self.judge):
                 started.enter_context(part)
@@ -75,11 +77,11 @@ class MockLab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all of it. Raises ArmError where a part had failed."""
+        """Stops all servers. Raises ArmError if one of them has failed."""
         self._running.__exit__(kind, error, trace)
 
     def recipe(self, arm: HardwareRecipe) -> HardwareRecipe:
-        """What the driver reads: `arm` with the cell's geometry, and with everything pointing here.
+        """Returns the driver's recipe: `arm` with the cell's geometry and the addresses of this lab.
 
         Raises:
             RecipeError: `arm` has no controller.
@@ -109,7 +111,7 @@ class MockLab:
         )
 
     def check(self) -> None:
-        """Raise ArmError where a part has failed meanwhile."""
+        """Raises ArmError if a server has failed."""
         self.controller.arm_state()
         if self.streams.failed:
             raise ArmError(f"the mock cameras failed: {self.streams.failed}")

@@ -1,4 +1,4 @@
-"""The scene of one trial: where every object starts. Data only, no physics."""
+"""The scene of one trial: the start pose of every object. Data only, no physics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """Where something starts: centre (x, y) [m], base frame, and its turn about the vertical [rad]."""
+    """The start pose of an object: centre (x, y) [m] in the base frame, and rotation about the vertical [rad]."""
 
     name: str
     x_m: float
@@ -16,23 +16,23 @@ class Placement:
     yaw_rad: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """The scene of one trial.
 
     Attributes:
         task: name of the task.
-        target: what the instruction is about, by its name in `SceneFacts.objects_m`.
-        seed: that it was drawn from.
-        objects: free objects on the table; the task's others are out of sight.
-        plate_m: centre of where the task ends: plate, tray, board, or the towel's fold (x, y) [m], base frame.
-        swapped: target and first distractor changed places.
-        instruction: what the policy reads in this trial.
-        plate_yaw_rad: turn of the board or towel about the vertical.
-        fixtures: furniture beside it.
+        target: name in `SceneFacts.objects_m` of the object of the instruction.
+        seed: seed that the layout was drawn from.
+        objects: free objects on the table. The task's other objects are out of sight.
+        plate_m: centre of the goal (plate, tray, board, or the towel's fold), (x, y) [m], base frame.
+        swapped: whether target and first distractor were swapped.
+        instruction: instruction for the policy in this trial.
+        plate_yaw_rad: rotation of the board or towel about the vertical.
+        fixtures: poses of the furniture besides the goal.
         marks_m: ink on the board, (x, y) [m] from its centre.
         ink_rgb: colour of the ink, 0 to 1.
-        swap_at_s: when target and first distractor change places during the trial; None: they stay.
+        swap_at_s: time at which target and first distractor are swapped during the trial. With None, they stay.
     """
 
     task: str
@@ -49,5 +49,5 @@ class Layout:
     swap_at_s: float | None = None
 
     def as_json(self) -> dict[str, object]:
-        """The layout as JSON values."""
+        """Returns the layout as JSON values."""
         return json.loads(json.dumps(asdict(self)))

@@ -1,7 +1,7 @@
-"""How the mock cell looks in a trial: light, colours, cameras that were mounted by hand. Pure functions, no physics.
+"""Visual randomization of the mock cell: light, colours and camera poses. Pure functions without physics.
 
-A score or a policy that has learnt one brightness or one camera pose is worth nothing in a lab. What an appearance changes
-never moves a joint or an object: the same seed gives the same episode, whatever it looks like.
+A policy or a score that fits one brightness or one camera pose does not transfer to a lab. An appearance never moves a
+joint or an object, so a seed gives the same episode with every amount of randomization.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import numpy as np
 from srpo_robot.errors import UsageError
 from srpo_robot.mock.scene import AMBIENT, CAMERAS, DIFFUSE, TABLE_RGB
 
-_STREAM = 5  # of a seed's random numbers; 0 layout, 1 start, 2 disturbance, 3 and 4 demonstrator
-_BRIGHTNESS = 0.40  # all of these: greatest change, either way, at amount 1
-_CONTRAST = 0.40  # share of the ambient light that becomes diffuse light, or comes from it
+_STREAM = 5  # random stream of a seed (0 is the layout, 1 the start, 2 the disturbance, 3 and 4 the demonstrator)
+# Largest changes in either direction at amount 1.
+_BRIGHTNESS = 0.40
+_CONTRAST = 0.40  # fraction of the ambient light that moves between ambient and diffuse light
 _TINT = 0.12
 _OBJECT_GAIN = 0.15
 _SHIFT_M = 0.020
 _TURN_RAD = np.radians(2.0)
 _FOVY = 0.05
-_TABLE_SATURATION = 0.45  # at most: a table as red as the apple would hide it
-_TABLE_VALUE = (0.15, 0.70)  # never as bright as the plate
+_TABLE_SATURATION = 0.45  # maximum, because a table as red as the apple would hide it
+_TABLE_VALUE = (0.15, 0.70)  # range, always darker than the plate
 
 
 @dataclass(frozen=True)
 class CameraOffset:
-    """How one camera stands beside its nominal mount.
+    """The offset of one camera from its nominal mount.
 
     Attributes:
-        shift_m: along the axes of what it is mounted on [m].
-        turn_rad: tilt, pan and roll, about the image's right, its up, and backwards [rad].
-        fovy_factor: its vertical field of view over the nominal one.
+        shift_m: shift along the axes of the camera's parent body [m].
+        turn_rad: tilt, pan and roll about the image's right, up and backward axes [rad].
+        fovy_factor: ratio of the vertical field of view to the nominal one.
     """
 
     shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -41,17 +42,17 @@ class CameraOffset:
     fovy_factor: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """The appearance of one trial; the defaults are the nominal ones.
+    """The appearance of one trial. The defaults are the nominal values.
 
     Attributes:
-        ambient: light from everywhere, 0 to 1 and a little above.
+        ambient: light from all directions, 0 to slightly above 1.
         diffuse: light from the camera, which falls off with the angle to the surface.
-        tint: colour of both, RGB factors.
+        tint: colour of both lights, RGB factors.
         table_rgb: colour of the table, 0 to 1.
         object_gain: RGB factors on the colours of the objects and the plate.
-        cameras: one for each of `scene.CAMERAS`, in that order.
+        cameras: offsets of `scene.CAMERAS`, in that order.
     """
 
     ambient: float = AMBIENT
@@ -66,10 +67,10 @@ NOMINAL = Appearance()
 
 
 def check_randomization(amount: float) -> float:
-    """`amount` if it is one.
+    """Returns `amount`.
 
     Raises:
-        UsageError: outside 0 to 1, or not a number.
+        UsageError: `amount` is outside 0 to 1, or not a number.
     """
     if not 0.0 <= amount <= 1.0:
         raise UsageError(f"randomization is {amount}; give 0 (always the same) to 1 (clearly varied)")
@@ -77,18 +78,22 @@ def check_randomization(amount: float) -> float:
 
 
 def draw_appearance(seed: int, amount: float) -> Appearance:
-    """The appearance for `seed`. `amount` 0 is `NOMINAL` for every seed; 1 is clearly varied, with the task still visible.
+    """Draws the appearance for `seed`.
 
-    Everything is drawn at amount 1 and scaled, so that a seed keeps its character at every amount. At 1: brightness 0.6
-    to 1.4, tint and colours +-12 and +-15 %, any muted table, cameras +-2 cm and +-2 degrees an axis, fovy +-5 %.
+    With amount 0, every seed gives `NOMINAL`. With amount 1, appearances vary clearly but the task stays visible:
+    brightness 0.6 to 1.4, tint +-12 %, object colours +-15 %, a table of any muted colour, cameras +-2 cm and +-2
+    degrees per axis, fovy +-5 %. All values are drawn at amount 1 and then scaled, so that a seed gives the same kind
+    of change at every amount.
 
     Raises:
-        UsageError: `amount` outside 0 to 1.
+        UsageError: `amount` is outside 0 to 1.
     """
     check_randomization(amount)
     rng = np.random.default_rng([seed, _STREAM])
     brightness, contrast = 1.0 + amount * rng.uniform([-_BRIGHTNESS, -_CONTRAST], [_BRIGHTNESS, _CONTRAST])
-    moved = AMBIENT * (1.0 - contrast)  # from ambient to diffuse: a surface that faces the camera stays as bright
+    moved = AMBIENT * (
+        1.0 - contrast
+    )  # from ambient to diffuse light, so that a surface that faces the camera keeps its brightness
     tint, gain = 1.0 + amount * rng.uniform(-1.0, 1.0, (2, 3)) * [[_TINT], [_OBJECT_GAIN]]
     hue, saturation, value = rng.uniform([0.0, 0.0, _TABLE_VALUE[0]], [1.0, _TABLE_SATURATION, _TABLE_VALUE[1]])
     table = np.array(TABLE_RGB) + amount * (np.array(colorsys.hsv_to_rgb(hue, saturation, value)) - TABLE_RGB)

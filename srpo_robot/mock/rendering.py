@@ -1,9 +1,9 @@
-"""Images of the mock cell: EGL, else OSMesa, else rays cast by MuJoCo itself, which needs no graphics library at all.
+"""Renders the mock cell with EGL, OSMesa, or MuJoCo's own ray caster, which needs no graphics library.
 
-MuJoCo picks its GL library once, at import, from MUJOCO_GL; PyOpenGL does so from PYOPENGL_PLATFORM. A library that is
-present but broken can raise, print at exit or crash. So each one is tried in a child process first, and the contexts
-are made from MuJoCo's backend modules directly, whatever MUJOCO_GL says. The light sits at the camera, so that all
-renderers shade alike: brightness follows the angle between surface and viewing direction.
+MuJoCo picks its GL library once, at import, from MUJOCO_GL. PyOpenGL does the same with PYOPENGL_PLATFORM. A library
+that is present but broken can raise, print at exit or crash. So each library is first tried in a child process, and
+contexts are created from MuJoCo's backend modules directly, independent of MUJOCO_GL. The light is at the camera, so
+that all renderers shade alike: brightness follows the angle between surface and viewing direction.
 """
 # pyright: reportAttributeAccessIssue=false
 # (mujoco is a compiled module without stubs)
@@ -38,52 +38,54 @@ print("works", flush=True)
 
 
 class Renderer(Protocol):
-    """Draws one model; `close` frees what it holds and may be called twice."""
+    """Renders one model."""
 
     def render(self, data: mujoco.MjData, camera: str, height_px: int, width_px: int) -> np.ndarray:
-        """uint8 (H, W, 3) RGB of `camera` at the state of `data`, whose positions have been computed."""
+        """Returns uint8 (H, W, 3) RGB of `camera` at the state of `data`, whose positions must be up to date."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees all resources. Safe to call twice."""
+        ...
 
 
 @functools.cache
 def works(backend: str) -> bool:
-    """Whether a GL backend can draw here; found out in a child process, once."""
+    """Returns True if a GL backend can render here. Tries it once, in a child process."""
     environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     environment["MUJOCO_GL"] = "disable"
     command = [sys.executable, "-c", _PROBE, backend]
     try:
         probe = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    except subprocess.TimeoutExpired:  # a driver that hangs does not work either
+    except subprocess.TimeoutExpired:  # the driver hangs
         return False
-    return probe.stdout.startswith("works")  # PyOpenGL prints lines of its own when OSMesa goes down
+    return probe.stdout.startswith("works")  # PyOpenGL may print more lines when OSMesa shuts down
 
 
 def backend() -> str:
-    """The backend in use: SRPO_RENDERER where it is set, else the first of egl, osmesa that works, else ray.
+    """Returns the backend in use: SRPO_RENDERER if it is set, else the first of egl, osmesa that works, else ray.
 
     Raises:
-        SrpoRobotError: SRPO_RENDERER names none, or one that does not work here.
+        SrpoRobotError: SRPO_RENDERER names no backend, or one that does not work here.
     """
     forced = os.environ.get(CHOICE, "").strip().lower()
     if forced and forced not in BACKENDS:
         raise SrpoRobotError(f"{CHOICE}={forced!r} is no renderer; choices: {', '.join(BACKENDS)}")
-    # PyOpenGL keeps the first library a process used, and says which.
-    open_to = [name for name in GL_BACKENDS if os.environ.get("PYOPENGL_PLATFORM", name) == name]
-    if forced in GL_BACKENDS and not (forced in open_to and works(forced)):
+    # PyOpenGL keeps the first library that a process used, and records it in PYOPENGL_PLATFORM.
+    available = [name for name in GL_BACKENDS if os.environ.get("PYOPENGL_PLATFORM", name) == name]
+    if forced in GL_BACKENDS and not (forced in available and works(forced)):
         raise SrpoRobotError(f"{CHOICE}={forced} does not work here; unset it or use {CHOICE}=ray")
-    return forced or next((name for name in open_to if works(name)), "ray")
+    return forced or next((name for name in available if works(name)), "ray")
 
 
 def make_renderer(model: mujoco.MjModel) -> Renderer:
-    """The renderer of `backend()` for `model`. Raises what `backend` raises."""
+    """Returns a renderer of `backend()` for `model`. Raises as `backend`."""
     name = backend()
     return RayRenderer(model) if name == "ray" else GLRenderer(model, name)
 
 
 class GLRenderer:
-    """OpenGL, off screen. One context for all cameras of the model, as large as its off-screen buffer."""
+    """Renders with OpenGL, off screen. All cameras share one context of the size of the model's off-screen buffer."""
 
     def __init__(self, model: mujoco.MjModel, backend: str) -> None:
         buffer = model.vis.global_
@@ -93,12 +95,12 @@ class GLRenderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
         self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 16)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0  # a shadow pass costs ten times the picture
+            self._scene.flags[flag] = 0  # a shadow pass costs ten times the image
         self._model = model
         self._option = mujoco.MjvOption()
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        # Registered after the backend's own exit handler, so it runs before it: freed while the display still exists.
+        # Registered after the backend's exit handler, so it runs first and frees the context while the display exists.
         atexit.register(self.close)
 
     def render(self, data: mujoco.MjData, camera: str, height_px: int, width_px: int) -> np.ndarray:
@@ -116,7 +118,7 @@ class GLRenderer:
         return np.ascontiguousarray(pixels[::-1])  # GL's rows start at the bottom
 
     def close(self) -> None:
-        """Free the context; safe to call twice."""
+        """Frees the context. Safe to call twice."""
         if self._mjr is None:
             return
         atexit.unregister(self.close)
@@ -127,13 +129,14 @@ class GLRenderer:
 
 
 class RayRenderer:
-    """One ray a pixel by `mj_multiRay`: flat colours, shaded by the surface normal. No antialiasing.
+    """Renders with one ray per pixel by `mj_multiRay`: flat colours, shaded by the surface normal, no antialiasing.
 
-    Light, colours and cameras are read from the model at every picture, as OpenGL does: a look may change them.
+    Like OpenGL, it reads light, colours and cameras from the model for every image, because an appearance may change
+    them.
     """
 
     def __init__(self, model: mujoco.MjModel) -> None:
-        """Raises SrpoRobotError where the model holds cloth, which rays do not see."""
+        """Raises SrpoRobotError if the model has cloth, which rays do not hit."""
         if model.nflex:
             raise SrpoRobotError("rays do not see cloth; install libegl1 or libosmesa6, or take material 'hinge'")
         self._model = model
@@ -151,18 +154,21 @@ class RayRenderer:
         facing = np.clip(normal.reshape(-1, 3) @ axes[:, 2], 0.0, 1.0)  # the light shines along the camera's -z
         light = self._model.vis.headlight
         shade = light.ambient + light.diffuse * facing[:, None]
-        # One row more than there are geoms: index -1, "nothing hit", is the black background.
+        # One extra row for the black background, which index -1 ("nothing hit") selects.
         colours = np.vstack([self._model.geom_rgba[:, :3], np.zeros(3)])[geom]
-        lit = np.clip(colours * shade, 0.0, 1.0)  # as OpenGL: a bright light saturates the product, not itself
+        lit = np.clip(colours * shade, 0.0, 1.0)  # as in OpenGL, the product saturates and not the light
         return (lit * 255.0 + 0.5).astype(np.uint8).reshape(height_px, width_px, 3)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no resources to free."""
 
 
 @functools.lru_cache(maxsize=8)
 def _pixel_rays(fovy_deg: float, height_px: int, width_px: int) -> np.ndarray:
-    """Unit directions through pixel centres, row by row from the top left, (H*W, 3), camera frame (looks along -z)."""
+    """Returns unit directions through pixel centres, (H*W, 3), row by row from the top left.
+
+    Directions are in the camera frame, which looks along -z.
+    """
     scale = np.tan(np.radians(fovy_deg) / 2.0) / (height_px / 2.0)
     x = (np.arange(width_px) + 0.5 - width_px / 2.0) * scale
     y = (height_px / 2.0 - np.arange(height_px) - 0.5) * scale

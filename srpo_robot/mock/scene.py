@@ -1,4 +1,4 @@
-"""The mock cell's MJCF: an xArm 7 of capsules from the DH table, a parallel gripper, two cameras, what a task adds."""
+"""The mock cell's MJCF: an xArm 7 of capsules from the DH table, a parallel gripper, two cameras, a task's parts."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from srpo_robot.records import JOINTS
 
 TIMESTEP_S = 0.002
 CAMERAS = ("front", "wrist")
-AMBIENT, DIFFUSE = 0.45, 0.55  # nominal light; together 1: a surface that faces the camera shows its own colour
+AMBIENT, DIFFUSE = 0.45, 0.55  # nominal light with sum 1, so that a surface that faces the camera shows its own colour
 TABLE_RGB = (0.42, 0.36, 0.30)  # nominal
 
 # MuJoCo Menagerie's xArm 7: position gain [Nm/rad], velocity gain [Nm s/rad], torque limit [Nm], damping [Nm s/rad].
 _GAINS = [(1500, 150, 50, 10)] * 2 + [(1000, 100, 30, 5)] * 3 + [(800, 80, 20, 2)] * 2
 _LINK_RADIUS_M = (0.052, 0.052, 0.047, 0.045, 0.042, 0.038, 0.034)
-_LINK_MASS_KG = (2.5, 1.9, 1.7, 1.8, 1.5, 1.3, 0.5)  # the arm weighs 13.7 kg; a plausible share each
-_FINGER_THICK_M = 0.004  # half of it, along the closing direction
+_LINK_MASS_KG = (2.5, 1.9, 1.7, 1.8, 1.5, 1.3, 0.5)  # estimates (the arm weighs 13.7 kg)
+_FINGER_THICK_M = 0.004  # half of the thickness, along the closing direction
 _FINGER_LONG_M = 0.062
-# Stiffer than MuJoCo's default, which lets 15 N press the pads millimetres into a light apple; the pad's values count.
+# Stiffer than MuJoCo's default, with which 15 N press the pads millimetres into a light apple. With priority 1, the
+# pad's values apply to the contact.
 _PAD = 'condim="6" friction="1.5 0.05 0.003" solref="0.004 1" priority="1"'
 
 
 @dataclass(frozen=True)
 class Parts:
-    """MJCF that a task adds: bodies on the table, bodies of the hand, and sections beside <worldbody>."""
+    """MJCF that a task adds: bodies on the table, bodies of the hand, and sections besides <worldbody>."""
 
     world: str
     hand: str = ""
@@ -38,10 +39,11 @@ class Parts:
 
 
 def mjcf(hardware: HardwareRecipe, parts: Parts, things: Sequence[str]) -> str:
-    """The model as MJCF text, with `things` of `THINGS` as free objects; a layout parks those it does not use.
+    """Returns the model as MJCF text, with `things` of `THINGS` as free objects. A layout parks unused objects.
 
     Raises:
-        RecipeError: a camera the cell does not have, or a tool that is not straight ahead of the flange.
+        RecipeError: the recipe has a camera that the cell does not have, or a tool that is not straight ahead of the
+            flange.
     """
     unknown = [camera.name for camera in hardware.cameras if camera.name not in CAMERAS]
     if unknown:
@@ -77,7 +79,7 @@ def mjcf(hardware: HardwareRecipe, parts: Parts, things: Sequence[str]) -> str:
 
 
 def _arm(hardware: HardwareRecipe, tool: str) -> str:
-    """Nested bodies, one per joint; body i's frame at zero angle is frame i of `kinematics.frames`."""
+    """Returns nested bodies, one per joint. Body i's frame at zero angle is frame i of `kinematics.frames`."""
     opening, closing = "", ""
     low, high = hardware.limits.joint_min_rad, hardware.limits.joint_max_rad
     for i in range(JOINTS):
@@ -93,24 +95,24 @@ def _arm(hardware: HardwareRecipe, tool: str) -> str:
 
 
 def _link_vector(i: int) -> np.ndarray:
-    """Origin of frame i + 1 in frame i, (3,) [m]; modified DH (Craig)."""
+    """Returns the origin of frame i + 1 in frame i, (3,) [m], by modified DH (Craig)."""
     return np.array([DH_A[i], -np.sin(DH_ALPHA[i]) * DH_D[i], np.cos(DH_ALPHA[i]) * DH_D[i]])
 
 
 def _link_geom(i: int) -> str:
-    """Link i + 1 as a capsule to the next joint, or a ball where the axes meet. It collides with nothing."""
+    """Returns link i + 1 as a capsule to the next joint, or a ball if the axes intersect. It has no collisions."""
     radius = _LINK_RADIUS_M[i]
-    look = f'rgba="0.75 0.77 0.80 1" mass="{_LINK_MASS_KG[i]}" contype="0" conaffinity="0"'
+    attributes = f'rgba="0.75 0.77 0.80 1" mass="{_LINK_MASS_KG[i]}" contype="0" conaffinity="0"'
     end = _link_vector(i + 1) if i + 1 < JOINTS else np.zeros(3)
     if np.linalg.norm(end) < 1e-6:
-        return f'<geom type="sphere" size="{radius}" {look}/>'
-    return f'<geom type="capsule" fromto="0 0 0 {text(end)}" size="{radius}" {look}/>'
+        return f'<geom type="sphere" size="{radius}" {attributes}/>'
+    return f'<geom type="capsule" fromto="0 0 0 {text(end)}" size="{radius}" {attributes}/>'
 
 
 def _hand(reach_m: float, opening_m: float, tool: str) -> str:
-    """Palm, wrist camera, TCP site and two fingers that slide along the tool's y; at opening 0 the pads touch.
+    """Returns palm, wrist camera, TCP site and two fingers that slide along the tool's y. At opening 0 the pads touch.
 
-    The frame is the flange's; `tool` is MJCF of what is mounted on it beside the gripper.
+    The frame is the flange's. `tool` is the MJCF of another tool on the flange.
     """
     palm_end, half = reach_m - _FINGER_LONG_M, _FINGER_LONG_M / 2
     fingers = ""
@@ -122,7 +124,7 @@ def _hand(reach_m: float, opening_m: float, tool: str) -> str:
         <geom name="pad_{name}" type="box" size="0.010 {_FINGER_THICK_M} {half}" pos="0 0 {half}"
               rgba="0.12 0.12 0.13 1" mass="0.05" {_PAD}/>
       </body>"""
-    # Beside the hand on the side away from the arm, tilted by 20 degrees: the fingertips lie below the image's centre.
+    # The camera is on the side away from the arm, tilted by 20 degrees: the fingertips are below the image's centre.
     lens = np.array([0.080, 0.0, palm_end - 0.045])
     camera = _camera("wrist", lens, lens + np.array([-0.342, 0.0, 0.940]), np.array([1.0, 0.0, 0.0]), 80)
     return f"""
@@ -151,7 +153,7 @@ def _actuators(hardware: HardwareRecipe) -> str:
 
 
 def _camera(name: str, position: np.ndarray, target: np.ndarray, up: np.ndarray, fovy_deg: float) -> str:
-    """A camera at `position` that looks at `target` (parent frame); `up` is about the image's upward direction."""
+    """Returns a camera at `position` that looks at `target` (parent frame). `up` is roughly up in the image."""
     back = position - target
     back = back / np.linalg.norm(back)
     right = np.cross(up, back)
@@ -161,5 +163,5 @@ def _camera(name: str, position: np.ndarray, target: np.ndarray, up: np.ndarray,
 
 
 def text(numbers: np.ndarray | Sequence[float]) -> str:
-    """Numbers as MJCF writes them."""
+    """Formats numbers for MJCF."""
     return " ".join(f"{number:.9g}" for number in numbers)

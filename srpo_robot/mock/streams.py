@@ -1,7 +1,7 @@
-"""The mock cell's cameras as MJPEG over HTTP on loopback, which OpenCV opens like any camera; with their faults.
+"""The mock cell's cameras as MJPEG over HTTP on loopback, with injectable faults. OpenCV opens them like any camera.
 
-One thread draws (a graphics context belongs to a thread) while it holds the plant's lock, and only what somebody
-watches. A little noise is laid over each picture, as a sensor would: without it a scene at rest looks frozen.
+One thread renders, because a graphics context belongs to a thread. It holds the plant's lock and renders only cameras
+with clients. Each image gets a little sensor noise. Without noise, a scene at rest would look like a frozen camera.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from srpo_robot.http_server import HttpServer, refuse, respond
 from srpo_robot.mock.controller.physics import CellPlant
 from srpo_robot.recipes import CameraRecipe
 
-_NOISE = 2  # levels, either way
-_QUALITY = 95  # of the JPEGs
+_NOISE = 2  # largest change of a pixel in either direction, in levels of 0 to 255
+_QUALITY = 95  # JPEG quality
 _BOUNDARY = "frame"
-_WAIT_S = 0.25  # how soon a stream sees that it should end
+_WAIT_S = 0.25  # time within which a stream notices that it should end
 
 Fault = Literal["", "freeze", "stall", "unplug"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Stream:
-    """What one camera sends; guarded by the streams' condition."""
+    """The state of one camera's stream. `CameraStreams._news` guards it."""
 
     recipe: CameraRecipe
     jpeg: bytes = b""
-    number: int = 0  # of the picture, 0: none yet
+    number: int = 0  # number of the newest image, 0 before the first one
     watchers: int = 0
     fault: Fault = ""
     slow_s: float = 0.0
-    due_s: float = 0.0  # when the next picture may come, where it is slow
+    due_s: float = 0.0  # earliest time of the next image of a slow camera
 
 
 class CameraStreams:
-    """Serves URL/NAME.mjpg for each camera of the cell as long as the `with` block lasts."""
+    """Serves URL/NAME.mjpg for each camera of the cell inside a `with` block."""
 
     def __init__(self, plant: CellPlant, *, host: str = "127.0.0.1", port: int = 0, fps: float = 0.0) -> None:
-        """`fps` 0: twice the control rate, so that a picture is at most half a period old. Slow machines get less."""
+        """`fps` 0: twice the control rate, so that images are at most half a period old. Slow machines get less."""
         cameras: Sequence[CameraRecipe] = plant.sim.hardware.cameras
         self._plant = plant
         self._period_s = 1.0 / (fps or 2.0 * plant.sim.hardware.fps)
-        self._streams = {camera.name: _Stream(camera) for camera in cameras}
+        self._streams = {camera.name: _Stream(recipe=camera) for camera in cameras}
         self._news = threading.Condition()
         self._ending = False
-        self._can_draw = threading.Event()  # or has failed
+        self._can_draw = threading.Event()  # set when the renderer works or has failed
         self._failure: BaseException | None = None
         self._server = HttpServer(self._answer, host, port)
         self._painter: threading.Thread | None = None
         self._noise = np.random.default_rng(0).integers(-_NOISE, _NOISE + 1, 1 << 16, dtype=np.int8)
 
     def __enter__(self) -> Self:
-        """Raises ArmError where the port is taken, or nothing can be drawn here."""
+        """Starts server and renderer. Raises ArmError if the port is taken or rendering does not work here."""
         self._ending = False
         self._server.__enter__()
         self._can_draw.clear()
         self._painter = threading.Thread(target=self._paint, name="mock-cameras", daemon=True)
         self._painter.start()
-        self._can_draw.wait()  # finding a renderer takes seconds: no camera's first picture waits for it
+        self._can_draw.wait()  # finding a renderer takes seconds, and no camera's first image must wait for it
         if self._failure is not None:
             self.__exit__(None, None, None)
         return self
@@ -74,7 +74,7 @@ class CameraStreams:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End every stream. Raises ArmError where drawing failed meanwhile."""
+        """Ends every stream. Raises ArmError if rendering failed meanwhile."""
         with self._news:
             self._ending = True
             self._news.notify_all()
@@ -85,36 +85,36 @@ class CameraStreams:
             raise ArmError(f"the mock cameras failed: {self.failed}") from self._failure
 
     def url(self, camera: str) -> str:
-        """Where a camera's stream is. Raises UsageError for a camera that the cell does not have."""
+        """Returns the URL of a camera's stream. Raises UsageError if the cell has no such camera."""
         self._named(camera)
         return f"{self._server.url}/{camera}.mjpg"
 
     @property
     def failed(self) -> str:
-        """Why drawing ended, "" while it goes on."""
+        """The reason for which rendering failed, or "" if it did not."""
         return "" if self._failure is None else one_line(self._failure)
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def freeze(self, camera: str) -> None:
-        """The same picture, to the bit, again and again."""
+        """Repeats the current image, bit for bit."""
         self._break(camera, "freeze")
 
     def stall(self, camera: str) -> None:
-        """The connection stays open, nothing comes."""
+        """Keeps connections open but sends no images."""
         self._break(camera, "stall")
 
     def unplug(self, camera: str) -> None:
-        """Connections are closed, new ones refused."""
+        """Closes connections and refuses new ones."""
         self._break(camera, "unplug")
 
     def slow(self, camera: str, period_s: float) -> None:
-        """A picture only every `period_s`."""
+        """Sends an image only every `period_s`."""
         with self._news:
             self._named(camera).slow_s = period_s
 
     def heal(self) -> None:
-        """No faults any more; what was unplugged is to be opened anew."""
+        """Ends all faults. Clients must reopen unplugged cameras."""
         with self._news:
             for stream in self._streams.values():
                 stream.fault, stream.slow_s = "", 0.0
@@ -133,7 +133,7 @@ class CameraStreams:
     # --- the painter's thread -----------------------------------------------------------------------------------------
 
     def _paint(self) -> None:
-        """Draw at absolute deadlines; it never takes more than half of its time, so that physics keeps up."""
+        """Renders at absolute deadlines. Uses at most half of the time, so that physics keeps up."""
         try:
             for name in self._streams:
                 self._draw(name)
@@ -146,7 +146,7 @@ class CameraStreams:
                         self._publish(stream, self._draw(name))
                 cost_s = time.monotonic() - began_s
                 due_s = max(due_s + self._period_s, began_s + 2.0 * cost_s)
-        except Exception as error:  # kept for __exit__, which raises it where somebody looks
+        except Exception as error:  # __exit__ raises it in the caller's thread
             self._failure = error
             with self._news:
                 self._ending = True
@@ -157,7 +157,7 @@ class CameraStreams:
                 self._plant.sim.close()
 
     def _wait_until(self, due_s: float) -> bool:
-        """Whether the streams go on when it is due."""
+        """Waits until `due_s`. Returns False if the streams end."""
         with self._news:
             self._news.wait_for(lambda: self._ending, max(due_s - time.monotonic(), 0.0))
             return not self._ending
@@ -195,7 +195,7 @@ class CameraStreams:
             self._send(handler, stream)
 
     def _send(self, handler: BaseHTTPRequestHandler, stream: _Stream) -> None:
-        """Every new picture, until the client goes, the camera is unplugged, or the streams end."""
+        """Sends every new image until the client disconnects, the camera is unplugged, or the streams end."""
         handler.send_response(200)
         handler.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
         handler.send_header("Cache-Control", "no-store")
@@ -203,7 +203,7 @@ class CameraStreams:
         with self._news:
             stream.watchers += 1
         try:
-            sent = stream.number  # the next one: what is there may be old
+            sent = stream.number  # start with the next image, because the current one may be old
             while not self._ending and stream.fault != "unplug":
                 with self._news:
                     self._news.wait_for(lambda sent=sent: stream.number != sent or self._ending, _WAIT_S)
@@ -212,20 +212,20 @@ class CameraStreams:
                     _write_part(handler, jpeg)
                     sent = number
         except OSError:
-            return  # the client went away
+            return  # the client disconnected
         finally:
             with self._news:
                 stream.watchers -= 1
 
 
 def _write_part(handler: BaseHTTPRequestHandler, jpeg: bytes) -> None:
-    """One part; with its length, so that a reader need not wait for the next one to see where it ends."""
+    """Sends one part with its length, so that a reader knows the end without waiting for the next part."""
     head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
     handler.wfile.write(head.encode() + jpeg + b"\r\n")
 
 
 def _page(names: list[str]) -> bytes:
-    """A page that shows all cameras, for a browser."""
+    """Returns an HTML page that shows all cameras."""
     pictures = "".join(
         f'<figure><img src="/{name}.mjpg" height="384"><figcaption>{name}</figcaption></figure>' for name in names
     )

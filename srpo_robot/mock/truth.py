@@ -1,8 +1,8 @@
-"""What only a simulator knows, recorded beside the frames: how far the task is, where everything is, what was meant.
+"""Ground truth of the simulator, recorded with the frames: task progress, positions, and the script's intent.
 
-The columns begin with neither `observation` nor `action`, so that no policy takes them as input. With them the method
-can be tried without an encoder: `true_windows` are the embeddings that a perfect encoder would give, and what the real
-one then loses is the encoder's.
+The column names do not start with `observation` or `action`, so no policy takes them as input. They allow tests of the
+method without an encoder: `true_windows` returns the embeddings of a perfect encoder. The difference to the results
+with a real encoder is then the encoder's error.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 STAGE, STATE, KIND = "truth.stage", "truth.state", "truth.kind"
 SCORE, STRATEGY = "truth.score", "truth.strategy"
 STATE_NAMES = (
-    *("tcp.x", "tcp.y", "tcp.z"),  # [m], base frame, as all positions
+    *("tcp.x", "tcp.y", "tcp.z"),  # [m], base frame, like all positions
     "gripper",  # opening [m]
-    *("target.x", "target.y", "target.z"),  # what the instruction is about: object, middle of the ink left, hem
+    *("target.x", "target.y", "target.z"),  # object of the instruction, middle of the remaining ink, or hem
     *("target-tcp.x", "target-tcp.y", "target-tcp.z"),
-    *("target-plate.x", "target-plate.y", "target-plate.z"),  # from the upper face of `Layout.plate_m`
-    *("held", "on_plate"),  # 1 or 0, `Task.held` and `Task.placed`: in the hand and off the table; where it should go
-    *("distractor.x", "distractor.y", "distractor.z"),  # the first one
+    *("target-plate.x", "target-plate.y", "target-plate.z"),  # relative to the upper face at `Layout.plate_m`
+    *("held", "on_plate"),  # 1 or 0: `Task.held` and `Task.placed` of the target
+    *("distractor.x", "distractor.y", "distractor.z"),  # first distractor
     *("distractor-plate.x", "distractor-plate.y", "distractor-plate.z"),
-    *("wrong_held", "wrong_on_plate"),  # 1 or 0: the same of any other object
+    *("wrong_held", "wrong_on_plate"),  # 1 or 0: `Task.held` and `Task.placed` of any other object
 )
 FEATURES: dict[str, Any] = {
     STAGE: {"dtype": "float32", "shape": (1,), "names": ["stage"]},
@@ -43,22 +43,22 @@ FEATURES: dict[str, Any] = {
     SCORE: {"dtype": "float32", "shape": (1,), "names": ["score"]},
     KIND: {"dtype": "string", "shape": (1,), "names": None},
     STRATEGY: {"dtype": "string", "shape": (1,), "names": None},
-}  # of a LeRobot dataset
-ABSENT_M = (-1.0, 0.0, 0.0)  # recorded for the distractor of a task without any: behind the arm, out of sight
+}  # features of a LeRobot dataset
+ABSENT_M = (-1.0, 0.0, 0.0)  # distractor position in tasks without distractors: behind the arm, out of sight
 
 StateView = Literal["absolute", "relative"]
 Pool = Literal["last", "mean"]
 _DROPPED = {
     "absolute": ("target-tcp.", "target-plate.", "distractor-plate."),
     "relative": ("tcp.", "target.", "distractor."),
-}  # what a view leaves out of the state
+}  # prefixes of the state values that a view leaves out
 
 
 def snapshot(sim: CellSim) -> dict[str, np.ndarray | str]:
-    """The columns of `FEATURES` at this instant.
+    """Returns the current values of `FEATURES`.
 
-    `truth.kind` is what the demonstrator is about to get wrong ("none": nothing), `truth.strategy` how it goes about
-    it; "" where a policy drives.
+    `truth.kind` is the demonstrator's planned failure ("none" for a success) and `truth.strategy` its strategy. Both
+    are "" if a policy drives.
 
     Raises:
         ArmError: the cell has no layout yet.
@@ -75,31 +75,32 @@ def snapshot(sim: CellSim) -> dict[str, np.ndarray | str]:
 
 
 def _state(facts: SceneFacts, task: Task, target: str) -> np.ndarray:
-    """The values of `STATE_NAMES`, float32 (K,)."""
+    """Returns the values of `STATE_NAMES`, float32 (K,)."""
     plate = np.append(facts.plate_m, PLATE_TOP_M)
-    where = facts.objects_m[target]
+    target_m = facts.objects_m[target]
     others = [name for name in facts.objects_m if name != target]
     distractor = facts.objects_m[others[0]] if others else np.array(ABSENT_M)
     flags = [task.held(facts, target), task.placed(facts, target)]
     wrong = [any(task.held(facts, name) for name in others), any(task.placed(facts, name) for name in others)]
-    parts = (facts.tcp_m, [facts.gripper_m], where, where - facts.tcp_m, where - plate, flags)
+    parts = (facts.tcp_m, [facts.gripper_m], target_m, target_m - facts.tcp_m, target_m - plate, flags)
     return np.concatenate([*parts, distractor, distractor - plate, wrong]).astype(np.float32)
 
 
-# --- reading it back ----------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Truth:
-    """What was true in a buffer, each aligned with its episodes.
+    """Ground truth of a buffer. Every field has one entry per episode.
 
     Attributes:
-        stage: (T,) oracle of progress, 0 to 1.
+        stage: (T,) ground-truth progress, 0 to 1.
         state: (T, K) values of `STATE_NAMES`.
         score: (T,) how well the task is done, 0 to 1.
-        kind: what was meant: "none", "miss", "drop", "wrong" or "stop"; "" for a policy's trial.
-        strategy: how it was meant to be done; "" for a policy's trial.
-        drop: first frame at which the target, held before, is neither held nor on the plate; None: it was not dropped.
+        kind: planned failure: "none", "miss", "drop", "wrong" or "stop". "" for a policy's trial.
+        strategy: planned strategy. "" for a policy's trial.
+        drop: first frame at which the target was held before but is neither held nor on the plate. None if the target
+            was not dropped.
     """
 
     stage: tuple[np.ndarray, ...]
@@ -111,10 +112,10 @@ class Truth:
 
 
 def read_truth(buffer: Buffer) -> Truth:
-    """The truth columns of a buffer, by episode.
+    """Reads the truth columns of a buffer by episode.
 
     Raises:
-        DatasetError: it has none (a real arm's, or one recorded by an older version), or others.
+        DatasetError: the buffer has no truth columns (it is from a real arm or an older version), or different ones.
     """
     missing = [name for name in FEATURES if name not in buffer.meta.features]
     if missing:
@@ -125,13 +126,13 @@ def read_truth(buffer: Buffer) -> Truth:
     names = tuple(buffer.meta.features[STATE]["names"])
     if names != STATE_NAMES:
         raise DatasetError(f"{buffer.root}: {STATE} holds {', '.join(names)}; record it again with this version")
-    stage, state, marks, kind, strategy = (buffer.column(name) for name in (STAGE, STATE, SCORE, KIND, STRATEGY))
+    stage, state, score, kind, strategy = (buffer.column(name) for name in (STAGE, STATE, SCORE, KIND, STRATEGY))
     spans = [slice(e.first_frame, e.first_frame + e.length) for e in buffer.episodes]
     states = tuple(state[span] for span in spans)
     return Truth(
         stage=tuple(stage[span] for span in spans),
         state=states,
-        score=tuple(marks[span] for span in spans),
+        score=tuple(score[span] for span in spans),
         kind=tuple(str(kind[span.start]) for span in spans),
         strategy=tuple(str(strategy[span.start]) for span in spans),
         drop=tuple(drop_frame(rows) for rows in states),
@@ -139,11 +140,14 @@ def read_truth(buffer: Buffer) -> Truth:
 
 
 def drop_frame(state: np.ndarray) -> int | None:
-    """First frame at which the target, held before, is neither held nor on the plate; `state` (T, K)."""
+    """Returns the first frame at which the target was held before but is neither held nor on the plate.
+
+    `state`: (T, K) values of `STATE_NAMES`.
+    """
     is_held = state[:, STATE_NAMES.index("held")] > 0.5
-    placed = state[:, STATE_NAMES.index("on_plate")] > 0.5
-    lost = np.flatnonzero(np.logical_or.accumulate(is_held) & ~is_held & ~placed)
-    return int(lost[0]) if len(lost) else None
+    is_placed = state[:, STATE_NAMES.index("on_plate")] > 0.5
+    frames = np.flatnonzero(np.logical_or.accumulate(is_held) & ~is_held & ~is_placed)
+    return int(frames[0]) if len(frames) else None
 
 
 # --- a perfect encoder --------------------------------------------------------------------------------------------
@@ -156,21 +160,21 @@ def true_windows(
     view: StateView = "relative",
     pool: Pool = "last",
 ) -> list[WindowEmbeddings]:
-    """What a perfect encoder would say about every window: the true state, standardised over all frames.
+    """Returns the window embeddings of a perfect encoder: the true state, standardised over all frames.
 
     Args:
-        truth: of the buffer that holds `episodes`.
-        episodes: all of the buffer's, in order.
-        spec: which windows; its clip length must be known where `pool` is "mean".
+        truth: ground truth of the buffer with `episodes`.
+        episodes: all episodes of the buffer, in order.
+        spec: the windows. Its clip length must be set if `pool` is "mean".
         view: "absolute" positions in the base frame, or positions "relative" to gripper and plate.
-        pool: the state at the window's "last" frame, or the "mean" over the frames of its clip.
+        pool: the state at the "last" frame of the window, or the "mean" over the frames of its clip.
 
     Returns:
-        One entry for each episode, embeddings float64 (n, D).
+        One entry per episode, embeddings float64 (n, D).
 
     Raises:
-        UsageError: no such view or pool.
-        ValueError: `truth` is of other episodes, or the clip length is not known.
+        UsageError: there is no such view or pool.
+        ValueError: `truth` is of other episodes, or the clip length is not set.
     """
     from srpo_robot.progress.score import WindowEmbeddings
     from srpo_robot.progress.windows import clips, ends
@@ -184,13 +188,16 @@ def true_windows(
     windows = []
     for rows in states:
         last = ends(len(rows), spec)
-        seen = rows[last] if pool == "last" else np.stack([rows[clip].mean(axis=0) for clip in clips(len(rows), spec)])
-        windows.append(WindowEmbeddings(last, seen))
+        if pool == "last":
+            embeddings = rows[last]
+        else:
+            embeddings = np.stack([rows[clip].mean(axis=0) for clip in clips(len(rows), spec)])
+        windows.append(WindowEmbeddings(last, embeddings))
     return windows
 
 
 def _standardised(states: list[np.ndarray]) -> list[np.ndarray]:
-    """Each dimension by its mean and standard deviation over all frames; one that never changes becomes 0."""
+    """Standardises each dimension by its mean and standard deviation over all frames. Constant dimensions become 0."""
     pooled = np.concatenate(states)
     spread = pooled.std(axis=0)
     return [(rows - pooled.mean(axis=0)) / np.where(spread > 0.0, spread, 1.0) for rows in states]

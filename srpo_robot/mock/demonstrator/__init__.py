@@ -1,7 +1,7 @@
-"""A scripted expert with privileged sight of the mock cell, which succeeds, retries, or fails on purpose.
+"""A scripted expert that reads the simulator's state. It succeeds, retries, or fails on purpose.
 
-It plans anew from the measured TCP at every control step, so its actions say how to come back from wherever the
-disturbance took the arm. `SCRIPTS` has one `Script` for each task.
+The expert replans from the measured TCP at every control step. Its actions therefore show how to recover from any
+position that the disturbance moved the arm to. `SCRIPTS` has one `Script` for each task.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ SCRIPTS: dict[str, type[Script]] = {
     "select-poker": Put,
 }
 
-_STILL_STEPS = 20  # frozen tail of a stop
+_STILL_STEPS = 20  # steps that the arm stays still at the end of a `Failure.STOP` demonstration
 
 
 def choose_strategy(seed: int, strategies: tuple[str, ...]) -> str:
-    """The strategy for a demonstration: each alike, by the seed alone."""
+    """Draws the strategy of a demonstration uniformly. The draw depends only on the seed."""
     return strategies[int(np.random.default_rng([seed, 7]).integers(len(strategies)))]
 
 
 class Demonstrator:
-    """The scripted expert. A policy like any other, but it reads the simulator: for demonstrations only."""
+    """The scripted expert as a policy. It reads the simulator, so use it for demonstrations only."""
 
     name = "demonstrator"
 
     def __init__(self, sim: CellSim, failure_rate: float = 0.0) -> None:
-        """`failure_rate`: share of demonstrations that fail on purpose, where `reset` is not told which.
+        """Binds the expert to a simulator.
+
+        Args:
+            sim: the cell that the expert reads.
+            failure_rate: probability that a demonstration fails on purpose, if `reset` is not given a failure.
 
         Raises:
             RecipeError: the recipe names a strategy that the task does not have.
@@ -54,7 +58,7 @@ class Demonstrator:
             )
         self.sim = sim
         self.failure_rate = failure_rate
-        self.failure = Failure.NONE  # of the demonstration under way
+        self.failure = Failure.NONE  # failure mode of the current demonstration
         self.strategy = ""
         self._script: Script | None = None
         self._offset_m = np.array(sim.hardware.tcp_offset_m)
@@ -62,16 +66,16 @@ class Demonstrator:
         self._open_step_m = sim.hardware.limits.max_gripper_speed_m_s / sim.hardware.fps
 
     @property
-    def phase(self) -> ExpertStage:
-        """What it is doing."""
-        return ExpertStage.DONE if self._script is None else self._script.phase
+    def stage(self) -> ExpertStage:
+        """The current stage."""
+        return ExpertStage.DONE if self._script is None else self._script.stage
 
     def reset(self, seed: int, failure: Failure | None = None, strategy: str | None = None) -> None:
-        """Plan a demonstration of the layout that the cell has now; what is None is drawn.
+        """Plans a demonstration of the cell's current layout. Draws `failure` or `strategy` if it is None.
 
         Raises:
-            UsageError: the cell has no layout yet; the task has no such failure or strategy; or nothing but the target
-                for a `wrong`.
+            UsageError: the cell has no layout yet; the task has no such failure or strategy; or the failure is `wrong`
+                and the layout has no object besides the target.
         """
         sim = self.sim
         if sim.layout is None:
@@ -90,41 +94,43 @@ class Demonstrator:
         sim.intent, sim.strategy = self.failure.value, self.strategy
         self._script = SCRIPTS[sim.recipe.name](sim, sim.layout, self.failure, self.strategy, self._home_m, seed)
         self._steps = 0
-        self._still: np.ndarray | None = None  # the action repeated in the tail of a stop
+        self._still: np.ndarray | None = None  # the action that is repeated after a stop
         self._still_steps = 0
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        """The next TCP target [m] and opening [m], one row; None when the demonstration is over."""
+        """Returns one row with the next TCP target [m] and opening [m], or None if the demonstration is over."""
         if self._script is None:
             raise UsageError("nothing is planned yet; reset the demonstrator first")
         tcp = kinematics.tcp_position(observation.state.joints_rad, self._offset_m)
-        view = ExpertObservation(tcp, observation.state.gripper_m, observation.commanded.gripper_m, self.sim.facts())
-        self._script.advance(view)
+        expert = ExpertObservation(tcp, observation.state.gripper_m, observation.commanded.gripper_m, self.sim.facts())
+        self._script.advance(expert)
         self._steps += 1
-        if self._is_stopping(self._script, view):
-            return self._stay(self._script, view)
-        if self.phase is ExpertStage.DONE or self._steps > self._script.longest_steps:
+        if self._is_stopping(self._script, expert):
+            return self._stay(self._script, expert)
+        if self.stage is ExpertStage.DONE or self._steps > self._script.longest_steps:
             return None
-        return ActionChunk(self._action(self._script, view)[None], TCP_NAMES)
+        return ActionChunk(self._action(self._script, expert)[None], TCP_NAMES)
 
-    def _action(self, script: Script, view: ExpertObservation) -> np.ndarray:
-        """Target and opening, (4,): the goal of the phase, at most a stride ahead of the measured fingertips."""
-        way = script.goal(view) - view.tcp_m
-        length = float(np.linalg.norm(way))
-        target = view.tcp_m + way * min(1.0, script.pace.stride_m / max(length, 1e-9))
-        change = script.opening_m() - view.asked_m
-        return np.append(target, view.asked_m + np.clip(change, -self._open_step_m, self._open_step_m))
+    def _action(self, script: Script, observation: ExpertObservation) -> np.ndarray:
+        """Returns target and opening (4,): the stage's goal, at most one stride ahead of the measured fingertips."""
+        to_goal = script.goal(observation) - observation.tcp_m
+        distance = float(np.linalg.norm(to_goal))
+        target = observation.tcp_m + to_goal * min(1.0, script.pace.stride_m / max(distance, 1e-9))
+        change = script.opening_m() - observation.commanded_gripper_m
+        return np.append(
+            target, observation.commanded_gripper_m + np.clip(change, -self._open_step_m, self._open_step_m)
+        )
 
-    def _is_stopping(self, script: Script, view: ExpertObservation) -> bool:
+    def _is_stopping(self, script: Script, observation: ExpertObservation) -> bool:
         if self.failure is not Failure.STOP:
             return False
-        due = self._steps >= script.pace.stop_step or script.last_chance(view)
+        due = self._steps >= script.pace.stop_step or script.must_stop(observation)
         return due or self._still is not None
 
-    def _stay(self, script: Script, view: ExpertObservation) -> ActionChunk | None:
-        """The action of the moment it stopped in, again and again; None after two seconds."""
+    def _stay(self, script: Script, observation: ExpertObservation) -> ActionChunk | None:
+        """Repeats the action of the step in which the expert stopped. Returns None after two seconds."""
         if self._still is None:
-            opening = self._action(script, view)[3]
-            self._still = np.append(view.tcp_m, opening)
+            opening = self._action(script, observation)[3]
+            self._still = np.append(observation.tcp_m, opening)
         self._still_steps += 1
         return ActionChunk(self._still[None], TCP_NAMES) if self._still_steps <= _STILL_STEPS else None

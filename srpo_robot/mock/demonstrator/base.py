@@ -1,4 +1,4 @@
-"""What every script of the expert shares: phases, a pace, and what it may get wrong on purpose."""
+"""The parts that all scripts of the expert share: stages, pace, deliberate failures, and the grasp."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from srpo_robot.mock.cell import CellSim
 from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.tasks import SceneFacts
 
-HOVER_M = 0.090  # fingertips above the grasp before the descent: clears what stands beside the object
-ALIGNED_M = 0.010  # horizontal error at which the descent goes on and the fingers close
-ASTRAY_M = 0.020  # horizontal error at which the descent is broken off
+HOVER_M = 0.090  # height of the fingertips above the grasp before the descent, clear of neighbouring objects
+ALIGNED_M = 0.010  # horizontal error at which the descent continues and the fingers close
+ASTRAY_M = 0.020  # horizontal error at which the descent is aborted
 ARRIVED_M = 0.010
 CLOSE_STEPS = 4
 OPEN_STEPS = 3
-PATIENCE_STEPS = 12  # at the object without being aligned: close anyway, and find out
-LOST_M = 0.035  # from the fingertips to what should be between them
+PATIENCE_STEPS = 12  # steps at the object without alignment, after which the fingers close anyway
+LOST_M = 0.035  # distance from the fingertips to the grasp beyond which the object counts as lost
 
 
 class Failure(StrEnum):
-    """What a demonstration gets wrong on purpose; `tasks.Task.failures` says which of them a task has."""
+    """A deliberate failure of a demonstration. `tasks.Task.failures` lists the failures of each task."""
 
     NONE = "none"
-    MISS = "miss"  # closes beside the object and goes on with an empty gripper; leaves out a lane of the board
-    DROP = "drop"  # opens on the way and goes on empty; lifts the eraser and goes on in the air
+    MISS = "miss"  # closes beside the object and continues with an empty gripper; skips a lane of the board
+    DROP = "drop"  # opens on the way and continues empty; lifts the eraser and continues in the air
     WRONG = "wrong"  # takes another object
     STOP = "stop"  # stops half way and stays still for two seconds
 
 
 class ExpertStage(StrEnum):
-    """What the expert is doing."""
+    """Stages of a demonstration."""
 
     APPROACH = "approach"
     DESCEND = "descend"
@@ -53,7 +53,7 @@ class ExpertStage(StrEnum):
 
 
 def choose_failure(seed: int, failure_rate: float, kinds: Sequence[str] = tuple(Failure)) -> Failure:
-    """The failure for a demonstration: none with probability 1 - `failure_rate`, else one of `kinds` alike.
+    """Draws a failure: none with probability 1 - `failure_rate`, otherwise one of `kinds`, uniformly.
 
     Raises:
         UsageError: `failure_rate` is not a probability.
@@ -69,69 +69,71 @@ def choose_failure(seed: int, failure_rate: float, kinds: Sequence[str] = tuple(
 
 @dataclass(frozen=True, eq=False)
 class ExpertObservation:
-    """What the expert looks at in one step: measured fingertips (3,) [m], opening measured and asked [m], the scene."""
+    """The expert's input in one control step."""
 
-    tcp_m: np.ndarray
-    gripper_m: float
-    asked_m: float
+    tcp_m: np.ndarray  # (3,) measured position of the fingertips
+    gripper_m: float  # measured opening
+    commanded_gripper_m: float  # last commanded opening
     facts: SceneFacts
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What is drawn once per demonstration, whatever the task.
+    """Random values that are drawn once per demonstration, the same way for every task.
 
     Attributes:
-        stride_m: how far ahead of the measured fingertips a target lies at most.
-        hover_m: fingertips above the grasp before the descent.
-        drop_share: of the way, where a drop comes.
-        stop_step: when a stop comes at the latest.
-        home_steps: control steps of the way home.
+        stride_m: largest distance of a target ahead of the measured fingertips.
+        hover_m: height of the fingertips above the grasp before the descent.
+        drop_fraction: fraction of the way after which a drop happens.
+        stop_step: latest control step of a stop.
+        home_steps: number of control steps for the return home.
     """
 
     stride_m: float
     hover_m: float
-    drop_share: float
+    drop_fraction: float
     stop_step: int
     home_steps: int
 
 
 def draw_pace(rng: np.random.Generator) -> Pace:
-    """A pace; the order of the draws is part of what a seed means."""
+    """Draws a pace. Do not reorder the draws: the same seed must give the same demonstration."""
     return Pace(
         stride_m=float(rng.uniform(0.030, 0.040)),
         hover_m=HOVER_M + float(rng.uniform(-0.01, 0.01)),
-        drop_share=float(rng.uniform(0.05, 0.40)),
+        drop_fraction=float(rng.uniform(0.05, 0.40)),
         stop_step=int(rng.integers(10, 41)),
         home_steps=int(rng.integers(5, 9)),
     )
 
 
 class Script(ABC):
-    """How one demonstration of one task goes: `phase` is what it is after, `after` when the next begins, `goal` where.
+    """One demonstration of one task as a state machine over stages.
+
+    `next_stage` decides when a stage ends and `goal` gives its target position.
 
     Attributes:
-        order: its phases, the last of them DONE.
-        longest_steps: control steps after which it gives up.
-        low_m: error of the fingertips' height at which they close [m].
-        phase: the present one.
-        anchor_m: (3,) where the fingertips were when it began.
-        phase_steps: control steps since then.
+        stages: the script's stages in order; the last one is DONE.
+        longest_steps: number of control steps after which the script gives up.
+        low_m: height error of the fingertips at which they close [m].
+        stage: the current stage.
+        anchor_m: (3,) position of the fingertips at the start of the current stage.
+        stage_steps: number of control steps since the start of the current stage.
     """
 
-    order: ClassVar[tuple[ExpertStage, ...]]
+    stages: ClassVar[tuple[ExpertStage, ...]]
     longest_steps: ClassVar[int] = 140
     low_m: ClassVar[float] = ARRIVED_M
 
     def __init__(
         self, sim: CellSim, layout: Layout, failure: Failure, strategy: str, home_m: np.ndarray, seed: int
     ) -> None:
-        """Plan a demonstration of `layout`. Raises UsageError where the layout leaves no way for `failure`."""
+        """Plans a demonstration of `layout`. Raises UsageError if the layout does not allow `failure`."""
         self.sim, self.failure, self.strategy, self.home_m = sim, failure, strategy, home_m
         self.open_m = sim.hardware.limits.gripper_max_m
-        self.phase = self.order[0]
+        self.stage = self.stages[0]
         self.anchor_m = sim.facts().tcp_m
-        self.phase_steps = 0
+        self.stage_steps = 0
         self.dropped = False
         rng = np.random.default_rng([seed, 4])
         self.plan(layout, rng)
@@ -139,72 +141,72 @@ class Script(ABC):
 
     @abstractmethod
     def plan(self, layout: Layout, rng: np.random.Generator) -> None:
-        """Draw what varies between demonstrations of one layout, beside the pace."""
+        """Draws the values besides the pace that vary between demonstrations of one layout."""
 
     @abstractmethod
-    def after(self, view: ExpertObservation) -> ExpertStage:
-        """The phase that fits what is seen now; the present one where it is not finished."""
+    def next_stage(self, observation: ExpertObservation) -> ExpertStage:
+        """Returns the stage that fits `observation`: the current stage if it is not finished."""
 
     @abstractmethod
-    def goal(self, view: ExpertObservation) -> np.ndarray:
-        """Where the fingertips should be in this phase, (3,) [m]."""
+    def goal(self, observation: ExpertObservation) -> np.ndarray:
+        """Returns the target of the fingertips in this stage, (3,) [m]."""
 
     @abstractmethod
     def opening_m(self) -> float:
-        """How far the fingers should be open in this phase."""
+        """Returns the target opening of the fingers in this stage."""
 
     @abstractmethod
-    def drops_now(self, view: ExpertObservation) -> bool:
-        """Whether a drop is due; asked until it comes."""
+    def should_drop(self, observation: ExpertObservation) -> bool:
+        """Returns True if a drop is due. Called in every step until the drop happens."""
 
     @abstractmethod
-    def last_chance(self, view: ExpertObservation) -> bool:
-        """Whether a stop must come now, because the task would be done soon."""
+    def must_stop(self, observation: ExpertObservation) -> bool:
+        """Returns True if a stop must happen now because the task is almost done."""
 
-    def advance(self, view: ExpertObservation) -> None:
-        """Go on to the phase that fits, and let go where that is meant to go wrong."""
-        following = self.after(view)
-        if following is not self.phase:
-            self.phase, self.anchor_m, self.phase_steps = following, view.tcp_m.copy(), 0
+    def advance(self, observation: ExpertObservation) -> None:
+        """Updates the stage, and marks the drop of a `Failure.DROP` demonstration when it is due."""
+        stage = self.next_stage(observation)
+        if stage is not self.stage:
+            self.stage, self.anchor_m, self.stage_steps = stage, observation.tcp_m.copy(), 0
         if self.failure is Failure.DROP and not self.dropped:
-            self.dropped = self.drops_now(view)
-        self.phase_steps += 1
+            self.dropped = self.should_drop(observation)
+        self.stage_steps += 1
 
     @property
-    def cares(self) -> bool:
-        """Whether a slip is unintended, so that it tries again."""
+    def retries(self) -> bool:
+        """Whether the expert retries after a slip. It does not if the slip is intended."""
         return self.failure is not Failure.MISS and not self.dropped
 
-    def following(self) -> ExpertStage:
-        """The phase after the present one."""
-        return self.order[min(self.order.index(self.phase) + 1, len(self.order) - 1)]
+    def successor(self) -> ExpertStage:
+        """Returns the stage after the current one."""
+        return self.stages[min(self.stages.index(self.stage) + 1, len(self.stages) - 1)]
 
     def is_home(self) -> bool:
-        """Whether the way home has taken long enough; a success waits for its verdict."""
+        """Returns True if the return home has taken long enough. A success also waits for its verdict."""
         awaits_verdict = self.failure is Failure.NONE and not self.sim.succeeded()
-        return self.phase_steps >= self.pace.home_steps and not awaits_verdict
+        return self.stage_steps >= self.pace.home_steps and not awaits_verdict
 
-    # --- taking hold of something, the same for all that is grasped ----------------------------------------------
+    # --- the grasp, the same for every object ---------------------------------------------------------------------
 
-    def reached(self, view: ExpertObservation, grasp: np.ndarray) -> ExpertStage | bool:
-        """Whether APPROACH, DESCEND or CLOSE onto `grasp` (3,) is finished; or the phase to go back to."""
-        off = float(np.linalg.norm(view.tcp_m[:2] - grasp[:2]))
-        if self.phase is ExpertStage.APPROACH:
-            return off < ALIGNED_M and bool(view.tcp_m[2] > grasp[2] + self.pace.hover_m - 0.03)
-        if self.phase is ExpertStage.CLOSE:
-            return self.phase_steps >= CLOSE_STEPS
-        if off > ASTRAY_M and view.tcp_m[2] > grasp[2] + 0.03:
+    def reached(self, observation: ExpertObservation, grasp: np.ndarray) -> ExpertStage | bool:
+        """Returns whether APPROACH, DESCEND or CLOSE onto `grasp` (3,) is finished, or the stage to go back to."""
+        offset_m = float(np.linalg.norm(observation.tcp_m[:2] - grasp[:2]))
+        if self.stage is ExpertStage.APPROACH:
+            return offset_m < ALIGNED_M and bool(observation.tcp_m[2] > grasp[2] + self.pace.hover_m - 0.03)
+        if self.stage is ExpertStage.CLOSE:
+            return self.stage_steps >= CLOSE_STEPS
+        if offset_m > ASTRAY_M and observation.tcp_m[2] > grasp[2] + 0.03:
             return ExpertStage.APPROACH
-        low = abs(view.tcp_m[2] - grasp[2]) < self.low_m
-        return bool(low and (off < ALIGNED_M or self.phase_steps > PATIENCE_STEPS))
+        low = abs(observation.tcp_m[2] - grasp[2]) < self.low_m
+        return bool(low and (offset_m < ALIGNED_M or self.stage_steps > PATIENCE_STEPS))
 
-    def towards(self, view: ExpertObservation, grasp: np.ndarray) -> np.ndarray:
-        """Where to go in APPROACH, DESCEND or CLOSE onto `grasp` (3,)."""
-        if self.phase is ExpertStage.APPROACH:
+    def towards(self, observation: ExpertObservation, grasp: np.ndarray) -> np.ndarray:
+        """Returns the target position in APPROACH, DESCEND or CLOSE onto `grasp` (3,)."""
+        if self.stage is ExpertStage.APPROACH:
             return grasp + np.array([0.0, 0.0, self.pace.hover_m])
-        if self.phase is ExpertStage.CLOSE:
+        if self.stage is ExpertStage.CLOSE:
             return self.anchor_m
-        off = np.linalg.norm(view.tcp_m[:2] - grasp[:2])
-        # Off to a side it waits above the object, or the fingers would come down on top of it.
-        wait = off > 1.5 * ALIGNED_M and view.tcp_m[2] > grasp[2] + 0.03
-        return np.append(grasp[:2], view.tcp_m[2] if wait else grasp[2])
+        offset_m = np.linalg.norm(observation.tcp_m[:2] - grasp[:2])
+        # Wait above the object if the fingers are off to a side. Otherwise they would come down on top of it.
+        wait = offset_m > 1.5 * ALIGNED_M and observation.tcp_m[2] > grasp[2] + 0.03
+        return np.append(grasp[:2], observation.tcp_m[2] if wait else grasp[2])

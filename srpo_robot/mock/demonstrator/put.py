@@ -1,4 +1,4 @@
-"""The expert that carries an object to where it belongs."""
+"""The expert that carries an object to the plate or tray."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import CARDS, PLATE_TOP_M, THINGS, Thing
 
 _HOLDING = (ExpertStage.CLOSE, ExpertStage.LIFT, ExpertStage.CARRY, ExpertStage.LOWER)
-_DETOUR_M = np.array([-0.090, 0.0, 0.080])  # "around" carries over here, from the middle of the way
-_PASSED_M = 0.030
+_DETOUR_M = np.array([-0.090, 0.0, 0.080])  # via point of "around", relative to the middle of the way
+_PASSED_M = 0.030  # distance at which the via point counts as passed
 
 
 class Put(Script):
-    """Grasp, lift, carry, lower, let go. Strategies: "direct", or "around" in a high arc on the arm's side."""
+    """Grasps, lifts, carries, lowers and releases an object.
 
-    order = (
+    Strategies: "direct", or "around" in a high arc on the arm's side.
+    """
+
+    stages = (
         *(
             ExpertStage.APPROACH,
             ExpertStage.DESCEND,
@@ -38,7 +41,7 @@ class Put(Script):
     )
 
     def plan(self, layout: Layout, rng: np.random.Generator) -> None:
-        """Which object, and where a miss closes."""
+        """Draws the object, and the grasp offset of a miss."""
         self._name, self._aim_m = layout.target, np.zeros(3)
         if self.failure is Failure.WRONG:
             others = [item.name for item in layout.objects if item.name != layout.target]
@@ -47,46 +50,48 @@ class Put(Script):
             self._name = others[int(rng.integers(len(others)))]
         if self.failure is Failure.MISS:
             self._aim_m = _above(rng) if self._name in CARDS else np.append(_beside(layout, rng), 0.0)
-        self._around = self.strategy == "around"
+        self._detours = self.strategy == "around"
 
-    def after(self, view: ExpertObservation) -> ExpertStage:
-        """See `Script.after`."""
-        match self.phase:
+    def next_stage(self, observation: ExpertObservation) -> ExpertStage:
+        """See `Script.next_stage`."""
+        match self.stage:
             case ExpertStage.APPROACH | ExpertStage.DESCEND | ExpertStage.CLOSE:
-                finished = self.reached(view, self._grasp(view))
+                finished = self.reached(observation, self._grasp(observation))
             case ExpertStage.LIFT:
-                finished = view.tcp_m[2] > self._thing.carry_m - 0.03
+                finished = observation.tcp_m[2] > self._thing.carry_m - 0.03
             case ExpertStage.CARRY:
-                self._around = self._around and np.linalg.norm(view.tcp_m - self._detour(view)) > _PASSED_M
-                finished = float(np.linalg.norm(view.tcp_m[:2] - view.facts.plate_m)) < 0.02
+                self._detours = (
+                    self._detours and np.linalg.norm(observation.tcp_m - self._detour(observation)) > _PASSED_M
+                )
+                finished = float(np.linalg.norm(observation.tcp_m[:2] - observation.facts.plate_m)) < 0.02
             case ExpertStage.LOWER:
-                finished = view.tcp_m[2] < self._release_height() + ARRIVED_M
+                finished = observation.tcp_m[2] < self._release_height() + ARRIVED_M
             case ExpertStage.RELEASE:
-                finished = self.phase_steps >= OPEN_STEPS
+                finished = self.stage_steps >= OPEN_STEPS
             case ExpertStage.RETREAT:
-                finished = view.tcp_m[2] > self.anchor_m[2] + 0.08
-                if finished and self.cares and not self.sim.task.placed(view.facts, self._name):
+                finished = observation.tcp_m[2] > self.anchor_m[2] + 0.08
+                if finished and self.retries and not self.sim.task.placed(observation.facts, self._name):
                     return ExpertStage.APPROACH
             case _:
                 finished = self.is_home()
         if isinstance(finished, ExpertStage):
             return finished
-        if self.cares and self._lost(view, bool(finished)):
+        if self.retries and self._has_slipped(observation, bool(finished)):
             return ExpertStage.APPROACH
-        return self.following() if finished else self.phase
+        return self.successor() if finished else self.stage
 
-    def goal(self, view: ExpertObservation) -> np.ndarray:
+    def goal(self, observation: ExpertObservation) -> np.ndarray:
         """See `Script.goal`."""
-        plate = view.facts.plate_m
-        match self.phase:
+        plate = observation.facts.plate_m
+        match self.stage:
             case ExpertStage.APPROACH | ExpertStage.DESCEND | ExpertStage.CLOSE:
-                return self.towards(view, self._grasp(view))
+                return self.towards(observation, self._grasp(observation))
             case ExpertStage.RELEASE:
                 return self.anchor_m
             case ExpertStage.LIFT:
                 return np.append(self.anchor_m[:2], self._thing.carry_m)
             case ExpertStage.CARRY:
-                return self._detour(view) if self._around else np.append(plate, self._thing.carry_m)
+                return self._detour(observation) if self._detours else np.append(plate, self._thing.carry_m)
             case ExpertStage.LOWER:
                 return np.append(plate, self._release_height())
             case ExpertStage.RETREAT:
@@ -96,48 +101,49 @@ class Put(Script):
 
     def opening_m(self) -> float:
         """See `Script.opening_m`."""
-        return 0.0 if self.phase in _HOLDING and not self.dropped else self.open_m
+        return 0.0 if self.stage in _HOLDING and not self.dropped else self.open_m
 
-    def drops_now(self, view: ExpertObservation) -> bool:
-        """On the way to the plate, but not so near that the object comes to rest on it."""
-        if self.phase is not ExpertStage.CARRY:
+    def should_drop(self, observation: ExpertObservation) -> bool:
+        """Returns True on the way to the plate, but only so far away that the object does not come to rest on it."""
+        if self.stage is not ExpertStage.CARRY:
             return False
-        left = float(np.linalg.norm(view.tcp_m[:2] - view.facts.plate_m))
-        whole = float(np.linalg.norm(self.anchor_m[:2] - view.facts.plate_m))
-        return left < max(self._thing.spread_m, (1.0 - self.pace.drop_share) * whole)
+        remaining = float(np.linalg.norm(observation.tcp_m[:2] - observation.facts.plate_m))
+        whole = float(np.linalg.norm(self.anchor_m[:2] - observation.facts.plate_m))
+        return remaining < max(self._thing.spread_m, (1.0 - self.pace.drop_fraction) * whole)
 
-    def last_chance(self, view: ExpertObservation) -> bool:
-        """See `Script.last_chance`."""
-        return self.phase is ExpertStage.LOWER
+    def must_stop(self, observation: ExpertObservation) -> bool:
+        """See `Script.must_stop`."""
+        return self.stage is ExpertStage.LOWER
 
     @property
     def _thing(self) -> Thing:
         return THINGS[self._name]
 
-    def _lost(self, view: ExpertObservation, finished: bool) -> bool:
-        """Whether the object should be between the fingers but is not; while they close, judged at the end."""
-        if self.phase not in _HOLDING or (self.phase is ExpertStage.CLOSE and not finished):
+    def _has_slipped(self, observation: ExpertObservation, finished: bool) -> bool:
+        """Returns True if the fingers should hold the object but do not. CLOSE is judged only at its end."""
+        if self.stage not in _HOLDING or (self.stage is ExpertStage.CLOSE and not finished):
             return False
-        apart = np.linalg.norm(view.tcp_m - self._grasp(view))
-        return bool(apart > LOST_M or view.gripper_m < self._thing.width_m / 2.0)
+        distance = np.linalg.norm(observation.tcp_m - self._grasp(observation))
+        return bool(distance > LOST_M or observation.gripper_m < self._thing.width_m / 2.0)
 
-    def _grasp(self, view: ExpertObservation) -> np.ndarray:
-        """Where the fingertips close, (3,) [m]: on the object, or beside it for a miss."""
+    def _grasp(self, observation: ExpertObservation) -> np.ndarray:
+        """Returns the position at which the fingertips close, (3,) [m]: on the object, or beside it for a miss."""
         aim = self._aim_m
-        return view.facts.objects_m[self._name] + [aim[0], aim[1], self._thing.grasp_m + aim[2]]
+        return observation.facts.objects_m[self._name] + [aim[0], aim[1], self._thing.grasp_m + aim[2]]
 
-    def _detour(self, view: ExpertObservation) -> np.ndarray:
-        way = (self.anchor_m[:2] + view.facts.plate_m) / 2.0
-        return np.append(way, self._thing.carry_m) + _DETOUR_M
+    def _detour(self, observation: ExpertObservation) -> np.ndarray:
+        midpoint = (self.anchor_m[:2] + observation.facts.plate_m) / 2.0
+        return np.append(midpoint, self._thing.carry_m) + _DETOUR_M
 
     def _release_height(self) -> float:
         return PLATE_TOP_M + self._thing.rest_m + self._thing.grasp_m + 0.004
 
 
 def _beside(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Offset of a grasp that closes in front of or behind the target, (2,) [m], as far from the others as it can be.
+    """Draws the offset of a grasp in front of or behind the target, (2,) [m]: the candidate farthest from the others.
 
-    Along x, because the fingers stand apart along y: there one of them would push the target.
+    The offset is along x because the fingers are apart along y. With an offset along y, one of them would push the
+    target.
     """
     spots = {item.name: np.array([item.x_m, item.y_m]) for item in layout.objects}
     others = np.array([spot for name, spot in spots.items() if name != layout.target]).reshape(-1, 2)
@@ -148,5 +154,5 @@ def _beside(layout: Layout, rng: np.random.Generator) -> np.ndarray:
 
 
 def _above(rng: np.random.Generator) -> np.ndarray:
-    """Offset of a grasp that closes over a card's upper edge, (3,) [m]: beside it stand others."""
+    """Draws the offset of a grasp above a card's upper edge, (3,) [m]. Other cards stand beside it."""
     return np.array([0.0, 0.0, float(rng.uniform(0.050, 0.070))])

@@ -8,23 +8,23 @@ from srpo_robot.mock.demonstrator.base import ARRIVED_M, ExpertObservation, Expe
 from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import BOARD_TOP_M, ERASER_HALF_M, ERASER_REACH_M, HANDLE_M
 
-_PRESS_M = 0.016  # the spring gives way by so much: 5 N, and contact stays where the disturbance lifts the hand
+_PRESS_M = 0.016  # compression of the spring: 5 N, enough to keep contact if the disturbance lifts the hand
 _ON_BOARD_M = BOARD_TOP_M + ERASER_REACH_M - _PRESS_M  # height of the fingertips while wiping
 _OVER_BOARD_M = BOARD_TOP_M + ERASER_REACH_M + 0.045
-_LANE_M = (0.040, 0.031)  # between lanes, by the axis across them: the eraser's strokes overlap by a quarter
-_PASSED_M = 0.014  # of a way point
-_NOTICED = 4  # dabs left: with one of 36 the board would count as clean
-_SKIPPED_M = 0.018  # to either side of a lane left out, beyond the eraser's reach
+_LANE_M = (0.040, 0.031)  # distance between lanes, by the axis across them, with strokes that overlap by a quarter
+_PASSED_M = 0.014  # distance at which a way point counts as passed
+_NOTICED = 4  # smallest number of dabs to leave (with 1 of 36 left the board would count as clean)
+_SKIPPED_M = 0.018  # margin beyond the eraser's reach on either side of a skipped lane
 
 
 class Wipe(Script):
-    """Press down, go over all the ink, lift. Strategies: lanes in "rows" (along y) or "columns", or along the "ink".
+    """Presses down, wipes over all the ink, and lifts.
 
-    What that leaves is then wiped dab by dab.
+    Strategies: lanes in "rows" (along y) or "columns", or along the "ink". Remaining ink is then wiped dab by dab.
     """
 
     longest_steps = 190
-    order = (
+    stages = (
         ExpertStage.APPROACH,
         ExpertStage.LOWER,
         ExpertStage.WIPE,
@@ -34,7 +34,7 @@ class Wipe(Script):
     )
 
     def plan(self, layout: Layout, rng: np.random.Generator) -> None:
-        """The way over the board."""
+        """Plans the path over the board."""
         ink = np.array(layout.marks_m) + layout.plate_m
         along = 1 if self.strategy == "rows" else 0
         self._way = _tour(ink, self.anchor_m[:2]) if self.strategy == "ink" else _lanes(ink, along)
@@ -44,72 +44,72 @@ class Wipe(Script):
             self._way = _without_a_lane(self._way, ink, 1 - along, rng)
         self._next = 0
 
-    def after(self, view: ExpertObservation) -> ExpertStage:
-        """See `Script.after`."""
-        off = float(np.linalg.norm(view.tcp_m[:2] - self._target(view)))
-        match self.phase:
+    def next_stage(self, observation: ExpertObservation) -> ExpertStage:
+        """See `Script.next_stage`."""
+        offset_m = float(np.linalg.norm(observation.tcp_m[:2] - self._target(observation)))
+        match self.stage:
             case ExpertStage.APPROACH:
-                finished = off < 0.02
+                finished = offset_m < 0.02
             case ExpertStage.LOWER:
-                finished = view.tcp_m[2] < _ON_BOARD_M + ARRIVED_M
+                finished = observation.tcp_m[2] < _ON_BOARD_M + ARRIVED_M
             case ExpertStage.WIPE:
-                if self._next < len(self._way) and off < _PASSED_M:
+                if self._next < len(self._way) and offset_m < _PASSED_M:
                     self._next += 1
-                finished = self._next >= len(self._way) and not self._cleans(view)
+                finished = self._next >= len(self._way) and not self._cleans(observation)
             case ExpertStage.RETREAT:
-                finished = view.tcp_m[2] > self.anchor_m[2] + 0.08
+                finished = observation.tcp_m[2] > self.anchor_m[2] + 0.08
             case _:
                 finished = self.is_home()
-        return self.following() if finished else self.phase
+        return self.successor() if finished else self.stage
 
-    def goal(self, view: ExpertObservation) -> np.ndarray:
+    def goal(self, observation: ExpertObservation) -> np.ndarray:
         """See `Script.goal`."""
-        match self.phase:
+        match self.stage:
             case ExpertStage.APPROACH:
-                return np.append(self._target(view), _OVER_BOARD_M)
+                return np.append(self._target(observation), _OVER_BOARD_M)
             case ExpertStage.LOWER | ExpertStage.WIPE:
-                return np.append(self._target(view), _OVER_BOARD_M if self.dropped else _ON_BOARD_M)
+                return np.append(self._target(observation), _OVER_BOARD_M if self.dropped else _ON_BOARD_M)
             case ExpertStage.RETREAT:
                 return self.anchor_m + np.array([0.0, 0.0, 0.11])
             case _:
                 return self.home_m
 
     def opening_m(self) -> float:
-        """About the eraser's handle, always."""
+        """Returns the thickness of the eraser's handle in every stage."""
         return HANDLE_M
 
-    def drops_now(self, view: ExpertObservation) -> bool:
-        """After a share of the ink is gone."""
-        return self.phase is ExpertStage.WIPE and view.facts.measured["erased"] > self.pace.drop_share
+    def should_drop(self, observation: ExpertObservation) -> bool:
+        """Returns True after `Pace.drop_fraction` of the ink is erased."""
+        return self.stage is ExpertStage.WIPE and observation.facts.measurements["erased"] > self.pace.drop_fraction
 
-    def last_chance(self, view: ExpertObservation) -> bool:
-        """See `Script.last_chance`."""
-        return view.facts.measured["erased"] > 0.8
+    def must_stop(self, observation: ExpertObservation) -> bool:
+        """See `Script.must_stop`."""
+        return observation.facts.measurements["erased"] > 0.8
 
-    def _cleans(self, view: ExpertObservation) -> bool:
-        """Whether it goes on dab by dab: not where ink is left on purpose."""
-        return self.cares and len(view.facts.marks_m) > 0
+    def _cleans(self, observation: ExpertObservation) -> bool:
+        """Returns True if the script continues dab by dab. It does not if it leaves ink on purpose."""
+        return self.retries and len(observation.facts.marks_m) > 0
 
-    def _target(self, view: ExpertObservation) -> np.ndarray:
-        """The next point of the way, then the nearest ink, (2,) [m]."""
+    def _target(self, observation: ExpertObservation) -> np.ndarray:
+        """Returns the next point of the path, or the nearest ink after the end of the path, (2,) [m]."""
         if self._next < len(self._way):
             return self._way[self._next]
-        left = view.facts.marks_m
-        if len(left) == 0 or not self._cleans(view):
-            return view.tcp_m[:2]
-        return left[int(np.argmin(np.linalg.norm(left - view.tcp_m[:2], axis=1)))]
+        ink = observation.facts.marks_m
+        if len(ink) == 0 or not self._cleans(observation):
+            return observation.tcp_m[:2]
+        return ink[int(np.argmin(np.linalg.norm(ink - observation.tcp_m[:2], axis=1)))]
 
 
 def _tour(ink: np.ndarray, start_m: np.ndarray) -> np.ndarray:
-    """All dabs, (n, 2) [m], each the nearest to the one before; the first is the nearest to `start_m` (2,)."""
-    left, tour = list(ink), [start_m]
-    while left:
-        tour.append(left.pop(int(np.argmin([np.linalg.norm(dab - tour[-1]) for dab in left]))))
+    """Returns all dabs (n, 2) [m] in nearest-neighbour order, starting from `start_m` (2,)."""
+    remaining, tour = list(ink), [start_m]
+    while remaining:
+        tour.append(remaining.pop(int(np.argmin([np.linalg.norm(dab - tour[-1]) for dab in remaining]))))
     return np.array(tour[1:])
 
 
 def _lanes(ink: np.ndarray, along: int) -> np.ndarray:
-    """Ends of lanes to and fro over all the ink, (2 n, 2) [m], along axis `along`."""
+    """Returns the ends of back-and-forth lanes over all the ink, (2 n, 2) [m], along axis `along`."""
     low, high = ink.min(axis=0), ink.max(axis=0)
     across = 1 - along
     inset = min(float(ERASER_HALF_M[across]) * 0.6, (high[across] - low[across]) / 2.0)
@@ -125,17 +125,17 @@ def _lanes(ink: np.ndarray, along: int) -> np.ndarray:
 
 
 def _without_a_lane(way: np.ndarray, ink: np.ndarray, across: int, rng: np.random.Generator) -> np.ndarray:
-    """`way` without the lanes that would reach one of the dabs, drawn from those with whom enough others are left."""
+    """Returns `way` without the lanes that reach one dab. Draws the dab among those that leave enough ink."""
     reach = float(ERASER_HALF_M[across]) + _SKIPPED_M
     shorter = [way[np.abs(way[:, across] - dab[across]) > reach] for dab in ink]
-    ways = [way for way in shorter if len(way) and _left(way, ink) >= _NOTICED]
+    ways = [way for way in shorter if len(way) and _missed_dabs(way, ink) >= _NOTICED]
     if ways:
         return ways[int(rng.integers(len(ways)))]
-    return way[: max(len(way) // 2, 1)]  # all the ink is in reach of one lane: half of it is wiped
+    return way[: max(len(way) // 2, 1)]  # one lane reaches all the ink, so only half of it is wiped
 
 
-def _left(way: np.ndarray, ink: np.ndarray) -> int:
-    """How many dabs an eraser along `way` leaves, in spite of a disturbance."""
+def _missed_dabs(way: np.ndarray, ink: np.ndarray) -> int:
+    """Returns the number of dabs that an eraser along `way` misses even with a disturbance."""
     legs = np.linspace(way[:-1], way[1:], 40).reshape(-1, 2) if len(way) > 1 else way
-    off = np.abs(ink[:, None] - legs[None]) - np.array(ERASER_HALF_M[:2])
-    return int((off.max(axis=2).min(axis=1) > _SKIPPED_M / 2).sum())
+    offset_m = np.abs(ink[:, None] - legs[None]) - np.array(ERASER_HALF_M[:2])
+    return int((offset_m.max(axis=2).min(axis=1) > _SKIPPED_M / 2).sum())

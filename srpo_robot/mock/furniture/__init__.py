@@ -1,1 +1,1 @@
-"""What stands on the table of each task: MJCF, and the little that happens to it beside rigid-body physics."""
+"""The furniture on each task's table: its MJCF, and the few effects that rigid-body physics does not model."""

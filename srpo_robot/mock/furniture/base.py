@@ -1,4 +1,4 @@
-"""What a task puts on the table beside the free objects, and what there is to know about it."""
+"""The base class of furniture: the equipment that a task puts on the table besides the free objects."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from srpo_robot.recipes import HardwareRecipe
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
-    """What the furniture adds to `SceneFacts`: see there."""
+class FurnitureState:
+    """The furniture's part of `SceneFacts`. See `SceneFacts` for the fields."""
 
     objects_m: Mapping[str, np.ndarray] = field(default_factory=dict)
     speeds_m_s: Mapping[str, float] = field(default_factory=dict)
-    measured: Mapping[str, float] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict)
     marks_m: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
 
 
 class Furniture:
-    """A mocap body that a layout moves. Subclasses add what changes while the arm works.
+    """A mocap body that a layout moves. Subclasses add the effects that happen while the arm works.
 
     Attributes:
-        place: what a person calls the thing at a layout's `plate_m`.
-        bodies: those whose colours an appearance changes.
-        every: physics steps between two calls of `step`; 0: it is never called.
+        place: name, for a person, of the thing at a layout's `plate_m`.
+        bodies: names of the bodies whose colours an appearance changes.
+        every: number of physics steps between two calls of `step`. With 0, `step` is never called.
     """
 
     place = "plate"
@@ -38,23 +38,23 @@ class Furniture:
 
     @staticmethod
     def parts(hardware: HardwareRecipe) -> Parts:
-        """Its MJCF."""
+        """Returns the furniture's MJCF."""
         raise NotImplementedError
 
     def __init__(self, model: Any, data: Any) -> None:
-        """Bind it to a model compiled from `parts`, and its state."""
+        """Binds the furniture to a model compiled from `parts`, and to the model's state."""
         self._model, self._data = model, data
 
     def lay_out(self, layout: Layout) -> None:
-        """Put it where `layout` says, as new. The caller computes positions afterwards."""
+        """Resets the furniture and moves it to its place in `layout`. The caller recomputes positions afterwards."""
         self._data.mocap_pos[0] = [*layout.plate_m, 0.0]
 
     def step(self) -> None:
-        """What happens beside physics, after every `every` steps."""
+        """Applies effects that physics does not model. Called after every `every` physics steps."""
 
-    def observe(self) -> Observed:
-        """What there is to know at this instant."""
-        return Observed()
+    def observe(self) -> FurnitureState:
+        """Returns the current state of the furniture."""
+        return FurnitureState()
 
-    def dress(self) -> None:
-        """Colours that say what has happened, again after an appearance has changed them all."""
+    def repaint(self) -> None:
+        """Restores colours that show the state of the furniture, after an appearance has changed all colours."""

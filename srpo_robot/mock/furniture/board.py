@@ -1,4 +1,4 @@
-"""A board with ink on it, and an eraser on a spring in the hand that takes the ink off where it is pressed down."""
+"""A board with ink, and a spring-loaded eraser in the hand that removes the ink under it when it is pressed down."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.mock.furniture.base import Furniture, Observed
+from srpo_robot.mock.furniture.base import Furniture, FurnitureState
 from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import (
     BOARD_HALF_M,
@@ -21,23 +21,23 @@ from srpo_robot.mock.objects import (
 from srpo_robot.mock.scene import TIMESTEP_S, Parts, text
 from srpo_robot.recipes import HardwareRecipe
 
-_TRAVEL_M = 0.035  # of the eraser's spring
+_TRAVEL_M = 0.035  # travel of the eraser's spring
 _DAB_HALF_M = (0.006, 0.006, 0.0003)
 
 
 class Board(Furniture):
-    """The ink is `MARKS` flat dabs; an erased one is invisible, which all renderers understand."""
+    """A board whose ink is `MARKS` flat dabs. Erased dabs are invisible, which works in all renderers."""
 
     place = "board"
     bodies = ("board", "eraser")
-    every = round(0.010 / TIMESTEP_S)  # the hand moves 4 mm meanwhile, a sixth of the eraser
+    every = round(0.010 / TIMESTEP_S)  # the hand moves 4 mm between two calls, a sixth of the eraser
 
     @staticmethod
     def parts(hardware: HardwareRecipe) -> Parts:
         """See `Furniture.parts`."""
         x, y = BOARD_HALF_M
         flat = 'contype="0" conaffinity="0"'
-        # Not compiled at the body's origin: MuJoCo would then never look at their positions again.
+        # Do not compile the dabs at the body's origin: MuJoCo would then never read their positions again.
         dabs = "".join(
             f'<geom name="mark{i}" type="box" pos="0 0 {BOARD_TOP_M}" size="{text(_DAB_HALF_M)}" {flat}/>'
             for i in range(MARKS)
@@ -64,10 +64,10 @@ class Board(Furniture):
         self._model.geom_rgba[self._marks, :3] = layout.ink_rgb
         self._erased[:] = False
         self._ink = self._model.geom_rgba[self._marks, :3].copy()
-        self.dress()
+        self.repaint()
 
     def step(self) -> None:
-        """Take the ink off under the eraser, where it is pressed down."""
+        """Erases the ink under the eraser if it is pressed down."""
         if self._force() < ERASING_N:
             return
         body = self._data.body("eraser")
@@ -75,22 +75,22 @@ class Board(Furniture):
         under = (np.abs(off[:, :2]) < ERASER_HALF_M[:2]).all(axis=1) & ~self._erased
         if under.any():
             self._erased |= under
-            self.dress()
+            self.repaint()
 
-    def observe(self) -> Observed:
-        """The ink that is left, its middle as the object "marks", the erased share and the eraser's pressure [N]."""
-        places = self._data.geom_xpos[self._marks]
-        left = places[~self._erased]
-        middle = left.mean(axis=0) if len(left) else places.mean(axis=0)
-        return Observed(
+    def observe(self) -> FurnitureState:
+        """Returns the remaining ink, its mean position as the object "marks", the erased fraction and the force [N]."""
+        dabs = self._data.geom_xpos[self._marks]
+        remaining = dabs[~self._erased]
+        middle = remaining.mean(axis=0) if len(remaining) else dabs.mean(axis=0)
+        return FurnitureState(
             objects_m={"marks": middle},
             speeds_m_s={"marks": 0.0},
-            measured={"erased": float(self._erased.mean()), "pressure_n": self._force()},
-            marks_m=left[:, :2].copy(),
+            measurements={"erased": float(self._erased.mean()), "pressure_n": self._force()},
+            marks_m=remaining[:, :2].copy(),
         )
 
-    def dress(self) -> None:
-        """Ink in its colour, erased ink invisible."""
+    def repaint(self) -> None:
+        """Hides the erased ink and shows the remaining ink."""
         self._model.geom_rgba[self._marks, 3] = ~self._erased
 
     def _force(self) -> float:
@@ -104,7 +104,7 @@ _SECTIONS = """<sensor><touch name="pressure" site="felt"/></sensor>
 
 
 def _eraser(reach_m: float) -> str:
-    """An eraser below the fingertips that gives way upwards; its frame's origin is in the felt's middle."""
+    """Returns the MJCF of an eraser below the fingertips on an upward spring. Its origin is the middle of the felt."""
     x, y, z = ERASER_HALF_M
     middle = reach_m + ERASER_REACH_M - z
     return f"""

@@ -1,6 +1,6 @@
-"""A towel of cloth: a grid of vertices that keep their distances. It folds, drapes and crumples, at 20 times the cost.
+"""A cloth towel: a grid of vertices with fixed edge lengths. It folds, drapes and crumples, at 20 times the cost.
 
-Fingers cannot hold a sheet of points by friction, so a hem between closed fingers is tied to them until they open.
+Friction cannot hold a sheet of points between the fingers. The hem is therefore tied to closed fingers until they open.
 """
 # pyright: reportAttributeAccessIssue=false
 # (mujoco is a compiled module without stubs)
@@ -13,26 +13,26 @@ import mujoco
 import numpy as np
 
 from srpo_robot.errors import RecipeError
-from srpo_robot.mock.furniture.base import Furniture, Observed
+from srpo_robot.mock.furniture.base import Furniture, FurnitureState
 from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import FOLD_M, HEM_M, TOWEL_HALF_M
 from srpo_robot.mock.scene import TIMESTEP_S, Parts
 from srpo_robot.recipes import HardwareRecipe
 
 COUNT = 8  # vertices along each side
-_OLDEST = 330  # as mj_version counts: the first with edges as equalities
+_OLDEST = 330  # first MuJoCo version with edges as equalities, in the numbering of mj_version
 _RADIUS_M = 0.004
 _HEM = tuple(range(COUNT - 1, COUNT * COUNT, COUNT))  # vertices of the far edge, along the fold
-_BEND_M = 0.015  # of the way that a fold takes up: a hem lies so much short of the other edge
-_TIED_M = 0.024  # from the fingertips to a vertex that they take hold of
-_CLOSED_M = 0.020  # opening at which they do
-_TIE = slice(0, 6)  # of a connect's numbers: anchors on the hand and on the vertex
+_BEND_M = 0.015  # length that the bend takes up: a folded hem ends this far short of the other edge
+_TIED_M = 0.024  # largest distance from the fingertips at which a vertex is tied to them
+_CLOSED_M = 0.020  # largest opening at which vertices are tied
+_TIE = slice(0, 6)  # anchors on the hand and on the vertex, within the data of a connect equality
 
 
 class Cloth(Furniture):
-    """The same size and place as `Towel`; `fold_rad` is read off how far over the hem is.
+    """A cloth with the size and place of `Towel`. `fold_rad` is computed from the hem's position across the fold.
 
-    An appearance leaves its colour alone: that is the flex's, not a body's.
+    An appearance does not change its colour, because the colour belongs to the flex and not to a body.
     """
 
     place = "towel"
@@ -43,7 +43,7 @@ class Cloth(Furniture):
         """See `Furniture.parts`.
 
         Raises:
-            RecipeError: MuJoCo is too old for it.
+            RecipeError: MuJoCo is too old for cloth.
         """
         if mujoco.mj_version() < _OLDEST:
             raise RecipeError(
@@ -73,7 +73,7 @@ class Cloth(Furniture):
         bodies = [model.body(f"cloth_{vertex}") for vertex in range(COUNT * COUNT)]
         self._ids = np.array([body.id for body in bodies])
         first = np.array([model.jnt_qposadr[body.jntadr[0]] for body in bodies])
-        self._slides = first[:, None] + np.arange(3)  # (n, 3) displacements from where they were compiled
+        self._slides = first[:, None] + np.arange(3)  # (n, 3) qpos addresses of displacements from the compiled sheet
         self._flat_m = _flat()
         self._ties = np.array([model.eq(f"tie{i}").id for i in range(len(_HEM))])
         self._fold_m, self._across = np.zeros(3), np.array([0.0, 1.0, 0.0])
@@ -89,7 +89,7 @@ class Cloth(Furniture):
         self._fold_m, self._across = np.array([*layout.plate_m, FOLD_M]), turn[:, 1]
 
     def step(self) -> None:
-        """Tie what of the hem is between closed fingers to them where it is; let go when they open."""
+        """Ties hem vertices between closed fingers to the hand at their current position. Unties them on opening."""
         opening = sum(float(self._data.joint(f"finger_{side}").qpos[0]) for side in ("left", "right"))
         if opening > _CLOSED_M:
             self._data.eq_active[self._ties] = 0
@@ -102,19 +102,19 @@ class Cloth(Furniture):
                 self._model.eq_data[tie, _TIE] = [*anchor, 0.0, 0.0, 0.0]
                 self._data.eq_active[tie] = 1
 
-    def observe(self) -> Observed:
-        """The middle of the hem as the object "hem", and the angle that a hinge with its hem there would have [rad]."""
+    def observe(self) -> FurnitureState:
+        """Returns the hem's middle as the object "hem", and the angle of a hinge with its hem there [rad]."""
         middle = [_HEM[COUNT // 2 - 1], _HEM[COUNT // 2]]
         hem = self._data.xpos[self._ids[list(_HEM)]].mean(axis=0)
         place = self._data.xpos[self._ids[middle]].mean(axis=0)
         over = float(np.clip((hem - self._fold_m) @ self._across / (HEM_M - _BEND_M), -1.0, 1.0))
         speed = float(np.linalg.norm(self._data.qvel[self._model.body_dofadr[self._ids[middle[0]]] + np.arange(3)]))
-        measured = {"fold_rad": float(np.arccos(over)), "hem_m": 0.0}
-        return Observed({"hem": place}, {"hem": speed}, measured)
+        measurements = {"fold_rad": float(np.arccos(over)), "hem_m": 0.0}
+        return FurnitureState({"hem": place}, {"hem": speed}, measurements)
 
 
 def _flat() -> np.ndarray:
-    """Vertices of the sheet as it was compiled, (n, 3) [m]."""
+    """Returns the vertices of the compiled sheet, (n, 3) [m]."""
     along = np.linspace(-TOWEL_HALF_M, TOWEL_HALF_M, COUNT)
     across = np.linspace(-HEM_M, HEM_M, COUNT)
     return np.array([[x, y, _RADIUS_M] for x in along for y in across])

@@ -1,4 +1,4 @@
-"""The plate, and the rack and tray of the cards: nothing about them changes."""
+"""The plate, and the rack and tray for the cards. Their state never changes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from srpo_robot.mock.objects import (
 from srpo_robot.mock.scene import Parts, text
 from srpo_robot.recipes import HardwareRecipe
 
-_SLOT_PLAY_M = 0.0015  # between a card and the walls of its slot, on either side
-_WALL_HALF_M = (0.002, 0.018, 0.009)  # of a slot: narrower than a card, so that the fingers reach its edges
+_SLOT_PLAY_M = 0.0015  # clearance between a card and the walls of its slot, on either side
+_WALL_HALF_M = (0.002, 0.018, 0.009)  # slot wall, narrower than a card, so that the fingers reach the card's edges
 _TRAY_RIM_M = 0.018
 
 
 class Plate(Furniture):
-    """A disc with a rim of 24 short capsules; a mocap body, so that a layout can move it."""
+    """A disc with a rim of 24 short capsules. It is a mocap body, so that a layout can move it."""
 
     bodies = ("plate",)
 
@@ -36,9 +36,9 @@ class Plate(Furniture):
         """See `Furniture.parts`."""
         angles = np.arange(25) * (2 * np.pi / 24)
         ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * PLATE_RADIUS_M
-        z, look = PLATE_RIM_M - 0.005, 'size="0.005" rgba="0.80 0.84 0.90 1"'
+        z, attributes = PLATE_RIM_M - 0.005, 'size="0.005" rgba="0.80 0.84 0.90 1"'
         rim = "".join(
-            f'<geom type="capsule" fromto="{text([*a, z])} {text([*b, z])}" {look}/>' for a, b in pairwise(ring)
+            f'<geom type="capsule" fromto="{text([*a, z])} {text([*b, z])}" {attributes}/>' for a, b in pairwise(ring)
         )
         return Parts(f"""<body name="plate" mocap="true" pos="0.4 -0.2 0">
       <geom name="plate" type="cylinder" size="{PLATE_RADIUS_M} {PLATE_TOP_M / 2}" pos="0 0 {PLATE_TOP_M / 2}"
@@ -47,7 +47,7 @@ class Plate(Furniture):
 
 
 class RackAndTray(Furniture):
-    """A tray, and five slots one behind the other in which cards stand on edge."""
+    """A tray, and a rack of five slots in a row in which cards stand on edge."""
 
     place = "tray"
     bodies = ("tray", "rack")

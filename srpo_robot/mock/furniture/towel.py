@@ -1,4 +1,4 @@
-"""A towel of two panels and a hinge, with a stiff hem to pinch: what folding is about, at the cost of one joint."""
+"""A towel of two panels with a hinge and a stiff hem to pinch. It models folding at the cost of one joint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.mock.furniture.base import Furniture, Observed
+from srpo_robot.mock.furniture.base import Furniture, FurnitureState
 from srpo_robot.mock.layout import Layout
 from srpo_robot.mock.objects import FOLD_M, FOLDED_RAD, HEM_M, HEM_RADIUS_M, TOWEL_HALF_M
 from srpo_robot.mock.scene import Parts
@@ -14,7 +14,7 @@ from srpo_robot.recipes import HardwareRecipe
 
 
 class Towel(Furniture):
-    """One panel lies on the table, the other turns about the fold: angle 0 open, `FOLDED_RAD` folded."""
+    """One panel lies on the table and the other turns about the fold. Angle 0 is open, `FOLDED_RAD` is folded."""
 
     place = "towel"
     bodies = ("towel", "flap")
@@ -49,10 +49,10 @@ class Towel(Furniture):
         half = layout.plate_yaw_rad / 2.0
         self._data.mocap_quat[0] = [np.cos(half), 0.0, 0.0, np.sin(half)]
 
-    def observe(self) -> Observed:
-        """The middle of the hem as the object "hem", its thickness [m], and the fold's angle [rad]."""
+    def observe(self) -> FurnitureState:
+        """Returns the hem's middle as the object "hem", the hem's thickness [m], and the fold angle [rad]."""
         speed = abs(float(self._fold.qvel[0])) * HEM_M
-        return Observed(
+        return FurnitureState(
             {"hem": self._hem.xpos.copy()},
             {"hem": speed},
             {"fold_rad": float(self._fold.qpos[0]), "hem_m": 2 * HEM_RADIUS_M},

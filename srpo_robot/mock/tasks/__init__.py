@@ -1,6 +1,6 @@
-"""Tasks of the mock cell: where things lie for a seed, and when a task is done. Pure functions, no physics.
+"""Tasks of the mock cell: the layout for a seed, and the success rule. Pure functions without physics.
 
-A new task is a `Task` entry in `TASKS`, its expert one in `demonstrator.SCRIPTS`, its recipe a file in datasets/.
+To add a task, add a `Task` to `TASKS`, its expert to `demonstrator.SCRIPTS` and its recipe to datasets/.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ TASKS: dict[str, Task] = {
 
 
 def layout(recipe: TaskRecipe, seed: int) -> Layout:
-    """The scene for `seed`; the same seed always gives the same scene.
+    """Returns the scene for `seed`. The same seed always gives the same scene.
 
     Raises:
-        RecipeError: a task or an object that the mock cell does not have.
+        RecipeError: the mock cell does not have the recipe's task or one of its objects.
     """
     return task_named(recipe.name).lay_out(recipe, seed)
 
 
 def task_named(name: str) -> Task:
-    """The rules of the task `name`.
+    """Returns the rules of the task `name`.
 
     Raises:
-        RecipeError: none such; the message lists those there are.
+        RecipeError: there is no such task. The message lists the tasks.
     """
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)

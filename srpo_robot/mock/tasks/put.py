@@ -1,4 +1,4 @@
-"""Carry an object to where it belongs: fruit onto a plate, a card out of a rack into a tray."""
+"""The carrying tasks: put fruit onto a plate, or a card from a rack into a tray."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from srpo_robot.mock.objects import (
 from srpo_robot.mock.tasks.base import OPEN_M, PLATE_JITTER_M, PLATE_M, Fact, SceneFacts, Task, nearness
 from srpo_robot.recipes import TaskRecipe
 
-REGION_MIN_M = (0.355, -0.010)  # fruit lies in this 13 x 15 cm rectangle (x, y), base frame
+REGION_MIN_M = (0.355, -0.010)  # corner of the 13 x 15 cm rectangle for fruit (x, y), base frame
 REGION_MAX_M = (0.485, 0.140)
-SPACING_M = 0.078  # between the centres of two objects: an open finger fits beside each
+SPACING_M = 0.078  # smallest distance between the centres of two objects, so that an open finger fits beside each
 RACK_M = (0.415, 0.080)  # nominal middle of the rack
 RACK_JITTER_M = (0.015, 0.025)
-SWAP_WINDOW_S = (0.2, 1.6)  # when a swap during a trial comes: on the way, mostly; at the objects it is called off
+SWAP_WINDOW_S = (0.2, 1.6)  # time of a swap during a trial, mostly on the way (cancelled if the arm is at the objects)
 
-_INSIDE_M = PLATE_RADIUS_M - 0.020  # an object's centre counts as on the plate up to here
+_INSIDE_M = PLATE_RADIUS_M - 0.020  # distance up to which an object's centre counts as on the plate
 _HEIGHT_TOLERANCE_M = 0.010
 _REST_SPEED_M_S = 0.03
-_AWAY_M = 0.070  # fingertips to the object's centre
-_LIFTED_M = 0.010
+_AWAY_M = 0.070  # distance from the fingertips to the object's centre beyond which it is released
+_LIFTED_M = 0.010  # height above the table beyond which an object is lifted
 _TRAY_MARGIN_M = 0.005
 
 
 def on_plate(facts: SceneFacts, name: str) -> bool:
-    """Whether the object `name` lies on the plate: inside its rim, at its height."""
+    """Returns True if the object `name` lies on the plate: inside the rim and at the plate's height."""
     position = facts.objects_m[name]
     height = position[2] - PLATE_TOP_M - THINGS[name].rest_m
     return bool(np.linalg.norm(position[:2] - facts.plate_m) < _INSIDE_M and abs(height) < _HEIGHT_TOLERANCE_M)
 
 
 def in_tray(facts: SceneFacts, name: str) -> bool:
-    """Whether the card `name` is in the tray, flat, leaning or on edge."""
+    """Returns True if the card `name` is in the tray, whether flat, leaning or on edge."""
     position = facts.objects_m[name]
     inside = np.abs(position[:2] - facts.plate_m) < np.array(TRAY_HALF_M) - _TRAY_MARGIN_M
     return bool(inside.all() and position[2] < TRAY_TOP_M + THINGS[name].rest_m + _HEIGHT_TOLERANCE_M)
 
 
 def held(facts: SceneFacts, name: str) -> bool:
-    """Whether the object is between the fingertips and off the table."""
+    """Returns True if the object is between the fingertips and off the table."""
     position = facts.objects_m[name]
     grasp = position + np.array([0.0, 0.0, THINGS[name].grasp_m])
     lifted = position[2] - THINGS[name].rest_m > _LIFTED_M
@@ -58,7 +58,7 @@ def held(facts: SceneFacts, name: str) -> bool:
 
 
 def _task(placed: Fact, alone: bool, **others: object) -> Task:
-    """A task of carrying to where `placed` holds; `alone`: nothing else may be there."""
+    """Returns a carrying task whose goal is `placed`. With `alone`, no other object may be at the goal."""
 
     def succeeded(facts: SceneFacts, target: str) -> bool:
         away = np.linalg.norm(facts.tcp_m - facts.objects_m[target]) > _AWAY_M
@@ -67,7 +67,7 @@ def _task(placed: Fact, alone: bool, **others: object) -> Task:
         return bool(placed(facts, target) and at_rest and facts.gripper_m > OPEN_M and away and not intruders)
 
     def stage(facts: SceneFacts, target: str) -> float:
-        """Up to 0.4 for reaching the target, 0.45 to 0.90 for carrying it to the plate, 0.95 on it, 1 when let go."""
+        """Returns up to 0.4 for reaching, 0.45 to 0.90 for carrying to the plate, 0.95 on it, 1 after release."""
         if succeeded(facts, target):
             return 1.0
         if placed(facts, target):
@@ -90,7 +90,7 @@ def _task(placed: Fact, alone: bool, **others: object) -> Task:
 
 
 def _lay_out_fruit(recipe: TaskRecipe, seed: int) -> Layout:
-    """Target, first distractor, and up to two of the others; the target nearer the plate unless swapped."""
+    """Draws target, first distractor and up to two others. The target is nearer to the plate unless swapped."""
     names = _known(recipe, FRUIT)
     rng = np.random.default_rng([seed, 0])
     plate = np.array(PLATE_M) + rng.uniform(-PLATE_JITTER_M, PLATE_JITTER_M, 2)
@@ -104,8 +104,8 @@ def _lay_out_fruit(recipe: TaskRecipe, seed: int) -> Layout:
     if swapped:
         points[:2] = points[1::-1].copy()
     turns = rng.uniform(-0.3, 0.3, len(present))
-    where = np.column_stack([points, turns]).tolist()
-    objects = tuple(Placement(name, *spot) for name, spot in zip(present, where, strict=True))
+    poses = np.column_stack([points, turns]).tolist()
+    objects = tuple(Placement(name, *pose) for name, pose in zip(present, poses, strict=True))
     return Layout(
         task=recipe.name,
         target=recipe.target,
@@ -119,7 +119,7 @@ def _lay_out_fruit(recipe: TaskRecipe, seed: int) -> Layout:
 
 
 def _lay_out_cards(recipe: TaskRecipe, seed: int) -> Layout:
-    """Every card in a slot of the rack, in random order; the target is drawn where the recipe asks for that."""
+    """Draws a slot of the rack for every card. Also draws the target if the recipe asks for it."""
     names = _known(recipe, CARDS)
     rng = np.random.default_rng([seed, 0])
     tray = np.array(PLATE_M) + rng.uniform(-PLATE_JITTER_M, PLATE_JITTER_M, 2)
@@ -146,10 +146,10 @@ def _lay_out_cards(recipe: TaskRecipe, seed: int) -> Layout:
 
 
 def _known(recipe: TaskRecipe, things: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of target and distractors.
+    """Returns the names of target and distractors.
 
     Raises:
-        RecipeError: one that the task does not have, or twice the same.
+        RecipeError: the task does not have one of the objects, or a name occurs twice.
     """
     names = (recipe.target, *recipe.distractors)
     unknown = [name for name in names if name not in things]
@@ -167,7 +167,7 @@ def _swap_time(recipe: TaskRecipe, seed: int) -> float | None:
 
 
 def _scatter(count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` points of the region, (count, 2) [m], at least `SPACING_M` apart; drawn until they are."""
+    """Draws `count` points of the region, (count, 2) [m], by rejection until they are `SPACING_M` apart."""
     while True:
         points = rng.uniform(REGION_MIN_M, REGION_MAX_M, (count, 2))
         gaps = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.eye(count)

@@ -1,4 +1,4 @@
-"""Wipe the ink off a board that lies on the table. The score is the erased share."""
+"""The wiping task: erase the ink on a board that lies on the table. The score is the erased fraction."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from srpo_robot.recipes import TaskRecipe
 
 BOARD_M = (0.415, -0.045)  # nominal centre
 BOARD_JITTER_M = (0.015, 0.025)
-CLEAN = 0.95  # erased share that counts as a clean board
-OFF_BOARD_M = BOARD_TOP_M + ERASER_REACH_M + 0.030  # of the fingertips' height: the eraser is clear of the board
+CLEAN = 0.95  # erased fraction from which the board counts as clean
+OFF_BOARD_M = BOARD_TOP_M + ERASER_REACH_M + 0.030  # height of the fingertips above which the eraser is off the board
 
-_MARGIN_M = 0.020  # ink keeps this far from the edge
+_MARGIN_M = 0.020  # smallest distance of the ink from the edge
 _STROKES = 3
 _DAB_PITCH_M = 0.012
 _INKS = ((0.08, 0.10, 0.45), (0.70, 0.06, 0.08), (0.05, 0.40, 0.15), (0.08, 0.08, 0.10))
 
 
 def pressed(facts: SceneFacts, name: str) -> bool:
-    """Whether the eraser is pressed down hard enough to take ink off."""
-    return facts.measured["pressure_n"] > ERASING_N
+    """Returns True if the eraser is pressed down hard enough to erase ink."""
+    return facts.measurements["pressure_n"] > ERASING_N
 
 
 def clean(facts: SceneFacts, name: str) -> bool:
-    """Whether the board counts as clean."""
-    return facts.measured["erased"] >= CLEAN
+    """Returns True if the board counts as clean."""
+    return facts.measurements["erased"] >= CLEAN
 
 
 def _wiped(facts: SceneFacts, target: str) -> bool:
@@ -36,16 +36,16 @@ def _wiped(facts: SceneFacts, target: str) -> bool:
 
 
 def _stage(facts: SceneFacts, target: str) -> float:
-    """Up to 0.15 for reaching the ink, then with the erased share to 0.95; 1 with the eraser off a clean board."""
+    """Returns up to 0.15 for reaching the ink, then up to 0.95 by the erased fraction, 1 if clean and lifted."""
     if _wiped(facts, target):
         return 1.0
-    if facts.measured["erased"] == 0.0:
+    if facts.measurements["erased"] == 0.0:
         return 0.15 * nearness(float(np.linalg.norm(facts.tcp_m - facts.objects_m[target])))
-    return 0.15 + 0.80 * facts.measured["erased"]
+    return 0.15 + 0.80 * facts.measurements["erased"]
 
 
 def _lay_out(recipe: TaskRecipe, seed: int) -> Layout:
-    """Three wavy strokes of one colour somewhere on the board."""
+    """Draws three wavy strokes of one colour on the board."""
     rng = np.random.default_rng([seed, 0])
     board = np.array(BOARD_M) + rng.uniform(-1.0, 1.0, 2) * BOARD_JITTER_M
     ink = _INKS[int(rng.integers(len(_INKS)))]
@@ -64,7 +64,7 @@ def _lay_out(recipe: TaskRecipe, seed: int) -> Layout:
 
 
 def _stroke(rng: np.random.Generator) -> np.ndarray:
-    """Dabs along a curve that stays on the board, (MARKS / strokes, 2) [m] from its centre; drawn until it does."""
+    """Draws the dabs of a curve, (MARKS / strokes, 2) [m] from the board's centre, until all are on the board."""
     count = MARKS // _STROKES
     room = np.array(BOARD_HALF_M) - _MARGIN_M
     while True:
@@ -83,7 +83,7 @@ WIPE = Task(
     failures=("miss", "drop", "stop"),
     lay_out=_lay_out,
     succeeded=_wiped,
-    score=lambda facts, target: facts.measured["erased"],
+    score=lambda facts, target: facts.measurements["erased"],
     stage=_stage,
     held=pressed,
     placed=clean,
