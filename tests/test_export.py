@@ -258,21 +258,21 @@ def trained(walks, installed, tmp_path_factory) -> Trained:
         sys.argv += ["--output", str(weights)]
         main()
     assert end.value.code == 0
-    by_awr = (
+    plugin = (
         "--sample_weighting.type=srpo_awr",
         f"--sample_weighting.extra_params={json.dumps({'path': str(weights)})}",
     )
     runs = [
         (str(folder / "rabc.jsonl"), options_of(walks, folder / "rabc", "--sample_weighting.type=rabc"), ""),
-        (str(folder / "awr.jsonl"), options_of(walks, folder / "awr", *by_awr), str(installed)),
+        (str(folder / "awr.jsonl"), options_of(walks, folder / "awr", *plugin), str(installed)),
     ]
     command = [sys.executable, "-c", TRAIN, json.dumps(RECIPE.tiny), json.dumps(runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
     (data / "sarm_progress.parquet").unlink()
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [[json.loads(line) for line in Path(log).read_text().splitlines()] for log, _, _ in runs]
-    return Trained(*rows, pq.read_table(weights)["weight"].to_numpy())
+    by_ra_bc, by_awr = ([json.loads(line) for line in Path(log).read_text().splitlines()] for log, _, _ in runs)
+    return Trained(by_ra_bc, by_awr, pq.read_table(weights)["weight"].to_numpy())
 
 
 def test_stock_lerobot_trains_by_ra_bc_on_the_exported_progress(trained):
