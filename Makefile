@@ -4,11 +4,14 @@ VENV := .venv
 # Number of processes that run the tests, one test file at a time each (auto: one per core). Tests marked real_time run
 # after them, alone: their controller answers in real time, and busy cores may delay it.
 WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 # Models are small, so larger thread pools of the math libraries only slow each other down.
 export OMP_NUM_THREADS ?= 2
+# Each process of the tests imports torch and lerobot: 6 s of CPU time from bytecode, 16 s if it compiles the sources.
+unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -27,8 +30,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/srpo-robot demo
 
+test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not real_time" -n $(WORKERS) --maxprocesses 8 --dist loadfile; others=$$?; \
+	@$(BIN)/python -m pytest -m "not real_time" $(PARALLEL); others=$$?; \
 	$(BIN)/python -m pytest -m real_time && exit $$others
 
 check: $(READY)

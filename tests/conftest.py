@@ -19,15 +19,41 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job ignores it, and children would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Files that take longest, longest first. Workers begin with them, so that the last files are short and all workers end
+# at about the same time (pytest-xdist keeps this order with --no-loadscope-reorder).
+LONG_FILES = (
+    "test_cli.py",
+    "test_scripts.py",
+    "test_train.py",
+    "test_export.py",
+    "test_bad_input.py",
+    "test_mock_truth.py",
+    "test_end_to_end.py",
+    "test_report.py",
+    "test_buffer.py",
+    "test_decode.py",
+    "test_training_cli.py",
+    "test_baselines.py",
+    "test_rounds.py",
+)
 
 REAL_DATA = Path(os.environ.get("SRPO_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the tests of `LONG_FILES` to the front."""
+    rank = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # stable: within a file the order stays
+
+
 @pytest.fixture(autouse=True)
 def no_default_timeout() -> None:
-    """Threads of the vendor's SDK set one for the whole process, also after the test that began them."""
+    """Resets the process-wide socket timeout, which threads of the vendor's SDK may set even after their test ended."""
     socket.setdefaulttimeout(None)
 
 
@@ -41,7 +67,7 @@ def moving_square(length: int, reach: float, size: int = 48) -> np.ndarray:
 
 
 def record_squares(root: Path, episodes: list[tuple[str, int, float, bool]], commit_every: int = 1) -> Path:
-    """Record (task, length, reach, success) episodes of two cameras with state and action; returns `root`."""
+    """Record (task, length, reach, success) episodes of two cameras with state and action. Returns `root`."""
     from srpo_robot.buffer.recorder import Recorder, dataset_features
 
     names = ("x", "y")
@@ -79,7 +105,7 @@ def unpacked_wheel(plugin: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four labelled episodes of one task; read-only by agreement (copy it to write)."""
+    """Four labelled episodes of one task. Read-only by agreement: copy it to write."""
     return record_squares(tmp_path_factory.mktemp("squares") / "data", SQUARES)
 
 
@@ -126,7 +152,7 @@ def cli(monkeypatch, capsys):
 
 
 def refused(result: tuple[int, str, str], *says: str) -> None:
-    """Exit code 2 and one line of error that says what would work."""
+    """Asserts exit code 2 and one error line that contains each of `says`."""
     code, _, err = result
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert code == 2, err
@@ -137,7 +163,7 @@ def refused(result: tuple[int, str, str], *says: str) -> None:
 
 
 def real_data(name: str) -> Path:
-    """A real dataset by name; skips, with the reason, where the machine does not have it."""
+    """Returns the path of a real dataset. Skips the test, with the reason, if the machine does not have it."""
     path = REAL_DATA / name
     if not path.is_dir():
         pytest.skip(f"no real recordings at {path}; set SRPO_REAL_DATA to the folder that holds {name}")

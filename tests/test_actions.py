@@ -1,4 +1,4 @@
-"""Action spaces: command and action are inverse; a target out of the box or out of reach never moves the arm there."""
+"""Action spaces: command and action are inverse. A target outside the box or out of reach never moves the arm there."""
 
 import numpy as np
 import pytest

@@ -91,7 +91,7 @@ def test_step_advantages_of_two_episodes_are_standardised_together():
     assert found.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
 
 
-# --- what a gain is compared with
+# --- baselines of a gain
 
 
 def test_the_expected_gain_is_the_mean_of_its_neighbours_in_value():
@@ -121,7 +121,7 @@ def test_without_a_value_no_gain_is_expected():
 
 
 def test_a_slow_phase_done_well_is_worth_as_much_as_a_fast_one_done_well():
-    """Each episode creeps to 1 and then runs to 5; the second creeps backwards at first, and stops short of 5."""
+    """Each episode creeps to 1 and then runs to 5. The second one creeps backwards at first and stops short of 5."""
     good = np.concatenate([np.linspace(0, 1, 30), np.linspace(1.2, 5, 20)])
     bad = np.concatenate([np.linspace(0, -0.5, 30), np.linspace(-0.3, 2, 20)])
     episodes = [good] * 5 + [bad]

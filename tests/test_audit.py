@@ -1,4 +1,4 @@
-"""The gate: verdicts follow from evidence and level, and evidence says what the labels say."""
+"""The audit gate: verdicts follow from evidence and level, and the evidence agrees with the labels."""
 
 from __future__ import annotations
 

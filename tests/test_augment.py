@@ -1,4 +1,4 @@
-"""What a policy sees in training may be disturbed; what it shall do may not."""
+"""Augmentation may change a policy's observations but never its target actions."""
 
 from dataclasses import replace
 

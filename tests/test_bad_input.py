@@ -1,4 +1,4 @@
-"""Bad input through the real command line: one line that says what would work, and what was embedded stays."""
+"""Bad input through the real command line: one error line that says what would work, and finished embeddings stay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProces
 
 from srpo_robot.awr.weighting import weights_of
 from srpo_robot.buffer.opening import open_buffer
+from srpo_robot.cli import main
 from srpo_robot.progress.config import ScoringConfig
 from srpo_robot.progress.encoder import load_encoder
 from srpo_robot.progress.pipeline import read_progress
@@ -34,7 +36,7 @@ FRONT = "observation.images.front"
 
 @pytest.fixture(scope="session")
 def shared_squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SQUARES with all episodes in one file a camera; read-only by agreement."""
+    """SQUARES with all episodes in one file per camera. Read-only by agreement."""
     return record_squares(tmp_path_factory.mktemp("shared") / "data", SQUARES, commit_every=4)
 
 
@@ -90,7 +92,7 @@ def test_a_file_damaged_in_its_middle_costs_the_episode_it_is_in(cli, shared, op
 
 
 def test_an_episode_beside_a_damaged_one_is_whole(cli, shared, options):
-    """Damage in the last frame of one episode and the first of another; decoding begins at a keyframe before."""
+    """Damages the last frame of one episode and the first of another. Decoding begins at an earlier keyframe."""
     first, second, third, _ = (length for _, length, _, _ in SQUARES)
     overwrite(video(shared), first - 1, first + second, first + second + third - 1)
     code, _, err = cli("score-dataset", shared, *options, "--skip-bad-episodes")
@@ -139,7 +141,7 @@ def test_a_task_whose_every_success_is_damaged(cli, shared, options):
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three episodes whose camera is stored as images in the data's own files."""
+    """Three episodes with camera frames stored as images inside the data files."""
     from srpo_robot.buffer.recorder import Recorder, dataset_features
 
     features = dataset_features({"front": (48, 48)}, ("x",), ("x",))
@@ -306,49 +308,101 @@ def test_a_store_of_a_newer_version(cli, shared, options):
 
 # --- disks
 
-
-def on(mount: str, root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command where `mount` (shell; $0 is `root`) has been done for it alone. Skips where that is not allowed."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("mounting needs root and unshare")
-    if subprocess.run(["unshare", "-m", "sh", "-ec", mount, str(root)], capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not let us mount")
-    command = ["unshare", "-m", "sh", "-ec", f'{mount}; exec "$@"', str(root), sys.executable, "-m", "srpo_robot.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=280, check=False
-    )
-
-
-def failed(result: subprocess.CompletedProcess[str], *says: str) -> None:
-    """Exit code 1 and one line of error."""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert result.returncode == 1, result.stderr
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for text in says:
-        assert text in lines[0]
-
-
 READ_ONLY = 'mount --bind "$0" "$0"; mount -o remount,ro,bind "$0"'
-
-
-def test_a_dataset_on_a_read_only_disk(cli, shared, options):
-    failed(on(READ_ONLY, shared, "score-dataset", shared, *options), "read-only file system", "score a copy")
-    assert not (shared / "srpo").exists()
-    assert cli("score-dataset", shared, *options)[0] == 0
-    # All is embedded: the tables are what cannot be written.
-    again = on(READ_ONLY, shared, "score-dataset", shared, *options, "--profile", "loo")
-    failed(again, "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset")
-    assert read_progress(open_buffer(shared)).metadata["config"]["profile"] == "paper"
-
-
 FULL = (
     'size=$(( $(du -sk "$0" | cut -f1) + 60 )); mkdir -p "$0.disk"; mount -t tmpfs -o size=${size}k t "$0.disk"; '
     'cp -r "$0/." "$0.disk"; mount --move "$0.disk" "$0"'
 )
+COMMANDS = """
+import contextlib, io, json, sys
+from srpo_robot.cli import main
+results = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv, code, err = ["srpo-robot", *arguments], 0, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    results.append([code, err.getvalue()])
+print(json.dumps(results))
+"""
 
 
-def test_a_dataset_on_a_full_disk(shared, options):
+@dataclass(frozen=True)
+class Disk:
+    """A dataset, and exit code and standard error of a command that ran while its folder was read-only or full."""
+
+    root: Path
+    code: int
+    err: str
+
+
+@pytest.fixture(scope="module")
+def disks(shared_squares, tiny_encoder_folder, tmp_path_factory) -> dict[str, Disk]:
+    """Commands on bad disks. One process mounts all of them for itself and runs the commands one after another.
+
+    Skips if mounting is not allowed.
+    """
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("mounting needs root and unshare")
+    options = ["--encoder", str(tiny_encoder_folder), "--min-window", "6"]
+    folder = tmp_path_factory.mktemp("disks")
+    roots = {name: shutil.copytree(shared_squares, folder / name) for name in ("new", "scored", "full")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["srpo-robot", "score-dataset", str(roots["scored"]), *options])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0
+    mounts = {"new": READ_ONLY, "scored": READ_ONLY, "full": FULL}
+    script = "; ".join(mount.replace("$0", str(roots[name])) for name, mount in mounts.items())
+    if subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let us mount")
+    commands = [["score-dataset", str(root), *options] for root in roots.values()]
+    commands[1] += ["--profile", "loo"]
+    result = subprocess.run(
+        [
+            "unshare",
+            "-m",
+            "sh",
+            "-ec",
+            f'{script}; exec "$@"',
+            "sh",
+            sys.executable,
+            "-c",
+            COMMANDS,
+            json.dumps(commands),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return {
+        name: Disk(root, *told) for (name, root), told in zip(roots.items(), json.loads(result.stdout), strict=True)
+    }
+
+
+def failed(disk: Disk, *says: str) -> None:
+    """Exit code 1 and one line of error."""
+    lines = [line for line in disk.err.splitlines() if line.startswith("error:")]
+    assert disk.code == 1, disk.err
+    assert len(lines) == 1, disk.err
+    assert "Traceback" not in disk.err
+    for text in says:
+        assert text in lines[0]
+
+
+def test_a_dataset_on_a_read_only_disk(disks):
+    failed(disks["new"], "read-only file system", "score a copy")
+    assert not (disks["new"].root / "srpo").exists()
+    # All is embedded: only the tables cannot be written.
+    failed(disks["scored"], "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset")
+    assert read_progress(open_buffer(disks["scored"].root)).metadata["config"]["profile"] == "paper"
+
+
+def test_a_dataset_on_a_full_disk(disks):
     """60 kB are too few for embeddings, tables and pictures together."""
-    failed(on(FULL, shared, "score-dataset", shared, *options), "no space left", "free some space")
+    failed(disks["full"], "no space left", "free some space")

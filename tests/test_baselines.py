@@ -65,7 +65,7 @@ def episode(index: int, length: int, success: bool | None, task: str = "go") -> 
 
 
 class LastFrames:
-    """Embeds a clip as the corner pixel of each of its frames, in order: whoever changes a clip is seen."""
+    """Embeds a clip as the corner pixel of each of its frames, in order, so that any change of a clip shows."""
 
     name, dtype, identity, frames_per_clip, batch_clips = "last-frames", "float32", "last-frames", 4, 3
 
@@ -77,7 +77,7 @@ class LastFrames:
 
 
 def numbered(length: int) -> np.ndarray:
-    """Frames whose every pixel is the frame's number."""
+    """Returns frames in which every pixel is the frame's number."""
     return np.broadcast_to(np.arange(length, dtype=np.uint8)[:, None, None, None], (length, 4, 4, 3)).copy()
 
 
@@ -105,7 +105,7 @@ def test_prepared_frames_are_small_squares_with_the_same_mean(height, width):
 
 
 def test_recent_windows_of_10_frames_are_the_mean_of_the_last_10():
-    """From frame 10 on there are always ten, so no frame is repeated."""
+    """From frame 10 on a window always has ten frames, so no frame is repeated."""
     video, encoder = noise_video(40), PixelMean(8)
     spec = SCORERS[CONTROL_TO_BEAT].config(ScoringConfig(windows="stride:3"))
     assert (spec.window_shape, spec.frames_per_clip, spec.stride, spec.min_window) == ("recent", 10, 3, 10)
@@ -299,7 +299,7 @@ def test_an_unknown_name_lists_those_there_are():
 
 @pytest.fixture(scope="module")
 def buffer(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
-    """Two tasks: far and short ways of a square; the second one of the squares' fixture."""
+    """Two tasks: a square that moves far or a short way. The second task is that of the `squares` fixture."""
     rows = [("go far", 20 + i, 1.0 - 0.02 * i, True) for i in range(5)]
     rows += [("go far", 20 + i, 0.3 + 0.1 * i, False) for i in range(4)]
     return open_buffer(record_squares(tmp_path_factory.mktemp("far") / "data", [*rows, *SQUARES], commit_every=13))
@@ -355,7 +355,7 @@ def test_pixels_tell_far_from_near_and_noise_and_time_do_not(scored):
 
 
 def test_a_frozen_tail_does_not_move_pixels(scored, buffer):
-    """Through the store with an encoder of frames: what stands still has a constant progress."""
+    """Scores through the store with a frame encoder: a video that stands still has constant progress."""
     encoder = Transformed(PixelFrame(8), "frozen-tail")
     video = moving_square(30, 1.0)
     own = embed_frames(

@@ -21,7 +21,7 @@ RULES = ScoringConfig(profile="loo")
 
 
 def line(index: int, reach: float, success: bool, length: int = 20) -> tuple[Episode, WindowEmbeddings]:
-    """An episode whose embedding goes from (1, 0) towards (1, reach)."""
+    """Windows of an episode with embeddings that go from (1, 0) towards (1, reach)."""
     ends = np.arange(10, length)
     along = reach * ends / (length - 1) + 0.01 * index
     return (
@@ -48,7 +48,7 @@ def test_the_score_under_test_gets_a_row_a_profile_and_a_row_an_ablation():
     external = {"go": np.array([[1.0, 5.0]])}
     rows = own_rows(EPISODES, WINDOWS, RULES, ("nearest", "external"), external, resampling=NONE)
     assert [row.name for row in rows] == ["paper", "loo", "paper, nearest", "paper, external"]
-    assert rows[1].macro["auc"].value == 1.0  # failures stop short of where successes end
+    assert rows[1].macro["auc"].value == 1.0  # failures stop short of the successes' end
     assert not any(row.control for row in rows)
 
 
@@ -69,7 +69,7 @@ def test_the_worst_gain_is_the_deepest_fall_over_a_chunk():
     value = np.array([0.0, 0.5, 0.9, 0.2, 0.3, 1.0])
     assert worst_gains([value], 1)[0] == pytest.approx(-0.7)
     assert worst_gains([value], 2)[0] == pytest.approx(-0.6)  # 0.9 -> 0.3
-    assert np.isnan(worst_gains([value, value * np.nan], 6)).all()  # no chunk; no value
+    assert np.isnan(worst_gains([value, value * np.nan], 6)).all()  # no chunk, no value
     with pytest.raises(UsageError, match="horizon"):
         worst_gains([value], 0)
 
@@ -91,7 +91,7 @@ def test_a_value_that_is_the_oracle_agrees_with_it():
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Eight short episodes of one task; read-only by agreement."""
+    """Eight short episodes of one task. Read-only by agreement."""
     rows = [("go", 16 + i, 1.0 if i < 4 else 0.2 + 0.05 * i, i < 4) for i in range(8)]
     return record_squares(tmp_path_factory.mktemp("bench") / "data", rows, commit_every=8)
 

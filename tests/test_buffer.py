@@ -24,7 +24,7 @@ from srpo_robot.errors import DatasetError, StaleTable, UndecodableFrame, Unlabe
 
 
 def checksums(root: Path) -> dict[str, str]:
-    """Of the recorded files; the sidecar is this package's own."""
+    """Returns the checksums of the recorded files, without the sidecar, which is this package's own."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
@@ -99,7 +99,7 @@ def test_real_video_and_real_images():
     assert images.frames(images.episodes[7], images.camera(None)).shape == (10, 64, 64, 3)
 
 
-# --- what is no dataset
+# --- folders that are no dataset
 
 
 def test_a_folder_that_is_no_dataset(tmp_path):
@@ -140,7 +140,7 @@ def test_an_undecodable_video_names_episode_and_frame(squares_copy, keep):
 
 def test_a_video_that_ends_early_names_the_first_missing_frame(squares_copy):
     path = sorted((squares_copy / "videos" / "observation.images.front").rglob("*.mp4"))
-    shutil.copy(path[3], path[0])  # 18 frames where 24 were recorded
+    shutil.copy(path[3], path[0])  # 18 frames instead of the recorded 24
     buffer = open_buffer(squares_copy)
     with pytest.raises(UndecodableFrame, match="episode 0, .* frame 18 cannot be decoded"):
         buffer.frames(buffer.episodes[0], buffer.camera("front"))
@@ -241,7 +241,7 @@ def test_a_finished_episode_is_whole_on_disk_while_the_next_is_recorded(tmp_path
         recorder.begin()
         frame = moving_square(1, 0.0)[0]
         recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")
-        half_way = open_buffer(root)  # what a reader, or a crash now, would find
+        half_way = open_buffer(root)  # the state that a reader, or a crash now, would leave
         assert len(half_way.episodes) == 1
         assert len(half_way.frames(half_way.episodes[0], half_way.cameras[0])) == 24
     assert recorded_episodes(root) == 1  # the one without a verdict is not kept
@@ -279,42 +279,58 @@ def test_several_episodes_in_one_file_are_the_same_as_one_in_each(squares, tmp_p
 
 
 KILLED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from conftest import SQUARES, record_squares
 import srpo_robot.buffer.recorder as m
-ends = 0
-end = m.Recorder.end
-def end_until_killed(self, success):
-    global ends
-    ends += 1
-    if ends == int(sys.argv[2]):
-        os.kill(os.getpid(), 9)
-    return end(self, success)
-m.Recorder.end = end_until_killed
-record_squares(Path(sys.argv[1]), SQUARES * 2, commit_every=int(sys.argv[3]))
+
+def record_until_killed(root, at, commit_every):
+    ends, end = 0, m.Recorder.end
+    def end_until_killed(self, success):
+        nonlocal ends
+        ends += 1
+        if ends == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return end(self, success)
+    m.Recorder.end = end_until_killed
+    record_squares(root, SQUARES * 2, commit_every=commit_every)
+
+for name, at, commit_every in (("single", 4, 1), ("later", 7, 4), ("first", 3, 4)):
+    child = os.fork()
+    if not child:
+        try:
+            record_until_killed(Path(sys.argv[1]) / name / "d", at, commit_every)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, name
 """
 
 
-def record_until_killed(root: Path, at: int, commit_every: int) -> None:
-    command = [sys.executable, "-c", KILLED, str(root), str(at), str(commit_every)]
-    killed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False)
-    assert killed.returncode == -9, killed.stderr
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings that kill -9 stopped at the end of an episode. One interpreter forks all of them.
+
+    single/d: at the fourth episode, one episode per file. first/d, later/d: at the third and at the seventh episode,
+    four episodes per file.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder
 
 
-def test_kill_9_costs_the_unfinished_episode_and_no_other(tmp_path, squares):
-    root = tmp_path / "d"
-    record_until_killed(root, at=4, commit_every=1)
+def test_kill_9_costs_the_unfinished_episode_and_no_other(killed, squares):
+    root = killed / "single" / "d"
     assert len(open_buffer(root).episodes) == 3
     record_squares(root, SQUARES[3:])
     assert open_buffer(root).fingerprint == open_buffer(squares).fingerprint
 
 
-def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(tmp_path):
+def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(killed):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    root = tmp_path / "d"
-    record_until_killed(root, at=7, commit_every=4)  # 4 are committed, 2 finished, 1 under way
+    root = killed / "later" / "d"  # 4 are committed, 2 finished, 1 under way
     with pytest.raises(DatasetError, match="unfinished files.*srpo-robot repair"):
         open_buffer(root)
     assert repair(root) > 0
@@ -330,12 +346,11 @@ def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(tmp_path):
     assert len(LeRobotDataset("local/d", root=root, video_backend="pyav")) == 128
 
 
-def test_a_recording_cut_off_in_its_first_episodes_is_moved_beside(tmp_path):
-    root = tmp_path / "d"
-    record_until_killed(root, at=3, commit_every=4)
+def test_a_recording_cut_off_in_its_first_episodes_is_moved_beside(killed):
+    root = killed / "first" / "d"
     record_squares(root, SQUARES[:1])
     assert len(open_buffer(root).episodes) == 1
-    assert list((tmp_path / "d.cut_off_1" / "videos").rglob("*.mp4"))
+    assert list((root.parent / "d.cut_off_1" / "videos").rglob("*.mp4"))
 
 
 def test_a_dataset_that_lost_a_file_is_not_repaired_by_throwing_episodes_away(squares_copy):

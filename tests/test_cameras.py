@@ -26,7 +26,7 @@ SMOOTH = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (96, 96, 3),
 
 
 class Device:
-    """A camera in memory: shows `picture` until it is unplugged; obeys what is in `obeys`."""
+    """A camera in memory. It shows `picture` until it is unplugged and obeys the settings in `obeys`."""
 
     def __init__(self, height: int = 12, width: int = 16) -> None:
         self.picture = np.zeros((height, width, 3), dtype=np.uint8)
@@ -104,7 +104,7 @@ def test_a_picture_is_rgb_in_the_recipes_size_and_knows_its_time(device):
     assert device.released and no_threads()
 
 
-def test_what_nobody_fetched_is_dropped(device):
+def test_frames_that_were_not_read_are_dropped(device):
     with over(device) as cameras:
         seen = device.reads
         until(lambda: device.reads > seen + 20)
@@ -126,7 +126,7 @@ def test_any_picture_is_brought_to_the_recipes_size_without_stretching(height, w
     assert int(image[6, 8, 0]) == pytest.approx(127, abs=12)  # the middle stays the middle
     rows, columns = min(height, width * 12 / 16), min(width, height * 16 / 12)
     assert rows / columns == pytest.approx(12 / 16)
-    span = float(image[6, -1, 0]) - float(image[6, 0, 0])  # what was cut off on both sides is not seen
+    span = float(image[6, -1, 0]) - float(image[6, 0, 0])  # both cropped sides are invisible
     assert span == pytest.approx(255 * columns / width * 15 / 16, abs=20)
 
 
@@ -147,7 +147,7 @@ def test_the_same_picture_is_shaped_once(device):
         device.go.set()
 
 
-# --- what goes wrong
+# --- faults
 
 
 def test_a_frozen_camera_is_an_error(device):
@@ -334,13 +334,13 @@ def test_cameras_that_see_what_they_should(tmp_path):
     assert check_references([replace(recipe, reference="") for recipe in recipes], frames) == ()
 
 
-def test_swapped_cameras_are_found(tmp_path):
+def test_swapped_cameras_are_detected(tmp_path):
     recipes, frames = referenced(tmp_path)
     wrong = check_references(recipes, {"front": frames["wrist"], "wrist": frames["front"]})
     assert len(wrong) == 2 and "camera front sees what wrist should" in wrong[0] and "swap their sources" in wrong[0]
 
 
-def test_a_camera_that_was_moved_is_found(tmp_path):
+def test_a_moved_camera_is_detected(tmp_path):
     recipes, frames = referenced(tmp_path)
     elsewhere = Frame(np.random.default_rng(9).integers(0, 256, (96, 96, 3), dtype=np.uint8), 0.0)
     (line,) = check_references(recipes, {**frames, "front": elsewhere})

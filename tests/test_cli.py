@@ -70,7 +70,7 @@ def test_init_hands_out_recipes_that_are_found_first(cli, tmp_path, monkeypatch)
 # --- datasets that cannot be scored
 
 
-def test_what_is_no_dataset(cli, tmp_path):
+def test_a_folder_that_is_no_dataset(cli, tmp_path):
     refused(cli("score-dataset", tmp_path), "no LeRobot dataset")
     refused(cli("score-dataset", tmp_path / "nowhere"), "is no folder")
     (tmp_path / "meta").mkdir()
@@ -106,7 +106,9 @@ def test_an_undecodable_video_names_episode_and_frame_and_loses_nothing(cli, squ
     before = checksums(squares_copy)
     options = ("--encoder", tiny_encoder_folder, "--min-window", 6)
     refused(cli("score-dataset", squares_copy, *options), "episode 3", "frame 0", "--skip-bad-episodes")
-    assert len(list((squares_copy / "srpo" / "embeddings.zarr").glob("*/zarr.json"))) == 3  # what was done is kept
+    assert (
+        len(list((squares_copy / "srpo" / "embeddings.zarr").glob("*/zarr.json"))) == 3
+    )  # finished embeddings are kept
     code, _, err = cli("score-dataset", squares_copy, *options, "--skip-bad-episodes")
     assert code == 0
     assert "left out episode 3" in err

@@ -1,4 +1,4 @@
-"""A command's options as a dataclass: what Typer reads from it, and what the command gets back."""
+"""A command's options as a dataclass: the parameters that Typer reads and the values that the command receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`srpo-robot compare`: which trials are pairs, what is said about them, and what is refused."""
+"""`srpo-robot compare`: pairing of trials, reported statistics, and refusals."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_a_difference_with_no_room_is_said(cli, tmp_path):
 
 
 def study_of(folder: Path, blind: bool, rows: int) -> Path:
-    """A study of two policies on ten layouts; "better" succeeds on all, "worse" on none."""
+    """A study of two policies on ten layouts. "better" succeeds on all of them, "worse" on none."""
     protocol = draw_protocol("mock", ["apple"], ["worse", "better"], 10, 3, lambda task, seed: {"task": task})
     study = begin_study(folder, protocol, blind)
     for row in study.pending()[:rows]:

@@ -27,7 +27,7 @@ DT_S = 0.004
 
 
 class Cell:
-    """A controller with the cell behind it, ready in `mode`; time passes in `run`."""
+    """A controller with the cell behind it, ready in `mode`. Time passes in `run`."""
 
     def __init__(self, mode: int) -> None:
         self.plant = CellPlant(CellSim(HARDWARE, TASK))

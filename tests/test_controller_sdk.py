@@ -16,7 +16,7 @@ import pytest
 from srpo_robot.mock.controller import ControllerServer, KinematicPlant, frames, free_host
 from srpo_robot.mock.controller.frames import INVALID
 
-# The SDK warns through a method that Python deprecates; as an error it would break calls that work.
+# The SDK warns through a deprecated method of Python. As an error the warning would break calls that work.
 pytestmark = [
     pytest.mark.real_time,
     pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning"),
@@ -29,7 +29,7 @@ Connect = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def sdk(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The SDK's module, imported with a home of its own: it writes logs there on import."""
+    """The SDK's module, imported with a temporary home folder, because it writes logs there on import."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
@@ -75,14 +75,14 @@ def arm(connect: Connect) -> Any:
 
 
 def ready(arm: Any, mode: int) -> Any:
-    """The recovery recipe; afterwards the client has seen by report that it worked."""
+    """Runs the recovery recipe and waits until a report confirms it."""
     assert (arm.clean_error(), arm.motion_enable(True), arm.set_mode(mode), arm.set_state(0)) == (0, 0, 0, 0)
     until(lambda: arm.mode == mode and arm.state == 2 and arm.error_code == 0)
     return arm
 
 
 def until(happens: Callable[[], bool]) -> None:
-    """Wait for something that reports bring; fails after a time in which it would have come a hundred times."""
+    """Waits for a condition that reports bring. Fails after a time in which a hundred reports would have come."""
     end = time.monotonic() + 30.0
     while not happens():
         assert time.monotonic() < end, "it never happened"
@@ -204,7 +204,7 @@ def test_the_gripper_moves_catches_and_fails(arm: Any, server: ControllerServer,
 def test_settings_are_read_back(connect: Connect, server: ControllerServer) -> None:
     arm = ready(connect(), 0)
     assert arm.set_tcp_offset([0, 0, 172, 0, 0, 0], wait=False) == 0
-    assert arm.set_tcp_load(0.82, [0, 0, 48]) == 9  # stored all the same; the SDK takes it for a move
+    assert arm.set_tcp_load(0.82, [0, 0, 48]) == 9  # it is stored, although the SDK takes it for a move
     assert arm.set_state(0) == 0 and arm.set_tcp_load(0.82, [0, 0, 48]) == 0
     assert arm.set_collision_sensitivity(4) == 0
     assert arm.get_state() == (0, 2)  # the SDK re-arms the arm by itself

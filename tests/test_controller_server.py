@@ -64,7 +64,7 @@ class Client:
             self.ask(function, params)
 
     def is_silent(self) -> bool:
-        """Whether nothing waits to be read; call `settle` first."""
+        """Returns whether no data waits to be read. Call `settle` first."""
         self.socket.setblocking(False)
         try:
             return not self.socket.recv(1, socket.MSG_PEEK)
@@ -96,13 +96,13 @@ class Listener:
 
 
 def settle(server: ControllerServer) -> None:
-    """Return once the server has read what was sent before: a round trip through its loop comes after a poll."""
+    """Returns once the server has read all data sent so far: a round trip through its loop comes after a poll."""
     server.clients()
 
 
 @pytest.fixture
 def server() -> Iterator[ControllerServer]:
-    """By hand: time passes only in `advance`."""
+    """Steps the clock by hand: time passes only in `advance`."""
     with ControllerServer(KinematicPlant(HOME), host=free_host(), stepped=True) as running:
         yield running
 

@@ -59,7 +59,7 @@ class Rig:
         return np.array(rows)
 
     def move(self, function: int, shift: float = 0.05) -> Reply:
-        """A small move in the way of `function`."""
+        """Sends a small move as `function` does it."""
         if function == JOINTS:
             return self.ask(JOINTS, HOME + shift, 1.0, 10.0, 0.0)
         if function == SERVO:
@@ -281,7 +281,7 @@ def test_infinity_leaves_a_joint_or_a_coordinate_where_it_is() -> None:
     assert poses.to_rpy(rig.c.tcp)[:3] == pytest.approx(before[:3] + np.array([0, 0, 40.0]), abs=0.05)
 
 
-def test_a_line_is_straight_at_its_speed_and_ends_where_asked() -> None:
+def test_a_line_is_straight_at_its_speed_and_ends_at_its_target() -> None:
     rig = Rig()
     start = poses.to_rpy(rig.c.tcp)
     goal = start + np.array([30.0, 80.0, -60.0, 0, 0, 0.4])
@@ -379,7 +379,7 @@ def test_c60_guards_the_speed_of_the_tcp() -> None:
         rig.run(0.008)
     assert rig.c.error == 60
     slow = Rig(1)
-    slow.ask(232, b"\1", 2.0)  # the factor that some drivers raise; it hides the guard
+    slow.ask(232, b"\1", 2.0)  # the factor that some drivers raise hides the guard
     for i in range(1, 60):
         slow.ask(SERVO, HOME + 0.05 * i * np.eye(7)[0], np.zeros(3))
         slow.run(0.008)
@@ -528,7 +528,7 @@ def test_a_gripper_that_is_off_or_faulty_does_not_move() -> None:
     off.rtu(RegisterWrite(8, 0x0700, words(0)))
     off.rtu(RegisterWrite(8, 0x0100, (1,)))
     off.run(1.0)
-    assert off.c.gripper.measured_m == 0.085  # what was written before is not made up for
+    assert off.c.gripper.measured_m == 0.085  # earlier writes are not made up for
     rig = gripper()
     rig.c.gripper.fail(11)
     rig.rtu(RegisterWrite(8, 0x0700, words(0)))

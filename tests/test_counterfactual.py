@@ -1,4 +1,4 @@
-"""Changed episodes: what is kept is kept to the bit, what is promised of the rest holds, and a score is held to it."""
+"""Changed episodes: kept frames are identical to the bit, each variant's promise holds, and a score is held to it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def video(length: int, seed: int = 0) -> np.ndarray:
 
 
 def shows_what_it_says(variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> bool:
-    """Every frame equals the one it is said to show, and shows one of the two."""
+    """Every frame equals its named source frame and comes from one of the two episodes."""
     assert len(variant.source) == len(variant.donor) == len(variant.frames)
     assert ((variant.source == ELSEWHERE) != (variant.donor == ELSEWHERE)).all()
     assert 0 <= variant.ceiling < len(source)
@@ -196,7 +196,7 @@ def test_a_simulators_frames_are_taken_as_they_are():
     assert np.array_equal(made.frames, video(7))
 
 
-# --- what a score may give
+# --- allowed scores
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))

@@ -27,7 +27,7 @@ from srpo_robot.buffer.decode import Video, image_chunks, joined, video_chunks, 
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import UndecodableFrame
 
-os.environ.setdefault("SVT_LOG", "1")  # errors only; for the child processes too
+os.environ.setdefault("SVT_LOG", "1")  # errors only, in the child processes too
 
 FPS, LENGTH, WIDTH, HEIGHT = 10, 30, 96, 64
 AV1 = ("libsvtav1", {"g": "2", "crf": "30", "preset": "12"})
@@ -36,7 +36,7 @@ HEVC = ("libx265", {"x265-params": "keyint=12:log-level=0"})  # open groups of p
 
 
 def write_video(path: Path, coding: tuple[str, dict[str, str]] = AV1, width: int = WIDTH, **context: int) -> Path:
-    """LENGTH frames of moving noise; `context` sets colour space and range of the encoder."""
+    """Writes LENGTH frames of moving noise. `context` sets colour space and range of the encoder."""
     texture = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, width // 8 + 1, 3), dtype=np.uint8)
     texture = texture.repeat(8, axis=0).repeat(8, axis=1)[:, :width]
     with av.open(str(path), "w") as container:
@@ -84,7 +84,7 @@ def packets(path: Path) -> list[tuple[int, int]]:
 
 
 def damaged(path: Path, frame: int, target: Path) -> Path:
-    """A copy whose frame `frame` is overwritten."""
+    """Returns a copy in which the frame `frame` is overwritten."""
     content = bytearray(path.read_bytes())
     position, size = packets(path)[frame]
     content[position : position + size] = b"\xff" * size
@@ -115,7 +115,7 @@ def test_no_chunk_is_kept(files):
 def test_memory_is_one_chunk_and_what_it_becomes(tmp_path):
     path = write_video(tmp_path / "wide.mp4", width=1280)
     frame = HEIGHT * 1280 * 3
-    frames(span(path, 0, 1))  # what the first call allocates once
+    frames(span(path, 0, 1))  # the first call allocates buffers once
     tracemalloc.start()
     small = joined(map(shrink, video_chunks(span(path), 5)), LENGTH)  # a generator would hold on to its chunk
     peak = tracemalloc.get_traced_memory()[1]
@@ -130,7 +130,7 @@ def test_chunks_that_are_not_all_are_refused():
 
 
 @pytest.mark.parametrize("name", ["av1", "h264", "hevc"])
-def test_every_place_in_a_shared_file_is_found(files, by_pyav, name):
+def test_every_span_of_a_shared_file_is_decoded(files, by_pyav, name):
     """libav jumps by decoding time, in HEVC's default order too late for a frame just before a keyframe."""
     whole = frames(span(files[name]))
     for first in range(LENGTH):
@@ -345,7 +345,7 @@ print("equal")
 
 
 def bundled_ffmpeg(folder: Path) -> str:
-    """PyAV's own FFmpeg under the names that torchcodec looks for, as a search path; "" where PyAV brings none."""
+    """PyAV's own FFmpeg under the names that torchcodec looks for, as a search path. "" if PyAV brings none."""
     bundle = Path(av.__file__).parent.parent / "av.libs"
     for library in bundle.glob("lib*"):
         found = re.fullmatch(r"(lib(?:av\w+|sw\w+))-\w+\.so\.(\d+)[\d.]*", library.name)

@@ -43,7 +43,7 @@ SPECS = [SPEC, replace(SPEC, window_shape="recent"), ScoringConfig(windows="nest
 
 
 class CountingEncoder:
-    """Embeds a clip as its mean colour and last red, and remembers what it was given."""
+    """Embeds a clip as its mean colour and last red, and records its inputs."""
 
     name, dtype, identity, frames_per_clip, batch_clips = "counting", "float32", "counting", 4, 3
 
@@ -223,7 +223,7 @@ def test_a_camera_added_later_embeds_that_camera_only(buffer, store):
     assert encoder.prepared == sum(length for _, length, _, _ in SQUARES)
 
 
-# --- what goes wrong on the way
+# --- failures on the way
 
 
 def test_a_bad_camera_leaves_its_episode_out_for_all(squares_copy, store):
@@ -299,7 +299,13 @@ def test_sharding_gives_each_episode_to_one_rank_and_no_rank_much_more(costs, ra
 
 
 def test_shards_by_hand():
-    assert shards([1, 5, 4, 3, 3], 2) == (1, 0, 1, 1, 0)  # 5+3 and 4+3+1: the dearest first, each to who has least
+    assert shards([1, 5, 4, 3, 3], 2) == (
+        1,
+        0,
+        1,
+        1,
+        0,
+    )  # 5+3 and 4+3+1: the largest first, each to the rank with the least
     assert shards([2, 2, 2], 5) == (0, 1, 2)
     assert shards([], 3) == ()
     with pytest.raises(ValueError, match="0 ranks"):

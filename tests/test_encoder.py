@@ -1,4 +1,4 @@
-"""The encoder against transformers' own model and processor, and what it refuses."""
+"""The encoder against transformers' own model and processor, and its refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from srpo_robot.progress.vjepa2 import BLOCKS, BytePatches, RopeTable, attend_in
 
 
 def normalised(clips: np.ndarray) -> torch.Tensor:
-    """uint8 (B, F, S, S, 3) -> what V-JEPA 2's processor makes of them, float32 (B, F, 3, S, S)."""
+    """Runs V-JEPA 2's processor: uint8 (B, F, S, S, 3) -> float32 (B, F, 3, S, S)."""
     mean, std = (torch.tensor(v).view(1, 1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return (torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255 - mean) / std
 
@@ -92,7 +92,7 @@ def test_identity_follows_the_weights(tiny_encoder_folder, tmp_path):
 
 
 def test_stored_embeddings_keep_their_name(tiny_encoder_folder):
-    """The identity of equal weights is the one that stores were written with."""
+    """Equal weights keep the identity under which stores were written."""
     model = VJEPA2Model.from_pretrained(tiny_encoder_folder)
     with torch.no_grad():
         for weight in model.parameters():
@@ -114,7 +114,7 @@ def test_pooling_over_tokens(tiny_encoder_folder):
 # --- the published sizes
 
 
-SHAPES = {  # heads as wide, crops as large and MLPs as wide as the published; fewer heads and layers
+SHAPES = {  # width of heads and MLPs and size of crops as published, with fewer heads and layers
     "L/256": {"hidden_size": 128, "num_attention_heads": 2, "crop_size": 256},
     "H/256": {"hidden_size": 160, "num_attention_heads": 2, "crop_size": 256},
     "g/256": {"hidden_size": 704, "num_attention_heads": 11, "mlp_ratio": 48 / 11, "crop_size": 256},
@@ -242,7 +242,7 @@ def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
 @pytest.mark.parametrize(
     ("layers", "hidden", "mlp_ratio", "crop", "frames", "tflop"),
     [
-        (24, 1024, 4, 256, 8, 0.725),  # L/256; the numbers are FlopCounterMode's
+        (24, 1024, 4, 256, 8, 0.725),  # L/256, numbers by FlopCounterMode
         (24, 1024, 4, 256, 16, 1.656),
         (24, 1024, 4, 256, 64, 11.571),
         (32, 1280, 4, 256, 16, 3.272),  # H/256

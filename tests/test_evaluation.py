@@ -86,7 +86,7 @@ def test_a_broken_journal_is_an_error(tmp_path):
 
 
 class ToyArm(Arm):
-    """Goes where it is told, at once."""
+    """Reaches each commanded pose at once."""
 
     def __init__(self, recipe: HardwareRecipe = HARDWARE) -> None:
         super().__init__(recipe)
@@ -204,7 +204,7 @@ def test_a_chunk_is_executed_whole_before_the_policy_is_asked_again():
     assert policy.seen == [0, 3, 6, 9]
 
 
-def test_images_are_there_whenever_somebody_looks():
+def test_images_can_be_read_at_any_time():
     arm, sink, logged = ToyArm(), Sink(), []
     run_episode(setup(arm, ToyCell(arm), stop_on_success=False), Script(rows(7)), 0, sink)
     assert [set(images) for images, *_ in sink.frames] == [{"front"}] * 7
@@ -213,7 +213,7 @@ def test_images_are_there_whenever_somebody_looks():
     assert [set(step.observation.images) for step in logged] == [{"front", "wrist"}] * 7
 
 
-def test_frames_hold_what_was_executed_not_what_was_asked():
+def test_frames_hold_the_executed_command_not_the_requested_one():
     arm, sink = ToyArm(), Sink()
     asked = rows(3)
     asked[:, 1] = 0.35  # too far for one step

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from srpo_robot.awr.weighting import weights_of
 from srpo_robot.awr.weights import rabc_weights
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.buffer.tables import write_table
+from srpo_robot.cli import main
 from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.progress.pipeline import TABLE, read_progress
 from srpo_robot.recipes import Weighting
@@ -32,7 +33,7 @@ PLUGIN = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / "lerob
 
 @pytest.fixture
 def scored(squares_copy):
-    """Four labelled episodes with a score written by hand; the last has no value."""
+    """Four labelled episodes with a score written by hand. The last one has no value."""
     buffer = open_buffer(squares_copy)
     values = ramps()
     values[3][:] = np.nan
@@ -164,13 +165,13 @@ def test_a_share_that_labels_nothing(cli, scored):
 # --- stock lerobot-train
 
 TRAIN = """
-import json, sys
+import importlib, json, sys
 import torch
 torch.set_num_threads(1)
 from lerobot.scripts import lerobot_train
 from srpo_robot.awr.tiny import architecture
 
-sizes, log = json.loads(sys.argv.pop(1)), open(sys.argv.pop(1), "w")
+sizes, runs = map(json.loads, sys.argv[1:])
 update = lerobot_train.update_policy
 
 def recorded(metrics, policy, batch, *arguments, **options):
@@ -186,8 +187,13 @@ def recorded(metrics, policy, batch, *arguments, **options):
     return result
 
 lerobot_train.update_policy = recorded
-with architecture(sizes):
-    lerobot_train.main()
+for path, options, site in runs:
+    if site:
+        sys.path.insert(0, site)
+        importlib.invalidate_caches()
+    sys.argv = ["lerobot-train", *options]
+    with open(path, "w") as log, architecture(sizes):
+        lerobot_train.main()
 """
 
 
@@ -211,24 +217,18 @@ def walks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """What pip would install of the plugin."""
+    """The plugin as pip would install it."""
     return unpacked_wheel("lerobot_policy_srpo_awr", tmp_path_factory.mktemp("plugin"))
 
 
-def lerobot_train(walks, output, *options, site=None):
-    """Stock lerobot-train for three steps: the process, and a row a step."""
-    log = output.with_suffix(".jsonl")
-    command = [
-        *(sys.executable, "-c", TRAIN, json.dumps(RECIPE.tiny), str(log)),
+def options_of(walks, output, *options):
+    """Options of stock lerobot-train for three steps."""
+    return [
         *("--dataset.repo_id=local/walks", f"--dataset.root={walks / 'walks'}", f"--output_dir={output}"),
         *(f"--policy.path={walks / 'pi0'}", "--policy.device=cpu", "--policy.push_to_hub=false"),
         *("--steps=3", "--batch_size=4", "--num_workers=0", "--log_freq=1", "--save_freq=1", "--seed=3"),
         *options,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site or "")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return done, rows
 
 
 def test_the_wheel_is_named_as_lerobot_looks_for_it(installed):
@@ -236,44 +236,67 @@ def test_the_wheel_is_named_as_lerobot_looks_for_it(installed):
     assert "Name: lerobot_policy_srpo_awr\n" in path.read_text()
 
 
+class Trained(NamedTuple):
+    """One row per step of each training, and the weights of the second one."""
+
+    by_ra_bc: list[dict[str, Any]]
+    by_awr: list[dict[str, Any]]
+    weights: np.ndarray  # (frames,)
+
+
 @pytest.fixture(scope="module")
-def by_ra_bc(walks, tmp_path_factory):
-    """Three steps of stock lerobot-train by the progress that lies where it looks by itself."""
-    buffer = open_buffer(walks / "walks")
-    path = walks / "walks" / "sarm_progress.parquet"
-    export_rabc(buffer, read_progress(buffer), path)
-    done, rows = lerobot_train(walks, tmp_path_factory.mktemp("rabc") / "run", "--sample_weighting.type=rabc")
-    path.unlink()
+def trained(walks, installed, tmp_path_factory) -> Trained:
+    """Stock lerobot-train by RA-BC, then by AWR, in one process, which finds the plugin only after the first training.
+
+    RA-BC reads the progress file at lerobot's default path.
+    """
+    folder, data = tmp_path_factory.mktemp("trained"), walks / "walks"
+    buffer = open_buffer(data)
+    export_rabc(buffer, read_progress(buffer), data / "sarm_progress.parquet")
+    weights = folder / "w.parquet"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["srpo-robot", "export", str(data), "--to", "weights", "--horizon", "3"])
+        sys.argv += ["--output", str(weights)]
+        main()
+    assert end.value.code == 0
+    plugin = (
+        "--sample_weighting.type=srpo_awr",
+        f"--sample_weighting.extra_params={json.dumps({'path': str(weights)})}",
+    )
+    runs = [
+        (str(folder / "rabc.jsonl"), options_of(walks, folder / "rabc", "--sample_weighting.type=rabc"), ""),
+        (str(folder / "awr.jsonl"), options_of(walks, folder / "awr", *plugin), str(installed)),
+    ]
+    command = [sys.executable, "-c", TRAIN, json.dumps(RECIPE.tiny), json.dumps(runs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
+    (data / "sarm_progress.parquet").unlink()
     assert done.returncode == 0, done.stderr[-3000:]
-    return rows
+    by_ra_bc, by_awr = ([json.loads(line) for line in Path(log).read_text().splitlines()] for log, _, _ in runs)
+    return Trained(by_ra_bc, by_awr, pq.read_table(weights)["weight"].to_numpy())
 
 
-def test_stock_lerobot_trains_by_ra_bc_on_the_exported_progress(by_ra_bc):
+def test_stock_lerobot_trains_by_ra_bc_on_the_exported_progress(trained):
     weights = rabc_weights(VALUES, chunk=4).values
-    assert len(by_ra_bc) == 3
-    for row in by_ra_bc:
-        own = weights[row["index"]]
-        assert row["loss"] == pytest.approx((own * row["losses"]).sum() / own.sum(), rel=1e-4)
-    assert by_ra_bc[0]["loss"] != pytest.approx(np.mean(by_ra_bc[0]["losses"]), rel=1e-3)
+    assert len(trained.by_ra_bc) == 3
+    for row in trained.by_ra_bc:
+        drawn = weights[row["index"]]
+        assert row["loss"] == pytest.approx((drawn * row["losses"]).sum() / drawn.sum(), rel=1e-4)
+    assert trained.by_ra_bc[0]["loss"] != pytest.approx(np.mean(trained.by_ra_bc[0]["losses"]), rel=1e-3)
 
 
-def test_stock_lerobot_trains_by_awr_through_the_plugin(cli, walks, installed, by_ra_bc, tmp_path):
-    path = tmp_path / "w.parquet"
-    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3, "--output", path)[0] == 0
-    weights = pq.read_table(path)["weight"].to_numpy()
+def test_stock_lerobot_trains_by_awr_through_the_plugin(trained):
+    weights, rows = trained.weights, trained.by_awr
     assert weights.mean() == pytest.approx(1, rel=1e-5)
-    extra = json.dumps({"path": str(path)})
-    options = ("--sample_weighting.type=srpo_awr", f"--sample_weighting.extra_params={extra}")
-    done, rows = lerobot_train(walks, tmp_path / "run", *options, site=installed)
-    assert done.returncode == 0, done.stderr[-3000:]
     assert len(rows) == 3
     for row in rows:
-        own = weights[row["index"]]
-        assert row["loss"] == pytest.approx(np.mean(own * row["losses"]), rel=1e-4)
-        assert row["loss"] != pytest.approx((own * row["losses"]).sum() / own.sum(), rel=1e-3)  # not lerobot's formula
+        drawn = weights[row["index"]]
+        assert row["loss"] == pytest.approx(np.mean(drawn * row["losses"]), rel=1e-4)
+        rabc_loss = (drawn * row["losses"]).sum() / drawn.sum()
+        assert row["loss"] != pytest.approx(rabc_loss, rel=1e-3)  # not lerobot's formula
     assert rows[0]["loss"] != pytest.approx(np.mean(rows[0]["losses"]), rel=1e-3)
-    assert rows[0]["losses"] == pytest.approx(by_ra_bc[0]["losses"])  # the same policy, samples and noise ...
-    assert rows[2]["losses"] != pytest.approx(by_ra_bc[2]["losses"], rel=1e-4)  # ... and another gradient
+    assert rows[0]["losses"] == pytest.approx(trained.by_ra_bc[0]["losses"])  # the same policy, samples and noise ...
+    assert rows[2]["losses"] != pytest.approx(trained.by_ra_bc[2]["losses"], rel=1e-4)  # ... and another gradient
 
 
 # --- the plugin's own refusals
@@ -302,7 +325,7 @@ def make(walks, policy, **extra) -> Any:
 
 
 class Policy:
-    """What the weighter needs of a policy: losses of one a sample."""
+    """The part of a policy that the weighter needs: one loss per sample."""
 
     def __init__(self, losses):
         self.losses = losses

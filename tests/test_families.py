@@ -1,4 +1,4 @@
-"""Every policy family through the same seam: built, trained on, saved, loaded; pi0-FAST's tokens; LoRA; cameras."""
+"""Each policy family is built, trained, saved and loaded by the same code. Also pi0-FAST's tokens, LoRA, cameras."""
 
 import json
 import math
@@ -270,7 +270,7 @@ def test_tokens_are_of_the_normalised_chunk_that_the_policy_sees(buffer, learnt)
 
 
 def test_the_state_is_read_with_few_values_cut_off(buffer, learnt):
-    """In 256 bins from -1 to 1; with mean and standard deviation a third of a normal value would fall outside."""
+    """There are 256 bins from -1 to 1. Scaled by mean and deviation, a third of normal values would fall outside."""
     _, _, preprocessor, _ = learnt
     normal = next(s for s in preprocessor.steps if "Normalizer" in type(s).__name__)
     batch = {"observation.state": torch.from_numpy(buffer.column("observation.state"))}
@@ -322,7 +322,7 @@ def test_tokens_that_are_no_chunk_are_an_error_and_not_zeros(learnt, monkeypatch
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_decoding_takes_the_best_token_that_can_become_a_chunk(buffer, learnt, cached, monkeypatch):
-    """Of a policy that knows nothing a chunk too, for every row of a batch; of one that knows, what it says anyway."""
+    """An untrained policy yields a chunk for each row of a batch. A trained policy's decoding does not change."""
     policy, _, preprocessor, _ = learnt
     batch = preprocessor(TrainingSet(buffer, 4).__getitems__([0, 3, 6, 11]))
     seen = {key: value for key, value in batch.items() if key != "action"}
@@ -457,7 +457,7 @@ def test_default_targets_name_layers_of_the_full_size(name, model, layers):
 
 @pytest.fixture
 def foreign(buffer, tmp_path):
-    """A base that was trained with other cameras' names."""
+    """A base policy trained with other camera names."""
     folder = save(policies.build_policy(RECIPE, buffer), tmp_path / "base", RECIPE)
     text = (folder / "config.json").read_text()
     text = text.replace("images.front", "images.base_0_rgb").replace("images.wrist", "images.left_wrist_0_rgb")

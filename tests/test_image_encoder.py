@@ -1,4 +1,4 @@
-"""Image encoders of transformers on tiny checkpoints: the same numbers as transformers' own, and what is refused."""
+"""Image encoders of transformers on tiny checkpoints: the same numbers as transformers' own, and the refusals."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def video(frames: int = 4, height: int = 40, width: int = 56) -> np.ndarray:
 
 
 def theirs(folder: Path, frames: np.ndarray, pooling: str) -> np.ndarray:
-    """transformers' own way from frames (T, H, W, 3) to embeddings (T, D)."""
+    """Embeds frames (T, H, W, 3) as (T, D) by transformers' own processor and model."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
     pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
     options = {"add_pooling_layer": False} if folder.name == "vit-classifier" else {}
@@ -178,7 +178,7 @@ def test_a_model_without_pooler_and_class_token_is_averaged():
     assert encoder.encode(prepared[:, None]) == pytest.approx(prepared.mean(axis=(1, 2)) / 255, rel=1e-5)
 
 
-# --- what is refused
+# --- refusals
 
 
 def refusal(name: str) -> str:

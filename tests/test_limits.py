@@ -1,4 +1,4 @@
-"""Limits: whatever is asked, what comes out is inside; what was inside is not touched."""
+"""Limits: any request leads to a command inside the limits, and a command inside them is not changed."""
 
 import numpy as np
 import pytest

@@ -92,7 +92,7 @@ def test_token_loss_by_hand():
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(0, 1000))
 def test_what_is_padded_does_not_matter(cuts, seed):
-    """Whatever stands in padded actions, the loss is that of the others; and weights of one change nothing."""
+    """Padded actions do not change the loss, and weights of one change nothing."""
     generator = torch.Generator().manual_seed(seed)
     errors = torch.rand(len(cuts), 4, 2, generator=generator)
     padded = torch.arange(4) >= 4 - torch.tensor(cuts)[:, None]
@@ -115,7 +115,7 @@ def test_trained_padding_is_lerobots_loss(tiny, name):
     theirs, _ = lerobots.forward(policy, plain, reduction="none")
     assert torch.equal(ours, theirs)
     torch.manual_seed(3)
-    mean, _ = policy(plain)  # what lerobot's own trainer calls
+    mean, _ = policy(plain)  # as lerobot's own trainer calls it
     torch.testing.assert_close(ours.mean(), mean)
 
 

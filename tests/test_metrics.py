@@ -41,7 +41,7 @@ from srpo_robot.records import Curve
 
 FEW = Resampling(resamples=200, permutations=99)
 NONE = Resampling(resamples=0, permutations=0)
-# Few distinct values, so that ties are common; eighths are exact.
+# Few distinct values, so that ties are common. Eighths are exact.
 samples = st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=2, max_size=12).map(np.array)
 
 
@@ -218,7 +218,7 @@ def test_a_constant_score_separates_nothing_and_has_no_smd():
 
 
 def test_a_separation_without_spread_is_perfect_and_its_smd_undefined():
-    """As in profile `paper`, where every success ends at exactly 1."""
+    """As in profile `paper`: every success ends at exactly 1."""
     table = separation(np.array([1.0] * 8 + [0.2] * 3), [True] * 8 + [False] * 3, Resampling(100, 999))
     assert table.estimates["auc"].value == 1.0
     assert table.estimates["js"].value == pytest.approx(math.log(2))
@@ -306,7 +306,7 @@ def test_an_interval_holds_its_value_and_widens_with_confidence():
 
 
 def test_bootstrap_draws_are_the_statistic_of_real_resamples():
-    """The counts say which episodes were drawn; the statistic of the repeated episodes is the draw."""
+    """The counts name the drawn episodes. The draw is the statistic of the repeated episodes."""
     final, success = draw(5, 0.05, 6, 4)
     label = np.array(success)
     s, f = metrics._bootstrap(label, 20, np.random.default_rng(0))

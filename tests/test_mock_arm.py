@@ -132,7 +132,7 @@ def test_starts_are_near_home_or_wide() -> None:
     assert np.linalg.norm(starts(0.0) - home, axis=1).max() < 0.05
     spread = starts(1.0)
     assert (np.ptp(spread, axis=0) > [0.15, 0.35, 0.12]).all()
-    assert (spread[:, 2] > 0.13).all()  # clear of what stands on the table
+    assert (spread[:, 2] > 0.13).all()  # clear of the objects on the table
 
 
 def test_verdict_needs_half_a_second_and_failure_needs_the_end() -> None:

@@ -63,7 +63,9 @@ def test_it_succeeds_with_the_disturbance_on(seed: int) -> None:
     done = run(seed, Failure.NONE)
     assert done.success
     assert 45 <= len(done.actions) <= 110
-    assert np.linalg.norm(done.actions[:, :3] - done.tcp_m, axis=1).max() <= 0.0401  # a target is near where it is
+    assert (
+        np.linalg.norm(done.actions[:, :3] - done.tcp_m, axis=1).max() <= 0.0401
+    )  # a target is near the arm's position
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -219,7 +221,7 @@ def test_the_pear_is_found_where_a_hand_put_it() -> None:
     assert done.success
 
 
-# What seeds gave when the embedded encoder was trained; to 2 mm, because processors round differently.
+# Results of these seeds when the embedded encoder was trained, to 2 mm because processors round differently.
 PINNED = {
     0: (55, True, (0.4394, -0.2045, 0.0356)),
     1: (89, False, (0.4118, 0.1134, 0.0296)),  # miss

@@ -59,7 +59,7 @@ def test_only_a_pressed_eraser_takes_ink_off_and_only_below_it() -> None:
     reach(sim, x, y, TOUCH_M + 0.010)
     assert len(sim.facts().marks_m) == MARKS and sim.facts().measurements["pressure_n"] == 0.0
     reach(sim, x, y, TOUCH_M - 0.012)
-    # 12 mm of a spring of 300 N/m, and what the eraser weighs is carried by gravity compensation.
+    # 12 mm of a spring of 300 N/m. Gravity compensation carries the eraser's weight.
     assert sim.facts().measurements["pressure_n"] == pytest.approx(3.6, rel=0.25)
     off = np.abs(ink - [x, y])
     below = (off < [0.026, 0.020]).all(axis=1)
@@ -204,7 +204,7 @@ def test_a_hand_does_not_reach_between_the_fingers() -> None:
     assert layout.swap_at_s is not None and after["pear"] == pytest.approx(before["pear"], abs=5e-3)
 
 
-# --- what is recorded and seen
+# --- recordings and pictures
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
@@ -232,7 +232,7 @@ def test_renderers_agree_on_every_task(name: str, monkeypatch: pytest.MonkeyPatc
     assert difference.mean() < 4.0 and np.median(difference) <= 2
 
 
-COLOURS = {  # RGB of what must be seen in both cameras, and in how many pixels
+COLOURS = {  # RGB of the things that both cameras must show, and the least number of pixels
     "put-apple": {"apple": ((204, 15, 20), 40), "pear": ((173, 204, 31), 30)},
     "put-pear": {"apple": ((204, 15, 20), 40), "pear": ((173, 204, 31), 30)},
     "fold-towel": {"towel": ((26, 140, 153), 150), "hem": ((250, 230, 77), 20)},

@@ -1,4 +1,4 @@
-"""The mock lab: what it hands out, its judge, its command, and that nothing of it stays."""
+"""The mock lab: its recipe, its judge, its command, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -138,13 +138,13 @@ def test_the_command_refuses(cli, tmp_path):
 
 
 def start_lab(recipe: Path) -> subprocess.Popen[str]:
-    """The command in a process of its own, open when this returns."""
+    """Starts the command in its own process."""
     command = [sys.executable, "-m", "srpo_robot.cli", "mock-lab", "--task", "put-apple", "--recipe", str(recipe)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def told(lab: subprocess.Popen[str]) -> str:
-    """What it prints until it is open."""
+    """Returns the output of the command up to the line that says that the lab is open."""
     assert lab.stdout is not None
     text = ""
     for line in lab.stdout:
@@ -155,7 +155,7 @@ def told(lab: subprocess.Popen[str]) -> str:
 
 
 def end(lab: subprocess.Popen[str]) -> tuple[int, str]:
-    """Ctrl-C; exit code and last words."""
+    """Sends Ctrl-C. Returns the exit code and the rest of the output."""
     lab.send_signal(signal.SIGINT)
     rest, _ = lab.communicate(timeout=60)
     return lab.returncode, rest

@@ -1,4 +1,4 @@
-"""Looks of the mock cell: what they may change, by how much, and that physics does not notice."""
+"""Visual randomization of the mock cell: the properties that it changes, by how much, and that physics stays."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def gl() -> str:
-    """A GL backend that works here; skips where there is none."""
+    """A GL backend that works here. Skips the test if there is none."""
     found = [name for name in rendering.GL_BACKENDS if rendering.works(name)]
     if not found:
         pytest.skip("no GL library on this machine")
@@ -43,7 +43,7 @@ def rays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rendering.CHOICE, "ray")
 
 
-# --- what is drawn
+# --- drawn appearances
 
 
 @given(SEEDS)
@@ -84,7 +84,7 @@ def test_an_amount_outside_0_to_1_is_refused(amount: float) -> None:
         CellSim(HARDWARE, TASK, amount)
 
 
-# --- what is seen
+# --- rendered pictures
 
 
 @pytest.mark.parametrize("kind", ["gl", "ray"])
@@ -177,7 +177,7 @@ def test_the_target_stays_in_sight_whatever_the_look(rays: None) -> None:
         assert (contrast > 25).sum() > 20, seed  # nominally it has some 70 pixels
 
 
-# --- what it must not change
+# --- properties that must not change
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,4 @@
-"""Renderers of the mock cell: rays always, GL where there is one; each in the same picture."""
+"""Renderers of the mock cell: rays always, GL if there is one, with the same picture."""
 
 import os
 import subprocess

@@ -26,7 +26,7 @@ Point = tuple[float, float, float]
 
 
 def scene(apple: Point, tcp: Point, gripper: float, speed: float) -> SceneFacts:
-    """A plate at (0.4, -0.2); its top is 6 mm high and the apple's radius 30 mm, so an apple on it is at 0.036 m."""
+    """A plate at (0.4, -0.2). Its top is 6 mm high and the apple's radius 30 mm, so an apple on it is at 0.036 m."""
     return SceneFacts(
         tcp_m=np.array(tcp),
         gripper_m=gripper,

@@ -69,7 +69,10 @@ class Planned:
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
-    """50 mock episodes with one camera of 32 px, in two recordings: the second appends to the first."""
+    """50 mock episodes with one camera of 32 px, in two recordings: the second appends to the first.
+
+    No test looks at the pictures, and rendering them takes longer than the physics, so they are black.
+    """
     root = tmp_path_factory.mktemp("truth") / "data"
     camera = CameraRecipe(name="front", height_px=32, width_px=32)
     arm, cell = make_mock(
@@ -86,10 +89,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
         cameras=("front",),
         stop_on_success=False,
     )
-    for seeds in (range(40), range(40, len(PLAN))):
-        with Recorder(root, HARDWARE.fps, features, "mock", commit_every=len(PLAN)) as recorder, arm:
-            for seed in seeds:
-                run_episode(setup, Planned(arm.sim), seed, recorder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CellSim, "render", lambda self, camera: np.zeros((32, 32, 3), dtype=np.uint8))
+        for seeds in (range(40), range(40, len(PLAN))):
+            with Recorder(root, HARDWARE.fps, features, "mock", commit_every=len(PLAN)) as recorder, arm:
+                for seed in seeds:
+                    run_episode(setup, Planned(arm.sim), seed, recorder)
     return open_buffer(root)
 
 
@@ -102,7 +107,7 @@ def column(truth: Truth, episode: int, name: str) -> np.ndarray:
     return truth.state[episode][:, STATE_NAMES.index(name)]
 
 
-# --- what is recorded
+# --- recorded columns
 
 
 def test_the_columns_are_no_input_of_a_policy() -> None:
@@ -180,7 +185,7 @@ def test_lerobot_reads_the_columns(recorded: Buffer) -> None:
     assert KIND not in recorded.meta.stats
 
 
-# --- what is read back
+# --- reading the truth
 
 
 def test_a_buffer_without_truth_says_where_truth_comes_from(squares: Path) -> None:

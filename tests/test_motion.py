@@ -1,4 +1,4 @@
-"""Set points: no sequence of targets leads out of the limits, and what is inside is reached."""
+"""Set points: no sequence of targets leads out of the limits, and targets inside them are reached."""
 
 from __future__ import annotations
 

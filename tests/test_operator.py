@@ -65,7 +65,7 @@ def test_space_stops_while_the_program_is_busy_and_is_no_key(terminal):
     stopped_in: list[str] = []
     with TerminalKeys(lambda: stopped_in.append(threading.current_thread().name), program) as keys:
         os.write(person, b" s")
-        until(lambda: bool(stopped_in))  # nobody has asked for a key
+        until(lambda: bool(stopped_in))  # no key was requested
         assert stopped_in == ["keys"] and keys.next() == "s"
 
 
@@ -86,7 +86,7 @@ def test_the_terminal_is_as_it_was(terminal, crash):
     assert settings(program) == before and no_thread()
 
 
-def test_a_stop_that_nobody_confirmed_is_said_and_raised(terminal, capsys):
+def test_an_unconfirmed_stop_is_reported_and_raised(terminal, capsys):
     person, program = terminal
 
     def stop() -> None:
@@ -109,7 +109,7 @@ def test_a_terminal_that_goes_away_stops_the_arm(terminal):
         assert stops == [1]
 
 
-def test_without_a_terminal_nobody_could_stop_the_arm(tmp_path):
+def test_without_a_terminal_the_arm_could_not_be_stopped(tmp_path):
     with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="needs a person at the keys"):
         TerminalKeys(lambda: None, file.fileno())
 
@@ -118,7 +118,7 @@ def test_without_a_terminal_nobody_could_stop_the_arm(tmp_path):
 
 
 class Person:
-    """Keys in the order in which they are pressed; what is asked for beyond them is a defect of the test."""
+    """Keys in the order in which they are pressed. A request for more keys is an error of the test."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = list(keys)
@@ -135,7 +135,7 @@ class Person:
 
 
 class HomingArm:
-    """Counts; `hit` runs on its way home."""
+    """Counts its calls. `hit` runs on its way home."""
 
     def __init__(self, hit: Callable[[], None] = lambda: None) -> None:
         self.homes = self.stops = 0

@@ -191,7 +191,7 @@ def test_the_store_holds_an_episode_whole_or_not_at_all(tmp_path, monkeypatch):
         store.get("b")
 
 
-def test_a_writer_that_is_killed_leaves_a_store_that_works(tmp_path):
+def test_a_killed_writer_leaves_a_store_that_works(tmp_path):
     script = (
         "import numpy as np, os, sys, zarr\n"
         "from pathlib import Path\n"

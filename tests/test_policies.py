@@ -1,6 +1,6 @@
-"""A tiny real pi0: built from a recipe, saved, moved, loaded; and everything that must be refused.
+"""A tiny real pi0: built from a recipe, saved, moved, loaded, and the refusals.
 
-The other families' recipes are here too; what sets them apart is tested in test_families.
+The other families' recipes are here too. Their differences are tested in test_families.
 """
 
 import json
@@ -98,7 +98,7 @@ FAMILIES = {recipe.family: recipe for recipe in (RECIPE, PI05, FAST, SMOLVLA)}
 def record_dataset(
     root: Path, lengths: tuple[int, ...] = (7, 5), state_names: tuple[str, ...] = STATE_NAMES, pixels: int = 32
 ) -> Buffer:
-    """Random walks with random images; two cameras, two tasks."""
+    """Records random walks with random images, two cameras and two tasks."""
     random = np.random.default_rng(0)
     cameras = {"front": (pixels, pixels), "wrist": (pixels, pixels)}
     recorder = Recorder(root, 10, dataset_features(cameras, state_names, ACTION_NAMES), "mock")

@@ -62,7 +62,7 @@ def test_what_fails_says_what_would_work():
 
 
 def test_round_trips_are_judged_by_the_99th_percentile_and_the_streams_rate():
-    """At 100 Hz half a period is 5 ms; two slow replies of 100 are too many, one of 1000 is not."""
+    """At 100 Hz half a period is 5 ms. Two slow replies of 100 are too many, one of 1000 is not."""
     good = np.full(1000, 0.001)
     good[0] = 1.0
     assert preflight.round_trips(good, 100.0).verdict is PASS
@@ -173,7 +173,7 @@ def test_a_first_chunk_inside_the_limits_passes_and_one_rewritten_by_them_fails(
 
 
 def test_a_first_chunk_that_goes_through_the_table_fails_however_slowly():
-    """The box is the TCP's alone; the table is every part's."""
+    """The box limits the TCP alone, the table limits every part."""
     limits = XArm7(RECIPE).limits
     high = replace(LIMITS, table_m=0.45)  # above the flange at home
     still = chunk_of([np.append(HOME, 0.04)] * 4)
@@ -339,7 +339,7 @@ def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
 
 
 @live
-def test_a_stop_that_nobody_sees_fails_and_a_key_leaves_it_out(monkeypatch):
+def test_a_stop_that_does_not_arrive_fails_and_a_key_leaves_it_out(monkeypatch):
     monkeypatch.setattr(checking, "ESTOP_S", 0.2)
     with emulator() as (_, recipe):
         other = (nothing, "x")
@@ -350,11 +350,11 @@ def test_a_stop_that_nobody_sees_fails_and_a_key_leaves_it_out(monkeypatch):
         assert lines["emergency stop"].found == "left out by a key"
 
 
-# --- what a lab gets wrong --------------------------------------------------------------------------------------------
+# --- mistakes of a lab ------------------------------------------------------------------------------------------------
 
 
 def first_failure(recipe: HardwareRecipe) -> Check:
-    """The first line that fails; after it nothing passes that would need the arm."""
+    """Returns the first line that fails. After it, no line passes that needs the arm."""
     checks = run_checks(recipe, None, CheckOptions(arm="x"), None)
     return next(check for check in checks if check.verdict is FAIL)
 
@@ -513,7 +513,7 @@ def test_a_frozen_camera_fails_its_line(lab, recipe):
 
 
 class Broken:
-    """A policy whose model throws."""
+    """A policy with a model that raises."""
 
     name = "broken"
     provenance: ClassVar[dict[str, object]] = {}
@@ -559,7 +559,7 @@ def test_a_policy_that_does_not_fit_is_a_line(recipe, tmp_path, cli):
 
 
 def test_the_labs_page_lists_what_the_emulator_assumes():
-    """The same rows in the same order; after a change write them anew from `ASSUMPTIONS`."""
+    """The page has the same rows in the same order. After a change, write them anew from `ASSUMPTIONS`."""
     page = (Path(__file__).resolve().parents[1] / "hardware" / "LAB.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| [ ] ")]
     assert rows == [f"| [ ] {item.topic} | {item.emulated} | {item.check} |" for item in ASSUMPTIONS]

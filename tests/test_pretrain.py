@@ -53,7 +53,7 @@ TINY = PretrainConfig(steps=40, seed=3, learning_rate=3e-3, warmup=2, average=(0
 
 
 def batch(seed: int) -> Batch:
-    """Two episodes of three instants: a square that moves right, in a scene of its own; views differ in gain."""
+    """Two episodes of three instants: a square that moves right, in a different scene each. Views differ in gain."""
     rng = np.random.default_rng(seed)
     clips = np.zeros((6, 4, 3, 32, 32), dtype=np.float32)
     for i in range(6):
@@ -99,7 +99,7 @@ def test_tubes_hide_blocks_not_scattered_cells():
 
 
 def placed(stack, tokens: int = TOKENS):
-    """A copy of an encoder or predictor that knows where gathered tokens are."""
+    """A copy of an encoder or predictor that knows the positions of gathered tokens."""
     stack = copy.deepcopy(stack)
     rope = PlacedRope(stack.layer[0].attention)
     rope.fit(tokens, torch.device("cpu"), torch.float32)
@@ -129,7 +129,7 @@ def test_a_pass_over_all_tokens_is_transformers_forward(run, places):
 
 @torch.no_grad()
 def test_gathered_tokens_keep_their_positions(run):
-    """transformers' own layers, told by `position_mask` where the tokens are, agree; told nothing, they do not."""
+    """transformers' own layers agree if `position_mask` gives them the tokens' positions, and not without it."""
     pixels, places = torch.randn(2, 4, 3, 32, 32), torch.tensor([[1, 6, 17, 30], [0, 9, 20, 31]])
     encoder = run.model.encoder
     theirs = [torch.gather(encoder.embeddings(pixels), 1, places[..., None].expand(-1, -1, 32)) for _ in range(2)]
@@ -142,7 +142,7 @@ def test_gathered_tokens_keep_their_positions(run):
 
 
 @torch.no_grad()
-def test_what_is_hidden_cannot_be_seen(run):
+def test_hidden_tokens_have_no_influence(run):
     seen, hidden = (torch.from_numpy(p)[None] for p in block_tubes(np.random.default_rng(0), DEPTH, SIDE, 0.3))
     tokens = cut(torch.randn(1, 4, 3, 32, 32))
     changed = tokens.clone()
@@ -167,7 +167,7 @@ def test_predictions_are_transformers_predictors(run):
 
 
 def test_the_time_loss_by_hand():
-    """Four parts have their middles at 1/8, 3/8, 5/8, 7/8; a clip at 1/2 belongs to the two inner ones alike."""
+    """Four parts have their middles at 1/8, 3/8, 5/8, 7/8. A clip at 1/2 belongs equally to the two inner parts."""
     sure, open_ = torch.tensor([[0.0, 0.0, 0.0, math.log(3.0)]]), torch.zeros(1, 4)
     assert [x.item() for x in time_loss(open_, torch.tensor([0.5]))] == pytest.approx([math.log(4.0), 0.0])
     assert [x.item() for x in time_loss(sure, torch.tensor([1.0]))] == pytest.approx([math.log(2.0), 1.0])

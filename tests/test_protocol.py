@@ -199,7 +199,7 @@ def test_an_interrupted_trial_is_void_with_that_reason_and_run_again(tmp_path):
     protocol = draw()
     study = begin_study(tmp_path, protocol, blind=False)
     carry_out(study, 2)
-    for cut in range(ATTEMPTS + 2):  # a person who interrupts does not use up a layout's attempts
+    for cut in range(ATTEMPTS + 2):  # an interruption does not use up a layout's attempts
         begin_trial(study, study.pending()[0])
         study = begin_study(tmp_path, protocol, blind=False)
         last = study.trials()[-1]
@@ -266,7 +266,7 @@ def test_a_row_that_is_void_again_and_again_is_left_void(tmp_path):
     assert study.pending()[0].trial == 1
 
 
-def test_a_row_of_another_protocol_is_found(tmp_path):
+def test_a_row_of_another_protocol_is_detected(tmp_path):
     study = begin_study(tmp_path, draw(), blind=False)
     carry_out(study, 1)
     path = tmp_path / JOURNAL
@@ -303,7 +303,7 @@ def test_a_study_that_began_with_names_cannot_become_blind(tmp_path):
 
 
 class Still:
-    """A policy that stays where it is for three control steps."""
+    """A policy that holds its position for three control steps."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -319,7 +319,7 @@ class Still:
 
 @pytest.fixture
 def still(monkeypatch):
-    """Checkpoints are stand-ins that move nothing; the arm and the recording are real."""
+    """Replaces checkpoints by policies that do not move. The mock arm and the recording are the real ones."""
     from srpo_robot.cli import protocols
 
     shown: list[str] = []

@@ -1,4 +1,4 @@
-"""Recipes: what ships loads, and what is wrong is named."""
+"""Recipes: the shipped ones load, and errors name the wrong key."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_nearest_and_knn3_keep_every_success():
         assert members(name, TWO_PAIRS_AND_ONE) == [[0], [1], [2], [3], [4]]
     query = np.array([[6.0], [0.0]])
     assert parse_references("nearest")(TWO_PAIRS_AND_ONE).distance(query) == pytest.approx([0.8, 0.0])
-    # from 6: 5.2, 5 and 7 are .8, 1 and 1 away; from 0: itself, .1 and 5
+    # from 6: 5.2, 5 and 7 are .8, 1 and 1 away. From 0: itself, .1 and 5
     assert parse_references("knn3")(TWO_PAIRS_AND_ONE).distance(query) == pytest.approx([2.8 / 3, 5.1 / 3])
 
 
@@ -69,7 +69,7 @@ def test_medoid_is_a_real_success_of_each_cluster():
     points = np.array([[0.0], [0.1], [0.15], [5.1], [5.2], [5.28], [9.0]])
     assert centres("medoid", points) == [0.1, 5.2, 9.0]
     assert members("medoid", points) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert centres("medoid", np.array([[0.0], [0.01], [0.1]])) == [0.01]  # mean .037; fewer than 4: of all
+    assert centres("medoid", np.array([[0.0], [0.01], [0.1]])) == [0.01]  # mean .037. Fewer than 4: all of them
 
 
 def test_a_tie_of_medoids_goes_to_the_smaller_embedding_in_any_order():
@@ -86,7 +86,7 @@ def test_hdbscan_finds_two_clusters_and_keeps_noise():
 
 
 def test_siirl_joins_in_the_scaled_space_and_centres_in_the_raw_one():
-    # std of 0 0 10 10 is 5: scaled -1 -1 1 1, gaps 2 > .5; with a fifth at 5 (std 4.47) noise is dropped
+    # std of 0 0 10 10 is 5: scaled -1 -1 1 1, gaps 2 > .5. With a fifth at 5 (std 4.47) noise is dropped
     points = np.array([[0.0], [0.0], [10.0], [10.0], [5.0]])
     found = parse_references("siirl")(points)
     assert found.centres.ravel().tolist() == [0.0, 10.0]

@@ -329,7 +329,7 @@ def score_squares(
 
 
 def let_fall(buffer: Buffer, scored) -> None:
-    """Episode 2 climbs to 0.75 at frame 10 and is at 0.25 from frame 14 on; every other value rises."""
+    """Episode 2 climbs to 0.75 at frame 10 and is at 0.25 from frame 14 on. Every other value rises."""
     value = np.concatenate([np.linspace(0, 1, e.length) for e in buffer.episodes])
     first = buffer.episodes[2].first_frame
     value[first : first + 22] = np.interp(np.arange(22), [0, 10, 14, 21], [0.0, 0.75, 0.25, 0.25])
@@ -340,7 +340,7 @@ def let_fall(buffer: Buffer, scored) -> None:
 
 @pytest.fixture(scope="module")
 def scored_squares(squares, tiny_encoder_folder, tmp_path_factory) -> Path:
-    """The squares, scored, with a known fall in episode 2 and strategy maps; read-only by agreement."""
+    """The squares, scored, with a known fall in episode 2 and strategy maps. Read-only by agreement."""
     root = shutil.copytree(squares, tmp_path_factory.mktemp("report") / "data")
     buffer, scored = score_squares(root, tiny_encoder_folder)
     let_fall(buffer, scored)
@@ -600,7 +600,7 @@ def test_a_dataset_that_was_not_scored_or_was_labelled_anew_names_the_command(sc
 
 
 def browse(page: Path, fragment: str, *options: str) -> tuple[str, str]:
-    """(what the browser printed, its log) after it opened `page` and its script ran."""
+    """Returns (the page that the browser printed, its log) after it opened `page` and the page's script ran."""
     if not BROWSER:
         pytest.skip("no chromium or chrome on this machine to open the page with")
     result = subprocess.run(

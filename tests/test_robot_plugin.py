@@ -33,13 +33,13 @@ PATIENT = {"max_report_age_s": 0.5, "command_timeout_s": 1.5}  # the emulator sh
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """What pip would install of the plugin."""
+    """The plugin as pip would install it."""
     return unpacked_wheel("lerobot_robot_xarm7", tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="module")
 def plugin(installed) -> Iterator[Any]:
-    """The plugin's module, imported by lerobot itself, which looks for it by name."""
+    """The plugin's module, imported by lerobot itself, which discovers it by name."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +105,7 @@ def test_lerobots_factory_makes_it_and_its_features_are_known_before_it_is_conne
     assert list(with_cameras.cameras) == ["front", "wrist"]
 
 
-def test_it_executes_what_the_limits_leave_and_says_so(robot, server):
+def test_it_executes_the_limited_action_and_returns_it(robot, server):
     from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
     with pytest.raises(DeviceNotConnectedError):
@@ -136,7 +136,7 @@ def test_it_executes_what_the_limits_leave_and_says_so(robot, server):
         robot.send_action(action(HOME))
 
 
-def test_what_is_no_action_is_refused_and_the_arm_holds(robot, server):
+def test_invalid_actions_are_refused_and_the_arm_holds(robot, server):
     robot.connect()
     robot.send_action(action(HOME))
     with pytest.raises(CommandRefused, match="NaN"):
@@ -252,7 +252,7 @@ def tiny_act(folder: Path, size: int) -> Path:
 
 
 def test_lerobots_own_commands_record_teleoperate_and_roll_out(installed, tmp_path):
-    """The arm, its limits and its cameras over MJPEG through stock lerobot: what came out is a dataset of ours."""
+    """Drives the arm, its limits and its MJPEG cameras through stock lerobot, and reads the recorded dataset."""
     cell = load(HardwareRecipe, "hardware", "mock")
     with MockLab(cell, load(TaskRecipe, "datasets", "put-apple")) as lab:
         made = lab.recipe(RECIPE)

@@ -57,7 +57,7 @@ def test_frames_columns_labels_and_groups_come_along(squares_copy, trials, tmp_p
     assert np.array_equal(merged.frames(merged.episodes[5], "observation.images.front"), frames[1])
     assert np.array_equal(merged.column("action"), action)
     assert [p.name for p in tmp_path.iterdir() if "append" in p.name or "before" in p.name] == []
-    assert append(tmp_path / "new", [squares_copy]) == (6, 6)  # where there is none, it is made
+    assert append(tmp_path / "new", [squares_copy]) == (6, 6)  # a missing buffer is created
 
 
 def test_what_was_embedded_stays_embedded_and_the_rest_is_stale(

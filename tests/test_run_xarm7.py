@@ -40,7 +40,7 @@ HOME_M = np.array([0.40, 0.0, 0.25, 0.085])
 
 @dataclass
 class Nudge:
-    """Goes a little down and to the side for `steps` steps, then is done; `on` runs in the middle of the third."""
+    """Goes a little down and to the side for `steps` steps, then ends. `on` runs in the middle of the third step."""
 
     on: Callable[[], object] = lambda: None
     steps: int = 6
@@ -79,7 +79,7 @@ class Bench:
         return self.cli("run", *common, "--trials", trials, *options)
 
     def faulted(self, result: tuple[int, str, str], says: str, steps: int) -> None:
-        """Exit code 1, one line, a note for the next run, a log that can be read; the arm is at rest."""
+        """Asserts exit code 1, one error line, a note for the next run, a readable log and an arm at rest."""
         code, _, err = result
         assert code == 1, err
         lines = [line for line in err.splitlines() if line.startswith("error:")]
@@ -91,7 +91,7 @@ class Bench:
         refused(self.run(Nudge()), "nobody has confirmed that the fault is over")
 
     def works(self, *options: object) -> str:
-        """The next run goes through, once a person has confirmed."""
+        """Asserts that the next run succeeds after a person's confirmation. Returns its output."""
         code, out, err = self.run(Nudge(), "--confirm-fault", *options)
         assert code == 0, err
         assert not (self.output / FAULT).exists()
@@ -120,7 +120,7 @@ def frames(path: Path) -> int:
 
 
 def children() -> list[int]:
-    """Processes whose parent this one is."""
+    """Returns the ids of this process's children."""
     listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if not line.endswith(" ps")]
 
@@ -170,7 +170,7 @@ def until(happens: Callable[[], bool], seconds: float) -> None:
 
 
 def recorded(root: Path) -> dict[str, Any]:
-    """The one episode of a dataset, by the project's own reader."""
+    """Returns facts of the dataset's only episode, read by the project's own reader."""
     from srpo_robot.buffer.opening import open_buffer
 
     buffer = open_buffer(root)
@@ -310,7 +310,7 @@ def test_a_judge_that_is_gone(bench):
 
 
 class Hands:
-    """A person at a pty who answers what is asked: `answers` by a part of the question."""
+    """A person at a pty. `answers` maps a part of each question to the keys that answer it."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.person, self.program = pty.openpty()
@@ -372,7 +372,7 @@ def test_a_person_confirms_a_fault_by_key(bench, hands):
     assert not (bench.output / FAULT).exists()
 
 
-def test_without_terminal_or_judge_nobody_could_stop_it(bench):
+def test_without_terminal_or_judge_the_run_is_refused(bench):
     bench.recipe.write_text(dump(replace(bench.lab.recipe(XARM), judge_url="")))
     refused(bench.run(Nudge()), "needs a person at the keys")
 
@@ -401,7 +401,7 @@ def test_bad_input(bench, cli, tmp_path):
 def test_the_first_chunk_goes_at_the_pace_that_was_asked_for(bench):
     assert bench.run(Nudge(row=HOME_M - [0.0, 0.1, 0.0, 0.0]), "--first-pace", "0.1")[0] == 0
     log = read_log(bench.output / "trials" / "000", STEPS)
-    path = np.vstack([log["reached_rad"][:1], log["sent_rad"]])  # the first command counts from where the arm is
+    path = np.vstack([log["reached_rad"][:1], log["sent_rad"]])  # the first command counts from the arm's position
     first, *others = np.abs(np.diff(path, axis=0)).max(axis=1)
     cap = CELL.limits.max_joint_speed_rad_s / CELL.fps
     assert 0.0 < first <= 0.1 * cap + 1e-9 and max(others) > 2.0 * first

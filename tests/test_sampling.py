@@ -19,7 +19,7 @@ from srpo_robot.records import Episode
 
 
 def episodes(*lengths: int, tasks: str = "", groups: list[str] | None = None) -> list[Episode]:
-    """Episodes of these lengths; `tasks` has a letter for each (all alike by default)."""
+    """Episodes of these lengths. `tasks` has a letter for each (one task by default)."""
     made, first = [], 0
     for number, length in enumerate(lengths):
         group = groups[number] if groups else ""
@@ -47,7 +47,7 @@ def dealt(
     first: int = 0,
     weights: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """The frames of each step, put together from all processes in the order of their places."""
+    """Returns the frames of each step, gathered from all processes in batch order."""
     found, (per_pass, passes, processes) = [], split
     for process in range(processes):
         mine = Split(per_pass, passes, processes, process)
@@ -188,7 +188,7 @@ def test_noise_belongs_to_a_place_in_the_batch_and_to_the_step():
     assert len(time.unique()) == 8
     assert ((time >= 0.001) & (time <= 1)).all()
     for first, samples in ((0, 3), (3, 5), (7, 1)):
-        torch.manual_seed(first)  # what was drawn before does not matter
+        torch.manual_seed(first)  # earlier draws do not matter
         part_noise, part_time = drawn((5, 1), first, samples, 8)
         assert torch.equal(part_noise, noise[first : first + samples])
         assert torch.equal(part_time, time[first : first + samples])

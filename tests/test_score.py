@@ -38,7 +38,7 @@ def episode(index: int, success: bool, length: int = 13, task: str = "task") -> 
 
 
 def line(*values: float, ends: tuple[int, ...] = (10, 11, 12)) -> WindowEmbeddings:
-    """Windows whose embeddings lie on a line: distances are differences."""
+    """Windows with embeddings on a line, so that distances are differences."""
     return WindowEmbeddings(np.array(ends), np.array([[v, 1.0] for v in values]))
 
 
@@ -66,7 +66,7 @@ def test_a_failure_is_measured_against_the_mean_of_three_successes():
 
 
 def test_rewards_of_three_failures():
-    # d = 1, 2, 3: mean 2, population std sqrt(2/3); z = -1.2247, 0, 1.2247; 0.8 * sigmoid(-z)
+    # d = 1, 2, 3: mean 2, population std sqrt(2/3). z = -1.2247, 0, 1.2247, then 0.8 * sigmoid(-z)
     rewards = failure_rewards(np.array([1.0, 2.0, 3.0]))
     assert rewards == pytest.approx([0.8 * 0.7729, 0.4, 0.8 * 0.2271], abs=1e-4)
 

@@ -112,10 +112,10 @@ def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
     assert len(list((study / "trials").rglob("*.jsonl"))) == 3  # every second one of six cells
     table = tmp_path / "cells.csv"
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1, "--cells", table)
-    assert len(table.read_text().splitlines()) == 1 + 6  # what was in the folder, too
+    assert len(table.read_text().splitlines()) == 1 + 6  # earlier cells of the folder, too
     once = {path: path.read_bytes() for path in study.rglob("*.jsonl")}
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--json", found, "--figure", drawn)
-    assert {path: path.read_bytes() for path in once} == once  # what was there was not made again
+    assert {path: path.read_bytes() for path in once} == once  # existing cells were not run again
     result = json.loads(found.read_text())["pi0-tiny"]
     assert set(result["methods"]) == {"sft", "bc", "awr"}
     assert set(result["methods"]["awr"]["tasks"]) == {"put-apple", "wipe-board"}
@@ -150,7 +150,7 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
     result = json.loads(found.read_text())["pi0-tiny"]
     assert result["methods"]["awr"]["seeds"] == [0.5]  # of both bases
     assert result["awr_minus_sft"]["tasks"]["put-apple"]["seeds"] == [0.5]
-    assert list(result["methods"]) == ["sft", "bc", "awr"]  # as asked; rabc has no cell
+    assert list(result["methods"]) == ["sft", "bc", "awr"]  # in the requested order, and rabc has no cell
     assert not (tmp_path / "other" / "data").exists()  # nothing was made
     assert "1 cells are of other sizes" in capsys.readouterr().out
     with pytest.raises(UsageError, match="none of these cells is done"):

@@ -1,4 +1,4 @@
-"""The soak as a user runs it, as short as it goes; and that its checks see what is lost."""
+"""The soak test as a user runs it, as short as possible, and that its checks notice lost data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "soak.py"
 
 @pytest.fixture
 def soak(monkeypatch) -> Any:
-    """The script as a module."""
+    """The soak script, imported as a module."""
     spec = importlib.util.spec_from_file_location("soak", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -86,7 +86,7 @@ def checks(soak, tmp_path) -> Any:
     return made
 
 
-def test_what_is_whole_is_no_problem(checks):
+def test_whole_data_is_no_problem(checks):
     folder = checks._output / "trials" / "002"
     for _ in range(2):
         checks._check_kept("x", folder, 3)
@@ -104,7 +104,7 @@ def test_what_is_whole_is_no_problem(checks):
         (lambda c, folder: (folder / "steps.jsonl").unlink(), "the trial's log is unreadable"),
     ],
 )
-def test_what_is_lost_is_a_problem(checks, spoil, says):
+def test_lost_data_is_a_problem(checks, spoil, says):
     folder = checks._output / "trials" / "002"
     checks._check_kept("x", folder, 3)
     spoil(checks, folder)
@@ -125,7 +125,7 @@ def test_a_fault_that_is_not_noted_and_a_next_run_that_is_not_refused_are_proble
 
 
 def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch):
-    """With a lab, a server and runs that do nothing."""
+    """Replaces the lab, the server and the runs by ones that do nothing."""
     names = list(soak.FAULTS)
     drawn: list[str] = []
 

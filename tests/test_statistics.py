@@ -247,7 +247,7 @@ def test_interval_and_test_agree_and_the_policies_are_treated_alike(pairs):
 
 
 def test_evidence_is_a_fair_bet():
-    # Exactly, over all outcomes of ten fair coins: nobody gains on average.
+    # Exactly, over all outcomes of ten fair coins: the mean gain is zero.
     wins = np.arange(11)
     assert binom.pmf(wins, 10, 0.5) @ np.exp(log_evidence(10 - wins, wins)) == pytest.approx(1.0)
 

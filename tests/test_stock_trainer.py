@@ -31,7 +31,7 @@ from srpo_robot.awr.train import LoopOptions, train
 from srpo_robot.recipes import PolicyRecipe
 
 STEPS = 20
-FRAMES = (11, 9)  # 20 frames in batches of 4: lerobot cuts a batch at an epoch's end, ours goes on; here they are one
+FRAMES = (11, 9)  # 20 frames in batches of 4, since lerobot cuts a batch at an epoch's end and ours continues it
 
 
 def plain(recipe: PolicyRecipe) -> PolicyRecipe:
@@ -39,7 +39,7 @@ def plain(recipe: PolicyRecipe) -> PolicyRecipe:
     same = {"padding": "trained", "token_balance": "batch", "ema_decay": 0.0, "steps": STEPS, "warmup_steps": 3}
     rates = {"learning_rate": 1e-3, "final_learning_rate": 1e-4}
     config = recipe.config | {"use_relative_actions": False}
-    if "normalization_mapping" in config:  # lerobot's quantiles of a dataset are an estimate from those of its episodes
+    if "normalization_mapping" in config:  # lerobot estimates quantiles of a dataset from its episodes' quantiles
         config |= {"normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}}
     return replace(recipe, **same, **rates, config=config)
 
@@ -50,7 +50,7 @@ def buffer(tmp_path_factory):
 
 
 def starting_point(buffer, recipe, root: Path) -> Path:
-    """A checkpoint with fresh weights, from which both trainers start; the tokenizer is named where lerobot looks."""
+    """A checkpoint with fresh weights from which both trainers start. lerobot's config names the tokenizer."""
     policy, preprocessor, postprocessor = build_policy(recipe, buffer)
     for part in (policy, preprocessor, postprocessor):
         part.save_pretrained(root)
@@ -67,7 +67,7 @@ def starting_point(buffer, recipe, root: Path) -> Path:
 
 
 def stock_losses(buffer, recipe, start: Path, output: Path, monkeypatch) -> list[float]:
-    """The losses of `lerobot_train.train`, step by step."""
+    """Returns the losses of `lerobot_train.train`, step by step."""
     policy, *_ = load_policy(start)
     config = policy.config
     config.pretrained_path, config.push_to_hub = start, False

@@ -1,4 +1,4 @@
-"""The store of embeddings: whole or absent, with several writers, a full disk, a kill at any moment; plans over it."""
+"""The store of embeddings is whole or absent with several writers, a full disk, or a kill. Also plans over it."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_writer_whose_unfinished_entry_is_pruned_starts_it_again(store, monkey
 
 
 def test_two_processes_on_one_store_lose_nothing(tmp_path):
-    """Both open it at once, write keys of their own and keys they share."""
+    """Both processes open the store at once and write private keys and shared keys."""
     script = (
         "import numpy as np, sys\n"
         "from pathlib import Path\n"
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_there_is(store, monkeypatch, cod
 
 
 def test_a_disk_that_is_really_full(tmp_path):
-    """On a file system of 256 kB, where this machine lets us mount one."""
+    """On a file system of 256 kB, if mounting is allowed."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")

@@ -159,12 +159,12 @@ def test_a_report_is_read_as_the_emulator_writes_it():
 
 @pytest.fixture
 def silent():
-    """A server that takes connections and says nothing, as a hung controller does."""
+    """A server that accepts connections and sends nothing, like a hung controller."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
-def test_nobody_there_and_somebody_silent_are_one_line_within_the_time_limit(silent):
+def test_no_server_and_a_silent_one_are_one_line_within_the_time_limit(silent):
     with pytest.raises(
         ArmError, match=r"no xArm controller answers at 127.0.0.1:\d+ within 0.2 s \(no answer\); check"
     ):
@@ -185,7 +185,7 @@ def test_a_connection_that_closes_is_no_answer():
 
 
 def test_limits_of_a_lower_tick_rate_keep_the_same_laws():
-    """Mode 6 runs the same core at 25 Hz: the resting place, which is what is sent, stays inside."""
+    """Mode 6 runs the same core at 25 Hz. It sends the resting place, which stays inside the limits."""
     limits = replace(LIMITS, table_m=0.1)
     stream = SetPoints(at_rest(HOME, 0.04, limits), limits, 0.04)
     stream.aim(1, ArmCommand(HOME + np.array([0, 1.5, 0, 0, 0, 0, 0]), 0.04), 0.0, 0.1)

@@ -42,7 +42,7 @@ def recipes(streams: CameraStreams) -> list[CameraRecipe]:
 
 
 def fails(cameras: Cameras, max_age_s: float, says: str) -> bool:
-    """Waits until `read` fails; whether it says so."""
+    """Waits until `read` fails. Returns whether the error contains the text."""
     end = time.monotonic() + 30.0
     while time.monotonic() < end:
         try:
@@ -96,7 +96,7 @@ def _newer(cameras: Cameras, first: dict) -> None:
         raise CameraError("not yet")
 
 
-def test_faults_of_a_camera_are_found(streams):
+def test_faults_of_a_camera_are_detected(streams):
     with Cameras(recipes(streams)) as cameras:
         streams.freeze("front")
         assert fails(cameras, 0.4, "camera front") and fails(cameras, 0.4, "is frozen")

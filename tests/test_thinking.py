@@ -1,4 +1,4 @@
-"""A policy that is asked in a thread of its own or on another machine: late, hung, crashed, wrong."""
+"""A policy that runs in its own thread or on another machine: late, hung, crashed or wrong."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_a_served_policy_that_fails_says_how_and_goes_on_serving():
             policy.act(seen())
 
 
-def test_nobody_there_and_no_url():
+def test_no_server_and_no_url():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # taken, and not listening
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -317,7 +317,7 @@ def test_the_command_serves_and_ends(cli, monkeypatch):
 
     def hear(text: str) -> None:
         said.append(text)
-        if "Ctrl-C" in text:  # who presses it as soon as it is offered ends the command, too
+        if "Ctrl-C" in text:  # Ctrl-C right after the offer ends the command, too
             url = said[0].split("--policy ")[1]
             answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(seen()))
             signal.raise_signal(signal.SIGINT)

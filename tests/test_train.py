@@ -43,7 +43,7 @@ def weights(buffer):
 
 @pytest.fixture(scope="module")
 def finished(buffer, weights, tmp_path_factory):
-    """A run of four steps; twelve frames in batches of four, so that it crosses an epoch. Read-only by agreement."""
+    """Four steps over twelve frames in batches of four, so that the run crosses an epoch. Read-only by agreement."""
     output = tmp_path_factory.mktemp("finished") / "run"
     train(buffer, RECIPE, weights, output, LoopOptions(provenance={"advantage": "abc"}, device="cpu"))
     return output
@@ -119,7 +119,7 @@ def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, 
         train(buffer, recipe, weights, parts, LoopOptions(device="cpu", on_step=interrupt_after(2)))
     assert last_checkpoint(parts).name == "000002"
     with (parts / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')  # what a crash leaves
+        log.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')  # as a crash leaves it
     torch.manual_seed(77)
     train(buffer, recipe, weights, parts, LoopOptions(resume=True, device="cpu"))
     assert metrics(parts) == metrics(whole)
@@ -238,7 +238,7 @@ def test_unusable_weights(buffer, weights, tmp_path, change, message):
 
 
 def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
-    """Two datasets' worth of weights that differ only in frames of weight zero cannot be told apart by the loss."""
+    """A frame of weight zero adds nothing to the loss."""
     only = np.zeros(buffer.total_frames)
     only[0] = 12.0
     train(buffer, RECIPE, only, tmp_path / "run", LoopOptions(steps=3, device="cpu"))
@@ -247,14 +247,14 @@ def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
     assert [line["loss"] > 0 for line in lines] == [line["mean_weight"] > 0 for line in lines]
 
 
-def test_drawn_by_weight_only_frames_that_have_weight_are_seen(buffer, tmp_path):
+def test_sampling_by_weight_draws_only_frames_with_weight(buffer, tmp_path):
     only = np.zeros(buffer.total_frames)
     only[[0, 5]] = 12.0
     recipe = replace(RECIPE, weights_as="sampling")
     train(buffer, recipe, only, tmp_path / "run", LoopOptions(steps=3, device="cpu"))
     lines = metrics(tmp_path / "run")
     assert all(line["mean_weight"] == 1.0 and line["loss"] == line["unweighted_loss"] > 0 for line in lines)
-    with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # which says what the batch held
+    with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # which lists the frames of the batch
         train(
             buffer,
             replace(recipe, learning_rate=1e30, warmup_steps=0),
@@ -288,13 +288,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, we
 
 
 def test_frames_read_from_disk_train_alike(buffer, weights, finished, tmp_path, monkeypatch):
-    pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need that; starting one takes 10 s
+    pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need that, and starting one takes 10 s
     monkeypatch.setattr(data, "decoding_workers", lambda: 0)
     train(buffer, replace(RECIPE, cache_gb=0.0), weights, tmp_path / "disk", LoopOptions(device="cpu"))
     assert metrics(tmp_path / "disk") == metrics(finished)
 
 
-# --- the same update however it is dealt ---
+# --- the same update, however it is split ---
 
 
 PLAN = {"ema_decay": 0.0, "steps": 5, "image_shift": 0.1, "state_noise": 0.05}
@@ -348,7 +348,7 @@ train(buffer, recipe, np.load(root / "weights.npy"), root / "run", LoopOptions(d
 
 
 def worker(root, change="", options="", before="") -> Path:
-    """A script that trains on root/data into root/run, for launchers and killers."""
+    """Writes a script that trains on root/data into root/run, to be launched or killed."""
     path = root / "worker.py"
     text = WORKER.format(tests=str(Path(__file__).parent), root=str(root), plan=PLAN, change=change, options=options)
     path.write_text(text.replace("root = Path", before + "\nroot = Path", 1))
@@ -420,13 +420,13 @@ def test_held_out_episodes_are_measured_under_fixed_noise_and_never_trained_on(w
     with torch.no_grad(), FlowNoise(policy).rows((recipe.seed, 0), 0, 8):
         losses = per_sample_loss(policy, preprocessor(TrainingSet(buffer, 4).__getitems__(frames))).numpy()
     assert lines[3]["validation_loss"] == pytest.approx(losses.mean(), rel=1e-4)
-    scaled = weights * weights.mean() / weights[trained].mean()  # over the trained frames the mean stays what it was
+    scaled = weights * weights.mean() / weights[trained].mean()  # over the trained frames the mean does not change
     assert lines[3]["validation_weighted_loss"] == pytest.approx((losses * scaled[frames]).mean(), rel=1e-4)
     assert np.mean([line["mean_weight"] for line in lines]) == pytest.approx(weights.mean())  # two epochs of 8 frames
 
 
 def test_the_held_out_loss_is_of_the_weights_that_are_saved(buffer, weights, tmp_path):
-    """A rate of next to nothing changes nothing, so the measured loss stays, whichever noise training drew."""
+    """A tiny learning rate changes nothing, so the measured loss stays the same for any training noise."""
     big = record_dataset(tmp_path / "data", (4, 4, 4, 4))
     recipe = replace(
         RECIPE, validation_share=0.3, steps=3, save_every=1, learning_rate=1e-12, final_learning_rate=1e-12

@@ -44,7 +44,9 @@ vocab = 16
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, tiny_encoder_folder) -> Path:
-    """A scored dataset; its progress.parquet is read-only by agreement."""
+    """A scored dataset. Its progress.parquet is read-only by agreement."""
+    import sys
+
     from srpo_robot.cli import main
 
     root = record_squares(tmp_path_factory.mktemp("scored") / "data", SQUARES)
@@ -197,7 +199,7 @@ def test_typos_are_answered_before_torch_and_lerobot_are_imported(recipe, tmp_pa
         assert words in said, words
 
 
-def test_what_cannot_be_trained_is_said_before_anything_is_written(cli, scored, recipe, tmp_path):
+def test_recipes_that_cannot_train_are_refused_before_anything_is_written(cli, scored, recipe, tmp_path):
     train = ("train-awr", scored, "--policy", recipe(), "--output", tmp_path / "out", "--accept-audit")
     refused(cli(*train, "--horizon", 500), "horizon 500 is longer than every episode")
     refused(cli(*train, "--beta", 0), "must be positive")

@@ -1,4 +1,4 @@
-"""What a trial leaves behind, also where it was cut off; and the note of a fault."""
+"""The log of a trial, also if the trial was cut off, and the note of a fault."""
 
 from __future__ import annotations
 

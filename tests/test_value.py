@@ -1,4 +1,4 @@
-"""Step values: eq. 5 on windows, phase and return, by hand, by law, and on a drop whose true state is known."""
+"""Step values: reward on windows, knn-time and knn-return, by hand, by law, and on a drop with known true state."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_normalised_time_ends_at_one():
 
 
 def test_eq5_standardises_by_the_pool():
-    # pool 1 and 3: mean 2, std 1; d = 2, 3, 1: z = 0, 1, -1
+    # pool 1 and 3: mean 2, std 1. d = 2, 3, 1: z = 0, 1, -1
     found = window_rewards(np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0]))
     assert found == pytest.approx([0.4, 0.8 * 0.2689414, 0.8 * 0.7310586])
     assert window_rewards(np.array([3.0]), np.array([1.0, 3.0]), literal=True) == pytest.approx([0.8 * 0.7310586])
@@ -76,7 +76,7 @@ def test_phase_is_the_mean_time_of_the_nearest_success_windows():
     embeddings = [column(0.0, 1.0, 2.0), column(0.1, 1.1, 2.2), column(0.9, 5.0)]
     times = [np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 1.0]), np.array([0.5, 1.0])]
     found = knn_time(embeddings, times, [True, True, False], ["a", "b", "c"], neighbours=2)
-    # 0.9: 1.0 (.5) and 1.1 (.4); 5.0: 2.2 (1) and 2.0 (1)
+    # 0.9: 1.0 (.5) and 1.1 (.4). 5.0: 2.2 (1) and 2.0 (1)
     assert found[2] == pytest.approx([0.45, 1.0])
     # episode 0 sees episode 1 only. 0: .1 (0), 1.1 (.4); 1: 1.1 (.4), .1 (0); 2: 2.2 (1), 1.1 (.4)
     assert found[0] == pytest.approx([0.2, 0.2, 0.7])

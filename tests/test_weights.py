@@ -143,7 +143,7 @@ def test_rabc_refuses_what_it_cannot_weigh():
 
 
 def test_action_weights_by_hand():
-    advantage = np.log([1.0, 2.0, 3.0, 4.0, 9.0])  # two episodes: 3 and 2 frames; the last is capped at 5
+    advantage = np.log([1.0, 2.0, 3.0, 4.0, 9.0])  # two episodes of 3 and 2 frames. The last one is capped at 5
     made = action_weights(advantage, [3, 2], chunk=3, beta=1.0, w_max=5.0)
     raw = np.array([[1, 2, 3], [2, 3, 0], [3, 0, 0], [4, 5, 0], [5, 0, 0]])
     assert made == pytest.approx(raw / raw[raw > 0].mean(), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Windows: where they end and which frames show them."""
+"""Windows: their last frames, and the frames that show them."""
 
 from typing import get_args
 

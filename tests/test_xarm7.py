@@ -48,14 +48,14 @@ STANDS, READY = (wire.STOPPED, 5), wire.READY
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ControllerServer]:
-    """One emulator: what is set in it once is found there by the drivers that come later."""
+    """One emulator for all tests. Later drivers find the settings that earlier ones stored."""
     with ControllerServer(KinematicPlant(HOME), host=free_host()) as running:
         yield running
 
 
 @pytest.fixture
 def recipe(server: ControllerServer) -> Iterator[HardwareRecipe]:
-    """A recipe of the emulator, which is made well again: the machine is busy, so reports may be late."""
+    """A recipe of the emulator, with faults healed before and after. On a busy machine reports may be late."""
     heal(server)
     yield recipe_of(server)
     heal(server)
@@ -101,21 +101,21 @@ def stands(server: ControllerServer) -> bool:
 
 
 def is_gone(pid: int) -> bool:
-    """The process has ended; one whose parent was killed may stay as an entry that nobody reads."""
+    """Returns whether the process has ended. If its parent was killed, it may stay as a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
 
 
-# --- what it is for ---------------------------------------------------------------------------------------------------
+# --- normal operation -------------------------------------------------------------------------------------------------
 
 
 def test_it_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> None:
     start = arm.observe().state.joints_rad
     for k in range(1, 26):
         limited = arm.send(ArmCommand(start + 0.01 * k * TURN, 0.06))
-        assert set(limited.limited_by) <= {"gripper_step", "tcp_speed"}  # the second: where a busy machine made it late
+        assert set(limited.limited_by) <= {"gripper_step", "tcp_speed"}  # the second: if a busy machine delayed it
     for _ in range(15):
         arm.send(ArmCommand(start + 0.25 * TURN, 0.06))
     for _ in range(5):
@@ -157,12 +157,12 @@ def test_leaving_stops_the_arm_and_leaves_nothing(recipe: HardwareRecipe, server
     until(lambda: not server.clients())
     with pytest.raises(ArmError, match="the arm is not open"):
         arm.observe()
-    assert len(arm.take_log()) > 0  # what was recorded survives
+    assert len(arm.take_log()) > 0  # recorded ticks survive
     assert socket.getdefaulttimeout() is None  # the SDK sets one, in its own process
 
 
 def test_a_default_timeout_of_the_process_does_not_end_the_streamer(recipe: HardwareRecipe) -> None:
-    """Who uses the SDK itself beside the driver has one: sockets made under it do not wait."""
+    """A program that also uses the SDK has a default timeout: sockets created under it do not block."""
     try:
         socket.setdefaulttimeout(1.0)
         with XArm7(recipe) as arm:
@@ -185,7 +185,7 @@ def test_the_sdk_leaves_nothing_at_home(
 
 
 def test_a_person_may_take_their_time(arm: XArm7) -> None:
-    """Nobody reads the log for longer than a pipe holds (2.7 s); then the newest report is found all the same."""
+    """The log is not read for longer than a pipe holds (2.7 s). The newest report still arrives afterwards."""
     start = arm.observe().state.joints_rad
     time.sleep(3.5)
     assert arm.observe().state.time_s > time.monotonic() - 1.0
@@ -263,7 +263,7 @@ def test_the_gripper_is_told_at_most_ten_times_a_second_and_only_what_changes(
     arm: XArm7, server: ControllerServer
 ) -> None:
     def told(after_s: float) -> list[tuple[float, int]]:
-        """When and what: pulses of every write of the target register (func 124, device 8)."""
+        """Returns (time, pulses) of every write of the target register (func 124, device 8)."""
         write = bytes([9, 8, 0x10, 0x07, 0x00])
         found = [h for h in server.request_log() if h.function == 124 and h.time_s > after_s and h.params[:5] == write]
         return [(h.time_s, int.from_bytes(h.params[8:12], "big", signed=True)) for h in found]
@@ -292,7 +292,7 @@ TARGETS = st.lists(st.tuples(st.one_of(JUMPS, NEAR), NUMBERS, st.integers(1, 8))
 
 @pytest.fixture(scope="module")
 def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
-    """An arm that streams all the time, with an emulator of its own."""
+    """An arm that streams all the time, with its own emulator."""
     with ControllerServer(KinematicPlant(HOME), host=free_host()) as own, XArm7(recipe_of(own)) as opened:
         opened.resume()
         yield opened, own
@@ -303,7 +303,7 @@ def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
 def test_no_command_that_the_controller_receives_leaves_the_limits(
     streaming: tuple[XArm7, ControllerServer], targets: list[tuple[np.ndarray, float, int]]
 ) -> None:
-    """Sent past the limits of the control period, straight to the streamer: what holds there holds for everybody."""
+    """Sends targets straight to the streamer, past the control period's limits. Its own limits hold for all callers."""
     arm, server = streaming
     process, after_s = arm._process(), server.arm_state().time_s
     for number, (joints, gripper, periods) in enumerate(targets):
@@ -350,7 +350,7 @@ def obeys(points: np.ndarray) -> None:
 
 
 def run_until_fault(arm: XArm7) -> ArmError:
-    """Keep moving gently until the driver says what is wrong."""
+    """Keeps moving gently until the driver raises. Returns the error."""
     with pytest.raises(ArmError) as caught:
         here = arm.reference().joints_rad
         for k in range(500):
@@ -471,7 +471,7 @@ def test_who_comes_second_is_refused(arm: XArm7, recipe: HardwareRecipe) -> None
         pass
 
 
-def test_a_moving_arm_belongs_to_somebody_else(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_a_moving_arm_belongs_to_another_client(recipe: HardwareRecipe, server: ControllerServer) -> None:
     with XArm7(recipe) as arm:
         arm.go_home()
     target = np.array([*(HOME + 0.5 * TURN), 0.1, 1.0, 0.0], "<f4").tobytes()
@@ -614,7 +614,7 @@ class Deaf(ControllerServer):
         return encode_reply(request, Reply(0)) if request.function == 36 else super()._execute(client, request)
 
 
-def test_a_setting_that_does_not_stick_is_named() -> None:
+def test_a_setting_that_is_not_kept_is_named() -> None:
     with Deaf(KinematicPlant(HOME), host=free_host()) as other:
         with pytest.raises(ArmError, match=r"payload_kg: wanted 0.82, got 0.; payload_centre_m: wanted") as caught:
             XArm7(recipe_of(other)).__enter__()
@@ -630,8 +630,8 @@ def test_a_setting_that_does_not_stick_is_named() -> None:
     ],
     ids=["gripper's baud rate", "speed factor"],
 )
-def test_what_other_programs_left_is_refused_and_not_repaired(function: int, params: bytes, says: str) -> None:
-    """The SDK by itself would clean errors, reboot the tool and make the arm ready where a baud rate differs."""
+def test_settings_of_other_programs_are_refused_and_not_repaired(function: int, params: bytes, says: str) -> None:
+    """The SDK by itself would clean errors, reboot the tool and enable the arm if a baud rate differs."""
     with ControllerServer(KinematicPlant(HOME), host=free_host()) as other:
         wire.ask(other.host, other.command_port, function, params, 5.0)
         with pytest.raises(ArmError, match=says):
@@ -642,7 +642,7 @@ def test_what_other_programs_left_is_refused_and_not_repaired(function: int, par
 
 def test_the_benchmark_measures_what_it_says(tmp_path: Path) -> None:
     script, found = Path(__file__).parents[1] / "scripts" / "bench_streamer.py", tmp_path / "bench.json"
-    command = [sys.executable, str(script), "--seconds", "2", "--stops", "2", "--json", str(found)]
+    command = [sys.executable, str(script), "--seconds", "1", "--stops", "1", "--json", str(found)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     numbers = json.loads(found.read_text())

@@ -1,4 +1,4 @@
-"""What is checked of a controller before its arm moves, and what its codes mean; no network."""
+"""The checks of a controller before its arm moves, and the meaning of its codes, without a network."""
 
 from __future__ import annotations
 
