@@ -117,9 +117,6 @@ TYPOS: dict[str, tuple[str, str]] = {
     "train-awr: device": (f"train-awr whole --policy pi0-tiny --output new --device {DEVICE}", "no device 'cuda:9x'"),
 }
 
-# Commands that still import torch before they check their input.
-EXPECTED_AFTER_MERGE = ["score-dataset", "store", "benchmark-progress", "audit", "weights", "export", "train-awr"]
-
 
 @pytest.fixture
 def laboratory(tmp_path: Path) -> Path:
@@ -142,10 +139,9 @@ def laboratory(tmp_path: Path) -> Path:
 
 def test_a_typo_is_answered_in_one_line_before_anything_heavy_is_imported(laboratory: Path, squares: Path):
     (laboratory / "whole").symlink_to(squares)
-    cases = {name: case for name, case in TYPOS.items() if name.split(":")[0] not in EXPECTED_AFTER_MERGE}
-    results = run_lines([line.split() for line, _ in cases.values()], HEAVY_FOR_TYPOS, laboratory)
+    results = run_lines([line.split() for line, _ in TYPOS.values()], HEAVY_FOR_TYPOS, laboratory)
     wrong = {}
-    for (name, (_, says)), (code, errors, heavy) in zip(cases.items(), results, strict=True):
+    for (name, (_, says)), (code, errors, heavy) in zip(TYPOS.items(), results, strict=True):
         one_line = len(errors) == 1 and errors[0].startswith("error:") and says in errors[0]
         if code != 2 or heavy or not one_line:
             wrong[name] = (code, errors, heavy)
