@@ -1,4 +1,4 @@
-"""Scores without a network, and nulls: what each takes away is gone, and all of them go through the one pipeline."""
+"""Negative controls and baselines: each removes its part of the video, and all of them use the one pipeline."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_an_encoder_that_holds_frames_sees_the_same_as_one_that_does_not(name):
 
 
 def test_shuffling_changes_nothing_of_a_mean_image():
-    """Shuffled frames of the pixel mean are the pixel mean: the null is identical by definition."""
+    """Shuffled frames of the pixel mean are the pixel mean: the control is identical by definition."""
     encoder, video = PixelMean(8, frames=16), noise_video(30)
     plain = embed_frames(video, encoder, ScoringConfig(windows="dense")).embeddings
     assert embed_frames(

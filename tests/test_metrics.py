@@ -1,4 +1,4 @@
-"""The benchmark's numbers: against scipy and scikit-learn, by hand, where they are undefined, and under the null."""
+"""The benchmark's numbers: against scipy and scikit-learn, by hand, if undefined, and under the null hypothesis."""
 
 from __future__ import annotations
 
@@ -367,16 +367,16 @@ def test_a_score_that_is_wrong_has_no_small_p():
 
 def test_a_paired_difference_is_tighter_than_two_intervals():
     final, success = draw(2, 0.08)
-    rival = final - 0.02 * np.array(success)  # the same score, a little worse
+    worse = final - 0.02 * np.array(success)  # the same score, a little worse
     alone = separation(final, success, FEW).estimates["auc"]
-    difference = auc_difference(final, rival, success, FEW)
-    assert difference.value == pytest.approx(alone.value - separation(rival, success, NONE).estimates["auc"].value)
+    difference = auc_difference(final, worse, success, FEW)
+    assert difference.value == pytest.approx(alone.value - separation(worse, success, NONE).estimates["auc"].value)
     assert difference.high - difference.low < alone.high - alone.low
     same = auc_difference(final, final, success, FEW)
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
     missing = np.where(np.arange(len(final)) == 3, np.nan, final)
-    assert auc_difference(missing, rival, success, FEW).undefined == 1
-    assert auc_difference(missing, rival, [True] * len(final), FEW).reason == metrics.NO_FAILURE
+    assert auc_difference(missing, worse, success, FEW).undefined == 1
+    assert auc_difference(missing, worse, [True] * len(final), FEW).reason == metrics.NO_FAILURE
 
 
 # --- macro means
@@ -454,7 +454,7 @@ def test_chunk_correlation_ignores_scale_and_offset(scale, offset):
 
 def test_a_constant_gain_has_no_correlation_and_is_counted():
     oracle = walks(4)
-    time = [np.arange(len(o)) / (len(o) - 1) for o in oracle]  # the null "time index"
+    time = [np.arange(len(o)) / (len(o) - 1) for o in oracle]  # the negative control "time index"
     found = chunk_correlation(time, oracle, [True, True, False, False], 5)
     assert math.isnan(found.success.value)
     assert (found.success.undefined, found.success.reason) == (2, metrics.NO_GAIN)
