@@ -527,7 +527,7 @@ def test_the_audit_is_shown_where_there_is_one(scored_copy):
     assert "shuffled &lt;frames&gt; 0.91" in page
     assert '<p class="warning">try loo</p>' in page
     assert "is of another" not in page
-    of = {"dataset": "of before", "encoder": "tiny"}
+    of = {"dataset": "of before", "encoder": read_scored(open_buffer(scored_copy)).provenance.encoder.identity}
     path.write_text(json.dumps({"passed": True, "lines": [], "advice": [], "origin": of}))
     page = make_report(open_buffer(scored_copy), scored_copy / "page.html").read_text()
     assert "is of another dataset than the score; run: srpo-robot audit" in page
