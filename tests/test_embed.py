@@ -349,7 +349,7 @@ def test_a_key_follows_everything_an_embedding_depends_on(buffer):
         replace(SPEC, windows="stride:5"),
         replace(SPEC, min_window=7),
         replace(SPEC, window_shape="recent"),
-        replace(SPEC, profile="siirl"),
+        replace(SPEC, repeat="cyclic"),
         replace(SPEC, frames_per_clip=8),
         ScoringConfig(windows="nested", min_window=6),
         ScoringConfig(windows="dense", min_window=6),
@@ -395,3 +395,4 @@ def test_keys_never_change_so_that_stored_embeddings_stay_valid(identity, frames
     assert store_key(encoder, video, ScoringConfig(**config)) == key
     scored_otherwise = ScoringConfig(**config | {"alpha": 0.3, "value": "knn-time", "cameras": ("side",)})
     assert store_key(encoder, video, scored_otherwise) == key  # only the windows are part of the key
+    assert store_key(encoder, video, ScoringConfig(**config).for_profile("loo")) == key

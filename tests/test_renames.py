@@ -12,7 +12,7 @@ from conftest import refused
 
 from srpo_robot.evaluation.protocol import read_protocol
 from srpo_robot.evaluation.trials import append_trial, read_trials
-from srpo_robot.progress.pipeline import read_settings
+from srpo_robot.progress.pipeline import read_provenance
 from srpo_robot.recipes import packaged_folder
 from srpo_robot.records import Trial
 from srpo_robot.renames import OPTIONS, RECIPE_KEYS, REFERENCES, STEP_VALUES, RenamedWarning, current, current_keys
@@ -116,8 +116,8 @@ def test_old_step_values_references_and_recipe_keys_work_and_say_so_once(
     assert code == 0, err
     warned(err, "phase", "knn-time")
     warned(err, "nn2", "dbscan-auto")
-    rules = read_settings(open_buffer(squares_copy)).rules
-    assert (rules.value_name, rules.references) == ("knn-time", "dbscan-auto")
+    config = read_provenance(open_buffer(squares_copy)).config
+    assert (config.value_name, config.references) == ("knn-time", "dbscan-auto")
     metadata = pq.read_schema(squares_copy / "srpo" / "progress.parquet").metadata[b"srpo"]
     assert b"phase" not in metadata and b"nn2" not in metadata
 

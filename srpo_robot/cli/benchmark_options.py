@@ -108,7 +108,14 @@ class AuditOptions:
 
 
 def check(options: BenchmarkOptions | AuditOptions) -> None:
-    """Checks the names that select the score, before torch is imported. Raises UsageError or CheckpointError."""
+    """Checks the dataset's folder and the names that select the score, before torch is imported.
+
+    Raises:
+        DatasetError, UsageError, CheckpointError: the folder or a name is wrong.
+    """
+    from srpo_robot.buffer.opening import check_dataset
+
+    check_dataset(options.dataset)
     options.score.check()
     check_device(options.device)
     if options.dtype is not None:

@@ -2,7 +2,8 @@
 
 A field is `name: Annotated[type, typer.Option(help=...)] = default`. If its type is such a dataclass itself, the fields
 of that dataclass become options of the command too. `tuple[T, ...]` is an option that may be repeated. With `COMMAS`
-beside `typer.Option` it is one option whose values are separated by commas.
+beside `typer.Option` it is one option whose values are separated by commas. A field without `Annotated` is not an
+option and keeps its default.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ def _leaves(options: type) -> Iterator[tuple[str, _Leaf]]:
     for field in fields(options):
         if is_dataclass(hints[field.name]):
             yield from _leaves(hints[field.name])
-        elif field.init:
+        elif get_origin(hints[field.name]) is Annotated:
             yield field.name, _leaf(field, hints[field.name])
+        elif field.default is MISSING:
+            raise TypeError(f"option {field.name!r} needs Annotated[type, typer.Option(help=...)]")
 
 
 def _leaf(field: Field[Any], hint: Any) -> _Leaf:
-    if get_origin(hint) is not Annotated:
-        raise TypeError(f"option {field.name!r} needs Annotated[type, typer.Option(help=...)]")
     kind, info, *marks = get_args(hint)
     default: Any = field.default if field.default is not MISSING else inspect.Parameter.empty
     convert: Callable[[Any], Any] = lambda value: value  # noqa: E731
@@ -92,10 +93,5 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _build(options: type, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(options)
-    return options(
-        **{
-            f.name: _build(hints[f.name], values) if is_dataclass(hints[f.name]) else values[f.name]
-            for f in fields(options)
-            if f.init
-        }
-    )
+    nested = {name: _build(hint, values) for name, hint in hints.items() if is_dataclass(hint)}
+    return options(**nested, **{f.name: values[f.name] for f in fields(options) if f.name in values})

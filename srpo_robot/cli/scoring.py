@@ -209,11 +209,11 @@ def list_store(dataset: str, prune: bool) -> None:
     Raises:
         DatasetError: there is no dataset, or it was never scored.
     """
+    with waiting(f"opening {dataset}"):
+        buffer = open_buffer(dataset)
     from srpo_robot.progress.pipeline import STORE
     from srpo_robot.progress.store import EmbeddingStore
 
-    with waiting(f"opening {dataset}"):
-        buffer = open_buffer(dataset)
     if not (buffer.sidecar / STORE).is_dir():
         raise DatasetError(f"{dataset} has no embeddings yet; run: srpo-robot score-dataset {dataset}")
     store = EmbeddingStore(buffer.sidecar / STORE)

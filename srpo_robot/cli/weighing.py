@@ -71,7 +71,7 @@ def weigh(
 
 
 def _chunk(recipe: PolicyRecipe, scheme: Scheme) -> Chunk | None:
-    """The policy's chunk, if the weights depend on it: it may be known from the base's checkpoint only."""
+    """Returns the policy's chunk if the weights depend on it. It may be known only from the base's checkpoint."""
     if scheme == "awr" and recipe.horizon and not recipe.action_weights:
         return None
     from srpo_robot.awr.policies import chunk_of
@@ -81,9 +81,9 @@ def _chunk(recipe: PolicyRecipe, scheme: Scheme) -> Chunk | None:
 
 def check_value(buffer: Buffer, recipe: PolicyRecipe) -> None:
     """Raises StaleTable if the recipe trains on another step value than the buffer was scored with."""
-    from srpo_robot.progress.pipeline import read_settings
+    from srpo_robot.progress.pipeline import read_provenance
 
-    value = read_settings(buffer).rules.value_name
+    value = read_provenance(buffer).config.value_name
     if recipe.value not in ("", value):
         raise StaleTable(
             f"{recipe.name} trains on the value {recipe.value!r}, the score has {value!r}; "

@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from srpo_robot.cli.command import COMMAS
+from srpo_robot.cli.options import Dataset, Device, Json
 from srpo_robot.recipes import PolicyRecipe, Weighting
 
-Dataset = Annotated[str, typer.Argument(help="A LeRobot v3.0 dataset: a folder, or a Hub id like user/name.")]
-Device = Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, cuda, cuda:1, ...")]
 WeightsPolicy = Annotated[
     str | None, typer.Option(help="A recipe of policies/ whose keys make the weights, for example pi0.")
 ]
@@ -54,7 +53,7 @@ class WeightsOptions:
     betas: Annotated[str, typer.Option(help="Of the grid.")] = "0.1,0.3,1,3"
     caps: Annotated[str, typer.Option(help="Values of w_max of the grid.")] = "5,20,100"
     csv: Annotated[Path | None, typer.Option(help="Also write the grid as CSV.", dir_okay=False)] = None
-    json: Annotated[Path | None, typer.Option(help="Also write the results here, for scripts.", dir_okay=False)] = None
+    json: Json = None
 
 
 @dataclass(frozen=True, kw_only=True)

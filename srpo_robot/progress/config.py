@@ -47,6 +47,8 @@ class ScoringConfig:
         skip_tasks: tasks that are left out. All scores of their episodes are NaN.
         alpha: ceiling of a failure's reward and of the step value `reward`. `siirl` has its own, 0.6.
         neighbours: number of windows that `knn-time` and `knn-return` average.
+        repeat: how a window shorter than F fills its clip. "linspace" repeats frames in place, "cyclic" repeats the
+            whole window (siiRL). None becomes "cyclic" for the profile `siirl` and "linspace" for the others.
 
     Raises:
         UsageError: a value is impossible, or two values exclude each other.
@@ -88,11 +90,14 @@ class ScoringConfig:
     skip_tasks: Annotated[
         tuple[str, ...], typer.Option("--skip-task", help="Leave this task out; may be repeated.")
     ] = ()
-    alpha: Annotated[float, typer.Option(hidden=True)] = ALPHA
-    neighbours: Annotated[int, typer.Option(hidden=True)] = 10
+    alpha: float = ALPHA
+    neighbours: int = 10
+    repeat: Repeat | None = None
 
     def __post_init__(self) -> None:
         self._check_score()
+        if self.repeat is None:
+            object.__setattr__(self, "repeat", "cyclic" if self.profile == "siirl" else "linspace")
         object.__setattr__(self, "windows", _current_windows(self.windows))
         self._check_windows()
         if self.references:
@@ -134,11 +139,6 @@ class ScoringConfig:
         return int(self.windows.partition(":")[2] or 1)
 
     @property
-    def repeat(self) -> Repeat:
-        """How a window shorter than F fills its clip: frames repeated in place, or (siiRL) the whole window in turn."""
-        return "cyclic" if self.profile == "siirl" else "linspace"
-
-    @property
     def reference_name(self) -> str:
         """Name of the reference strategy with the default filled in."""
         return self.references or (EXTERNAL if self.reference else DEFAULT_REFERENCES[self.profile])
@@ -153,7 +153,7 @@ class ScoringConfig:
         return self if self.frames_per_clip is not None else replace(self, frames_per_clip=encoder_frames)
 
     def for_profile(self, profile: Profile) -> ScoringConfig:
-        """Returns the same config in another profile, with that profile's references and progress as the step value."""
+        """Returns the same windows under another profile, with its own references and progress as the step value."""
         return replace(self, profile=profile, references="", reference=None, value="")
 
 
