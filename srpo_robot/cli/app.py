@@ -119,8 +119,8 @@ def store(
 
 @command(app, "benchmark-progress", example="srpo-robot benchmark-progress data/apple --image facebook/dinov2-small")
 def benchmark_progress(options: BenchmarkOptions) -> None:
-    """The paper's benchmark (SC, Mono, MMD, JS, SMD) and ROC-AUC on your episodes, beside negative controls and
-    baselines."""
+    """The paper's benchmark (SC, Mono, MMD, JS, SMD) and ROC-AUC on your episodes,
+    beside negative controls and baselines."""
     from srpo_robot.cli.benchmarking import benchmark_command
 
     benchmark_command(options)
