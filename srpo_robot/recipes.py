@@ -171,9 +171,7 @@ class PolicyRecipe(Weighting):
     lora_alpha: int = 0  # 0: twice the rank
     lora_targets: str = ""  # regular expression over module names; "": the family's own
     cache_gb: float = 4.0  # decoded frames are kept in memory up to this size, otherwise read from disk one by one
-    value: Literal["", "progress", "reward", "knn-time", "knn-return"] = (
-        ""  # step value that the score must have; "": any
-    )
+    value: Literal["", "progress", "reward", "knn-time", "knn-return"] = ""  # required step value; "": any
     audit_level: float = 0.05  # largest p that counts as separated; see srpo-robot audit
     seed: int = 0  # of fresh weights, sample order, noise and augmentation
 

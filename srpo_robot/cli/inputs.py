@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srpo_robot.cli.devices import check_device
-from srpo_robot.errors import RecipeError
+from srpo_robot.cli.options import LiveOptions
+from srpo_robot.errors import RecipeError, UsageError
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe, load
 
 
@@ -24,6 +25,14 @@ def load_recipes(arm: str, task: str) -> tuple[HardwareRecipe, TaskRecipe]:
             f"task {task_recipe.name} needs camera {', '.join(missing)}; {arm} has: {', '.join(available)}"
         )
     return hardware, task_recipe
+
+
+def check_arm_options(hardware: HardwareRecipe, live: LiveOptions, randomization: float) -> None:
+    """Raises UsageError if this kind of arm does not have an option that was given."""
+    if hardware.kind != "mock" and randomization:
+        raise UsageError("--randomization is for the mock arm; leave it out for a real arm")
+    if hardware.kind == "mock" and (live.dry_run or live.by_hand or live.confirm_fault or live.first_pace != 1.0):
+        raise UsageError("--dry-run, --by-hand, --confirm-fault and --first-pace are for an arm that moves for real")
 
 
 def check_policy(policy: str, device: str) -> None:

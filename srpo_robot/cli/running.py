@@ -19,7 +19,7 @@ from srpo_robot.arm.arm import Workcell
 from srpo_robot.arm.limits import Limits
 from srpo_robot.cli.console import bar, console, number, say, table, waiting, warn, write_json
 from srpo_robot.cli.devices import few_threads, resolve
-from srpo_robot.cli.inputs import check_policy, load_recipes
+from srpo_robot.cli.inputs import check_arm_options, check_policy, load_recipes
 from srpo_robot.cli.options import RecordOptions, RunOptions, ServeOptions
 from srpo_robot.cli.sessions import LiveSession, Session, make_session
 from srpo_robot.errors import UsageError
@@ -131,6 +131,7 @@ def run_trials(options: RunOptions) -> list[Trial]:
     settings["randomization"] = options.randomization
     if not options.live.dry_run:
         _check_output(options.output, settings)
+    check_arm_options(hardware, options.live, options.randomization)
     check_policy(options.policy, options.device)
     session = make_session(
         hardware,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from srpo_robot.arm.actions import ActionSpace, make_action_space
 from srpo_robot.arm.arm import Workcell
 from srpo_robot.cli.console import say, warn
+from srpo_robot.cli.inputs import check_arm_options
 from srpo_robot.cli.operator import TerminalKeys
 from srpo_robot.cli.options import LiveOptions
 from srpo_robot.errors import ArmError, CameraError, RecipeError, UsageError, one_line
@@ -82,14 +83,9 @@ def make_session(
         RecipeError: the recipes contradict themselves or each other.
         UsageError: this kind of arm does not have an option that was given.
     """
+    check_arm_options(hardware, live, randomization)
     if hardware.kind == "mock":
-        if live.dry_run or live.by_hand or live.confirm_fault or live.first_pace != 1.0:
-            raise UsageError(
-                "--dry-run, --by-hand, --confirm-fault and --first-pace are for an arm that moves for real"
-            )
         return MockSession(hardware, task, wide_starts, randomization)
-    if randomization:
-        raise UsageError("--randomization is for the mock arm; leave it out for a real arm")
     return LiveSession(hardware, task, output, live, keep_redone)
 
 
