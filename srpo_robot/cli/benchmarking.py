@@ -236,8 +236,11 @@ def print_rows(rows: list[ScorerRow], candidate: Candidate) -> None:
         tables = [next((t.estimates for t in row.tables if t.task == task), {}) for row in rows]
         counts = next(t for t in rows[0].tables if t.task == task)
         print_table(f"{task}: {counts.successes} successes, {counts.failures} failures", rows, tables)
+        print_undefined(rows, tables)
     if len(tasks) != 1:
-        print_table(f"mean over {len(tasks)} tasks", rows, [row.macro for row in rows])
+        means = [row.macro for row in rows]
+        print_table(f"mean over {len(tasks)} tasks", rows, means)
+        print_undefined(rows, means)
     say("Below the line: negative controls, which the score must beat. 95 % and p belong to AUC.")
     say("paper: a success is measured against its own end, so its AUC, MMD, JS and SMD are true by construction.")
     for row in rows:
@@ -248,20 +251,23 @@ def print_rows(rows: list[ScorerRow], candidate: Candidate) -> None:
 
 
 def print_table(title: str, rows: list[ScorerRow], tables: list[dict[str, Estimate]]) -> None:
-    """Prints one row per scorer, negative controls last. An undefined metric is a dash, explained below the table."""
+    """Prints one row per scorer, negative controls last. An undefined metric is a dash; see `print_undefined`."""
     result = table(title, "scorer", *(TITLES[name] for name in SHOWN), "95 %", "p")
     section = False
     for row, estimates in sorted(zip(rows, tables, strict=True), key=lambda pair: pair[0].control):
         if row.control and not section:
             result.add_section()
             section = True
-        values = [estimates[name].value for name in SHOWN if estimates]
-        cells = [cell(value, 2) for value in values]
+        cells = [cell(estimates[name].value, 2) for name in SHOWN if estimates]
         auc = estimates.get("auc")
         span = "-" if auc is None or math.isnan(auc.low) else f"{auc.low:.2f}-{auc.high:.2f}"
         p = cell(None if auc is None else auc.p)
         result.add_row(row.name, *cells, span, p, style="dim" if row.control else None)
     console.print(result)
+
+
+def print_undefined(rows: list[ScorerRow], tables: list[dict[str, Estimate]]) -> None:
+    """Prints why metrics are undefined, one line per reason with the scorers and metrics that it concerns."""
     reasons: dict[str, list[str]] = {}
     for row, estimates in zip(rows, tables, strict=True):
         for name in SHOWN:
