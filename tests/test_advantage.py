@@ -85,10 +85,10 @@ def test_horizon_one_without_shift_is_the_papers_increment():
 
 
 def test_step_advantages_of_two_episodes_are_standardised_together():
-    found = advantages([np.array([0.0, 1.0]), np.array([0.0, 0.5, 0.5])], horizon=1)
+    result = advantages([np.array([0.0, 1.0]), np.array([0.0, 0.5, 0.5])], horizon=1)
     # increments 0 1 | 0 .5 0: mean .3, population variance .16
-    assert found.increment == pytest.approx([0.0, 1.0, 0.0, 0.5, 0.0])
-    assert found.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
+    assert result.increment == pytest.approx([0.0, 1.0, 0.0, 0.5, 0.0])
+    assert result.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
 
 
 # --- baselines of a gain
@@ -125,10 +125,10 @@ def test_a_slow_phase_done_well_is_worth_as_much_as_a_fast_one_done_well():
     good = np.concatenate([np.linspace(0, 1, 30), np.linspace(1.2, 5, 20)])
     bad = np.concatenate([np.linspace(0, -0.5, 30), np.linspace(-0.3, 2, 20)])
     episodes = [good] * 5 + [bad]
-    plain, own = (advantages(episodes, 5, baseline=baseline).chunk for baseline in ("mean", "value"))
-    assert plain[10] < plain[35] - 1.0
-    assert abs(own[10] - own[35]) < abs(plain[10] - plain[35]) / 3
-    assert own[10] > own[250 + 10]  # and well is better than badly
+    by_mean, by_value = (advantages(episodes, 5, baseline=baseline).chunk for baseline in ("mean", "value"))
+    assert by_mean[10] < by_mean[35] - 1.0
+    assert abs(by_value[10] - by_value[35]) < abs(by_mean[10] - by_mean[35]) / 3
+    assert by_value[10] > by_value[250 + 10]  # and well is better than badly
 
 
 def test_gains_are_expected_within_a_task():

@@ -113,20 +113,20 @@ def test_evidence_of_a_score_that_knows_and_of_one_that_does_not():
 
 
 def test_a_single_class_fails_with_what_is_missing():
-    found = gather(episodes([True] * 5), np.linspace(0.5, 0.9, 5), {}, resampling=QUICK)
-    verdict = judge(found)
+    evidence = gather(episodes([True] * 5), np.linspace(0.5, 0.9, 5), {}, resampling=QUICK)
+    verdict = judge(evidence)
     assert not verdict.passed
     assert "cannot be compared" in verdict.lines[0]
     assert "too few failures" in verdict.advice[0]
 
 
 def test_a_task_that_was_left_out_is_not_judged():
-    mixed = [
+    rows = [
         *episodes([True, False, True, False]),
         Episode(index=4, task="out", length=9, fps=10.0, first_frame=80, cameras=("front",), success=True),
     ]
-    found = gather(mixed, np.array([0.9, 0.1, 0.8, 0.2, math.nan]), {}, resampling=QUICK)
-    assert [row.task for row in found.tasks] == ["go"]
+    evidence = gather(rows, np.array([0.9, 0.1, 0.8, 0.2, math.nan]), {}, resampling=QUICK)
+    assert [row.task for row in evidence.tasks] == ["go"]
 
 
 def test_unlabelled_and_unscored_episodes_are_errors():

@@ -67,10 +67,10 @@ def video(root: Path) -> Path:
 def overwrite(path: Path, *frames: int) -> None:
     """Damage the bytes of these frames, counted over the whole file."""
     with av.open(str(path)) as container:
-        where = [(packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
+        places = [(packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
     content = bytearray(path.read_bytes())
     for frame in frames:
-        position, size = where[frame]
+        position, size = places[frame]
         content[position : position + size] = b"\xff" * size
     path.write_bytes(content)
 
@@ -108,9 +108,9 @@ def test_a_truncated_file_costs_the_episodes_that_are_cut_off(cli, shared, optio
     with av.open(str(path)) as container:
         ends_at = [(packet.pos or 0) for packet in container.demux() if packet.size]
     content = path.read_bytes()
-    cut = ends_at[SQUARES[0][1] + SQUARES[1][1] + 4]  # in the third episode
-    path.write_bytes(content[:cut])
-    if content.find(b"moov") > cut:
+    length = ends_at[SQUARES[0][1] + SQUARES[1][1] + 4]  # in the third episode
+    path.write_bytes(content[:length])
+    if content.find(b"moov") > length:
         pytest.skip("the index stands at the end of this file: nothing of it is left")
     refused(cli("score-dataset", shared, *options), "episode 2", "frame 4 ", "--skip-bad-episodes")
     assert embedded(shared) == 2
@@ -162,8 +162,8 @@ def replace_cell(root: Path, column: str, row: int, value: Any) -> None:
     cells = table[column].to_pylist()
     cells[row] = value
     at = table.schema.get_field_index(column)
-    made = table.set_column(at, table.schema.field(at), pa.array(cells, table.schema.field(at).type))
-    pq.write_table(made.replace_schema_metadata(table.schema.metadata), path)
+    changed_table = table.set_column(at, table.schema.field(at), pa.array(cells, table.schema.field(at).type))
+    pq.write_table(changed_table.replace_schema_metadata(table.schema.metadata), path)
 
 
 def tiff(pixels: np.ndarray) -> dict[str, Any]:
@@ -260,9 +260,9 @@ def test_a_stride_that_does_not_divide_still_ends_at_the_last_frame(cli, shared,
     assert code == 0, err
     table = read_progress(open_buffer(shared))
     for index, (_, length, _, _) in enumerate(SQUARES):
-        scored = np.flatnonzero(table["scored"][table["episode_index"] == index])
-        assert scored.tolist() == ends(length, ScoringConfig(windows=f"stride:{stride}", min_window=6)).tolist()
-        assert scored[-1] == length - 1
+        scored_frames = np.flatnonzero(table["scored"][table["episode_index"] == index])
+        assert scored_frames.tolist() == ends(length, ScoringConfig(windows=f"stride:{stride}", min_window=6)).tolist()
+        assert scored_frames[-1] == length - 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(720, 1280), (481, 641)])
@@ -275,12 +275,12 @@ def test_frames_of_any_size_are_prepared_as_transformers_does(tiny_encoder_folde
     encoder = load_encoder(str(tmp_path))
     frames = np.random.default_rng(crop).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     processor = VJEPA2VideoProcessor(size={"shortest_edge": int(crop * 256 / 224)}, crop_size=crop)
-    theirs = processor(
+    reference = processor(
         torch.from_numpy(frames).permute(0, 3, 1, 2), do_normalize=False, do_rescale=False, return_tensors="pt"
     )
-    ours = torch.from_numpy(encoder.prepare(frames)).permute(0, 3, 1, 2)
-    assert ours.shape == (2, 3, crop, crop)
-    assert torch.equal(ours, theirs["pixel_values_videos"][0].to(torch.uint8))
+    prepared = torch.from_numpy(encoder.prepare(frames)).permute(0, 3, 1, 2)
+    assert prepared.shape == (2, 3, crop, crop)
+    assert torch.equal(prepared, reference["pixel_values_videos"][0].to(torch.uint8))
 
 
 # --- checkpoints and stores
@@ -291,8 +291,8 @@ def test_a_checkpoint_of_another_architecture(cli, shared, tmp_path, name):
     from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    made = ViTModel(ViTConfig(**sizes)) if name == "vit" else BertModel(BertConfig(**sizes))
-    made.save_pretrained(tmp_path / name)
+    model = ViTModel(ViTConfig(**sizes)) if name == "vit" else BertModel(BertConfig(**sizes))
+    model.save_pretrained(tmp_path / name)
     result = cli("score-dataset", shared, "--encoder", tmp_path / name)
     refused(result, f"is a '{name}' model", "V-JEPA 2 is needed", "facebook/vjepa2")
     assert embedded(shared) == 0
@@ -381,7 +381,8 @@ def disks(shared_squares, tiny_encoder_folder, tmp_path_factory) -> dict[str, Di
     )
     assert result.returncode == 0, result.stderr
     return {
-        name: Disk(root, *told) for (name, root), told in zip(roots.items(), json.loads(result.stdout), strict=True)
+        name: Disk(root, *outcome)
+        for (name, root), outcome in zip(roots.items(), json.loads(result.stdout), strict=True)
     }
 
 

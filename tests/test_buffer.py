@@ -56,13 +56,13 @@ def test_frames_agree_with_lerobots_own_decoding(squares):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     buffer = open_buffer(squares)
-    theirs = LeRobotDataset("local/squares", root=squares, video_backend="pyav")
+    reference = LeRobotDataset("local/squares", root=squares, video_backend="pyav")
     for episode in buffer.episodes:
-        ours = buffer.frames(episode, "observation.images.side")
+        frames = buffer.frames(episode, "observation.images.side")
         for t in (0, episode.length // 2, episode.length - 1):
-            item: Any = theirs[episode.first_frame + t]
+            item: Any = reference[episode.first_frame + t]
             image = item["observation.images.side"].permute(1, 2, 0).numpy()
-            assert (image * 255).round().astype(np.uint8).tolist() == ours[t].tolist()
+            assert (image * 255).round().astype(np.uint8).tolist() == frames[t].tolist()
 
 
 def test_columns_come_in_the_order_of_the_index(squares):
@@ -123,9 +123,9 @@ def test_the_converter_that_the_message_names_exists():
 
 
 def test_a_hub_id_without_a_network_is_one_line():
-    with pytest.raises(DatasetError, match="there is no folder nobody/nothing, and the Hub does not") as caught:
+    with pytest.raises(DatasetError, match="there is no folder nobody/nothing, and the Hub does not") as error:
         open_buffer("nobody/nothing")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("keep", [0, 900])
@@ -209,15 +209,15 @@ def test_a_bad_csv_names_the_line(tmp_path, text, says):
 
 def test_tables_round_trip_and_refuse_another_parent(tmp_path):
     path = tmp_path / "t.parquet"
-    written = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.0])}, {"dataset": "x"})
+    first = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.0])}, {"dataset": "x"})
     table = read_table(path, refresh="srpo-robot score-dataset D", dataset="x")
     assert table["a"].tolist() == [0, 1, 2]
     assert np.isnan(table["b"][1])
-    assert table.metadata == written.metadata
+    assert table.metadata == first.metadata
     with pytest.raises(StaleTable, match="another state of its dataset; run: srpo-robot score-dataset D"):
         read_table(path, refresh="srpo-robot score-dataset D", dataset="y")
-    other = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.5])}, {"dataset": "x"})
-    assert other.metadata["content"] != written.metadata["content"]
+    second = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.5])}, {"dataset": "x"})
+    assert second.metadata["content"] != first.metadata["content"]
 
 
 @pytest.mark.parametrize("content", [None, b"no parquet"])
@@ -271,10 +271,10 @@ def test_several_episodes_in_one_file_are_the_same_as_one_in_each(squares, tmp_p
     assert len(list((together.root / "data").rglob("*.parquet"))) == 1
     apart = open_buffer(squares)
     assert together.fingerprint == apart.fingerprint
-    for one, other in zip(together.episodes, apart.episodes, strict=True):
+    for episode, episode_alone in zip(together.episodes, apart.episodes, strict=True):
         for camera in together.cameras:
-            assert (together.frames(one, camera) == apart.frames(other, camera)).all()
-            assert together.video_identity(one, camera) == apart.video_identity(other, camera)
+            assert (together.frames(episode, camera) == apart.frames(episode_alone, camera)).all()
+            assert together.video_identity(episode, camera) == apart.video_identity(episode_alone, camera)
     assert (together.column("action") == apart.column("action")).all()
 
 
@@ -307,7 +307,7 @@ for name, at, commit_every in (("single", 4, 1), ("later", 7, 4), ("first", 3, 4
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted_recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings that kill -9 stopped at the end of an episode. One interpreter forks all of them.
 
     single/d: at the fourth episode, one episode per file. first/d, later/d: at the third and at the seventh episode,
@@ -320,17 +320,17 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_kill_9_costs_the_unfinished_episode_and_no_other(killed, squares):
-    root = killed / "single" / "d"
+def test_kill_9_costs_the_unfinished_episode_and_no_other(interrupted_recordings, squares):
+    root = interrupted_recordings / "single" / "d"
     assert len(open_buffer(root).episodes) == 3
     record_squares(root, SQUARES[3:])
     assert open_buffer(root).fingerprint == open_buffer(squares).fingerprint
 
 
-def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(killed):
+def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(interrupted_recordings):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    root = killed / "later" / "d"  # 4 are committed, 2 finished, 1 under way
+    root = interrupted_recordings / "later" / "d"  # 4 are committed, 2 finished, 1 under way
     with pytest.raises(DatasetError, match="unfinished files.*srpo-robot repair"):
         open_buffer(root)
     assert repair(root) > 0
@@ -346,8 +346,8 @@ def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(killed):
     assert len(LeRobotDataset("local/d", root=root, video_backend="pyav")) == 128
 
 
-def test_a_recording_cut_off_in_its_first_episodes_is_moved_beside(killed):
-    root = killed / "first" / "d"
+def test_a_recording_cut_off_in_its_first_episodes_is_moved_beside(interrupted_recordings):
+    root = interrupted_recordings / "first" / "d"
     record_squares(root, SQUARES[:1])
     assert len(open_buffer(root).episodes) == 1
     assert list((root.parent / "d.cut_off_1" / "videos").rglob("*.mp4"))

@@ -67,9 +67,9 @@ class Device:
 
 @pytest.fixture
 def device() -> Iterator[Device]:
-    made = Device()
-    yield made
-    made.go.set()
+    camera = Device()
+    yield camera
+    camera.go.set()
 
 
 def over(device: Device, recipe: CameraRecipe = FRONT) -> Cameras:
@@ -106,11 +106,11 @@ def test_a_picture_is_rgb_in_the_recipes_size_and_knows_its_time(device):
 
 def test_frames_that_were_not_read_are_dropped(device):
     with over(device) as cameras:
-        seen = device.reads
-        until(lambda: device.reads > seen + 20)
+        reads = device.reads
+        until(lambda: device.reads > reads + 20)
         device.go.clear()
         time.sleep(0.01)
-        assert cameras.read(10.0)["front"].image[0, 0, 0] >= (seen + 20) % 256
+        assert cameras.read(10.0)["front"].image[0, 0, 0] >= (reads + 20) % 256
         device.go.set()
 
 
@@ -295,8 +295,8 @@ def test_one_source_for_two_cameras():
 
 def test_a_camera_in_toml():
     table = {"name": "front", "height_px": 224, "width_px": 224, "source": "/dev/video0", "capture_px": [480, 640]}
-    made = build(CameraRecipe, table | {"fixed": {"exposure": 156}}, "x.toml")
-    assert made.capture_px == (480, 640) and made.fixed == {"exposure": 156}
+    recipe = build(CameraRecipe, table | {"fixed": {"exposure": 156}}, "x.toml")
+    assert recipe.capture_px == (480, 640) and recipe.fixed == {"exposure": 156}
     assert HardwareRecipe.__dataclass_fields__["cameras"].type == "tuple[CameraRecipe, ...]"
 
 

@@ -176,9 +176,10 @@ def test_cameras_are_combined_and_the_store_tells_what_it_holds(cli, squares_cop
     for cameras in (("front",), ("side",), ("front", "side")):
         assert cli(*score, *(word for name in cameras for word in ("--camera", name)))[0] == 0
         distances.append(read_progress(open_buffer(squares_copy))["distance"])
-    front, side, both = (values[np.isfinite(distances[0])][:18] for values in distances)  # a success: to its own end
-    scored = read_progress(open_buffer(squares_copy))["scored"][np.isfinite(distances[0])][:18]
-    assert both[scored] == pytest.approx(np.hypot(front, side)[scored], rel=1e-5, abs=1e-6)
+    # of a success: the distances to its own end
+    front, side, combined = (values[np.isfinite(distances[0])][:18] for values in distances)
+    scored_frames = read_progress(open_buffer(squares_copy))["scored"][np.isfinite(distances[0])][:18]
+    assert combined[scored_frames] == pytest.approx(np.hypot(front, side)[scored_frames], rel=1e-5, abs=1e-6)
     code, out, _ = cli("store", squares_copy)
     assert code == 0
     assert "0 entries" in out
@@ -216,8 +217,8 @@ def test_two_processes_score_as_one_does(squares_copy, tiny_encoder_folder, cli,
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("4 episodes embedded now") == 1
-    one, two = read_progress(open_buffer(alone)), read_progress(open_buffer(squares_copy))
-    assert two.metadata["content"] == one.metadata["content"]
+    by_one, by_two = read_progress(open_buffer(alone)), read_progress(open_buffer(squares_copy))
+    assert by_two.metadata["content"] == by_one.metadata["content"]
 
 
 # --- training
@@ -255,9 +256,11 @@ def test_training_options_that_cannot_be(cli, squares_copy, tiny_encoder_folder,
 
 
 def test_an_unknown_arm_or_task(cli, tmp_path):
-    run = ("run", "--policy", tmp_path, "--output", tmp_path / "o")
-    refused(cli(*run, "--arm", "xarm8", "--task", "put-apple"), "no recipe 'xarm8' in hardware/", "mock")
-    refused(cli(*run, "--arm", "mock", "--task", "fold-laundry"), "no recipe 'fold-laundry' in datasets/", "put-apple")
+    command = ("run", "--policy", tmp_path, "--output", tmp_path / "o")
+    refused(cli(*command, "--arm", "xarm8", "--task", "put-apple"), "no recipe 'xarm8' in hardware/", "mock")
+    refused(
+        cli(*command, "--arm", "mock", "--task", "fold-laundry"), "no recipe 'fold-laundry' in datasets/", "put-apple"
+    )
     assert not (tmp_path / "o").exists()
 
 
@@ -291,18 +294,18 @@ def test_labelling_by_keys_needs_a_terminal(cli, squares_copy, monkeypatch):
 
 def test_keys_label_go_back_skip_and_quit_and_each_answer_is_kept(squares_copy):
     buffer = open_buffer(squares_copy)
-    keys, shown = iter("f s?b f q"), []
+    keys, strips = iter("f s?b f q"), []
     answers = label_by_keys(
         buffer,
         list(buffer.episodes),
         buffer.camera(None),
         lambda: next(keys),
-        lambda e, f: shown.append((e.index, f.shape)),
+        lambda e, f: strips.append((e.index, f.shape)),
     )
     # 0: f | 1: skip | 2: s | 3: ? asks again, then b | 2: skip | 3: f | then nothing is left
     assert answers == {0: False, 2: True, 3: False}
-    assert [index for index, _ in shown] == [0, 1, 2, 3, 3, 2, 3]
-    assert shown[0][1] == (7, 48, 48, 3)
+    assert [index for index, _ in strips] == [0, 1, 2, 3, 3, 2, 3]
+    assert strips[0][1] == (7, 48, 48, 3)
     assert [e.success for e in open_buffer(squares_copy).episodes] == [False, True, True, False]
 
 
@@ -333,8 +336,8 @@ def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path):
     )
     commands = [["score-dataset", "nowhere"], *(["score-dataset", str(tmp_path), *o.split()] for o in options)]
     for name in ("audit", "benchmark-progress"):
-        others = ("--windows stride", "--encoder vjepa3", "--device gpu", "--dtype int4")
-        commands += [[name, str(tmp_path), *o.split()] for o in others]
+        bad_options = ("--windows stride", "--encoder vjepa3", "--device gpu", "--dtype int4")
+        commands += [[name, str(tmp_path), *o.split()] for o in bad_options]
     script = (
         "import json, sys\n"
         "from srpo_robot.cli import main\n"

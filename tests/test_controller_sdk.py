@@ -54,16 +54,16 @@ def connect(sdk: Any, server: ControllerServer, monkeypatch: pytest.MonkeyPatch)
     from xarm.core.config.x_config import XCONF
 
     monkeypatch.setattr(XCONF.SocketConf, "TCP_CONTROL_PORT", server.command_port)
-    opened: list[Any] = []
+    clients: list[Any] = []
 
     def make(**options: Any) -> Any:
         arm = sdk.XArmAPI(server.host, is_radian=True, forbid_uds=True, **options)
-        opened.append(arm)
+        clients.append(arm)
         return arm
 
     yield make
     server.faults.reset_connections()  # the SDK's threads end sooner than by their time limits
-    for arm in opened:
+    for arm in clients:
         arm.disconnect()
     socket.setdefaulttimeout(None)  # the SDK sets one second for the whole process
 
@@ -254,10 +254,10 @@ def test_the_250_hz_report_reads_with_the_sdks_own_structure(arm: Any, server: C
             data += link.recv(804 - len(data))
     report: Any = ReportDataStructure.create(30000)
     report.update(data)
-    ours = frames.decode_report(30000, data)
-    assert (report.data_size, report.state, report.mode) == (804, 2, 1) and report.timestamp == ours["time_us"] > 0
+    fields = frames.decode_report(30000, data)
+    assert (report.data_size, report.state, report.mode) == (804, 2, 1) and report.timestamp == fields["time_us"] > 0
     assert report.actual_joint_angle == pytest.approx(HOME, abs=1e-6)
-    assert report.actual_tcp_pose == pytest.approx(ours["pose_aa"])
+    assert report.actual_tcp_pose == pytest.approx(fields["pose_aa"])
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -267,11 +267,11 @@ def test_the_250_hz_report_reads_with_the_sdks_own_structure(arm: Any, server: C
 def test_an_error_comes_by_callback_and_by_code_and_the_recipe_clears_it(
     arm: Any, server: ControllerServer, code: int
 ) -> None:
-    seen: list[int] = []
-    arm.register_error_warn_changed_callback(lambda item: seen.append(item["error_code"]))
+    error_codes: list[int] = []
+    arm.register_error_warn_changed_callback(lambda item: error_codes.append(item["error_code"]))
     server.faults.error(code)
     assert arm.set_servo_angle_j(HOME.tolist()) == 1 and arm.get_state() == (0, 4)
-    until(lambda: arm.error_code == code and code in seen)
+    until(lambda: arm.error_code == code and code in error_codes)
     assert arm.clean_error() == 0 and arm.get_state() == (0, 4)
     assert arm.set_servo_angle_j(HOME.tolist()) == 9  # clean is not ready
     ready(arm, 1)
@@ -326,8 +326,8 @@ def test_a_reset_connection_is_noticed_and_a_new_one_works(connect: Connect, ser
     until(lambda: not arm.connected)
     assert arm.set_servo_angle_j(HOME.tolist()) == -1
     until(lambda: False in changes)
-    again = ready(connect(), 1)
-    assert again.set_servo_angle_j(HOME.tolist()) == 0
+    new_arm = ready(connect(), 1)
+    assert new_arm.set_servo_angle_j(HOME.tolist()) == 0
 
 
 def test_stale_reports_look_alive(arm: Any, server: ControllerServer) -> None:
@@ -348,7 +348,7 @@ def test_an_emergency_stop_call_holds_the_arm(connect: Connect, server: Controll
     assert arm.set_servo_angle(angle=(HOME + 1.0).tolist(), speed=0.5, wait=False) == 0
     until(lambda: abs(server.arm_state().joints_rad[0]) > 0.05)
     arm.emergency_stop()
-    held = server.arm_state()
-    assert held.state == 4 and held.queued == 0 and held.joints_rad[0] < 0.9
+    state = server.arm_state()
+    assert state.state == 4 and state.queued == 0 and state.joints_rad[0] < 0.9
     time.sleep(0.1)
-    assert (server.arm_state().joints_rad == held.joints_rad).all()
+    assert (server.arm_state().joints_rad == state.joints_rad).all()

@@ -253,8 +253,8 @@ def test_a_mode_takes_its_own_moves_only(mode: int, function: int) -> None:
     takes = {JOINTS: (0, 6), LINE: (0, 7), SERVO: (1,), SERVO_POSE: (1,)}
     rig = Rig(mode)
     status = rig.move(function).status
-    moved = np.abs(rig.run(2.0)[-1] - HOME).max() > 0.01
-    assert (status, moved) == ((0, True) if mode in takes[function] else (CANNOT_MOVE, False))
+    has_moved = np.abs(rig.run(2.0)[-1] - HOME).max() > 0.01
+    assert (status, has_moved) == ((0, True) if mode in takes[function] else (CANNOT_MOVE, False))
 
 
 def test_planned_joint_moves_queue_and_all_joints_arrive_together() -> None:
@@ -400,10 +400,10 @@ def test_forward_and_inverse_kinematics_in_millimetres() -> None:
     rig = Rig()
     pose = np.frombuffer(rig.ask(44, np.zeros(7)).data, "<f4")
     assert pose[:3] == pytest.approx([206.0, 0.0, 120.5], abs=1e-3)
-    wanted = poses.to_rpy(rig.c.forward(HOME + 0.2))
-    reply = rig.ask(43, wanted)
+    target = poses.to_rpy(rig.c.forward(HOME + 0.2))
+    reply = rig.ask(43, target)
     joints = np.frombuffer(reply.data, "<f4").astype(float)
-    assert reply.status == 0 and poses.to_rpy(rig.c.forward(joints)) == pytest.approx(wanted, abs=0.05)
+    assert reply.status == 0 and poses.to_rpy(rig.c.forward(joints)) == pytest.approx(target, abs=0.05)
     assert rig.ask(43, np.array([900.0, 0, 300.0, np.pi, 0, 0])).status == INVALID
 
 
@@ -583,7 +583,7 @@ def test_no_request_breaks_the_controller(requests: list[tuple[int, bytes]], mod
 
 def test_every_error_that_the_emulator_raises_by_itself_is_an_assumption() -> None:
     codes = {state.KINEMATICS, state.JOINT_LIMIT, state.SPEED, state.COLLISION, state.FENCE, state.LINEAR_SPEED}
-    told = {int(code) for a in ASSUMPTIONS for code in re.findall(r"\bC(\d+)\b", f"{a.topic} {a.emulated}")}
-    assert codes | {state.TOOL_BUS, *state.EMERGENCY} <= told
+    documented_codes = {int(code) for a in ASSUMPTIONS for code in re.findall(r"\bC(\d+)\b", f"{a.topic} {a.emulated}")}
+    assert codes | {state.TOOL_BUS, *state.EMERGENCY} <= documented_codes
     assert len({a.topic for a in ASSUMPTIONS}) == len(ASSUMPTIONS)
     assert all(a.emulated and a.check for a in ASSUMPTIONS)

@@ -79,8 +79,8 @@ def shrink(chunk: np.ndarray) -> np.ndarray:
 def packets(path: Path) -> list[tuple[int, int]]:
     """Where each frame's bytes are in the file, in the order shown: (position, size)."""
     with av.open(str(path)) as container:
-        found = [(packet.pts or 0, packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
-    return [(position, size) for _, position, size in sorted(found)]
+        rows = [(packet.pts or 0, packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
+    return [(position, size) for _, position, size in sorted(rows)]
 
 
 def damaged(path: Path, frame: int, target: Path) -> Path:
@@ -98,9 +98,9 @@ def damaged(path: Path, frame: int, target: Path) -> Path:
 @given(st.integers(1, 40), st.integers(0, LENGTH - 1), st.data())
 def test_chunks_are_the_whole_in_order(files, chunk, first, data):
     end = data.draw(st.integers(first + 1, LENGTH))
-    made = list(video_chunks(span(files["av1"], first, end), chunk))
-    assert [len(one) for one in made[:-1]] == [chunk] * (len(made) - 1)
-    assert np.array_equal(np.concatenate(made), frames(span(files["av1"]))[first:end])
+    chunks = list(video_chunks(span(files["av1"], first, end), chunk))
+    assert [len(part) for part in chunks[:-1]] == [chunk] * (len(chunks) - 1)
+    assert np.array_equal(np.concatenate(chunks), frames(span(files["av1"]))[first:end])
 
 
 def test_no_chunk_is_kept(files):
@@ -212,9 +212,9 @@ def test_what_is_no_video(tmp_path):
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
     for name, why in (("text", "text.mp4 cannot be opened"), ("sound", "holds no video"), ("absent", "No such file")):
-        for read in (video_chunks, video_packets):
+        for reader in (video_chunks, video_packets):
             with pytest.raises(UndecodableFrame, match=rf"episode 7, front, frame 0 cannot be decoded \(.*{why}"):
-                list(read(span(tmp_path / f"{name}.mp4")))
+                list(reader(span(tmp_path / f"{name}.mp4")))
 
 
 # --- images
@@ -284,14 +284,14 @@ class Fake:
         return SimpleNamespace(data=torch.zeros(len(times), HEIGHT, WIDTH, 3, dtype=torch.uint8), pts_seconds=times)
 
 
-@pytest.mark.parametrize(("odd", "theirs"), [("raises", 8), ("late", 8), ("fewer", 8), ("does not open", 0), ("", 20)])
-def test_where_torchcodec_is_in_doubt_pyav_goes_on(files, monkeypatch, odd, theirs):
+@pytest.mark.parametrize(("odd", "n_fake"), [("raises", 8), ("late", 8), ("fewer", 8), ("does not open", 0), ("", 20)])
+def test_where_torchcodec_is_in_doubt_pyav_goes_on(files, monkeypatch, odd, n_fake):
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: None)
-    ours = frames(span(files["av1"], 4, 24))
+    by_pyav_alone = frames(span(files["av1"], 4, 24))
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: Fake(odd))
-    both = np.concatenate(list(video_chunks(span(files["av1"], 4, 24), 4)))
-    assert not both[:theirs].any()
-    assert np.array_equal(both[theirs:], ours[theirs:])
+    mixed = np.concatenate(list(video_chunks(span(files["av1"], 4, 24), 4)))
+    assert not mixed[:n_fake].any()
+    assert np.array_equal(mixed[n_fake:], by_pyav_alone[n_fake:])
 
 
 @pytest.mark.parametrize(
@@ -348,9 +348,9 @@ def bundled_ffmpeg(folder: Path) -> str:
     """PyAV's own FFmpeg under the names that torchcodec looks for, as a search path. "" if PyAV brings none."""
     bundle = Path(av.__file__).parent.parent / "av.libs"
     for library in bundle.glob("lib*"):
-        found = re.fullmatch(r"(lib(?:av\w+|sw\w+))-\w+\.so\.(\d+)[\d.]*", library.name)
-        if found:
-            (folder / f"{found[1]}.so.{found[2]}").symlink_to(library)
+        match = re.fullmatch(r"(lib(?:av\w+|sw\w+))-\w+\.so\.(\d+)[\d.]*", library.name)
+        if match:
+            (folder / f"{match[1]}.so.{match[2]}").symlink_to(library)
     return f"{folder}{os.pathsep}{bundle}" if any(folder.iterdir()) else ""
 
 
@@ -391,10 +391,10 @@ def test_an_episode_whose_place_in_the_file_is_not_known(squares, value):
     episode, camera = buffer.episodes[1], buffer.cameras[0]
     rows = [dict(row) for row in buffer.meta.episodes]
     rows[1][f"videos/{camera}/from_timestamp"] = value
-    broken = replace(
+    without_place = replace(
         buffer,
         meta=SimpleNamespace(episodes=rows, image_keys=[], fps=10, get_video_file_path=buffer.meta.get_video_file_path),
     )
-    for read in (broken.frames, broken.video_identity):
+    for reader in (without_place.frames, without_place.video_identity):
         with pytest.raises(UndecodableFrame, match=r"episode 1, .*front, frame 0 cannot be decoded \(meta/episodes"):
-            read(episode, camera)
+            reader(episode, camera)

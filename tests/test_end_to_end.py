@@ -90,8 +90,8 @@ def test_trials_hold_verdict_layout_and_executed_actions_within_the_limits(demo)
 
 def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo, cli, tmp_path):
     before = len(open_buffer(demo / "dataset").episodes)
-    run = ("run", "--policy", demo / "awr", "--task", "put-apple", "--trials", 2, "--output", tmp_path / "round2")
-    code, out, err = cli(*run, "--record-to", demo / "dataset", "--json", tmp_path / "run.json")
+    command = ("run", "--policy", demo / "awr", "--task", "put-apple", "--trials", 2, "--output", tmp_path / "round2")
+    code, out, err = cli(*command, "--record-to", demo / "dataset", "--json", tmp_path / "run.json")
     assert code == 0, err
     assert "95 % interval (Wilson)" in " ".join(out.split())
     assert len(json.loads((tmp_path / "run.json").read_text())["trials"]) == 2
@@ -102,10 +102,10 @@ def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo
     assert code == 0, err
     assert json.loads((tmp_path / "score.json").read_text())["embedded_now"] == 2
     # a run that is called again has nothing left to do, another one does not mix in
-    assert cli(*run, "--record-to", demo / "dataset")[0] == 0
+    assert cli(*command, "--record-to", demo / "dataset")[0] == 0
     assert len(read_trials(tmp_path / "round2")) == 2
     assert len(open_buffer(demo / "dataset").episodes) == before + 2
-    refused(cli(*run, "--seed", 5), "holds another run")
+    refused(cli(*command, "--seed", 5), "holds another run")
 
 
 def test_a_checkpoint_without_its_weights_is_refused(demo, cli, tmp_path):

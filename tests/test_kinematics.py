@@ -67,7 +67,7 @@ def test_rotation_vector_of_a_turn_about_an_axis(angle, axis):
     rotation = np.eye(3)
     i, j = [(1, 2), (2, 0), (0, 1)][axis]
     rotation[i, i], rotation[i, j], rotation[j, i], rotation[j, j] = c, -s, s, c
-    found = kinematics._rotation_vector(rotation)
-    assert np.abs(found) == pytest.approx(np.abs(expected), abs=1e-5)
+    vector = kinematics._rotation_vector(rotation)
+    assert np.abs(vector) == pytest.approx(np.abs(expected), abs=1e-5)
     if abs(angle) < 3.1:  # at pi both signs are the same rotation
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert vector == pytest.approx(expected, abs=1e-5)

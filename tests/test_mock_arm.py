@@ -40,20 +40,20 @@ JOINTS = st.lists(st.floats(-8.0, 8.0), min_size=7, max_size=7)
 @given(st.lists(st.tuples(JOINTS, st.floats(-1.0, 1.0)), min_size=1, max_size=8), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_whatever_is_asked_the_executed_command_is_inside_the_limits(
-    asked: list[tuple[list[float], float]], seed: int
+    requests: list[tuple[list[float], float]], seed: int
 ) -> None:
     arm, cell = make_mock(HARDWARE, TASK, wide_starts=0.5)
     with arm, pytest.MonkeyPatch.context() as patch:
         driven = capture(arm, patch)
         cell.reset(seed)
         before = arm.reference()
-        for joints, gripper in asked:
-            executed = arm.send(ArmCommand(np.array(joints), gripper)).command
-            assert_inside(executed, arm.limits)
-            assert np.abs(executed.joints_rad - before.joints_rad).max() <= arm.limits.joint_step_rad + 1e-9
-            assert abs(executed.gripper_m - before.gripper_m) <= arm.limits.gripper_step_m + 1e-9
-            assert driven[-1] is executed and arm.commanded is executed
-            before = executed
+        for joints, gripper in requests:
+            command = arm.send(ArmCommand(np.array(joints), gripper)).command
+            assert_inside(command, arm.limits)
+            assert np.abs(command.joints_rad - before.joints_rad).max() <= arm.limits.joint_step_rad + 1e-9
+            assert abs(command.gripper_m - before.gripper_m) <= arm.limits.gripper_step_m + 1e-9
+            assert driven[-1] is command and arm.commanded is command
+            before = command
 
 
 def test_the_disturbance_has_its_size_and_leaves_the_command_clean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +109,9 @@ def test_reset_puts_the_command_at_the_start_and_describes_the_layout() -> None:
     arm, cell = make_mock(HARDWARE, TASK)
     with arm:
         layout = cell.reset(5)
-        seen = arm.observe()
-        assert arm.commanded is not None and seen.commanded is arm.commanded
-        assert np.abs(seen.state.joints_rad - arm.commanded.joints_rad).max() < 1e-3
+        observation = arm.observe()
+        assert arm.commanded is not None and observation.commanded is arm.commanded
+        assert np.abs(observation.state.joints_rad - arm.commanded.joints_rad).max() < 1e-3
         assert json.loads(json.dumps(dict(layout))) == dict(layout)
         assert layout == make_mock_layout(5)
 
@@ -159,14 +159,14 @@ def test_stop_holds_what_is_measured_and_is_idempotent() -> None:
         cell.reset(0)
         for _ in range(3):
             arm.send(ArmCommand(arm.reference().joints_rad + np.array([0.1, 0, 0, 0, 0, 0, 0]), 0.085))
-        stopped = arm.observe().state.joints_rad
+        joints = arm.observe().state.joints_rad
         for _ in range(2):
             arm.stop()
             assert arm.commanded is None
-            assert (arm.reference().joints_rad == stopped).all()
+            assert (arm.reference().joints_rad == joints).all()
         for _ in range(3):
             arm.hold()
-        assert np.abs(arm.observe().state.joints_rad - stopped).max() < 0.005
+        assert np.abs(arm.observe().state.joints_rad - joints).max() < 0.005
     arm.stop()
 
 
@@ -189,13 +189,13 @@ def test_images_are_drawn_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: py
     arm, cell = make_mock(dataclasses.replace(RECIPE, cameras=cameras), TASK)
     with arm:
         cell.reset(0)
-        seen = arm.observe()
-        assert seen.images["front"].shape == (40, 60, 3) and seen.images["wrist"].shape == (24, 24, 3)
-        assert arm.observe() is seen and arm.observe(images=False) is seen
+        observation = arm.observe()
+        assert observation.images["front"].shape == (40, 60, 3) and observation.images["wrist"].shape == (24, 24, 3)
+        assert arm.observe() is observation and arm.observe(images=False) is observation
         arm.hold()
         unseen = arm.observe(images=False)
-        assert not unseen.images and unseen.state.time_s > seen.state.time_s
-        assert arm.observe().images.keys() == seen.images.keys()
+        assert not unseen.images and unseen.state.time_s > observation.state.time_s
+        assert arm.observe().images.keys() == observation.images.keys()
 
 
 def test_a_closed_arm_says_how_to_open_it() -> None:

@@ -148,11 +148,11 @@ def test_without_any_gl_library_it_draws_with_rays_and_exits_silently(tmp_path: 
     for library in ("OpenGL", "glfw"):
         (tmp_path / library).mkdir()
         (tmp_path / library / "__init__.py").write_text(f"raise ImportError('no {library} here')\n")
-    done = _run({}, tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ray 96 96 3 96 96 3\n", "")
+    process = _run({}, tmp_path)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "ray 96 96 3 96 96 3\n", "")
 
 
 def test_what_is_chosen_here_exits_silently_without_close() -> None:
-    done = _run({})
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.split()[0] in rendering.BACKENDS
+    process = _run({})
+    assert process.returncode == 0 and process.stderr == ""
+    assert process.stdout.split()[0] in rendering.BACKENDS

@@ -40,9 +40,9 @@ def tcp(joints: np.ndarray) -> np.ndarray:
 def follow(targets, limits=LIMITS, pace=1.0) -> tuple[list[Motion], set[str]]:
     motions, limited_by = [at_rest(HOME, 0.04, limits)], set[str]()
     for joints, gripper in targets:
-        motion, found = advance(motions[-1], ArmCommand(np.asarray(joints), gripper), limits, TICK, pace)
+        motion, reasons = advance(motions[-1], ArmCommand(np.asarray(joints), gripper), limits, TICK, pace)
         motions.append(motion)
-        limited_by |= set(found)
+        limited_by |= set(reasons)
     return motions, limited_by
 
 
