@@ -34,7 +34,7 @@ def test_joint_round_trip_is_exact(values):
 
 
 @pytest.mark.parametrize("space", [TCP, JOINTS])
-def test_the_state_begins_with_what_the_action_is_about(space):
+def test_the_state_begins_with_the_quantities_of_the_action(space):
     state = space.state(ArmState(0.0, HOME.joints_rad, 0.02), HOME)
     assert len(state) == len(space.state_names)
     assert space.state_names[: len(space.names)] == space.names
@@ -57,11 +57,11 @@ def test_an_unreachable_target_is_a_hold():
 
 
 @pytest.mark.parametrize("action", [np.array([np.nan, 0, 0.2, 0.04]), np.array([0.4, 0.0, 0.2])])
-def test_what_is_no_action_is_refused(action):
+def test_an_invalid_action_is_refused(action):
     with pytest.raises(CommandRefused):
         TCP.command(action, HOME)
 
 
-def test_an_unknown_space_names_those_there_are():
+def test_an_unknown_space_lists_the_known_spaces():
     with pytest.raises(RecipeError, match="tcp, joints"):
         make_action_space("torque", LIMITS, HOME.joints_rad)

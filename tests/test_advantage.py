@@ -71,7 +71,7 @@ def test_chunk_gain_looks_forward_over_the_horizon():
     assert chunk_gain(VALUE, 2, tail="raw") == pytest.approx([0.1, 0.4, 0.2, 0.6, 0.7, 0.0])
 
 
-def test_the_tail_is_divided_by_the_horizon_that_is_left():
+def test_the_tail_is_divided_by_the_remaining_horizon():
     # full horizons: gain / 2; frame 4 has one frame left; the last has none
     assert chunk_gain(VALUE, 2) == pytest.approx([0.05, 0.2, 0.1, 0.3, 0.7, 0.0])
 
@@ -218,7 +218,7 @@ def test_beta_and_w_max_must_be_positive(beta, w_max):
         awr_weights(np.zeros(3), beta, w_max)
 
 
-def test_nothing_to_train_on():
+def test_no_frame_to_train_on_is_an_error():
     with pytest.raises(TrainingError, match="no finite advantage"):
         awr_weights(np.full(3, np.nan), 1.0, 20.0)
     with pytest.raises(TrainingError, match="every weight is zero"):
@@ -271,7 +271,7 @@ def test_weights_are_pure_and_say_all_keys():
     assert weights_of(buffer, progress, recipe, chunk=Chunk(8, 3)).weighting == Weighting(beta=0.5, horizon=2)
 
 
-def test_schemes_without_advantages_go_the_same_way():
+def test_schemes_without_advantages_use_the_same_function():
     lengths = [6, 5]
     buffer, progress = toy_buffer(lengths), toy_progress(lengths, np.random.default_rng(0))
     assert weights_of(buffer, None, Weighting(), "uniform").frames.values.tolist() == [1.0] * 11

@@ -53,7 +53,7 @@ def test_a_shift_keeps_the_pixels_that_stay_inside(height, width, most, by):
         assert torch.equal(result[inside], image[source])
 
 
-def test_the_motion_to_be_predicted_stays_what_it_was(buffer, parts, batch):
+def test_the_target_motion_does_not_change(buffer, parts, batch):
     policy, preprocess, _ = parts
     augmented = Augmentation(buffer, DISTURBED, policy.config)(batch, 3, 0, len(batch["index"]))
     before, after = preprocess(dict(batch)), preprocess(dict(augmented))
@@ -63,14 +63,14 @@ def test_the_motion_to_be_predicted_stays_what_it_was(buffer, parts, batch):
         assert not torch.equal(before[camera], after[camera])
 
 
-def test_an_action_that_is_not_relative_is_not_touched(buffer, parts, batch):
+def test_an_absolute_action_does_not_change(buffer, parts, batch):
     config = replace(parts[0].config, use_relative_actions=False)
     augmented = Augmentation(buffer, DISTURBED, config)(batch, 3, 0, len(batch["index"]))
     assert torch.equal(augmented["action"], batch["action"])
     assert not torch.equal(augmented["observation.state"], batch["observation.state"])
 
 
-def test_noise_is_a_share_of_each_values_range(buffer, parts, batch):
+def test_noise_is_a_fraction_of_each_values_range(buffer, parts, batch):
     many = {key: torch.cat([value] * 200) for key, value in batch.items() if torch.is_tensor(value)}
     size = len(many["index"])
     noise = Augmentation(buffer, DISTURBED, parts[0].config)(many, 1, 0, size)["observation.state"]
@@ -82,7 +82,7 @@ def test_noise_is_a_share_of_each_values_range(buffer, parts, batch):
     assert np.abs(correlation).max() < 0.1  # each value has its own
 
 
-def test_draws_are_of_the_step_and_the_place_in_its_batch(buffer, parts, batch):
+def test_draws_depend_on_the_step_and_the_place_in_the_batch(buffer, parts, batch):
     disturb = Augmentation(buffer, DISTURBED, parts[0].config)
     whole = disturb(batch, 7, 0, 12)
     part = disturb({k: v[4:8] for k, v in batch.items()}, 7, 4, 12)
@@ -91,12 +91,12 @@ def test_draws_are_of_the_step_and_the_place_in_its_batch(buffer, parts, batch):
         assert not torch.equal(disturb(batch, 8, 0, 12)[key], whole[key]), key
 
 
-def test_without_either_a_batch_is_what_it_was(buffer, parts, batch):
+def test_a_batch_without_shift_and_noise_is_unchanged(buffer, parts, batch):
     assert Augmentation(buffer, RECIPE, parts[0].config)(batch, 1, 0, 12) is batch
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_shift", 0.5), ("image_shift", -0.1), ("state_noise", 1.0)])
-def test_out_of_range(buffer, tmp_path, key, value):
+def test_settings_out_of_range_are_refused(buffer, tmp_path, key, value):
     from srpo_robot.awr.train import LoopOptions, train
 
     with pytest.raises(UsageError, match=f"{key} {value} must be at least 0 and below"):

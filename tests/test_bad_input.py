@@ -78,7 +78,7 @@ def overwrite(path: Path, *frames: int) -> None:
 # --- videos
 
 
-def test_a_file_damaged_in_its_middle_costs_the_episode_it_is_in(cli, shared, options):
+def test_damage_in_the_middle_of_a_file_loses_only_that_episode(cli, shared, options):
     overwrite(video(shared), SQUARES[0][1] + 6)  # in the second of four episodes
     refused(cli("score-dataset", shared, *options), "episode 1", f"{FRONT}, frame 6", "--skip-bad-episodes")
     assert embedded(shared) == 1
@@ -103,7 +103,7 @@ def test_an_episode_beside_a_damaged_one_is_whole(cli, shared, options):
     assert np.isfinite(progress(shared, 1)).all()
 
 
-def test_a_truncated_file_costs_the_episodes_that_are_cut_off(cli, shared, options):
+def test_a_truncated_file_loses_the_episodes_that_are_cut_off(cli, shared, options):
     path = video(shared)
     with av.open(str(path)) as container:
         ends_at = [(packet.pos or 0) for packet in container.demux() if packet.size]
@@ -122,7 +122,7 @@ def test_a_truncated_file_costs_the_episodes_that_are_cut_off(cli, shared, optio
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"not a video"])
-def test_a_file_that_is_no_video(cli, shared, options, content):
+def test_a_file_that_is_not_a_video(cli, shared, options, content):
     video(shared).write_bytes(content)
     refused(cli("score-dataset", shared, *options), "episode 0", "frame 0", "cannot be opened")
     refused(cli("score-dataset", shared, *options, "--skip-bad-episodes"), "'go right' has no success")
@@ -181,7 +181,7 @@ def tiff(pixels: np.ndarray) -> dict[str, Any]:
         ({"bytes": b"\x89PNG\r\n", "path": None}, "cannot identify"),
     ],
 )
-def test_an_image_that_is_no_8_bit_colours_is_named(cli, pictures, options, cell, why):
+def test_an_image_without_8_bit_colours_is_named(cli, pictures, options, cell, why):
     replace_cell(pictures, FRONT, 4, cell)
     refused(cli("score-dataset", pictures, *options), f"episode 1, {FRONT}, frame 4 cannot be decoded", why)
     assert embedded(pictures) == 1
@@ -192,7 +192,7 @@ def test_an_image_that_is_no_8_bit_colours_is_named(cli, pictures, options, cell
     assert np.isfinite(progress(pictures, 0)).all()
 
 
-def test_images_score_as_they_are(cli, pictures, options):
+def test_images_are_scored_and_a_changed_image_is_embedded_again(cli, pictures, options):
     code, out, err = cli("score-dataset", pictures, *options)
     assert code == 0, err
     assert "3 episodes embedded now" in out
@@ -200,7 +200,7 @@ def test_images_score_as_they_are(cli, pictures, options):
     assert "1 episodes embedded now" in cli("score-dataset", pictures, *options)[1]
 
 
-def test_an_images_frame_that_is_missing_is_named(cli, pictures, options):
+def test_a_missing_image_frame_is_named(cli, pictures, options):
     replace_cell(pictures, "frame_index", 4, 5)
     refused(cli("score-dataset", pictures, *options), "episode 1", "frame 4", "the frame is missing")
 
@@ -386,7 +386,7 @@ def disks(shared_squares, tiny_encoder_folder, tmp_path_factory) -> dict[str, Di
     }
 
 
-def failed(disk: Disk, *says: str) -> None:
+def assert_failed(disk: Disk, *says: str) -> None:
     """Exit code 1 and one line of error."""
     lines = [line for line in disk.err.splitlines() if line.startswith("error:")]
     assert disk.code == 1, disk.err
@@ -397,13 +397,15 @@ def failed(disk: Disk, *says: str) -> None:
 
 
 def test_a_dataset_on_a_read_only_disk(disks):
-    failed(disks["new"], "read-only file system", "score a copy")
+    assert_failed(disks["new"], "read-only file system", "score a copy")
     assert not (disks["new"].root / "srpo").exists()
     # All is embedded: only the tables cannot be written.
-    failed(disks["scored"], "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset")
+    assert_failed(
+        disks["scored"], "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset"
+    )
     assert read_progress(open_buffer(disks["scored"].root)).metadata["config"]["profile"] == "paper"
 
 
 def test_a_dataset_on_a_full_disk(disks):
     """60 kB are too few for embeddings, tables and pictures together."""
-    failed(disks["full"], "no space left", "free some space")
+    assert_failed(disks["full"], "no space left", "free some space")

@@ -168,7 +168,7 @@ def test_length_is_a_share_of_the_tasks_longest_episode():
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=2, max_size=12))
-def test_the_auc_of_length_is_that_of_the_lengths(rows):
+def test_the_auc_of_length_is_the_auc_of_the_episode_lengths(rows):
     success = [good for _, good in rows]
     curves = length_curves([episode(i, n, good) for i, (n, good) in enumerate(rows)])
     estimate = separation(final_progress(curves), success, Resampling(0, 0)).estimates["auc"].value
@@ -178,7 +178,7 @@ def test_the_auc_of_length_is_that_of_the_lengths(rows):
         assert estimate == pytest.approx(roc_auc_score(success, [n for n, _ in rows]))
 
 
-def test_the_time_index_has_a_perfect_shape_and_no_worth():
+def test_the_time_index_has_a_perfect_shape_and_an_auc_of_one_half():
     episodes = [episode(i, 20 + i, i < 3) for i in range(6)]
     estimates = task_metrics("go", time_curves(episodes), [e.success for e in episodes], Resampling(0, 99)).estimates
     assert (estimates["sc"].value, estimates["mono"].value, estimates["auc"].value) == (1.0, 1.0, 0.5)
@@ -220,7 +220,7 @@ def test_a_frozen_tail_stands_still_from_two_thirds_on():
     assert [frozen_from(n) for n in (1, 2, 3, 12, 100)] == [0, 1, 2, 8, 66]
 
 
-def test_noise_has_nothing_of_the_episode_and_differs_between_episodes():
+def test_noise_is_independent_of_the_video_and_differs_between_episodes():
     first, second = clips_seen("noise", 100), clips_seen("noise", 100)
     assert np.array_equal(first, second)
     assert not np.array_equal(clips_seen("noise", 101)[:5], first[:5])
@@ -231,7 +231,7 @@ def test_noise_has_nothing_of_the_episode_and_differs_between_episodes():
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_transform_follows_its_seed_and_the_episodes_pixels_not_the_batches(name):
+def test_a_transform_depends_on_seed_and_pixels_but_not_on_batches(name):
     encoder, alone = Transformed(LastFrames(), name), Transformed(LastFrames(), name)
     alone.batch_clips = 1
     video = noise_video(20)
@@ -269,7 +269,7 @@ def test_an_encoder_that_holds_frames_sees_the_same_as_one_that_does_not(name):
     assert np.array_equal(holding, plain)
 
 
-def test_shuffling_changes_nothing_of_a_mean_image():
+def test_shuffling_does_not_change_a_mean_image():
     """Shuffled frames of the pixel mean are the pixel mean: the control is identical by definition."""
     encoder, video = PixelMean(8, frames=16), noise_video(30)
     plain = embed_frames(video, encoder, ScoringConfig(windows="dense")).embeddings
@@ -287,7 +287,7 @@ def test_a_real_encoder_notices_every_transform(tiny_encoder_folder):
         assert np.abs(embeddings - plain).max() > 1e-4, name
 
 
-def test_an_unknown_name_lists_those_there_are():
+def test_an_unknown_name_lists_the_known_names():
     with pytest.raises(UsageError, match="no transform 'blurred'; there are: shuffled, reversed, frozen-tail, noise"):
         episode_transform("blurred")
     with pytest.raises(UsageError, match="no scorer 'vip'; there are: pixel-last10"):
@@ -321,7 +321,7 @@ def far_auc(scores: Scores) -> float:
     )
 
 
-def test_the_registry_says_what_each_is_for():
+def test_the_registry_describes_each_scorer():
     assert next(iter(NEGATIVE_CONTROLS)) == CONTROL_TO_BEAT
     assert set(NEGATIVE_CONTROLS) == {"pixel-last10", "pixel-mean", *TRANSFORMS, "length", "time"}
     assert set(SCORERS) - set(NEGATIVE_CONTROLS) == {"pixel"}
@@ -368,7 +368,7 @@ def test_a_frozen_tail_does_not_move_pixels(all_scores, buffer):
     assert not (windows.embeddings == frozen[0]).all()
 
 
-def test_what_is_scored_again_is_not_embedded_again(buffer, tmp_path, tiny_encoder_folder):
+def test_scoring_again_does_not_embed_again(buffer, tmp_path, tiny_encoder_folder):
     store, encoder = EmbeddingStore(tmp_path / "s.zarr"), load_encoder(str(tiny_encoder_folder))
     counts: list[int] = []
     for _ in range(2):
@@ -390,7 +390,7 @@ def test_a_skipped_task_has_no_curve(buffer, tmp_path, tiny_encoder_folder):
 @pytest.mark.parametrize(
     "spec", [ScoringConfig(windows="nested", frames_per_clip=8), PREFIX, ScoringConfig(windows="stride:4")], ids=str
 )
-def test_windows_under_test_become_each_scorers_own(spec):
+def test_each_scorer_adapts_the_windows_under_test(spec):
     for scorer in SCORERS.values():
         config = scorer.config(spec)
         assert config.min_window == spec.min_window

@@ -44,7 +44,7 @@ EPISODES, WINDOWS = zip(
 )
 
 
-def test_the_score_under_test_gets_a_row_a_profile_and_a_row_an_ablation():
+def test_the_score_under_test_gets_one_row_per_profile_and_per_ablation():
     external = {"go": np.array([[1.0, 5.0]])}
     rows = own_rows(EPISODES, WINDOWS, RULES, ("nearest", "external"), external, resampling=NONE)
     assert [row.name for row in rows] == ["paper", "loo", "paper, nearest", "paper, external"]
@@ -53,7 +53,7 @@ def test_the_score_under_test_gets_a_row_a_profile_and_a_row_an_ablation():
 
 
 @pytest.mark.parametrize(("names", "says"), [(("clusters",), "no ablation"), (("external",), "--reference")])
-def test_an_ablation_that_cannot_be_made_is_refused(names, says):
+def test_an_impossible_ablation_is_refused(names, says):
     with pytest.raises(UsageError, match=says):
         own_rows(EPISODES, WINDOWS, RULES, names, resampling=NONE)
 
@@ -153,7 +153,7 @@ def test_training_by_advantage_asks_for_the_audit(labelled_dataset, cli, tmp_pat
         (("--episode", "99", "--scorer", "none"), ("no episode 99",)),
     ],
 )
-def test_benchmark_refuses_what_it_cannot_do(labelled_dataset, cli, tiny_encoder_folder, options, says):
+def test_benchmark_refuses_invalid_options(labelled_dataset, cli, tiny_encoder_folder, options, says):
     refused(cli("benchmark-progress", labelled_dataset, "--encoder", tiny_encoder_folder, *options), *says)
 
 

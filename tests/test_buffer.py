@@ -43,7 +43,7 @@ def test_episodes_carry_task_length_cameras_and_label(squares):
     assert (buffer.fps, buffer.total_frames) == (10.0, 84)
 
 
-def test_frames_are_those_that_were_recorded_up_to_compression(squares):
+def test_frames_equal_the_recorded_frames_up_to_compression(squares):
     buffer = open_buffer(squares)
     for episode, (_, length, reach, _) in zip(buffer.episodes, SQUARES, strict=True):
         frames = buffer.frames(episode, buffer.camera("front"))
@@ -74,7 +74,7 @@ def test_columns_come_in_the_order_of_the_index(squares):
         buffer.column("torque")
 
 
-def test_an_unknown_camera_lists_those_there_are(squares):
+def test_an_unknown_camera_lists_the_known_cameras(squares):
     with pytest.raises(DatasetError, match="no camera 'top' .* there are: front, side"):
         open_buffer(squares).camera("top")
 
@@ -102,7 +102,7 @@ def test_real_video_and_real_images():
 # --- folders that are no dataset
 
 
-def test_a_folder_that_is_no_dataset(tmp_path):
+def test_a_folder_that_is_not_a_dataset(tmp_path):
     with pytest.raises(DatasetError, match=r"no LeRobot dataset: it has no meta/info.json"):
         open_buffer(tmp_path)
     with pytest.raises(DatasetError, match="is no folder"):
@@ -320,14 +320,14 @@ def interrupted_recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_kill_9_costs_the_unfinished_episode_and_no_other(interrupted_recordings, squares):
+def test_kill_9_loses_only_the_unfinished_episode(interrupted_recordings, squares):
     root = interrupted_recordings / "single" / "d"
     assert len(open_buffer(root).episodes) == 3
     record_squares(root, SQUARES[3:])
     assert open_buffer(root).fingerprint == open_buffer(squares).fingerprint
 
 
-def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(interrupted_recordings):
+def test_a_killed_recording_is_repaired_and_nothing_is_deleted(interrupted_recordings):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     root = interrupted_recordings / "later" / "d"  # 4 are committed, 2 finished, 1 under way

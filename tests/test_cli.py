@@ -70,7 +70,7 @@ def test_init_hands_out_recipes_that_are_found_first(cli, tmp_path, monkeypatch)
 # --- datasets that cannot be scored
 
 
-def test_a_folder_that_is_no_dataset(cli, tmp_path):
+def test_a_folder_that_is_not_a_dataset(cli, tmp_path):
     refused(cli("score-dataset", tmp_path), "no LeRobot dataset")
     refused(cli("score-dataset", tmp_path / "nowhere"), "is no folder")
     (tmp_path / "meta").mkdir()
@@ -136,13 +136,13 @@ def test_scoring_writes_tables_picture_and_summary(cli, squares_copy, tiny_encod
     assert checksums(squares_copy) == before
 
 
-def test_random_weights_are_said_to_be_random(cli, squares_copy):
+def test_the_output_says_that_random_weights_are_random(cli, squares_copy):
     code, _, err = cli("score-dataset", squares_copy, "--encoder", "embedded-random", "--windows", "nested")
     assert code == 0
     assert "random weights" in err
 
 
-def test_the_default_encoder_says_what_it_was_trained_on(cli, squares_copy):
+def test_the_default_encoder_names_its_training_data(cli, squares_copy):
     code, _, err = cli("score-dataset", squares_copy, "--windows", "nested")
     assert code == 0
     assert "the mock cell alone" in err
@@ -170,7 +170,7 @@ def test_a_second_profile_or_value_embeds_nothing_and_shows_where_it_disagrees(c
     refused(cli(*score, "--compare", "loo"), "two profiles")
 
 
-def test_cameras_are_combined_and_the_store_tells_what_it_holds(cli, squares_copy, tiny_encoder_folder):
+def test_cameras_are_combined_and_the_store_lists_its_entries(cli, squares_copy, tiny_encoder_folder):
     score = ("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
     distances = []
     for cameras in (("front",), ("side",), ("front", "side")):
@@ -207,7 +207,7 @@ def test_references_of_another_dataset(cli, squares_copy, tiny_encoder_folder, t
     assert np.isfinite(read_progress(open_buffer(failures))["progress"]).all()
 
 
-def test_two_processes_score_as_one_does(squares_copy, tiny_encoder_folder, cli, tmp_path):
+def test_two_processes_give_the_same_scores_as_one(squares_copy, tiny_encoder_folder, cli, tmp_path):
     alone = shutil.copytree(squares_copy, tmp_path / "alone")
     score = ("--encoder", str(tiny_encoder_folder), "--min-window", "6", "--device", "cpu")
     assert cli("score-dataset", alone, *score)[0] == 0
@@ -241,7 +241,7 @@ def test_training_on_no_score_or_a_stale_one(cli, squares_copy, tiny_encoder_fol
     assert not (tmp_path / "out").exists()
 
 
-def test_training_options_that_cannot_be(cli, squares_copy, tiny_encoder_folder, tmp_path):
+def test_invalid_training_options(cli, squares_copy, tiny_encoder_folder, tmp_path):
     assert cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)[0] == 0
     train = ("train-awr", squares_copy, "--output", tmp_path / "out")
     refused(cli(*train, "--policy", "pi0-tiny", "--beta", "-1"), "must be positive")
@@ -264,7 +264,7 @@ def test_an_unknown_arm_or_task(cli, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_checkpoint_that_is_none(cli, tmp_path):
+def test_a_folder_that_is_not_a_checkpoint(cli, tmp_path):
     result = cli("run", "--policy", tmp_path / "nothing", "--task", "put-apple", "--output", tmp_path / "o")
     refused(result, "nothing")
     assert not (tmp_path / "o").exists()

@@ -46,7 +46,7 @@ def test_fields_become_options_and_come_back_as_the_dataclass():
     ]
 
 
-def test_defaults_stand_in_the_dataclass_alone():
+def test_defaults_come_from_the_dataclass_only():
     _, _, values = invoke("d", "--policy", "sft")
     assert values == [Options(dataset="d", policy=("sft",))]
 
@@ -62,12 +62,12 @@ def test_the_help_page_shows_every_leaf_with_its_text_its_default_and_the_exampl
 @pytest.mark.parametrize(
     ("arguments", "says"), [(("d",), "--policy"), (("d", "--policy", "x", "--beta", "-1"), "beta")]
 )
-def test_bad_usage_is_refused_as_by_typer(arguments: tuple[str, ...], says: str):
+def test_bad_usage_gives_typers_own_errors(arguments: tuple[str, ...], says: str):
     code, page, values = invoke(*arguments)
     assert code == 2 and says in page and values == []
 
 
-def test_a_field_without_typers_words_is_a_mistake_of_ours():
+def test_a_field_without_a_typer_option_is_a_type_error():
     @dataclass(frozen=True, kw_only=True)
     class Bare:
         dataset: str

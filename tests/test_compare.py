@@ -69,7 +69,7 @@ BETTER = [True] * 3 + [False] + [True] * 10 + [False] * 6
 # --- the core
 
 
-def test_the_same_layouts_are_pairs_by_hand():
+def test_equal_layouts_are_paired_by_hand():
     result = compare(side("sft", WORSE), side("awr", BETTER))
     assert result.pairs == Pairs(3, 1, 10, 6)
     assert result.by_layout
@@ -79,7 +79,7 @@ def test_the_same_layouts_are_pairs_by_hand():
     assert (result.rates[0].successes, result.rates[1].successes) == (4, 13)
 
 
-def test_other_layouts_are_no_pairs():
+def test_different_layouts_are_not_paired():
     result = compare(side("sft", WORSE), side("awr", BETTER, first_seed=500))
     assert result.paired is None
     assert not result.by_layout
@@ -89,7 +89,7 @@ def test_other_layouts_are_no_pairs():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=12), st.data())
-def test_it_does_not_matter_in_which_order_a_run_was_read_and_swapping_turns_the_sign(successes, data):
+def test_the_order_of_trials_does_not_matter_and_swapping_turns_the_sign(successes, data):
     a = side("a", [*successes, True])
     b = side("b", data.draw(st.lists(st.sampled_from([True, False]), min_size=len(a.trials), max_size=len(a.trials))))
     contender = Contender("b", tuple(data.draw(st.permutations(b.trials))))
@@ -100,7 +100,7 @@ def test_it_does_not_matter_in_which_order_a_run_was_read_and_swapping_turns_the
     assert back.interim.p == pytest.approx(forward.interim.p)
 
 
-def test_void_trials_are_no_pairs_and_one_that_was_made_good_is_not_missing():
+def test_void_trials_are_not_paired_and_a_repeated_one_is_not_missing():
     a = Contender("a", (trial(0, None, 5, note="cable"), trial(1, True, 5), trial(2, None, 6, note="cable")))
     b = Contender("b", (trial(0, True, 5), trial(1, True, 6)))
     assert [(x.trial, y.trial) for x, y in matched(a.trials, b.trials)] == [(1, 0)]
@@ -127,14 +127,14 @@ def test_tasks_are_strata():
     assert result.unpaired.difference == pytest.approx(9 / 40)
 
 
-def test_what_cannot_be_compared():
+def test_runs_that_cannot_be_compared():
     with pytest.raises(UsageError, match="b has no trial that counts"):
         compare(side("a", WORSE), side("b", [None, None]))
     with pytest.raises(UsageError, match="different tasks: a was run on apple, b on pear; compare them on one with"):
         compare(side("a", WORSE), side("b", WORSE, task="pear"))
 
 
-def test_how_many_more():
+def test_how_many_more_trials_are_needed():
     estimate = how_many(compare(side("sft", WORSE), side("awr", BETTER)), 0.3)
     assert estimate.base == pytest.approx(6 / 24)
     assert estimate.total is not None
@@ -145,7 +145,7 @@ def test_how_many_more():
     assert no_more.more == 0
 
 
-def test_an_amount_is_compared_where_it_is_known_and_stratified_by_task():
+def test_an_amount_is_compared_if_it_is_known_and_stratified_by_task():
     a = side("a", [False, False, None, False]).trials
     b = side("b", [False, False, False, False]).trials
     b = tuple(replace(t, episode_index=10 + t.episode_index) for t in b)
@@ -213,7 +213,7 @@ def test_three_runs_are_compared_with_the_baseline_and_adjusted(cli, tmp_path):
     refused(cli("compare", *runs, "--baseline", "z"), "no policy 'z' in these runs; there are: a, b, c")
 
 
-def test_two_runs_of_one_policy_are_told_apart(cli, tmp_path):
+def test_two_runs_of_one_policy_get_different_names(cli, tmp_path):
     runs = [write_run(tmp_path / name, WORSE, "outputs/awr") for name in ("a", "b")]
     code, out, err = cli("compare", *runs)
     assert code == 0, err
@@ -251,7 +251,7 @@ def test_bad_input_is_one_line(cli, tmp_path):
         refused(cli("compare", good, good, option, value), f"{option} is", "between 0 and 1")
 
 
-def test_a_difference_with_no_room_is_said(cli, tmp_path):
+def test_a_difference_that_is_too_large_gets_a_hint(cli, tmp_path):
     runs = [write_run(tmp_path / name, [True, False] * 5, name) for name in "ab"]
     code, out, _ = cli("compare", *runs, "--difference", 0.6)
     assert code == 0
@@ -345,5 +345,5 @@ def test_progress_is_the_second_outcome(cli, tmp_path, scored_study, tiny_encode
         (["A", "B"], ["A", "B"]),
     ],
 )
-def test_long_names_lose_what_they_share(names, short):
+def test_long_names_lose_their_common_part(names, short):
     assert shortened(names) == short

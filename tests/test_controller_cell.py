@@ -57,7 +57,7 @@ class Cell:
             self.c.advance(DT_S)
 
 
-def test_full_speed_in_free_space_is_no_collision_and_the_table_is_one() -> None:
+def test_full_speed_in_free_space_is_not_a_collision_but_the_table_is() -> None:
     cell = Cell(0)
     cell.ask(37, b"\x05")  # the most sensitive
     cell.ready(0)

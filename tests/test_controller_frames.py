@@ -30,7 +30,7 @@ def test_enable_and_its_reply_in_the_vendors_bytes() -> None:
 
 
 @given(st.lists(REQUESTS, max_size=6), st.data())
-def test_requests_come_out_whole_wherever_the_stream_is_split(requests: list[Request], data: st.DataObject) -> None:
+def test_requests_are_complete_for_every_split_of_the_stream(requests: list[Request], data: st.DataObject) -> None:
     stream = b"".join(frames.encode_request(request) for request in requests)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     reader, received_requests = RequestReader(), []
@@ -85,7 +85,7 @@ def test_parameters_are_little_endian_floats_and_big_endian_words() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e5])
-def test_finite_parameters_refuse_what_is_not(value: float) -> None:
+def test_finite_parameters_refuse_nan_and_infinity(value: float) -> None:
     with pytest.raises(Malformed):
         Params(frames.encode_floats(value)).finite(1)
     assert not np.isfinite(value) or Params(frames.encode_floats(value)).floats(1)[0] == value

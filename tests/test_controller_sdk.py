@@ -149,7 +149,7 @@ def test_a_servo_stream_at_100_hz_gets_no_refusal(arm: Any, server: ControllerSe
     until(lambda: abs(server.arm_state().tcp[2, 3] * 1000 - (wire[2] - 2.0)) < 0.1)
 
 
-def test_the_clients_own_checks_and_what_they_miss(connect: Connect) -> None:
+def test_the_clients_own_checks_and_their_gaps(connect: Connect) -> None:
     arm = ready(connect(), 1)
     over = [0.0, math.radians(130), *HOME[2:]]
     assert arm.set_servo_angle_j(over) == -8  # refused before it is sent

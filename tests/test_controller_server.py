@@ -144,7 +144,7 @@ def test_it_listens_on_loopback_only() -> None:
             ControllerServer(KinematicPlant(HOME), host=host)
 
 
-def test_a_taken_port_is_one_line_that_says_what_would_work(server: ControllerServer) -> None:
+def test_a_taken_port_is_a_one_line_error_with_a_remedy(server: ControllerServer) -> None:
     with (
         pytest.raises(ArmError, match=r"cannot listen on .*:30000 .*another loopback address") as error,
         ControllerServer(KinematicPlant(HOME), host=server.host),
@@ -180,7 +180,7 @@ class Broken(KinematicPlant):
         raise ArmError("physics diverged")
 
 
-def test_a_failure_inside_is_raised_where_the_server_ends() -> None:
+def test_an_internal_failure_is_raised_when_the_server_ends() -> None:
     with (
         pytest.raises(ArmError, match="the emulated controller failed: physics diverged"),
         ControllerServer(Broken(HOME), host=free_host()) as server,
@@ -316,7 +316,7 @@ def test_late_replies_keep_their_order(server: ControllerServer) -> None:
         assert [client.receive()[0].transaction for _ in transactions] == transactions
 
 
-def test_a_half_open_link_takes_requests_nowhere_and_the_other_client_can_stop(server: ControllerServer) -> None:
+def test_a_half_open_link_loses_requests_and_the_other_client_can_stop(server: ControllerServer) -> None:
     with Client(server) as stuck, Client(server) as stopper, Listener(server, 30002) as listener:
         stuck.ready()
         listener.frame()

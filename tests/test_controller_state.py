@@ -97,7 +97,7 @@ def test_an_approach_keeps_its_bounds_and_stops_at_the_target_without_passing_it
     assert position[0] == pytest.approx(target, abs=1e-9) and velocity[0] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_trapezoid_takes_the_time_it_takes_by_hand() -> None:
+def test_a_trapezoid_takes_the_time_computed_by_hand() -> None:
     position, velocity, ticks = np.zeros(1), np.zeros(1), 0
     while abs(position[0] - 1.0) > 1e-9:
         position, velocity = motion.approach(position, velocity, np.ones(1), 1.0, 5.0, 0.001)
@@ -249,7 +249,7 @@ def test_a_warning_is_in_the_status_until_it_is_cleaned() -> None:
 
 @pytest.mark.parametrize("mode", [0, 1, 6, 7])
 @pytest.mark.parametrize("function", [JOINTS, LINE, SERVO, SERVO_POSE])
-def test_a_mode_takes_its_own_moves_only(mode: int, function: int) -> None:
+def test_a_mode_accepts_its_own_moves_only(mode: int, function: int) -> None:
     takes = {JOINTS: (0, 6), LINE: (0, 7), SERVO: (1,), SERVO_POSE: (1,)}
     rig = Rig(mode)
     status = rig.move(function).status
@@ -270,7 +270,7 @@ def test_planned_joint_moves_queue_and_all_joints_arrive_together() -> None:
     assert np.abs(np.diff(path, axis=0)).max() <= 1.0 * DT_S + 1e-9
 
 
-def test_infinity_leaves_a_joint_or_a_coordinate_where_it_is() -> None:
+def test_infinity_keeps_a_joint_or_a_coordinate() -> None:
     rig = Rig()
     rig.ask(JOINTS, np.array([0.2, *[np.inf] * 6]), 1.0, 10.0, 0.0)
     rig.run(2.0)
@@ -358,7 +358,7 @@ def test_servo_follows_the_newest_target_and_rests_at_the_last_one() -> None:
         (np.full(7, np.inf), 23),
     ],
 )
-def test_servo_targets_out_of_bounds_raise_and_their_own_reply_says_so(target: np.ndarray, code: int) -> None:
+def test_servo_targets_out_of_bounds_raise_an_error_in_their_own_reply(target: np.ndarray, code: int) -> None:
     rig = Rig(1)
     status = rig.ask(SERVO, target, np.zeros(3)).status
     assert (status, rig.c.error) == ((HAS_ERROR | CANNOT_MOVE, code) if code else (0, 0))
@@ -505,7 +505,7 @@ def read(rig: Rig, address: int, count: int = 1) -> bytes:
     return rig.rtu(RegisterRead(8, address, count)).data[4:]
 
 
-def test_the_gripper_moves_in_pulses_at_its_speed_and_says_so() -> None:
+def test_the_gripper_moves_in_pulses_at_its_speed_and_reports_it() -> None:
     rig = gripper()
     assert rig.rtu(RegisterWrite(8, 0x0700, words(200))).data == bytes.fromhex("09 08 10 0700 0002")
     rig.run(0.1)
@@ -515,7 +515,7 @@ def test_the_gripper_moves_in_pulses_at_its_speed_and_says_so() -> None:
     assert read(rig, 0x0000) == b"\0\0" and read(rig, 0x0702, 2) == bytes.fromhex("0000 00C8")
 
 
-def test_the_gripper_tells_that_it_holds_something() -> None:
+def test_the_gripper_reports_that_it_holds_something() -> None:
     rig = gripper()
     rig.plant.object_m = 0.06
     rig.rtu(RegisterWrite(8, 0x0700, words(0)))
@@ -550,7 +550,7 @@ def test_a_dead_tool_bus_is_c19_and_an_answer_without_frame() -> None:
     assert rig.c.error == 19 and rig.c.state == 4
 
 
-def test_registers_that_the_gripper_has_not_are_invalid() -> None:
+def test_registers_that_the_gripper_lacks_are_invalid() -> None:
     rig = gripper()
     assert rig.rtu(RegisterRead(8, 0x0A00, 1)).status == INVALID
     assert rig.rtu(RegisterRead(3, 0x0702, 2)).status == INVALID

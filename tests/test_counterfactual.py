@@ -41,7 +41,7 @@ def video(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, length]).integers(0, 256, (length, 4, 6, 3), dtype=np.uint8)
 
 
-def shows_what_it_says(variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> bool:
+def frames_match_their_sources(variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> bool:
     """Every frame equals its named source frame and comes from one of the two episodes."""
     assert len(variant.source) == len(variant.donor) == len(variant.frames)
     assert ((variant.source == ELSEWHERE) != (variant.donor == ELSEWHERE)).all()
@@ -58,12 +58,12 @@ def shows_what_it_says(variant: Variant, source: np.ndarray, donor: np.ndarray |
 
 
 @given(lengths, fractions)
-def test_a_frozen_episode_is_itself_up_to_the_stop_and_one_frame_after(length, fraction):
+def test_a_frozen_episode_repeats_one_frame_after_the_stop(length, fraction):
     source = video(length)
     variant = frozen(source, fraction)
     stop = variant.ceiling
     assert variant.frames.shape == source.shape
-    assert shows_what_it_says(variant, source)
+    assert frames_match_their_sources(variant, source)
     assert np.array_equal(variant.frames[: stop + 1], source[: stop + 1])
     assert (variant.frames[stop:] == source[stop]).all()
     assert stop < length - 1  # something is changed
@@ -76,7 +76,7 @@ def test_a_cut_episode_is_a_prefix(length, fraction):
     variant = cut(source, fraction)
     assert np.array_equal(variant.frames, source[: variant.ceiling + 1])
     assert len(variant.frames) < length
-    assert shows_what_it_says(variant, source)
+    assert frames_match_their_sources(variant, source)
 
 
 @given(lengths)
@@ -85,7 +85,7 @@ def test_backwards_twice_is_the_episode(length):
     variant = backwards(source)
     assert np.array_equal(variant.frames[-1], source[variant.ceiling])
     assert np.array_equal(backwards(variant.frames).frames, source)
-    assert shows_what_it_says(variant, source)
+    assert frames_match_their_sources(variant, source)
 
 
 @given(lengths, st.integers(1, 40), fractions, st.sampled_from(["failure", "other-task"]))
@@ -96,7 +96,7 @@ def test_a_wrong_ending_is_a_beginning_and_an_end(length, donor_length, fraction
     assert len(variant.frames) == prefix_length + min(length - prefix_length, donor_length)
     assert np.array_equal(variant.frames[:prefix_length], source[:prefix_length])
     assert np.array_equal(variant.frames[-1], ending[-1])
-    assert shows_what_it_says(variant, source, ending)
+    assert frames_match_their_sources(variant, source, ending)
     assert variant.donor_ceiling == (donor_length - 1 if kind == "failure" else None)
 
 
@@ -134,7 +134,7 @@ def test_a_colour_swap_exchanges_two_colours_keeps_the_shade_and_leaves_the_rest
     assert np.array_equal(colour_swap(source, GREEN, RED).frames, variant.frames)
 
 
-def test_a_colour_swap_that_cannot_be():
+def test_an_impossible_colour_swap_is_refused():
     source = two_objects()
     for colours, says in ((((200, 0, 0), (180, 10, 0)), "smaller reach"), (((0, 0, 0), GREEN), "black has no hue")):
         with pytest.raises(UsageError, match=says):
@@ -149,7 +149,7 @@ def test_a_fraction_outside_the_episode(fraction):
         frozen(video(10), fraction)
 
 
-def test_what_is_no_video():
+def test_an_array_that_is_not_a_video():
     with pytest.raises(UsageError, match="a variant is made of uint8"):
         backwards(np.zeros((3, 4, 4, 3)))
     with pytest.raises(UsageError, match="2 frames or more"):
@@ -168,13 +168,13 @@ def test_the_set_is_the_same_for_a_seed_and_holds_its_laws(seed, length):
     assert [variant.name for variant in first] == names
     for variant_1, variant_2, donor in zip(first, second, (None, None, None, failure, success), strict=True):
         assert np.array_equal(variant_1.frames, variant_2.frames)
-        assert shows_what_it_says(variant_1, source, donor)
+        assert frames_match_their_sources(variant_1, source, donor)
     assert [variant.name for variant in variants(source, seed)] == names[:3]
     stops = {tuple(v.ceiling for v in variants(video(40), s)[:2]) for s in range(8)}
     assert len(stops) > 4
 
 
-def test_the_wrong_object_is_made_where_the_colours_are_known():
+def test_the_wrong_object_is_made_if_the_colours_are_known():
     source = np.zeros((6, 8, 8, 3), dtype=np.uint8)
     source[:, 1:3, 1:3], source[:, 5:7, 5:7] = (200, 20, 20), (20, 20, 200)
     (*_, swap) = variants(source, 0, colours=parse_colours("200,20,20:20,20,200"))
@@ -186,12 +186,12 @@ def test_the_wrong_object_is_made_where_the_colours_are_known():
 @pytest.mark.parametrize(
     "text", ["", "red:blue", "1,2,3", "1,2:3,4,5", "1,2,3:4,5,256", "-1,2,3:4,5,6", "1,2,3:4,5,6:7,8,9"]
 )
-def test_colours_that_are_none(text):
+def test_invalid_colours(text):
     with pytest.raises(UsageError, match="give R,G,B:R,G,B of 0 to 255"):
         parse_colours(text)
 
 
-def test_a_simulators_frames_are_taken_as_they_are():
+def test_a_simulators_frames_are_used_unchanged():
     variant = from_simulator("wrong-object", video(7), ceiling=2)
     assert (variant.name, variant.ceiling, variant.edited) == ("wrong-object", 2, True)
     assert np.array_equal(variant.frames, video(7))
@@ -201,7 +201,7 @@ def test_a_simulators_frames_are_taken_as_they_are():
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
-def test_over_reward_is_what_is_above_the_bound(source, final):
+def test_over_reward_is_the_amount_above_the_bound(source, final):
     progress = np.array(source)
     variant = frozen(video(4), 0.5)
     assert allowed(variant, progress) == progress[2]
@@ -218,7 +218,7 @@ def test_the_end_of_a_failure_may_reach_the_failures_own_score():
         allowed(variant, source)
 
 
-def test_a_score_that_is_missing_stays_missing():
+def test_a_missing_score_stays_missing():
     variant = frozen(video(4), 0.5)
     assert math.isnan(over_reward(math.nan, variant, np.ones(4)))
     assert math.isnan(over_reward(1.0, variant, np.full(4, math.nan)))
@@ -255,7 +255,7 @@ def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
         assert over_reward(float(curve.progress[-1]), variant, clock[0].progress) > 0.3, variant.name
 
 
-def test_a_variant_is_not_measured_against_the_episode_it_was_made_of():
+def test_a_variant_is_not_measured_against_its_source_episode():
     """A variant that is its source to the bit is at distance 0 from it, unless the group is left out."""
     source = Episode(index=3, task="go", length=5, fps=10.0, first_frame=0, cameras=("c",), success=True)
     other_episodes = [

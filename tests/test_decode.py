@@ -96,7 +96,7 @@ def damaged(path: Path, frame: int, target: Path) -> Path:
 
 
 @given(st.integers(1, 40), st.integers(0, LENGTH - 1), st.data())
-def test_chunks_are_the_whole_in_order(files, chunk, first, data):
+def test_chunks_together_are_the_whole_span_in_order(files, chunk, first, data):
     end = data.draw(st.integers(first + 1, LENGTH))
     chunks = list(video_chunks(span(files["av1"], first, end), chunk))
     assert [len(part) for part in chunks[:-1]] == [chunk] * (len(chunks) - 1)
@@ -112,7 +112,7 @@ def test_no_chunk_is_kept(files):
     assert len(alive) == 8
 
 
-def test_memory_is_one_chunk_and_what_it_becomes(tmp_path):
+def test_memory_is_one_chunk_and_its_result(tmp_path):
     path = write_video(tmp_path / "wide.mp4", width=1280)
     frame = HEIGHT * 1280 * 3
     frames(span(path, 0, 1))  # the first call allocates buffers once
@@ -124,7 +124,7 @@ def test_memory_is_one_chunk_and_what_it_becomes(tmp_path):
     assert LENGTH * frame > 2 * peak
 
 
-def test_chunks_that_are_not_all_are_refused():
+def test_missing_chunks_are_an_error():
     with pytest.raises(ValueError, match="3 of 4 frames"):
         joined([np.zeros((3, 2))], 4)
 
@@ -203,7 +203,7 @@ def test_a_file_that_ends_early_names_the_first_missing_frame(files, by_pyav):
         frames(span(files["av1"], 40, 45))
 
 
-def test_what_is_no_video(tmp_path):
+def test_a_file_that_is_not_a_video(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream: Any = container.add_stream("aac", rate=44100)
@@ -248,7 +248,7 @@ WIDE = stored(Image.fromarray(np.zeros((4, 8, 3), dtype=np.uint8)))
         ({"bytes": b"no image", "path": None}, "cannot identify"),
     ],
 )
-def test_an_image_that_is_none_names_its_frame(tmp_path, cell, why):
+def test_an_invalid_image_names_its_frame(tmp_path, cell, why):
     cells = [GREY, GREY, cell]
     with pytest.raises(UndecodableFrame, match=rf"^episode 7, frame 2 cannot be decoded \(.*{re.escape(why)}") as e:
         list(image_chunks("episode 7", cells, tmp_path, 3))
@@ -285,7 +285,7 @@ class Fake:
 
 
 @pytest.mark.parametrize(("odd", "n_fake"), [("raises", 8), ("late", 8), ("fewer", 8), ("does not open", 0), ("", 20)])
-def test_where_torchcodec_is_in_doubt_pyav_goes_on(files, monkeypatch, odd, n_fake):
+def test_pyav_takes_over_if_torchcodec_is_in_doubt(files, monkeypatch, odd, n_fake):
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: None)
     by_pyav_alone = frames(span(files["av1"], 4, 24))
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: Fake(odd))
@@ -297,7 +297,7 @@ def test_where_torchcodec_is_in_doubt_pyav_goes_on(files, monkeypatch, odd, n_fa
 @pytest.mark.parametrize(
     ("coding", "context"), [(H264, {}), (HEVC, {}), (AV1, {"colorspace": 1}), (AV1, {"color_range": 2})], ids=str
 )
-def test_torchcodec_is_not_asked_where_it_shows_damage_or_other_colours(tmp_path, monkeypatch, coding, context):
+def test_torchcodec_is_not_used_if_it_shows_damage_or_other_colours(tmp_path, monkeypatch, coding, context):
     path = write_video(tmp_path / "v.mp4", coding, **context)
     fake = Fake("")
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: fake)
@@ -386,7 +386,7 @@ def test_a_buffer_gives_its_frames_in_chunks(squares, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), None, float("inf")])
-def test_an_episode_whose_place_in_the_file_is_not_known(squares, value):
+def test_an_episode_with_an_unknown_place_in_its_file(squares, value):
     buffer = open_buffer(squares)
     episode, camera = buffer.episodes[1], buffer.cameras[0]
     rows = [dict(row) for row in buffer.meta.episodes]

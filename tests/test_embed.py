@@ -102,7 +102,7 @@ def test_the_last_nested_window_is_the_whole_episode_bit_for_bit(tiny_encoder_fo
 
 
 @given(st.lists(st.integers(1, 9).map(lambda n: 2 * n), min_size=1, max_size=40), st.integers(1, 100))
-def test_a_batch_is_of_one_length_and_within_the_budget(lengths, budget):
+def test_a_batch_has_one_length_and_fits_the_budget(lengths, budget):
     groups = list(batches(lengths, budget))
     assert sorted(i for batch in groups for i in batch) == list(range(len(lengths)))
     for batch in groups:
@@ -179,7 +179,7 @@ def test_preparing_in_chunks_changes_no_bit(buffer, tiny_encoder_folder, monkeyp
         assert np.array_equal(prepared(buffer, encoder, episode, SIDE), at_once)
 
 
-def test_what_is_stored_is_neither_decoded_nor_embedded(buffer, store, monkeypatch):
+def test_stored_episodes_are_neither_decoded_nor_embedded(buffer, store, monkeypatch):
     first = embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY)
     monkeypatch.setattr(Buffer, "frame_chunks", None)
     encoder, counts = CountingEncoder(), []
@@ -191,7 +191,7 @@ def test_what_is_stored_is_neither_decoded_nor_embedded(buffer, store, monkeypat
         assert np.array_equal(old.embeddings, new.embeddings)
 
 
-def test_the_store_tells_what_each_entry_is_of(buffer, store):
+def test_the_store_describes_each_entry(buffer, store):
     embed_buffer(buffer, CountingEncoder(), store, SIDE_ONLY)
     entries = {entry.metadata["episode"]: entry for entry in store.entries()}
     assert sorted(entries) == [0, 1, 2, 3]
@@ -243,7 +243,7 @@ def test_a_bad_camera_leaves_its_episode_out_for_all(squares_copy, store):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_what_is_done(buffer, store, error):
+def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_finished_episodes(buffer, store, error):
     class Interrupted(CountingEncoder):
         def encode(self, clips: np.ndarray) -> np.ndarray:
             if len(store) == 2:
@@ -257,7 +257,7 @@ def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_what_is_done(buf
     assert embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY).computed == 2
 
 
-def test_an_error_in_the_thread_arrives_as_it_was(buffer, store):
+def test_an_error_in_the_thread_arrives_unchanged(buffer, store):
     class OutOfMemory(CountingEncoder):
         def prepare(self, frames: np.ndarray) -> np.ndarray:
             if len(frames) == SQUARES[1][1]:
@@ -312,7 +312,7 @@ def test_shards_by_hand():
         shards([1], 0)
 
 
-def test_shards_of_three_ranks_are_the_whole(buffer, store, tmp_path):
+def test_shards_of_three_ranks_cover_the_whole_buffer(buffer, store, tmp_path):
     alone = embed_buffer(buffer, CountingEncoder(), EmbeddingStore(tmp_path / "alone.zarr"), BOTH)
     results = []
     for rank in (2, 0, 1):
@@ -328,7 +328,7 @@ def test_shards_of_three_ranks_are_the_whole(buffer, store, tmp_path):
             assert np.array_equal(expected.embeddings, actual.embeddings)
 
 
-def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
+def test_missing_embeddings_name_the_rank_that_died(buffer, store):
     embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY, shard=Shard(0, 2))
     shard_of = shards([len(ends(e.length, SPEC)) for e in buffer.episodes], 2)
     absent = ", ".join(str(i) for i, rank in enumerate(shard_of) if rank == 1)
@@ -343,7 +343,7 @@ def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
 # --- keys
 
 
-def test_a_key_follows_everything_an_embedding_depends_on(buffer):
+def test_a_key_depends_on_every_input_of_an_embedding(buffer):
     encoder = CountingEncoder()
     other_keys = [
         replace(SPEC, windows="stride:5"),

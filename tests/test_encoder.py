@@ -150,7 +150,7 @@ def test_a_clip_of_any_even_length_embeds_as_transformers_own_model(tiny_encoder
 
 
 @pytest.mark.parametrize(("width", "heads"), [(32, 2), (80, 1)])  # heads of 16 and 80: with and without a rest
-def test_rotary_tables_change_nothing_in_float32(width, heads):
+def test_rotary_tables_give_the_same_output_in_float32(width, heads):
     torch.manual_seed(0)
     sizes = EMBEDDED_CONFIG | {"crop_size": 64, "hidden_size": width, "num_attention_heads": heads}
     model = VJEPA2Model(VJEPA2Config(**sizes)).eval()
@@ -228,7 +228,7 @@ def test_another_clip_length_is_the_same_encoder_with_other_batches(tiny_encoder
     assert (usual.batch_clips, longer.batch_clips) == (8, 3)  # 288 and 1152 tokens
 
 
-def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
+def test_the_predictor_is_removed_after_load(tiny_encoder_folder):
     def predictors() -> list[int]:
         gc.collect()
         return [id(x) for x in gc.get_objects() if type(x) is VJEPA2Predictor]
@@ -257,7 +257,7 @@ def test_the_cost_of_a_clip(layers, hidden_size, mlp_ratio, crop, frames, tflop)
     ) == pytest.approx(tflop, rel=0.01)
 
 
-def test_the_cost_of_a_clip_is_what_pytorch_counts(tiny_encoder_folder):
+def test_the_cost_of_a_clip_equals_pytorchs_count(tiny_encoder_folder):
     encoder = load_encoder(str(tiny_encoder_folder), attention="eager")
     clip = encoder.prepare(random_video(4, 48, 64))[None]
     with FlopCounterMode(display=False) as counter:
@@ -334,7 +334,7 @@ def test_another_architecture_is_refused(tmp_path):
         load_encoder(str(tmp_path))
 
 
-def test_names_that_are_nothing():
+def test_unknown_names():
     every = ", ".join(PUBLISHED)
     with pytest.raises(CheckpointError, match=f"no encoder 'vjepa3'; give 'embedded', .*: {every}$"):
         load_encoder("vjepa3")

@@ -61,7 +61,7 @@ def test_demonstrations_are_labelled_by_physics_and_fail_on_purpose(demo):
     assert set(labels) == {True, False}
 
 
-def test_the_page_is_one_file_that_says_what_the_numbers_are(demo):
+def test_the_page_is_one_file_that_explains_the_numbers(demo):
     page = (demo / "report.html").read_text()
     assert "numbers of a mock" in page
     assert page.count("data:image/png;base64,") == 2

@@ -198,7 +198,7 @@ def test_a_demonstration_goes_on_after_its_success():
     assert (outcome.success, outcome.steps) == (True, 7)
 
 
-def test_a_chunk_is_executed_whole_before_the_policy_is_asked_again():
+def test_a_chunk_is_executed_completely_before_the_next_policy_call():
     arm, policy = ToyArm(), Script(rows(9))
     run_episode(setup(arm, ToyCell(arm)), policy, 0)
     assert policy.pixels == [0, 3, 6, 9]
@@ -230,7 +230,7 @@ def test_frames_hold_the_executed_command_not_the_requested_one():
     assert first_state[:3] == pytest.approx([0.40, 0.0, 0.25], abs=1e-3)
 
 
-def test_a_policy_that_says_nan_makes_a_void_trial_and_the_arm_holds():
+def test_a_policy_that_returns_nan_makes_a_void_trial_and_the_arm_holds():
     arm, sink = ToyArm(), Sink()
     bad = rows(5)
     bad[3, 0] = np.nan

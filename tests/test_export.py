@@ -70,7 +70,7 @@ def test_rabc_is_lerobots_schema_and_the_dataset_stays_as_it_was(cli, scored_dat
     assert cli("export", scored_dataset.root, "--to", "rabc")[0] == 0  # its own file is replaced
 
 
-def test_weights_are_those_that_train(cli, scored_dataset, tmp_path):
+def test_exported_weights_equal_the_training_weights(cli, scored_dataset, tmp_path):
     options = ("--horizon", 5, "--beta", 0.5, "--kappa", 0.3, "--baseline", "value")
     options += ("--output", tmp_path / "new" / "w.parquet")
     code, out, err = cli("export", scored_dataset.root, "--to", "weights", *options)
@@ -146,7 +146,7 @@ def test_scores_that_are_missing_stale_or_of_another_dataset(cli, squares_copy, 
         (("--output", "{root}/w.csv"), "does not end in .parquet"),
     ],
 )
-def test_options_that_cannot_be(cli, scored_dataset, options, says):
+def test_invalid_options(cli, scored_dataset, options, says):
     before = checksums(scored_dataset.root)
     options = [str(option).format(root=scored_dataset.root) for option in options]
     refused(cli("export", scored_dataset.root, "--to", "weights", *options), says)

@@ -122,12 +122,12 @@ def test_a_base_of_another_family_is_refused(buffer, tmp_path):
         policies.build_policy(replace(PI05, base=str(folder), tiny={}), buffer)
 
 
-def test_an_unknown_family_lists_those_there_are():
+def test_an_unknown_family_lists_the_known_families():
     with pytest.raises(CheckpointError, match="'act' here; there are pi0, pi05, pi0_fast, smolvla"):
         family("act")
 
 
-def test_only_the_expert_trains_where_the_config_says_so(buffer):
+def test_only_the_expert_trains_if_the_config_says_so(buffer):
     policy, _, _ = policies.build_policy(replace(RECIPE, config=RECIPE.config | {"train_expert_only": True}), buffer)
     trainable = {name for name, p in policy.named_parameters() if p.requires_grad}
     assert trainable
@@ -144,7 +144,7 @@ def test_only_the_expert_trains_where_the_config_says_so(buffer):
         ("smolvla", "hf download HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
     ],
 )
-def test_full_sizes_name_what_has_to_be_fetched(buffer, name, missing, monkeypatch):
+def test_full_sizes_name_the_files_to_fetch(buffer, name, missing, monkeypatch):
     def gated(*_, **__):
         raise OSError("403 gated repo")
 
@@ -233,7 +233,7 @@ def test_tokens_are_fewer_than_coefficients_and_the_same_in_every_run(tmp_path):
     assert ActionTokens.from_pretrained(tmp_path / "tokens")(CHUNKS) == tokens
 
 
-def test_values_outside_the_fitted_range_are_cut():
+def test_values_outside_the_fitted_range_are_clipped():
     far = np.full((6, 3), 50.0)
     limit = CHUNKS.max() * math.sqrt(6)
     assert np.abs(TOKENS.decode(TOKENS(far)[0], 3)).max() < limit
@@ -241,7 +241,7 @@ def test_values_outside_the_fitted_range_are_cut():
         ActionTokens.fit(CHUNKS, 10.0, 20)
 
 
-def test_a_sequence_of_a_wrong_length_is_no_chunk():
+def test_a_sequence_of_a_wrong_length_is_not_a_chunk():
     tokens = TOKENS(CHUNKS[:1])[0]
     for wrong in (tokens[:-1], [*tokens, tokens[0]], []):
         with pytest.raises(ValueError, match="where 18 are a chunk"):
@@ -260,7 +260,7 @@ def test_lerobot_loads_the_tokenizer_of_a_checkpoint_by_its_own_code(memorising_
     assert stock(batch["action"][:1]) == policy.action_tokenizer(batch["action"][:1])
 
 
-def test_tokens_are_of_the_normalised_chunk_that_the_policy_sees(buffer, memorising_policy):
+def test_tokens_encode_the_normalised_chunk_that_the_policy_sees(buffer, memorising_policy):
     policy, batch, preprocessor, _ = memorising_policy
     normal = next(s for s in preprocessor.steps if "Normalizer" in type(s).__name__)
     stats = {key: {name: np.asarray(v) for name, v in value.items()} for key, value in normal.stats.items()}
@@ -269,7 +269,7 @@ def test_tokens_are_of_the_normalised_chunk_that_the_policy_sees(buffer, memoris
     assert chunks.shape == (12, 4, 4)
 
 
-def test_the_state_is_read_with_few_values_cut_off(buffer, memorising_policy):
+def test_few_state_values_are_clipped(buffer, memorising_policy):
     """There are 256 bins from -1 to 1. Scaled by mean and deviation, a third of normal values would fall outside."""
     _, _, preprocessor, _ = memorising_policy
     normal = next(s for s in preprocessor.steps if "Normalizer" in type(s).__name__)
@@ -281,7 +281,7 @@ def test_the_state_is_read_with_few_values_cut_off(buffer, memorising_policy):
 # --- acting in tokens ---
 
 
-def test_what_was_learnt_is_decoded_up_to_rounding(memorising_policy):
+def test_memorised_chunks_are_decoded_up_to_rounding(memorising_policy):
     policy, batch, _, _ = memorising_policy
     chunks = policy.predict_action_chunk(dict(batch))
     assert (chunks - batch["action"]).abs().max() <= math.sqrt(4) * 0.5 / 10 + 1e-5
@@ -311,7 +311,7 @@ def damaged(kind: str, tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tens
         ("never ends", "give 32 coefficients"),
     ],
 )
-def test_tokens_that_are_no_chunk_are_an_error_and_not_zeros(memorising_policy, monkeypatch, kind, message):
+def test_tokens_that_are_not_a_chunk_are_an_error_and_not_zeros(memorising_policy, monkeypatch, kind, message):
     policy, batch, _, _ = memorising_policy
     tokens = damaged(kind, batch["action.tokens"], batch["action.token_mask"])
     monkeypatch.setattr(policy.model, "sample_actions_fast_kv_cache", lambda *_, **__: tokens)
@@ -362,7 +362,7 @@ def test_lerobot_would_move_to_the_mean_pose(memorising_policy):
     ).any()
 
 
-def test_an_episode_whose_policy_says_no_action_ends_with_the_arm_holding_and_counts():
+def test_an_episode_counts_and_the_arm_holds_if_the_policy_gives_no_action():
     class Broken(Script):
         def act(self, observation):
             if self.at >= 3:

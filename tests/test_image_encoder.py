@@ -104,7 +104,7 @@ def reference(folder: Path, frames: np.ndarray, pooling: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_embedding_is_that_of_transformers_own_processor_and_model(folders, name):
+def test_embeddings_equal_those_of_transformers_processor_and_model(folders, name):
     _, pooling, width = MODELS[name]
     encoder, frames = load_image_encoder(str(folders / name)), video()
     prepared = encoder.prepare(frames)
@@ -190,7 +190,7 @@ def refusal(name: str) -> str:
     return str(error.value)
 
 
-def test_a_name_that_is_nothing_or_needs_the_network():
+def test_a_name_that_is_unknown_or_needs_the_network():
     assert "give a folder, or a Hub id like" in refusal("dinov2")
     assert "give a folder, or a Hub id like" in refusal("./nowhere/model")
     assert "without a network give a folder on this machine" in refusal("somebody/some-model")
@@ -219,7 +219,7 @@ def test_weights_that_do_not_match(folders, tmp_path, change):
     assert key.replace("layer.1", "layer.2" if change == "extra" else "layer.1") in refusal(str(folder))
 
 
-def test_a_model_of_text_or_video_is_no_image_encoder(tiny_encoder_folder, tmp_path):
+def test_a_model_of_text_or_video_is_refused(tiny_encoder_folder, tmp_path):
     config = hf.BertConfig(**TEXT)
     hf.BertModel(config).save_pretrained(tmp_path / "bert")
     assert "cannot load" in refusal(str(tmp_path / "bert"))

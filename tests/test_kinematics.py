@@ -14,7 +14,7 @@ HOME = np.array([0.0, -0.25904, 0.0, 0.96166, 0.0, 1.2207, 0.0])
 angles = st.lists(st.floats(-1.5, 1.5), min_size=7, max_size=7).map(np.array)
 
 
-def test_zero_pose_is_the_vendors():
+def test_the_zero_pose_equals_the_vendors_numbers():
     pose = kinematics.tcp_pose(np.zeros(7), np.zeros(3))
     assert pose[:3, 3] == pytest.approx([0.206, 0.0, 0.1205], abs=1e-9)
     assert pose[:3, :3] == pytest.approx(kinematics.TOOL_DOWN, abs=1e-9)

@@ -50,7 +50,7 @@ def test_a_small_step_inside_passes_untouched(delta, opening):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("index", range(8))
-def test_what_is_not_finite_is_refused(bad, index):
+def test_non_finite_values_are_refused(bad, index):
     values = np.append(HOME.joints_rad, HOME.gripper_m)
     values[index] = bad
     with pytest.raises(CommandRefused, match="NaN or infinity"):

@@ -91,7 +91,7 @@ def test_token_loss_by_hand():
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(0, 1000))
-def test_what_is_padded_does_not_matter(cuts, seed):
+def test_padded_actions_do_not_matter(cuts, seed):
     """Padded actions do not change the loss, and weights of one change nothing."""
     generator = torch.Generator().manual_seed(seed)
     errors = torch.rand(len(cuts), 4, 2, generator=generator)

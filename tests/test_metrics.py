@@ -257,7 +257,7 @@ def test_an_unlabelled_episode_is_never_a_failure():
 
 
 @pytest.mark.parametrize("wrong", [{"resamples": -1}, {"permutations": -1}, {"confidence": 1.0}, {"seed": -1}])
-def test_a_resampling_that_cannot_be(wrong):
+def test_an_invalid_resampling_is_refused(wrong):
     with pytest.raises(UsageError, match="must be 0 or more"):
         Resampling(**wrong)
 
@@ -338,7 +338,7 @@ def null_p() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("metric", metrics.TESTED)
-def test_p_values_are_uniform_where_both_samples_are_the_same(null_p, metric):
+def test_p_values_are_uniform_if_both_samples_have_one_distribution(null_p, metric):
     p = null_p[metric]
     assert p.min() >= 1 / 100
     assert p.max() <= 1.0
@@ -348,7 +348,7 @@ def test_p_values_are_uniform_where_both_samples_are_the_same(null_p, metric):
     assert (p <= 0.05).mean() < 0.08
 
 
-def test_p_values_are_small_where_the_samples_differ_and_the_null_is_near_chance():
+def test_p_values_are_small_if_the_samples_differ_and_the_null_is_near_chance():
     table = separation(*draw(0, 0.3), Resampling(0, 999)).estimates
     for metric in metrics.TESTED:
         assert table[metric].p == pytest.approx(1 / 1000)
@@ -382,7 +382,7 @@ def test_a_paired_difference_is_tighter_than_two_intervals():
 # --- macro means
 
 
-def test_a_macro_mean_leaves_out_what_is_undefined_and_counts_it():
+def test_a_macro_mean_leaves_out_undefined_values_and_counts_them():
     good = task_metrics("a", [ending(v) for v in (0.9, 0.8, 0.1, 0.3)], [True, True, False, False], FEW)
     half = task_metrics("b", [ending(v) for v in (0.4, 0.6, 0.5, 0.55)], [True, True, False, False], FEW)
     no_failures = task_metrics("c", [ending(v) for v in (0.9, 0.8)], [True, True], FEW)

@@ -39,7 +39,7 @@ JOINTS = st.lists(st.floats(-8.0, 8.0), min_size=7, max_size=7)
 
 @given(st.lists(st.tuples(JOINTS, st.floats(-1.0, 1.0)), min_size=1, max_size=8), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_whatever_is_asked_the_executed_command_is_inside_the_limits(
+def test_the_executed_command_is_inside_the_limits_for_any_request(
     requests: list[tuple[list[float], float]], seed: int
 ) -> None:
     arm, cell = make_mock(HARDWARE, TASK, wide_starts=0.5)
@@ -71,7 +71,7 @@ def test_the_disturbance_has_its_size_and_leaves_the_command_clean(monkeypatch: 
         assert np.corrcoef(off[:-1, 0], off[1:, 0])[0, 1] == pytest.approx(0.76, abs=0.06)
 
 
-def test_the_disturbance_leaves_the_box_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disturbance_never_leaves_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = dataclasses.replace(HARDWARE.limits, box_min_m=(0.39, -0.01, 0.24), box_max_m=(0.41, 0.01, 0.26))
     arm, cell = make_mock(dataclasses.replace(HARDWARE, limits=limits), TASK, disturbance_m=0.01)
     with arm:
@@ -86,7 +86,7 @@ def test_the_disturbance_leaves_the_box_nowhere(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("disturbance", [0.0, 0.01])
-def test_the_same_seed_gives_the_same_states_whatever_came_before(disturbance: float) -> None:
+def test_states_depend_on_the_seed_and_not_on_earlier_episodes(disturbance: float) -> None:
     def states(seed: int, steps_before: int) -> np.ndarray:
         arm, cell = make_mock(HARDWARE, TASK, wide_starts=0.5, disturbance_m=disturbance)
         rows = []
@@ -152,7 +152,7 @@ def test_verdict_needs_half_a_second_and_failure_needs_the_end() -> None:
         assert cell.verdict(ended=False) is None
 
 
-def test_stop_holds_what_is_measured_and_is_idempotent() -> None:
+def test_stop_holds_the_measured_joints_and_is_idempotent() -> None:
     arm, cell = make_mock(HARDWARE, TASK)
     arm.stop()  # also before it is open
     with arm:
@@ -180,7 +180,7 @@ def test_a_command_that_is_not_finite_moves_nothing() -> None:
         assert arm.observe().state.time_s == before.time_s
 
 
-def test_images_are_drawn_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_rendered_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRPO_RENDERER", "ray")
     cameras = (
         CameraRecipe(name="front", height_px=40, width_px=60),
@@ -205,7 +205,7 @@ def test_a_closed_arm_says_how_to_open_it() -> None:
             action()
 
 
-def test_recipes_that_make_no_sense_are_refused() -> None:
+def test_invalid_recipes_are_refused() -> None:
     with pytest.raises(RecipeError, match="needs one of kind 'mock'"):
         make_mock(dataclasses.replace(HARDWARE, kind="xarm7"), TASK)
     with pytest.raises(RecipeError, match="a probability"):

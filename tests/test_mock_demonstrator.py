@@ -70,7 +70,7 @@ def test_it_succeeds_with_the_disturbance_on(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("failure", [kind for kind in Failure if kind is not Failure.NONE])
-def test_it_fails_as_told(failure: Failure, seed: int) -> None:
+def test_it_fails_as_planned(failure: Failure, seed: int) -> None:
     result = run(seed, failure)
     assert not result.success
     if failure is Failure.STOP:
@@ -177,7 +177,7 @@ def test_each_failure_fails(name: str, failure: Failure, seed: int) -> None:
         assert result.phases[-1] is ExpertStage.HOME  # it goes through all the motions
 
 
-def test_strategies_differ_in_what_they_do() -> None:
+def test_strategies_move_differently() -> None:
     heights = {way: run(0, Failure.NONE, 0.0, task=OTHERS["put-pear"], strategy=way) for way in ("direct", "around")}
     carry_heights = {
         way: [z for z, phase in zip(result.tcp_m[:, 2], result.phases, strict=True) if phase is ExpertStage.CARRY]
@@ -209,7 +209,7 @@ def test_a_wrong_card_ends_in_the_tray() -> None:
     assert len(moved_cards) == 1 and layout.target not in moved_cards
 
 
-def test_the_pear_is_found_where_a_hand_put_it() -> None:
+def test_the_expert_finds_the_pear_after_a_hand_moved_it() -> None:
     recipe = dataclasses.replace(OTHERS["put-pear"], swap_during_probability=1.0)
     layout = tasks.layout(recipe, 3)
     spots = {item.name: np.array([item.x_m, item.y_m]) for item in layout.objects[:2]}
@@ -233,14 +233,14 @@ PINNED = {
 
 
 @pytest.mark.parametrize("seed", PINNED)
-def test_apple_demonstrations_are_what_the_embedded_encoder_was_trained_on(seed: int) -> None:
+def test_apple_demonstrations_equal_the_training_data_of_the_embedded_encoder(seed: int) -> None:
     steps, success, apple = PINNED[seed]
     result = run(seed, list(Failure)[seed], 0.006)
     assert (len(result.actions), result.success) == (steps, success)
     assert result.objects_m["apple"] == pytest.approx(apple, abs=0.002)
 
 
-def test_strategies_come_alike_by_the_seed_alone_and_only_those_of_the_recipe() -> None:
+def test_strategies_are_equally_frequent_and_depend_on_seed_and_recipe_only() -> None:
     strategies = [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
     assert strategies == [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
     for way in "abc":

@@ -70,7 +70,7 @@ def test_only_a_pressed_eraser_takes_ink_off_and_only_below_it() -> None:
     assert sim.score() == pytest.approx(1.0 - len(ink_left) / MARKS)
 
 
-def test_ink_that_is_gone_stays_gone_in_another_look_and_is_back_after_a_reset(
+def test_removed_ink_stays_removed_in_another_look_and_is_back_after_a_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(rendering.CHOICE, "ray")
@@ -89,7 +89,7 @@ def test_ink_that_is_gone_stays_gone_in_another_look_and_is_back_after_a_reset(
     assert (sim.render("front") == fresh).all()
 
 
-def test_ink_comes_off_however_short_the_steps_are() -> None:
+def test_ink_comes_off_for_steps_of_any_length() -> None:
     sim = laid_out("wipe-board")
     x, y = (float(value) for value in sim.facts().marks_m[7])
     reach(sim, x, y, TOUCH_M + 0.010)
@@ -121,7 +121,7 @@ def test_a_flap_let_go_falls_to_the_side_it_leans_to(angle_rad: float, ends_rad:
     assert sim.succeeded() == (ends_rad > 1.0)
 
 
-def test_the_hem_is_where_the_layout_puts_it() -> None:
+def test_the_layout_sets_the_place_of_the_hem() -> None:
     for seed in range(5):
         sim = laid_out("fold-towel", seed)
         layout = tasks.layout(RECIPES["fold-towel"], seed)
@@ -150,7 +150,7 @@ def test_cloth_lies_flat_folds_under_the_expert_and_stays_open_when_its_hem_is_m
     assert scores[Failure.NONE] > 0.8 and scores[Failure.MISS] < 0.05
 
 
-def test_cloth_is_seen_by_gl_and_refused_where_only_rays_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gl_renders_cloth_and_rays_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sim = CellSim(HARDWARE, CLOTH)
     sim.reset(tasks.layout(CLOTH, 0), HOME)
     monkeypatch.setenv(rendering.CHOICE, "ray")

@@ -64,7 +64,7 @@ def test_recipes_survive_toml(tmp_path):
         assert load(HardwareRecipe, "hardware", str(path)) == recipe
 
 
-def test_its_cameras_open_like_any(lab):
+def test_its_cameras_open_like_any_camera(lab):
     with Cameras(lab.recipe(XARM).cameras) as cameras:
         assert {name: frame.image.shape for name, frame in cameras.read(10.0).items()} == {
             camera.name: (camera.height_px, camera.width_px, 3) for camera in CELL.cameras
@@ -82,7 +82,7 @@ def test_the_judge_sets_the_table_and_leaves_the_arm_alone(lab):
     assert lab.controller.arm_state().joints_rad == pytest.approx(before, abs=2e-3)
 
 
-def test_the_judge_goes_by_physics(lab):
+def test_the_judge_decides_by_physics(lab):
     judge = Judge(lab.judge.url)
     judge.lay_out(5)
     assert judge.succeeded() is False
@@ -98,7 +98,7 @@ def test_the_judge_goes_by_physics(lab):
 
 
 @pytest.mark.parametrize(("path", "body", "status"), [("/reset", b"{}", 400), ("/reset", b"x", 400), ("/x", b"", 404)])
-def test_the_judge_refuses_what_it_does_not_understand(lab, path, body, status):
+def test_the_judge_refuses_unknown_requests(lab, path, body, status):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(lab.judge.url + path, data=body, timeout=10)
     assert refusal.value.code == status
@@ -163,7 +163,7 @@ def end(lab: subprocess.Popen[str]) -> tuple[int, str]:
     return lab.returncode, output
 
 
-def test_the_command_says_what_to_type_and_leaves_nothing(tmp_path):
+def test_the_command_prints_the_next_command_and_cleans_up(tmp_path):
     recipe = tmp_path / "lab.toml"
     lab = start_lab(recipe)
     try:

@@ -167,7 +167,7 @@ def _apple(sim: CellSim) -> np.ndarray:
     return np.array([pixels.mean() for pixels in np.nonzero(red)])
 
 
-def test_the_target_stays_in_sight_whatever_the_look(rays: None) -> None:
+def test_the_target_stays_in_sight_in_every_look(rays: None) -> None:
     sim = CellSim(HARDWARE, TASK, 1.0)
     for seed in range(40):
         sim.reset(tasks.layout(TASK, seed), HOME)
@@ -181,7 +181,7 @@ def test_the_target_stays_in_sight_whatever_the_look(rays: None) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_same_seed_moves_the_same_whatever_it_looks_like(seed: int) -> None:
+def test_motion_does_not_depend_on_the_look(seed: int) -> None:
     def states(randomization: float) -> tuple[bool | None, np.ndarray]:
         hardware = dataclasses.replace(HARDWARE, cameras=())
         arm, cell = make_mock(hardware, TASK, wide_starts=0.6, disturbance_m=0.006, randomization=randomization)

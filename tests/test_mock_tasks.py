@@ -149,7 +149,7 @@ def facts(**values: object) -> SceneFacts:
     return SceneFacts(**(nowhere | values))  # pyright: ignore[reportArgumentType]
 
 
-def test_every_task_has_a_recipe_an_expert_and_names_what_it_knows() -> None:
+def test_every_task_has_a_recipe_an_expert_strategies_and_failures() -> None:
     assert tuple(tasks.TASKS) == FIVE == tuple(SCRIPTS)
     for name, task in tasks.TASKS.items():
         assert RECIPES[name].name == name
@@ -161,7 +161,7 @@ def test_every_task_has_a_recipe_an_expert_and_names_what_it_knows() -> None:
 @pytest.mark.parametrize("name", FIVE)
 @given(SEEDS)
 @settings(max_examples=15, deadline=None)
-def test_a_layout_is_its_seeds_is_json_and_lies_in_the_arms_box(name: str, seed: int) -> None:
+def test_a_layout_depends_on_its_seed_is_json_and_lies_in_the_arms_box(name: str, seed: int) -> None:
     layout = tasks.layout(RECIPES[name], seed)
     assert layout == tasks.layout(RECIPES[name], seed)
     assert json.loads(json.dumps(layout.as_json())) == layout.as_json()

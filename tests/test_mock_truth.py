@@ -110,7 +110,7 @@ def column(truth: Truth, episode: int, name: str) -> np.ndarray:
 # --- recorded columns
 
 
-def test_the_columns_are_no_input_of_a_policy() -> None:
+def test_the_columns_are_not_inputs_of_a_policy() -> None:
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
     inputs = dataset_to_policy_features(dataset_features({"front": (32, 32)}, ("x",), ("x",)) | FEATURES)
@@ -118,7 +118,7 @@ def test_the_columns_are_no_input_of_a_policy() -> None:
     assert len(set(STATE_NAMES)) == len(STATE_NAMES) == FEATURES[STATE]["shape"][0]
 
 
-def test_a_snapshot_says_where_everything_is() -> None:
+def test_a_snapshot_holds_the_place_of_every_object() -> None:
     sim = CellSim(HARDWARE, TASK)
     with pytest.raises(ArmError, match="no layout yet; reset the workcell"):
         snapshot(sim)
@@ -188,7 +188,7 @@ def test_lerobot_reads_the_columns(recording: Buffer) -> None:
 # --- reading the truth
 
 
-def test_a_buffer_without_truth_says_where_truth_comes_from(squares: Path) -> None:
+def test_a_buffer_without_truth_names_the_source_of_truth(squares: Path) -> None:
     with pytest.raises(DatasetError, match=r"no column 'truth.stage'; only the mock cell knows .* record --arm mock"):
         read_truth(open_buffer(squares))
 
@@ -296,7 +296,7 @@ def test_true_windows_may_be_means_over_the_clip() -> None:
         assert mean == pytest.approx(frames[frame_indices].mean(axis=0))
 
 
-def test_views_leave_out_what_they_do_not_see() -> None:
+def test_views_leave_out_invisible_columns() -> None:
     truth, episodes = toy()
     views: tuple[tuple[StateView, str], ...] = (("absolute", "target-plate.x"), ("relative", "target.x"))
     for view, column_name in views:
@@ -308,7 +308,7 @@ def test_views_leave_out_what_they_do_not_see() -> None:
         assert (first == second).all(), view
 
 
-def test_what_never_changes_is_0_and_what_is_unknown_is_refused() -> None:
+def test_constant_values_are_0_and_unknown_views_are_refused() -> None:
     truth, episodes = toy()
     still = dataclasses.replace(truth, state=tuple(np.ones_like(rows) for rows in truth.state))
     assert not true_windows(still, episodes, EVERY_3RD)[0].embeddings.any()
@@ -352,7 +352,7 @@ def test_loo_separates_success_from_failure(recording: Buffer, truth: Truth, vie
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
 @pytest.mark.parametrize(("value", "pooled"), [("knn-time", 0.60), ("knn-return", 0.40)])
-def test_phase_and_return_follow_the_task_and_notice_a_drop(
+def test_knn_time_and_knn_return_follow_the_task_and_notice_a_drop(
     recording: Buffer, truth: Truth, value: str, pooled: float, view: StateView
 ) -> None:
     scores = judged(recording, truth, value, view=view)

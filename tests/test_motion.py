@@ -123,13 +123,13 @@ def test_pace_is_a_share_of_the_speed():
         (WIDE, HOME + np.array([0, 9.0, 0, 0, 0, 0, 0]), "joint_range"),
     ],
 )
-def test_the_layer_that_held_is_named(limits, target, layer):
+def test_the_limiting_layer_is_named(limits, target, layer):
     motions, limited_by = follow([(target, 0.04)] * 150, limits)
     obey(motions, limits)
     assert layer in limited_by
 
 
-def test_what_the_box_held_back_comes_free_again():
+def test_an_arm_stopped_by_the_box_can_move_again():
     out = HOME + np.array([0, 1.5, 0, 0, 0, 0, 0])
     motions, _ = follow([(out, 0.04)] * 300 + [(HOME, 0.04)] * 400)
     assert motions[300].speed_rad_s == pytest.approx(np.zeros(JOINTS), abs=1e-2)
@@ -138,14 +138,14 @@ def test_what_the_box_held_back_comes_free_again():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_refused_and_nothing_changes(bad):
+def test_nan_and_infinity_are_refused_and_nothing_changes(bad):
     motion = at_rest(HOME, 0.04, LIMITS)
     for target in (ArmCommand(np.r_[HOME[:6], bad], 0.04), ArmCommand(HOME, bad)):
         with pytest.raises(CommandRefused, match="the arm brakes"):
             advance(motion, target, LIMITS, TICK)
 
 
-def test_a_start_outside_is_refused_and_says_what_it_breaks():
+def test_a_start_outside_is_refused_and_names_the_broken_limit():
     with pytest.raises(CommandRefused, match=r"outside its limits \(workspace_box\); move it inside"):
         at_rest(HOME + np.eye(JOINTS)[0] * 1.5, 0.04, LIMITS)
     with pytest.raises(CommandRefused, match="joint_range"):
@@ -169,7 +169,7 @@ def test_limits_that_contradict_themselves(change):
         replace(LIMITS, **change)
 
 
-def test_many_frames_at_once_are_those_of_each():
+def test_a_batch_of_frames_equals_single_frames():
     rng = np.random.default_rng(0)
     joints = rng.uniform(-2, 2, (5, 3, JOINTS))
     poses = kinematics.frames(joints)
