@@ -22,7 +22,7 @@ from srpo_robot.records import Episode
 
 
 class ToyBuffer:
-    """What `weights_of` reads of a buffer."""
+    """The part of a buffer that `weights_of` reads."""
 
     root, fingerprint = Path("toy"), "toy"
 
@@ -128,14 +128,14 @@ def test_a_slow_phase_done_well_is_worth_as_much_as_a_fast_one_done_well():
     by_mean, by_value = (advantages(episodes, 5, baseline=baseline).chunk for baseline in ("mean", "value"))
     assert by_mean[10] < by_mean[35] - 1.0
     assert abs(by_value[10] - by_value[35]) < abs(by_mean[10] - by_mean[35]) / 3
-    assert by_value[10] > by_value[250 + 10]  # and well is better than badly
+    assert by_value[10] > by_value[250 + 10]  # the good phase is better than the bad one
 
 
 def test_gains_are_expected_within_a_task():
     slow, fast = np.linspace(0, 1, 30), np.linspace(0, 3, 30)
     apart = advantages([slow, fast], 3, baseline="value", tasks=["slow", "fast"]).chunk
     together = advantages([slow, fast], 3, baseline="value").chunk
-    assert apart[[5, 35]] == pytest.approx(apart[5])  # both as fast as ever on their own task
+    assert apart[[5, 35]] == pytest.approx(apart[5])  # each has the usual speed of its task
     assert together[35] > together[5] + 1.0
 
 

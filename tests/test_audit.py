@@ -59,7 +59,7 @@ def test_a_score_that_separates_and_beats_its_negative_controls_passes():
     ("bad", "says"),
     [
         (task(p=0.06), "do not separate"),
-        (task(auc=0.1), "do not separate"),  # significant, and the wrong way round
+        (task(auc=0.1), "do not separate"),  # significant, but in the wrong direction
         (task(low=0.0), "does not beat shuffled"),
     ],
 )
@@ -88,9 +88,9 @@ def test_an_invalid_level_is_refused(level):
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, -0.05)], "progress"),  # better, not surely
+        ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, -0.05)], "progress"),  # not surely better
         ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, 0.02)], "knn-time"),
-        ([value("progress", 0.4, 0.9), value("knn-time", 0.7, 0.01, -0.01)], "knn-time"),  # progress tells nothing
+        ([value("progress", 0.4, 0.9), value("knn-time", 0.7, 0.01, -0.01)], "knn-time"),  # progress has no information
         ([value("progress", 0.6, 0.2), value("knn-time", 0.6, 0.2)], ""),
         ([value("progress", math.nan, math.nan)], ""),
         ([], ""),
@@ -142,7 +142,7 @@ def test_an_audit_round_trips_through_disk_as_strict_json(tmp_path):
     verdict = write_audit(path, evidence, 0.05, origin)
     json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
     back = read_audit(path, origin, "audit")
-    assert repr(back) == repr(evidence)  # NaN is unlike itself
+    assert repr(back) == repr(evidence)  # NaN is not equal to itself
     assert judge(back).lines == verdict.lines
 
 

@@ -79,7 +79,7 @@ def test_noise_is_a_fraction_of_each_values_range(buffer, parts, batch):
     assert np.abs(noise).max(axis=0) == pytest.approx(0.05 * (high - low), rel=0.02)
     assert np.abs(noise.mean(axis=0) / (high - low)).max() < 0.005
     correlation = np.corrcoef(noise.T) - np.eye(noise.shape[1])
-    assert np.abs(correlation).max() < 0.1  # each value has its own
+    assert np.abs(correlation).max() < 0.1  # each value has its own noise
 
 
 def test_draws_depend_on_the_step_and_the_place_in_the_batch(buffer, parts, batch):

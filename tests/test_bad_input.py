@@ -65,7 +65,7 @@ def video(root: Path) -> Path:
 
 
 def overwrite(path: Path, *frames: int) -> None:
-    """Damage the bytes of these frames, counted over the whole file."""
+    """Damages the bytes of these frames, counted over the whole file."""
     with av.open(str(path)) as container:
         places = [(packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
     content = bytearray(path.read_bytes())
@@ -84,7 +84,7 @@ def test_damage_in_the_middle_of_a_file_loses_only_that_episode(cli, shared, opt
     assert embedded(shared) == 1
     code, out, err = cli("score-dataset", shared, *options, "--skip-bad-episodes")
     assert code == 0, err
-    assert "2 episodes embedded now" in out  # the first one was kept
+    assert "2 episodes embedded now" in out  # the first episode was kept
     assert f"left out episode 1: episode 1, {FRONT}, frame 6" in err
     assert np.isnan(progress(shared, 1)).all()
     assert all(np.isfinite(progress(shared, index)).all() for index in (0, 2, 3))
@@ -136,7 +136,7 @@ def test_a_task_whose_every_success_is_damaged(cli, shared, options):
     assert embedded(shared) == 2
 
 
-# --- frames that are no numbers
+# --- frames that are not numbers
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def replace_cell(root: Path, column: str, row: int, value: Any) -> None:
-    """Change one value of the second episode's rows."""
+    """Changes one value of the second episode's rows."""
     path = sorted((root / "data").rglob("*.parquet"))[1]
     table = pq.read_table(path)
     cells = table[column].to_pylist()
@@ -236,7 +236,7 @@ def test_an_episode_of_one_frame_has_no_progress_and_the_others_do(cli, tmp_path
     root = record_squares(tmp_path / "d", [*SQUARES, ("go right", 1, 0.5, False), ("go right", 1, 1.0, True)])
     code, out, err = cli("score-dataset", root, *options)
     assert code == 0, err
-    assert "5 episodes embedded now" in out  # the last two are the same picture
+    assert "5 episodes embedded now" in out  # the last two frames are the same picture
     assert "progress of 2 episodes is undefined" in err
     assert "[4, 5]" in err
     assert np.isnan(progress(root, 4)).all()
@@ -387,7 +387,7 @@ def disks(shared_squares, tiny_encoder_folder, tmp_path_factory) -> dict[str, Di
 
 
 def assert_failed(disk: Disk, *says: str) -> None:
-    """Exit code 1 and one line of error."""
+    """Asserts exit code 1 and one error line that contains each of `says`."""
     lines = [line for line in disk.err.splitlines() if line.startswith("error:")]
     assert disk.code == 1, disk.err
     assert len(lines) == 1, disk.err
@@ -399,7 +399,7 @@ def assert_failed(disk: Disk, *says: str) -> None:
 def test_a_dataset_on_a_read_only_disk(disks):
     assert_failed(disks["new"], "read-only file system", "score a copy")
     assert not (disks["new"].root / "srpo").exists()
-    # All is embedded: only the tables cannot be written.
+    # All episodes are embedded. Only the tables cannot be written.
     assert_failed(
         disks["scored"], "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset"
     )
@@ -407,5 +407,5 @@ def test_a_dataset_on_a_read_only_disk(disks):
 
 
 def test_a_dataset_on_a_full_disk(disks):
-    """60 kB are too few for embeddings, tables and pictures together."""
+    """60 kB are too little for embeddings, tables and pictures together."""
     assert_failed(disks["full"], "no space left", "free some space")

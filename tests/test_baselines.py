@@ -123,7 +123,8 @@ def test_a_prefix_of_at_most_its_clip_is_the_cumulative_mean_of_all_its_frames()
 
 def test_pixel_encoders_differ_in_identity_by_what_they_embed():
     assert len({PixelMean(32).identity, PixelMean(16).identity, PixelFrame(32).identity}) == 3
-    assert PixelMean(32, 10).identity == PixelMean(32, 64).identity  # the clip is in the windows, not in the encoder
+    # the clip length belongs to the windows, not to the encoder
+    assert PixelMean(32, 10).identity == PixelMean(32, 64).identity
     with pytest.raises(UsageError, match="images of 0 px"):
         PixelMean(0)
 
@@ -142,7 +143,7 @@ def test_pixel_progress_by_hand():
     assert curves[0].distance[10:].tolist() == [4, 1, 0]  # L1, not L2
     assert curves[0].progress[10:].tolist() == [0, 0.75, 1]
     assert curves[1].progress[-1] == 1.0
-    # the failure: to the nearest success's last frame, (2, 2) or (3, 4)
+    # the failure's distance is to the nearest last frame of a success, (2, 2) or (3, 4)
     assert curves[2].distance[10:].tolist() == [4, 1, 1]
     assert curves[2].progress[10:].tolist() == [0, 0.75, 0.75]
     assert np.isnan(curves[0].distance[:10]).all()
@@ -191,7 +192,7 @@ def test_the_time_index_has_a_perfect_shape_and_an_auc_of_one_half():
 
 
 def clips_seen(name: str, length: int = 12, spec: ScoringConfig = SPEC, seed: int = 0) -> np.ndarray:
-    """Frame numbers that the encoder saw, (n, F)."""
+    """Returns the frame numbers that the encoder saw, (n, F)."""
     encoder = Transformed(LastFrames(), name, seed)
     return embed_frames(encoder.prepare(numbered(length)), encoder, spec).embeddings.astype(int) - 1
 
@@ -270,7 +271,7 @@ def test_an_encoder_that_holds_frames_sees_the_same_as_one_that_does_not(name):
 
 
 def test_shuffling_does_not_change_a_mean_image():
-    """Shuffled frames of the pixel mean are the pixel mean: the control is identical by definition."""
+    """The pixel mean of shuffled frames is the pixel mean, so this control equals the baseline by definition."""
     encoder, video = PixelMean(8, frames=16), noise_video(30)
     plain = embed_frames(video, encoder, ScoringConfig(windows="dense")).embeddings
     assert embed_frames(

@@ -21,7 +21,7 @@ RULES = ScoringConfig(profile="loo")
 
 
 def line(index: int, reach: float, success: bool, length: int = 20) -> tuple[Episode, WindowEmbeddings]:
-    """Windows of an episode with embeddings that go from (1, 0) towards (1, reach)."""
+    """Returns windows of an episode with embeddings that go from (1, 0) towards (1, reach)."""
     ends = np.arange(10, length)
     along = reach * ends / (length - 1) + 0.01 * index
     return (
@@ -69,7 +69,7 @@ def test_the_worst_gain_is_the_deepest_fall_over_a_chunk():
     value = np.array([0.0, 0.5, 0.9, 0.2, 0.3, 1.0])
     assert worst_gains([value], 1)[0] == pytest.approx(-0.7)
     assert worst_gains([value], 2)[0] == pytest.approx(-0.6)  # 0.9 -> 0.3
-    assert np.isnan(worst_gains([value, value * np.nan], 6)).all()  # no chunk, no value
+    assert np.isnan(worst_gains([value, value * np.nan], 6)).all()  # without a chunk there is no value
     with pytest.raises(UsageError, match="horizon"):
         worst_gains([value], 0)
 
@@ -86,7 +86,7 @@ def test_a_value_that_is_the_oracle_agrees_with_it():
     assert rows[0].chunks.pooled.value == pytest.approx(1.0)
 
 
-# --- as typed -----------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_benchmark_and_audit_of_a_scored_dataset(labelled_dataset, tmp_path, cli
     )
     assert code == 0, err
     content = json.loads(out_json.read_text())
-    assert content["encoder"]["name"] == str(tiny_encoder_folder)  # as it was scored
+    assert content["encoder"]["name"] == str(tiny_encoder_folder)  # the encoder of the score
     names = [row["scorer"] for row in content["rows"]]
     assert names == ["paper", "loo", "paper, nearest", "pixel-last10", "frozen-tail", "pixel"]
     assert len(content["alpha"]) == 5
@@ -135,7 +135,7 @@ def test_training_by_advantage_asks_for_the_audit(labelled_dataset, cli, tmp_pat
     refused(cli(*command), "never audited", "srpo-robot audit", "--accept-audit")
     assert cli("audit", labelled_dataset, "--resamples", "20", "--level", "0.000001")[0] == 1
     code, _, err = cli(*command)
-    assert code == 1  # the recipe's level is its own, and a control is not beaten by 8 squares and random weights
+    assert code == 1  # the recipe has its own level, and random weights on 8 squares do not beat a control
     assert "the audit failed" in err
     assert "--accept-audit" in err
     assert not (tmp_path / "out").exists()

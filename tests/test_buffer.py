@@ -99,7 +99,7 @@ def test_real_video_and_real_images():
     assert images.frames(images.episodes[7], images.camera(None)).shape == (10, 64, 64, 3)
 
 
-# --- folders that are no dataset
+# --- folders that are not a dataset
 
 
 def test_a_folder_that_is_not_a_dataset(tmp_path):
@@ -241,10 +241,10 @@ def test_a_finished_episode_is_whole_on_disk_while_the_next_is_recorded(tmp_path
         recorder.begin()
         frame = moving_square(1, 0.0)[0]
         recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")
-        half_way = open_buffer(root)  # the state that a reader, or a crash now, would leave
+        half_way = open_buffer(root)  # the folder as a reader, or a crash at this moment, would see it
         assert len(half_way.episodes) == 1
         assert len(half_way.frames(half_way.episodes[0], half_way.cameras[0])) == 24
-    assert recorded_episodes(root) == 1  # the one without a verdict is not kept
+    assert recorded_episodes(root) == 1  # the episode without a verdict is not kept
 
 
 def test_void_episodes_leave_nothing_behind(tmp_path):

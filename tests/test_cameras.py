@@ -32,7 +32,7 @@ class Device:
         self.picture = np.zeros((height, width, 3), dtype=np.uint8)
         self.noisy = True
         self.is_there = True
-        self.go = threading.Event()  # cleared: `read` blocks, as a stalled camera does
+        self.go = threading.Event()  # if cleared, `read` blocks like a stalled camera
         self.go.set()
         self.released = False
         self.values: dict[int, float] = {cv2.CAP_PROP_EXPOSURE: 156.0, cv2.CAP_PROP_GAIN: 3.0}
@@ -59,7 +59,7 @@ class Device:
     def set(self, propId: int, value: float) -> bool:  # noqa: N803 (OpenCV's own name)
         if propId in self.obeys:
             self.values[propId] = value
-        return True  # as most drivers say, whatever they did
+        return True  # most drivers return True even if they ignored the setting
 
     def release(self) -> None:
         self.released = True
@@ -123,7 +123,7 @@ def test_any_picture_is_brought_to_the_recipes_size_without_stretching(height, w
     with over(device) as cameras:
         image = cameras.read(10.0)["front"].image
     assert image.shape == (12, 16, 3)
-    assert int(image[6, 8, 0]) == pytest.approx(127, abs=12)  # the middle stays the middle
+    assert int(image[6, 8, 0]) == pytest.approx(127, abs=12)  # the middle of the picture stays in the middle
     rows, columns = min(height, width * 12 / 16), min(width, height * 16 / 12)
     assert rows / columns == pytest.approx(12 / 16)
     span = float(image[6, -1, 0]) - float(image[6, 0, 0])  # both cropped sides are invisible

@@ -128,7 +128,7 @@ def test_scoring_writes_tables_picture_and_summary(cli, squares_copy, tiny_encod
     assert "4 episodes, 84 frames, 4 episodes embedded now" in out
     for name in ("progress.parquet", "curves.png"):
         assert (squares_copy / "srpo" / name).stat().st_size > 0
-    assert not (squares_copy / "srpo" / "advantage.parquet").exists()  # `weights` and `train-awr` write it
+    assert not (squares_copy / "srpo" / "advantage.parquet").exists()  # only `weights` and `train-awr` write it
     task = json.loads(path.read_text())["tasks"]["go right"]
     assert (task["episodes"], task["successes"], task["clusters"]) == (4, 2, [2])
     assert task["final_progress_success"] == 1.0
@@ -176,7 +176,7 @@ def test_cameras_are_combined_and_the_store_lists_its_entries(cli, squares_copy,
     for cameras in (("front",), ("side",), ("front", "side")):
         assert cli(*score, *(word for name in cameras for word in ("--camera", name)))[0] == 0
         distances.append(read_progress(open_buffer(squares_copy))["distance"])
-    # of a success: the distances to its own end
+    # episode 0 is a success: the distances up to its own end
     front, side, combined = (values[np.isfinite(distances[0])][:18] for values in distances)
     scored_frames = read_progress(open_buffer(squares_copy))["scored"][np.isfinite(distances[0])][:18]
     assert combined[scored_frames] == pytest.approx(np.hypot(front, side)[scored_frames], rel=1e-5, abs=1e-6)
@@ -184,7 +184,7 @@ def test_cameras_are_combined_and_the_store_lists_its_entries(cli, squares_copy,
     assert code == 0
     assert "0 entries" in out
     path = sorted((squares_copy / "videos" / "observation.images.side").rglob("*.mp4"))
-    shutil.copy(path[0], path[1])  # another video than was embedded
+    shutil.copy(path[0], path[1])  # not the video that was embedded
     code, out, _ = cli("store", squares_copy, "--prune")
     assert code == 0
     assert "1 entries" in out

@@ -84,7 +84,7 @@ def test_different_layouts_are_not_paired():
     assert result.paired is None
     assert not result.by_layout
     assert result.effect == result.unpaired
-    assert result.interim.pairs == 20  # in order, for want of layouts
+    assert result.interim.pairs == 20  # paired in order, because no layouts match
 
 
 @settings(max_examples=40, deadline=None)
@@ -262,7 +262,7 @@ def test_a_difference_that_is_too_large_gets_a_hint(cli, tmp_path):
 
 
 def study_of(folder: Path, blind: bool, rows: int) -> Path:
-    """A study of two policies on ten layouts. "better" succeeds on all of them, "worse" on none."""
+    """Makes a study of two policies on ten layouts. "better" succeeds on all of them, "worse" on none."""
     protocol = draw_protocol("mock", ["apple"], ["worse", "better"], 10, 3, lambda task, seed: {"task": task})
     study = begin_study(folder, protocol, blind)
     for row in study.pending()[:rows]:
@@ -281,7 +281,7 @@ def test_a_blind_study_keeps_its_names_to_itself_until_its_end(cli, tmp_path):
     assert "better succeeds 100 points more often" in cli("compare", tmp_path / "half", "--unblind")[1]
     code, out, _ = cli("compare", study_of(tmp_path / "whole", True, 20))
     assert code == 0
-    assert "better succeeds 100 points more often than worse" in out  # the first that was named is the baseline
+    assert "better succeeds 100 points more often than worse" in out  # the policy named first is the baseline
     assert "stop, the difference is shown, since number 8" in out  # 2^8 / 9 > 20
 
 

@@ -126,7 +126,7 @@ def open_sockets() -> set[str]:
 def test_starting_and_stopping_leaves_no_thread_and_no_socket(stepped: bool) -> None:
     sockets, threads = open_sockets(), set(threading.enumerate())
     host = free_host()
-    for _ in range(3):  # the same ports again, at once
+    for _ in range(3):  # the same ports are free again at once
         with (
             ControllerServer(KinematicPlant(HOME), host=host, stepped=stepped) as server,
             Client(server) as client,
@@ -345,7 +345,7 @@ def test_a_reset_breaks_connections_and_new_ones_are_taken(server: ControllerSer
         with pytest.raises(ConnectionResetError):
             listener.socket.recv(1)
     with Client(server) as client:
-        assert client.ask(GET_STATE).data == b"\x02"  # the arm did not notice
+        assert client.ask(GET_STATE).data == b"\x02"  # the arm kept its state
 
 
 def test_stale_reports_repeat_themselves_and_silent_ones_stop(server: ControllerServer) -> None:

@@ -32,7 +32,7 @@ LINE, JOINTS, GO_HOME, SERVO, SERVO_POSE, RELATIVE = 21, 23, 25, 29, 30, 83
 
 
 class Rig:
-    """A controller with an ideal arm, spoken to in requests."""
+    """A controller with an ideal arm. Tests drive it by requests."""
 
     def __init__(self, mode: int | None = 0, joints: np.ndarray = HOME) -> None:
         self.plant = KinematicPlant(joints)
@@ -51,7 +51,7 @@ class Rig:
         self.ask(SET_STATE, bytes([0]))
 
     def run(self, seconds: float) -> np.ndarray:
-        """Measured joints after each tick, (n, 7)."""
+        """Returns the measured joints after each tick, (n, 7)."""
         rows = []
         for _ in range(round(seconds / DT_S)):
             self.c.advance(DT_S)
@@ -59,7 +59,7 @@ class Rig:
         return np.array(rows)
 
     def move(self, function: int, shift: float = 0.05) -> Reply:
-        """Sends a small move as `function` does it."""
+        """Sends a small move with the parameters of `function`."""
         if function == JOINTS:
             return self.ask(JOINTS, HOME + shift, 1.0, 10.0, 0.0)
         if function == SERVO:
@@ -232,7 +232,7 @@ def test_a_pressed_emergency_stop_cannot_be_cleaned_away(code: int) -> None:
     rig.recover(0)
     assert (rig.c.error, rig.c.state, rig.c.enabled) == (code, 4, False)
     rig.c.release()
-    assert rig.c.error == code  # released is not cleaned
+    assert rig.c.error == code  # releasing the button does not clear the error
     rig.recover(0)
     assert (rig.c.error, rig.c.state, rig.c.enabled) == (0, 2, True)
 
@@ -343,7 +343,7 @@ def test_servo_follows_the_newest_target_and_rests_at_the_last_one() -> None:
     for i in range(1, 51):
         assert rig.ask(SERVO, HOME + 0.01 * i * np.eye(7)[0], np.zeros(3)).status == 0
         rig.run(0.008)
-    path = rig.run(1.0)  # the stream is dead
+    path = rig.run(1.0)  # the stream has stopped
     assert path[-1] == pytest.approx(HOME + 0.5 * np.eye(7)[0], abs=1e-7) and rig.c.state == 2
     assert path[:, 0].max() < 0.5 + 1e-4
 
@@ -528,7 +528,7 @@ def test_a_gripper_that_is_off_or_faulty_does_not_move() -> None:
     off.rtu(RegisterWrite(8, 0x0700, words(0)))
     off.rtu(RegisterWrite(8, 0x0100, (1,)))
     off.run(1.0)
-    assert off.c.gripper.measured_m == 0.085  # earlier writes are not made up for
+    assert off.c.gripper.measured_m == 0.085  # earlier writes are not repeated
     rig = gripper()
     rig.c.gripper.fail(11)
     rig.rtu(RegisterWrite(8, 0x0700, words(0)))
@@ -540,7 +540,7 @@ def test_a_gripper_that_is_off_or_faulty_does_not_move() -> None:
     rig.rtu(RegisterWrite(8, 0x0700, words(0)))
     rig.run(1.0)
     assert rig.c.gripper.measured_m == 0.0
-    assert rig.c.error == 0  # the arm does not care
+    assert rig.c.error == 0  # the arm is not affected
 
 
 def test_a_dead_tool_bus_is_c19_and_an_answer_without_frame() -> None:

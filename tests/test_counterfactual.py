@@ -42,7 +42,7 @@ def video(length: int, seed: int = 0) -> np.ndarray:
 
 
 def frames_match_their_sources(variant: Variant, source: np.ndarray, donor: np.ndarray | None = None) -> bool:
-    """Every frame equals its named source frame and comes from one of the two episodes."""
+    """Returns whether every frame equals its named source frame. Asserts that it comes from one of the two episodes."""
     assert len(variant.source) == len(variant.donor) == len(variant.frames)
     assert ((variant.source == ELSEWHERE) != (variant.donor == ELSEWHERE)).all()
     assert 0 <= variant.ceiling < len(source)
@@ -227,7 +227,7 @@ def test_a_missing_score_stays_missing():
 
 
 def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
-    """Through the real pipeline: the last pixels against the successes, and the clock."""
+    """Runs the real pipeline with two scores: the last pixels against the successes, and the time index."""
     encoder, spec = (
         PixelMean(16),
         ScoringConfig(windows="dense", min_window=4, frames_per_clip=2, window_shape="recent"),
@@ -251,12 +251,14 @@ def test_an_honest_score_does_not_over_reward_and_one_that_counts_time_does():
         honest = over_reward(float(curve.progress[-1]), variant, source, failure)
         assert honest < 0.05, variant.name
     clock = time_curves([*episodes, *extra])
-    for variant, curve in zip(changes[:3], clock[5:], strict=False):  # the failure's own end is late too: no donor
+    for variant, curve in zip(
+        changes[:3], clock[5:], strict=False
+    ):  # without the failure donor: its own end is late too
         assert over_reward(float(curve.progress[-1]), variant, clock[0].progress) > 0.3, variant.name
 
 
 def test_a_variant_is_not_measured_against_its_source_episode():
-    """A variant that is its source to the bit is at distance 0 from it, unless the group is left out."""
+    """A variant identical to its source would be at distance 0 from it if the group were not left out."""
     source = Episode(index=3, task="go", length=5, fps=10.0, first_frame=0, cameras=("c",), success=True)
     other_episodes = [
         Episode(index=i, task="go", length=5, fps=10.0, first_frame=0, cameras=("c",), success=True) for i in (4, 5)

@@ -27,7 +27,7 @@ from srpo_robot.buffer.decode import Video, image_chunks, joined, video_chunks, 
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import UndecodableFrame
 
-os.environ.setdefault("SVT_LOG", "1")  # errors only, in the child processes too
+os.environ.setdefault("SVT_LOG", "1")  # only errors are logged, also in child processes
 
 FPS, LENGTH, WIDTH, HEIGHT = 10, 30, 96, 64
 AV1 = ("libsvtav1", {"g": "2", "crf": "30", "preset": "12"})
@@ -64,7 +64,7 @@ def by_pyav(monkeypatch):
 
 
 def span(path: Path, first: int = 0, end: int = LENGTH) -> Video:
-    """Frames first .. end - 1 of a file, as an episode."""
+    """Returns frames first .. end - 1 of a file as an episode."""
     return Video(name="episode 7, front", path=path, start_s=first / FPS, end_s=end / FPS, length=end - first, fps=FPS)
 
 
@@ -77,7 +77,7 @@ def shrink(chunk: np.ndarray) -> np.ndarray:
 
 
 def packets(path: Path) -> list[tuple[int, int]]:
-    """Where each frame's bytes are in the file, in the order shown: (position, size)."""
+    """Returns (position, size) of each frame's bytes in the file, in display order."""
     with av.open(str(path)) as container:
         rows = [(packet.pts or 0, packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
     return [(position, size) for _, position, size in sorted(rows)]
@@ -115,7 +115,7 @@ def test_no_chunk_is_kept(files):
 def test_memory_is_one_chunk_and_its_result(tmp_path):
     path = write_video(tmp_path / "wide.mp4", width=1280)
     frame = HEIGHT * 1280 * 3
-    frames(span(path, 0, 1))  # the first call allocates buffers once
+    frames(span(path, 0, 1))  # the first call allocates buffers that stay
     tracemalloc.start()
     small = joined(map(shrink, video_chunks(span(path), 5)), LENGTH)  # a generator would hold on to its chunk
     peak = tracemalloc.get_traced_memory()[1]
@@ -131,7 +131,7 @@ def test_missing_chunks_are_an_error():
 
 @pytest.mark.parametrize("name", ["av1", "h264", "hevc"])
 def test_every_span_of_a_shared_file_is_decoded(files, by_pyav, name):
-    """libav jumps by decoding time, in HEVC's default order too late for a frame just before a keyframe."""
+    """libav seeks by decoding time. In HEVC's default order that is too late for a frame just before a keyframe."""
     whole = frames(span(files[name]))
     for first in range(LENGTH):
         part = span(files[name], first, min(first + 3, LENGTH))
@@ -188,7 +188,7 @@ def child(script: str, *arguments: object, libraries: str = "") -> subprocess.Co
 
 
 def test_damage_in_h264_is_neither_painted_over_nor_a_hang(tmp_path):
-    """Its decoder shows damaged frames, marked, and complains from its threads while the file is being closed."""
+    """The H.264 decoder marks and returns damaged frames, and logs errors from its threads while the file is closed."""
     path = write_video(tmp_path / "long.mp4", ("libx264", {"g": "12", "crf": "18"}), width=320)
     result = child(NOISY, path, FPS, LENGTH)
     assert (result.returncode, result.stderr) == (0, "")
@@ -262,7 +262,7 @@ def test_an_invalid_image_names_its_frame(tmp_path, cell, why):
 
 
 class Fake:
-    """A decoder like torchcodec's that shows black frames, until something is odd."""
+    """A decoder like torchcodec's that returns black frames until the fault `odd` occurs."""
 
     def __init__(self, odd: str) -> None:
         self.odd, self.asked = odd, 0
@@ -345,7 +345,7 @@ print("equal")
 
 
 def bundled_ffmpeg(folder: Path) -> str:
-    """PyAV's own FFmpeg under the names that torchcodec looks for, as a search path. "" if PyAV brings none."""
+    """Returns a search path to PyAV's own FFmpeg under the names that torchcodec looks for. "" if PyAV brings none."""
     bundle = Path(av.__file__).parent.parent / "av.libs"
     for library in bundle.glob("lib*"):
         match = re.fullmatch(r"(lib(?:av\w+|sw\w+))-\w+\.so\.(\d+)[\d.]*", library.name)
@@ -364,7 +364,7 @@ def test_torchcodec_and_pyav_give_the_same_frames_and_the_same_errors(tmp_path):
 
 
 def test_a_torchcodec_that_does_not_load_is_silent(files):
-    """It finds no FFmpeg, or the package is absent: whichever it is here, and if neither, it decodes."""
+    """Covers the case of the installed packages: torchcodec finds no FFmpeg, or the package is absent, or it decodes."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom test_decode import frames, span\n"
         "print(frames(span(Path(sys.argv[1]))).shape)\n"

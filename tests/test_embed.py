@@ -124,7 +124,7 @@ def test_a_nan_embedding_names_its_episode_and_window(buffer, store):
 
 
 class WatchingEncoder(CountingEncoder):
-    """Counts the raw chunks and the prepared episodes that are in memory at a time."""
+    """Counts the raw chunks and the prepared episodes that are in memory at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ def test_each_frame_is_prepared_once_by_another_thread_and_few_are_in_memory(tmp
     assert reports == [(e.index, len(ends(e.length, SPEC))) for e in many.episodes]
     assert (result.computed, result.left_out, len(result.windows)) == (8, {}, 8)
     gc.collect()
-    assert alive(encoder.raw) == alive(encoder.whole) == 0  # nothing outlives its turn
+    assert alive(encoder.raw) == alive(encoder.whole) == 0  # no chunk and no episode stays in memory
     assert max(shape[0] for shape in encoder.calls) <= encoder.batch_clips
     assert decoding_threads() == []
 
@@ -305,7 +305,7 @@ def test_shards_by_hand():
         1,
         1,
         0,
-    )  # 5+3 and 4+3+1: the largest first, each to the rank with the least
+    )  # 5+3 and 4+3+1: the largest episode first, each to the rank with the fewest windows
     assert shards([2, 2, 2], 5) == (0, 1, 2)
     assert shards([], 3) == ()
     with pytest.raises(ValueError, match="0 ranks"):
@@ -356,7 +356,8 @@ def test_a_key_depends_on_every_input_of_an_embedding(buffer):
     ]
     keys = [store_key(encoder, "video", spec) for spec in (SPEC, *other_keys)]
     assert len({*keys, store_key(encoder, "other video", SPEC)}) == len(keys) + 1
-    assert store_key(encoder, "video", replace(SPEC, frames_per_clip=4)) == keys[0]  # the encoder's own F
+    # 4 is the encoder's own number of frames per clip
+    assert store_key(encoder, "video", replace(SPEC, frames_per_clip=4)) == keys[0]
     assert store_key(encoder, "video", ScoringConfig(windows="stride:1", min_window=6)) == keys[-1]
     by_episode = store_keys(buffer, encoder, BOTH, {1: "left out"})
     assert sorted(by_episode) == [0, 2, 3]

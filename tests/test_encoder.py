@@ -128,7 +128,7 @@ def test_checkpoints_of_the_published_shapes_embed_as_transformers_own_model(sha
     sizes = EMBEDDED_CONFIG | SHAPES[shape] | {"num_hidden_layers": 1, "frames_per_clip": 64}
     VJEPA2Model(VJEPA2Config(**sizes)).save_pretrained(tmp_path)
     model = VJEPA2Model.from_pretrained(tmp_path).eval()
-    encoder = load_encoder(str(tmp_path), pool="max")  # a single token that is off shows in the maximum
+    encoder = load_encoder(str(tmp_path), pool="max")  # a single wrong token shows in the maximum
     assert encoder.frames_per_clip == 64
     assert encoder.geometry.tokens(64) == 32 * (256 if encoder.crop_px == 256 else 576)
     clip = encoder.prepare(random_video(4, 480, 640))[None]
@@ -149,12 +149,12 @@ def test_a_clip_of_any_even_length_embeds_as_transformers_own_model(tiny_encoder
     assert encoder.encode(clip[None]) == pytest.approx(reference, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize(("width", "heads"), [(32, 2), (80, 1)])  # heads of 16 and 80: with and without a rest
+@pytest.mark.parametrize(("width", "heads"), [(32, 2), (80, 1)])  # heads of 16 and 80, with and without a remainder
 def test_rotary_tables_give_the_same_output_in_float32(width, heads):
     torch.manual_seed(0)
     sizes = EMBEDDED_CONFIG | {"crop_size": 64, "hidden_size": width, "num_attention_heads": heads}
     model = VJEPA2Model(VJEPA2Config(**sizes)).eval()
-    videos = [torch.randn(2, frames, 3, 64, 64) for frames in (8, 4, 16)]  # shorter and longer than the one before
+    videos = [torch.randn(2, frames, 3, 64, 64) for frames in (8, 4, 16)]  # shorter and longer than the previous video
     with torch.no_grad():
         references = [model.encoder(video).last_hidden_state for video in videos]
         rope = RopeTable(model.encoder.layer[0].attention)
@@ -179,7 +179,7 @@ def test_patches_of_bytes_are_the_patch_convolution_of_normalised_pixels(dtype):
 
 @pytest.mark.parametrize(("tokens", "width"), [(40, 48), (200, 64), (129, 80)])  # one block, four and three
 def test_attention_in_blocks_is_attention(tokens, width, monkeypatch):
-    monkeypatch.setattr("srpo_robot.progress.vjepa2._BLOCK_SCORES", 1)  # so the fewest rows that a block may have
+    monkeypatch.setattr("srpo_robot.progress.vjepa2._BLOCK_SCORES", 1)  # gives the fewest rows that a block may have
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, tokens, 3, width).transpose(1, 2) for _ in range(3))
     output, _ = attend_in_blocks(torch.nn.Identity(), query, key, value, None, 0.2)

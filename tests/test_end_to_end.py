@@ -1,4 +1,4 @@
-"""The loop on the mock arm, with the real parts: record, score, train, run, and round again."""
+"""The loop on the mock arm with the real parts: record, score, train, run, and a second round."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo
     code, out, err = cli("score-dataset", demo / "dataset", "--json", tmp_path / "score.json")
     assert code == 0, err
     assert json.loads((tmp_path / "score.json").read_text())["embedded_now"] == 2
-    # a run that is called again has nothing left to do, another one does not mix in
+    # the same run called again has nothing left to do, and a different run is refused
     assert cli(*command, "--record-to", demo / "dataset")[0] == 0
     assert len(read_trials(tmp_path / "round2")) == 2
     assert len(open_buffer(demo / "dataset").episodes) == before + 2

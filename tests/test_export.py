@@ -27,7 +27,7 @@ from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.progress.pipeline import TABLE, read_progress
 from srpo_robot.recipes import Weighting
 
-VALUES = [np.linspace(0, 1, 9) ** 2, np.linspace(0.6, 0.2, 8)]  # of two episodes: one gets there, one loses ground
+VALUES = [np.linspace(0, 1, 9) ** 2, np.linspace(0.6, 0.2, 8)]  # two episodes: one reaches the end, one falls back
 PLUGIN = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / "lerobot_policy_srpo_awr"
 
 
@@ -67,7 +67,7 @@ def test_rabc_is_lerobots_schema_and_the_dataset_stays_as_it_was(cli, scored_dat
     after = checksums(scored_dataset.root)
     assert {name: sum_ for name, sum_ in after.items() if name in before} == before
     assert len(LeRobotDataset("local/x", root=scored_dataset.root)) == sum(LENGTHS)  # still opens
-    assert cli("export", scored_dataset.root, "--to", "rabc")[0] == 0  # its own file is replaced
+    assert cli("export", scored_dataset.root, "--to", "rabc")[0] == 0  # an export replaces its own file
 
 
 def test_exported_weights_equal_the_training_weights(cli, scored_dataset, tmp_path):
@@ -110,7 +110,7 @@ def test_recap_is_a_column_and_its_text(cli, scored_dataset):
     assert text[-18:] == [""] * 18
     assert text[:66] == [ADVANTAGE_TEXT[label] for label in labels[:66]]
     assert sum(labels[:66]) == pytest.approx(0.4 * 66, abs=1)
-    assert sum(labels[:44]) / 44 > sum(labels[44:66]) / 22  # successes more often
+    assert sum(labels[:44]) / 44 > sum(labels[44:66]) / 22  # successes have positive labels more often
     assert json.loads(metadata(path)[b"srpo"])["positive"] == 0.4
     assert "of the frames are positive" in out
 
@@ -219,12 +219,12 @@ def walks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plugin_folder(tmp_path_factory):
-    """The plugin as pip would install it."""
+    """Returns the folder of the plugin as pip would install it."""
     return unpacked_wheel("lerobot_policy_srpo_awr", tmp_path_factory.mktemp("plugin"))
 
 
 def options_of(walks, output, *options):
-    """Options of stock lerobot-train for three steps."""
+    """Returns options of stock lerobot-train for three steps."""
     return [
         *("--dataset.repo_id=local/walks", f"--dataset.root={walks / 'walks'}", f"--output_dir={output}"),
         *(f"--policy.path={walks / 'pi0'}", "--policy.device=cpu", "--policy.push_to_hub=false"),
@@ -344,7 +344,7 @@ class Unreduced:
 def test_the_plugin_weighs_training_and_not_evaluation(cli, walks, weighter, tmp_path):
     import torch
 
-    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3)[0] == 0  # the default place is found
+    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3)[0] == 0  # the default path is used
     weights = pq.read_table(walks / "walks" / "srpo" / "awr_weights.parquet")["weight"].to_numpy()
     policy = Policy(torch.tensor([1.0, 2.0]))
     sample_weighter = make(walks, policy)
@@ -359,7 +359,7 @@ def test_the_plugin_weighs_training_and_not_evaluation(cli, walks, weighter, tmp
         sample_weighter.compute_batch_weights({"index": torch.tensor([17])})
     with pytest.raises(ValueError, match="no 'index'"):
         sample_weighter.compute_batch_weights({})
-    policy.forward = Policy.forward.__get__(policy)  # something takes the weights off again
+    policy.forward = Policy.forward.__get__(policy)  # the weights are removed again
     sample_weighter.compute_batch_weights(batch)
     policy.forward(batch, reduction="none")
     with pytest.raises(RuntimeError, match="does not apply the weights"):

@@ -43,7 +43,7 @@ def buffer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def memorising_policy(buffer):
-    """A pi0-FAST that knows four chunks by heart, their batch, and its processors."""
+    """Returns a pi0-FAST policy that memorised four chunks, their batch, and its processors."""
     policy, preprocessor, postprocessor = policies.build_policy(FAST, buffer)
     batch = preprocessor(TrainingSet(buffer, 4).__getitems__([0, 1, 2, 3]))
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
@@ -270,7 +270,7 @@ def test_tokens_encode_the_normalised_chunk_that_the_policy_sees(buffer, memoris
 
 
 def test_few_state_values_are_clipped(buffer, memorising_policy):
-    """There are 256 bins from -1 to 1. Scaled by mean and deviation, a third of normal values would fall outside."""
+    """There are 256 bins from -1 to 1. Scaled by mean and deviation, a third of normal values would be clipped."""
     _, _, preprocessor, _ = memorising_policy
     normal = next(s for s in preprocessor.steps if "Normalizer" in type(s).__name__)
     batch = {"observation.state": torch.from_numpy(buffer.column("observation.state"))}
@@ -288,7 +288,7 @@ def test_memorised_chunks_are_decoded_up_to_rounding(memorising_policy):
 
 
 def damaged(kind: str, tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    row = tokens[0, 1 : int(counts[0].sum())].tolist()  # as generated: without the first, which is given
+    row = tokens[0, 1 : int(counts[0].sum())].tolist()  # the generated tokens: the first token is given
     new_row = {
         "no prefix": row[2:],
         "empty": [*row[:2], row[-1]],
@@ -336,7 +336,8 @@ def test_decoding_takes_the_best_token_that_can_become_a_chunk(buffer, memorisin
     first_rows = {
         key: value[:2] if isinstance(value, torch.Tensor) else value for key, value in observation_batch.items()
     }
-    assert torch.equal(policy.predict_action_chunk(first_rows), free(policy, first_rows))  # frames that it learnt
+    # on frames that the policy memorised
+    assert torch.equal(policy.predict_action_chunk(first_rows), free(policy, first_rows))
     assert not policy.model.paligemma_with_expert.paligemma.lm_head._forward_hooks
 
 
@@ -354,7 +355,7 @@ def test_coefficients_of_byte_level_tokens_add_up_to_those_of_the_text():
 
 
 def test_lerobot_would_move_to_the_mean_pose(memorising_policy):
-    """Why the errors above are there: garbage is a chunk of zeros, which is the dataset's mean after unnormalising."""
+    """Shows why the errors above exist: lerobot decodes garbage to zeros, which unnormalise to the dataset's mean."""
     policy, _, _, _ = memorising_policy
     assert not PI0FastPolicy.decode_actions_with_fast(policy, cast("Any", [torch.tensor([-3])]), 4, 4).any()
     assert not PI0FastPolicy.decode_actions_with_fast(
@@ -445,7 +446,7 @@ def test_targets_that_name_no_layer_are_one_line(buffer, targets):
     [("pi0", "PI0Pytorch", 41), ("pi05", "PI05Pytorch", 40), ("pi0_fast", "PI0FastPytorch", 36)],
 )
 def test_default_targets_name_layers_of_the_full_size(name, model, layers):
-    """Query and value of 18 layers, and pi0's and pi0.5's layers into and out of the expert."""
+    """Targets are query and value of 18 layers, and pi0's and pi0.5's layers into and out of the expert."""
     kind, module = family(name), import_module(f"lerobot.policies.{name}.modeling_{name}")
     with torch.device("meta"):
         whole = torch.nn.ModuleDict({"model": getattr(module, model)(kind.config(device="cpu"))})

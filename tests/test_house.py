@@ -113,7 +113,7 @@ def test_functions_fit_on_a_screen():
 
 
 def is_typer_command(path: Path, node: Function) -> bool:
-    """Whether Typer calls this function of cli/app.py itself, with one parameter per option."""
+    """Returns whether Typer calls this function of cli/app.py itself, with one parameter per option."""
     if path != ROOT / "srpo_robot" / "cli" / "app.py":
         return False
     decorators = [ast.unparse(decorator) for decorator in node.decorator_list]

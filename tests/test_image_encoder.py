@@ -112,7 +112,7 @@ def test_embeddings_equal_those_of_transformers_processor_and_model(folders, nam
     assert encoder.pooling == pooling
     assert (prepared.dtype, embeddings.dtype, embeddings.shape) == (np.uint8, np.float32, (4, width))
     assert embeddings == pytest.approx(reference(folders / name, frames, pooling), rel=1e-3, abs=1e-5)
-    assert np.ptp(embeddings, axis=0).max() > 1e-4  # frames that differ are not one point
+    assert np.ptp(embeddings, axis=0).max() > 1e-4  # different frames have different embeddings
 
 
 def test_only_the_last_frame_of_a_clip_counts(folders):

@@ -22,7 +22,7 @@ FRAMES = [0, 5, 9, 3]  # episodes of 7 and 5 frames, chunks of 4: 5 and 9 are cu
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Per family: a policy, and a function from frames to a preprocessed batch."""
+    """Returns per family a policy and a function from frames to a preprocessed batch."""
     buffer = record_dataset(tmp_path_factory.mktemp("losses") / "walks")
     samples, families = TrainingSet(buffer, 4), {}
 
@@ -115,7 +115,7 @@ def test_trained_padding_is_lerobots_loss(tiny, name):
     reference, _ = lerobots.forward(policy, plain, reduction="none")
     assert torch.equal(loss, reference)
     torch.manual_seed(3)
-    mean, _ = policy(plain)  # as lerobot's own trainer calls it
+    mean, _ = policy(plain)  # the call of lerobot's own trainer
     torch.testing.assert_close(loss.mean(), mean)
 
 
@@ -222,7 +222,7 @@ def test_logits_are_made_a_slice_of_real_tokens_at_a_time(tiny, monkeypatch):
     handle = head.register_forward_hook(lambda _, inputs, __: rows.append(tuple(inputs[0].shape)))
     loss_rows = per_sample_loss(policy, batch, TRAINED)
     handle.remove()
-    tokens = int((batch["action.token_mask"].sum(1) - 1).sum())  # the first is given
+    tokens = int((batch["action.token_mask"].sum(1) - 1).sum())  # the first token is given
     assert sum(row[0] for row in rows) == tokens
     assert all(len(row) == 2 and row[0] <= 7 for row in rows)
     torch.testing.assert_close(loss_rows, whole)

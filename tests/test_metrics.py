@@ -218,7 +218,7 @@ def test_a_constant_score_separates_nothing_and_has_no_smd():
 
 
 def test_a_separation_without_spread_is_perfect_and_its_smd_undefined():
-    """As in profile `paper`: every success ends at exactly 1."""
+    """Every success ends at exactly 1, as in profile `paper`."""
     table = separation(np.array([1.0] * 8 + [0.2] * 3), [True] * 8 + [False] * 3, Resampling(100, 999))
     assert table.estimates["auc"].value == 1.0
     assert table.estimates["js"].value == pytest.approx(math.log(2))
@@ -320,7 +320,7 @@ def test_bootstrap_draws_are_the_statistic_of_real_resamples():
 
 
 def test_the_bootstrap_interval_of_auc_covers_its_truth():
-    """Two normals one deviation apart: the true AUC is Phi(1/sqrt 2). Promised: 95 %."""
+    """Two normals one deviation apart have the true AUC Phi(1/sqrt 2). The interval promises 95 %."""
     truth = 0.5 * math.erfc(-1.0 / 2.0)
     rng, inside = np.random.default_rng(0), 0
     for _ in range(200):
@@ -367,7 +367,7 @@ def test_a_score_that_is_wrong_has_no_small_p():
 
 def test_a_paired_difference_is_tighter_than_two_intervals():
     final, success = draw(2, 0.08)
-    worse = final - 0.02 * np.array(success)  # the same score, a little worse
+    worse = final - 0.02 * np.array(success)  # the same score, but successes score 0.02 less
     alone = separation(final, success, FEW).estimates["auc"]
     difference = auc_difference(final, worse, success, FEW)
     assert difference.value == pytest.approx(alone.value - separation(worse, success, NONE).estimates["auc"].value)

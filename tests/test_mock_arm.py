@@ -28,7 +28,7 @@ def assert_inside(command: ArmCommand, limits: Limits) -> None:
 
 
 def capture(arm: MockArm, monkeypatch: pytest.MonkeyPatch) -> list[ArmCommand]:
-    """What reaches the motors, in place of physics."""
+    """Replaces physics by a list of the commands that reach the motors. Returns the list."""
     driven: list[ArmCommand] = []
     monkeypatch.setattr(arm.sim, "step", lambda command, period_s: driven.append(command))
     return driven

@@ -43,7 +43,7 @@ def test_the_arm_reaches_its_command(sim: CellSim) -> None:
     sim.reset(tasks.layout(TASK, 0), HOME)
     goal = HOME.joints_rad + np.array([0.2, 0.1, -0.1, 0.1, 0.1, -0.1, 0.2])
     hold(sim, ArmCommand(goal, 0.085), 10)
-    assert np.abs(sim.state().joints_rad - goal).max() < 2e-3  # gravity is compensated: no sag
+    assert np.abs(sim.state().joints_rad - goal).max() < 2e-3  # gravity is compensated, so the arm does not sag
 
 
 @pytest.mark.parametrize("opening", [0.0, 0.02, 0.06, 0.085])

@@ -1,4 +1,4 @@
-"""The scripted expert of every task: it succeeds, recovers, and fails as it is told."""
+"""The scripted expert of every task: it succeeds, recovers, and fails as planned."""
 
 import dataclasses
 from collections.abc import Callable
@@ -163,7 +163,7 @@ def test_refusals_say_what_would_work() -> None:
 def test_each_strategy_does_its_task(name: str, strategy: str, seed: int) -> None:
     result = run(seed, Failure.NONE, 0.006, task=OTHERS[name], strategy=strategy)
     assert result.success and result.score >= 0.95
-    assert len(result.actions) * 0.1 < OTHERS[name].time_limit_s  # a trial has the time
+    assert len(result.actions) * 0.1 < OTHERS[name].time_limit_s  # it fits into the time limit of a trial
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -186,7 +186,7 @@ def test_strategies_move_differently() -> None:
     assert max(carry_heights["around"]) > max(carry_heights["direct"]) + 0.04
     lay, flip = (run(0, Failure.NONE, 0.0, task=OTHERS["fold-towel"], strategy=way) for way in ("lay", "flip"))
     folding = [result.phases.count(ExpertStage.FOLD) for result in (lay, flip)]
-    assert folding[1] < 0.8 * folding[0]  # it lets the flap fall
+    assert folding[1] < 0.8 * folding[0]  # `flip` lets the flap fall
 
 
 def test_a_missed_lane_leaves_ink_and_a_lifted_eraser_more() -> None:

@@ -1,4 +1,4 @@
-"""What stands on the tables of the tasks: that it behaves as the thing it stands for, and is seen by every renderer."""
+"""Objects of the tasks behave like the things that they model, and every renderer shows them."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def laid_out(name: str, seed: int = 0) -> CellSim:
 
 
 def reach(sim: CellSim, x_m: float, y_m: float, z_m: float, opening_m: float = 0.024, seconds: float = 1.0) -> None:
-    """Go there in a straight line of joint space, and settle."""
+    """Moves there in a straight line of joint space and settles."""
     limits = HARDWARE.limits
     solution = kinematics.inverse(
         np.array([x_m, y_m, z_m]),
@@ -232,7 +232,7 @@ def test_renderers_agree_on_every_task(name: str, monkeypatch: pytest.MonkeyPatc
     assert difference.mean() < 4.0 and np.median(difference) <= 2
 
 
-COLOURS = {  # RGB of the things that both cameras must show, and the least number of pixels
+COLOURS = {  # RGB and least number of pixels of the things that both cameras must show
     "put-apple": {"apple": ((204, 15, 20), 40), "pear": ((173, 204, 31), 30)},
     "put-pear": {"apple": ((204, 15, 20), 40), "pear": ((173, 204, 31), 30)},
     "fold-towel": {"towel": ((26, 140, 153), 150), "hem": ((250, 230, 77), 20)},

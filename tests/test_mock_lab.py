@@ -1,4 +1,4 @@
-"""The mock lab: its recipe, its judge, its command, and that it leaves nothing behind."""
+"""The mock lab: its recipe, its judge, its command and its cleanup."""
 
 from __future__ import annotations
 

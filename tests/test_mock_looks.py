@@ -161,7 +161,7 @@ def test_a_wider_lens_shrinks_the_picture(rays: None) -> None:
 
 
 def _apple(sim: CellSim) -> np.ndarray:
-    """Row and column of the apple's middle in the front camera."""
+    """Returns row and column of the apple's middle in the front camera."""
     image = sim.render("front").astype(int)
     red = (image[..., 0] > 80) & (image[..., 1] < 50) & (image[..., 2] < 60)
     return np.array([pixels.mean() for pixels in np.nonzero(red)])

@@ -42,13 +42,13 @@ def pictures(backend: str, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> di
 
 
 def red(image: np.ndarray) -> np.ndarray:
-    """Pixels of the apple: much red, little else."""
+    """Returns the mask of the apple's pixels: much red, little else."""
     channels = image.astype(int)
     return (channels[..., 0] > 80) & (channels[..., 1] < 50) & (channels[..., 2] < 60)
 
 
 def green(image: np.ndarray) -> np.ndarray:
-    """Pixels of the pear: red and green, no blue."""
+    """Returns the mask of the pear's pixels: red and green, no blue."""
     channels = image.astype(int)
     return (channels[..., 1] > 90) & (channels[..., 2] < 60) & (channels[..., 1] > channels[..., 0])
 

@@ -1,4 +1,4 @@
-"""The scripts that make data in the mock cell and time it, run as a user runs them, as small as they go."""
+"""Runs the scripts that make data in the mock cell and time it. Sizes are as small as possible."""
 
 from __future__ import annotations
 

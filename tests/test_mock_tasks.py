@@ -144,7 +144,7 @@ def test_stage_never_falls_as_the_gripper_nears_the_apple(height_1: float, heigh
 
 
 def facts(**values: object) -> SceneFacts:
-    """Facts of which only some matter."""
+    """Returns scene facts. Values that are not given have no effect on the test."""
     nowhere = {"tcp_m": np.zeros(3), "gripper_m": 0.085, "objects_m": {}, "speeds_m_s": {}, "plate_m": np.zeros(2)}
     return SceneFacts(**(nowhere | values))  # pyright: ignore[reportArgumentType]
 

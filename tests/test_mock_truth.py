@@ -1,4 +1,4 @@
-"""The recorded truth of the mock cell, and with it the method on trial with a perfect encoder."""
+"""The recorded truth of the mock cell, and the method evaluated on it with a perfect encoder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ HORIZON = 9
 
 
 class Planned:
-    """The expert, with a failure that is told by the seed: 30 successes and 5 of each kind."""
+    """The expert with a failure planned by the seed: 30 successes and 5 failures of each kind."""
 
     name = "planned"
 
@@ -166,13 +166,13 @@ def test_truth_and_frame_are_of_one_instant_also_after_appending(recording: Buff
     assert len(recording.episodes) == len(PLAN)
     assert list(truth.kind) == [kind.value for kind in PLAN]
     assert set(truth.strategy) == {"direct"}
-    measured = recording.column("observation.state")[:, :3]  # TCP as the arm's encoders have it
+    measured = recording.column("observation.state")[:, :3]  # TCP by the arm's encoders
     assert np.abs(np.concatenate(truth.state)[:, :3] - measured).max() < 2e-3
     assert np.abs(np.concatenate(truth.state)[1:, :3] - measured[:-1]).max() > 0.02  # one frame off would show
     for episode, stage in zip(recording.episodes, truth.stage, strict=True):
         assert len(stage) == episode.length
         assert (stage[-1] == 1.0) == episode.success, episode.index
-        assert truth.score[episode.index].tolist() == (stage == 1.0).tolist()  # done or not, nothing between
+        assert truth.score[episode.index].tolist() == (stage == 1.0).tolist()  # the score is 0 or 1
 
 
 def test_lerobot_reads_the_columns(recording: Buffer) -> None:
@@ -318,7 +318,7 @@ def test_constant_values_are_0_and_unknown_views_are_refused() -> None:
         true_windows(truth, episodes[:1], EVERY_3RD)
 
 
-# --- the method alone on trial
+# --- the method with a perfect encoder
 
 
 def judged(buffer: Buffer, truth: Truth, value: str, **view: Any) -> Scores:
@@ -364,7 +364,7 @@ def test_knn_time_and_knn_return_follow_the_task_and_notice_a_drop(
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
 def test_distance_to_an_end_state_does_not_notice_a_drop(recording: Buffer, truth: Truth, view: StateView) -> None:
-    # Why `phase` and `return` exist: the very progress that tells success from failure at the end.
+    # This is why `knn-time` and `knn-return` exist: the same progress does separate success from failure at the end.
     scores = judged(recording, truth, "progress", view=view)
     assert noticed(recording, truth, scores) < 0.7
     correlation = chunk_correlation(scores.values, truth.stage, success(recording), HORIZON, first=10)

@@ -47,7 +47,7 @@ def follow(targets, limits=LIMITS, pace=1.0) -> tuple[list[Motion], set[str]]:
 
 
 def obey(motions: list[Motion], limits: MotionLimits) -> None:
-    """Every law, on the set points themselves."""
+    """Asserts every limit on the set points."""
     points = np.stack([motion.joints_rad for motion in motions])
     speeds = np.diff(points, axis=0) / TICK
     assert np.all(points >= limits.joint_min_rad - 1e-8)
@@ -80,7 +80,7 @@ def test_no_sequence_of_targets_leaves_the_limits(targets, table, pace):
     )
     obey(motions, limits)
     assert limited_by <= set(LAYERS)
-    while not motions[-1].at_rest:  # and from anywhere, braking stays inside too
+    while not motions[-1].at_rest:  # braking from any state stays inside too
         motions.append(brake(motions[-1], limits, TICK))
     obey(motions, limits)
 
