@@ -236,12 +236,12 @@ def test_a_transform_depends_on_seed_and_pixels_but_not_on_batches(name):
     encoder, alone = Transformed(LastFrames(), name), Transformed(LastFrames(), name)
     alone.batch_clips = 1
     video = noise_video(20)
-    batched, single = (embed_frames(video, e, SPEC).embeddings for e in (encoder, alone))
-    assert np.array_equal(batched, single)
-    assert np.array_equal(batched, embed_frames(video.copy(), encoder, SPEC, episode_index=7).embeddings)
+    in_batches, one_by_one = (embed_frames(video, e, SPEC).embeddings for e in (encoder, alone))
+    assert np.array_equal(in_batches, one_by_one)
+    assert np.array_equal(in_batches, embed_frames(video.copy(), encoder, SPEC, episode_index=7).embeddings)
     random = name in ("shuffled", "noise")
     other_seed = embed_frames(video, Transformed(LastFrames(), name, seed=1), SPEC).embeddings
-    assert np.array_equal(batched, other_seed) != random
+    assert np.array_equal(in_batches, other_seed) != random
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

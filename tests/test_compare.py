@@ -92,9 +92,9 @@ def test_different_layouts_are_not_paired():
 def test_the_order_of_trials_does_not_matter_and_swapping_turns_the_sign(successes, data):
     a = side("a", [*successes, True])
     b = side("b", data.draw(st.lists(st.sampled_from([True, False]), min_size=len(a.trials), max_size=len(a.trials))))
-    contender = Contender("b", tuple(data.draw(st.permutations(b.trials))))
-    forward, reordered, back = compare(a, b), compare(a, contender), compare(b, a)
-    assert reordered == forward
+    b_in_other_order = Contender("b", tuple(data.draw(st.permutations(b.trials))))
+    forward, other_order, back = compare(a, b), compare(a, b_in_other_order), compare(b, a)
+    assert other_order == forward
     assert back.effect.p == pytest.approx(forward.effect.p)
     assert back.effect[:3] == pytest.approx((-forward.effect[0], -forward.effect[2], -forward.effect[1]), abs=1e-6)
     assert back.interim.p == pytest.approx(forward.interim.p)

@@ -364,7 +364,7 @@ def test_torchcodec_and_pyav_give_the_same_frames_and_the_same_errors(tmp_path):
 
 
 def test_a_torchcodec_that_does_not_load_is_silent(files):
-    """Covers the case of the installed packages: torchcodec finds no FFmpeg, or the package is absent, or it decodes."""
+    """Covers the installed packages: torchcodec finds no FFmpeg, or the package is absent, or it decodes."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom test_decode import frames, span\n"
         "print(frames(span(Path(sys.argv[1]))).shape)\n"

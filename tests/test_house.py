@@ -192,12 +192,12 @@ def occurrences(word: str) -> tuple[float, list[str]]:
     return 1e4 * counts.total() / total, [f"{name}: {count}" for name, count in counts.most_common(15) if count]
 
 
-def test_conditions_in_docstrings_and_comments_are_not_told_by_where():
+def test_docstrings_and_comments_rarely_use_where():
     rate, files = occurrences("where")
     assert rate < 30, f"'where' stands {rate:.0f} times in 10,000 words; write 'if' or 'when': {files}"
 
 
-def test_conditions_in_docstrings_and_comments_are_told_by_if():
+def test_docstrings_and_comments_use_if_for_conditions():
     rate, files = occurrences("if")
     assert rate > 20, f"'if' stands {rate:.0f} times in 10,000 words; most in {files}"
 
@@ -271,7 +271,7 @@ def test_the_default_of_each_option_stands_once():
     assert not repeats, failure_lines(repeats)
 
 
-def test_what_runs_in_real_time_is_marked_and_gets_the_machine_to_itself():
+def test_real_time_tests_are_marked_and_run_alone():
     parts = re.compile(r"\b(ControllerServer|MockLab|CameraStreams|Cameras|soak[.]py)\b")
     in_real_time = [path.name for path in sorted((ROOT / "tests").glob("test_*.py")) if parts.search(path.read_text())]
     without_mark = [name for name in in_real_time if "pytest.mark.real_time" not in (ROOT / "tests" / name).read_text()]

@@ -82,11 +82,11 @@ def test_chunk_loss_by_hand():
 def test_token_loss_by_hand():
     nll = torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0], [5.0, 6.0, 7.0]])
     counts = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
-    excluded = torch.tensor([False, False, True])
+    exclusion = torch.tensor([False, False, True])
     assert token_loss(nll, counts, LossOptions(tokens="sample")).tolist() == [1.5, 4.0, 6.0]
-    assert token_loss(nll, counts, LossOptions(tokens="sample"), excluded).tolist() == [1.5, 4.0, 0.0]
+    assert token_loss(nll, counts, LossOptions(tokens="sample"), exclusion).tolist() == [1.5, 4.0, 0.0]
     assert token_loss(nll, counts, LossOptions(tokens="batch")).tolist() == pytest.approx([1.5, 2.0, 9.0])  # * 3 / 6
-    assert token_loss(nll, counts, LossOptions(tokens="batch"), excluded).tolist() == [3.0, 4.0, 0.0]  # * 3 / 3
+    assert token_loss(nll, counts, LossOptions(tokens="batch"), exclusion).tolist() == [3.0, 4.0, 0.0]  # * 3 / 3
     assert token_loss(nll, counts, LossOptions(tokens="batch"), torch.tensor([True] * 3)).tolist() == [0.0] * 3
 
 
@@ -124,17 +124,17 @@ def test_masked_padding_leaves_padded_actions_out(tiny, name):
     policy, batches = tiny(name)
     batch = batches(FRAMES)
     assert batch["action_is_pad"].sum(1).tolist() == [0, 2, 1, 0]
-    masked, trained = seeded(policy, batch), seeded(policy, batch, TRAINED)
-    torch.testing.assert_close(masked[[0, 3]], trained[[0, 3]])
-    assert not torch.isclose(masked[[1, 2]], trained[[1, 2]]).any()
+    masked_loss, trained_loss = seeded(policy, batch), seeded(policy, batch, TRAINED)
+    torch.testing.assert_close(masked_loss[[0, 3]], trained_loss[[0, 3]])
+    assert not torch.isclose(masked_loss[[1, 2]], trained_loss[[1, 2]]).any()
     one_hot = torch.zeros(4, 4)
     parts = []
     for step in range(4):  # a weight of 4 on one action and 0 on the others gives that action's error
         one_hot.zero_()[:, step] = 4.0
         parts.append(seeded(policy, batch, TRAINED, action_weights=one_hot))
     steps = torch.stack(parts, dim=1)
-    torch.testing.assert_close(masked[1], steps[1, :2].mean())
-    torch.testing.assert_close(masked[2], steps[2, :3].mean())
+    torch.testing.assert_close(masked_loss[1], steps[1, :2].mean())
+    torch.testing.assert_close(masked_loss[2], steps[2, :3].mean())
     weights = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
     valid = ~batch["action_is_pad"]
     torch.testing.assert_close(
@@ -199,11 +199,11 @@ def test_gradient_is_the_weighted_sum_of_per_sample_gradients(tiny, name):
 def test_masked_chunks_of_fast_train_as_a_whole_or_not_at_all(tiny):
     policy, batches = tiny("pi0_fast")
     batch = batches(FRAMES)
-    masked, trained = per_sample_loss(policy, batch), per_sample_loss(policy, batch, TRAINED)
-    assert torch.equal(masked, trained * torch.tensor([1.0, 0.0, 0.0, 1.0]))
-    balanced = per_sample_loss(policy, batch, LossOptions(tokens="batch"))
+    masked_loss, trained_loss = per_sample_loss(policy, batch), per_sample_loss(policy, batch, TRAINED)
+    assert torch.equal(masked_loss, trained_loss * torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    balanced_loss = per_sample_loss(policy, batch, LossOptions(tokens="batch"))
     reference, _ = policy(batches([0, 3]))  # lerobot's loss of the whole chunks alone
-    torch.testing.assert_close(balanced.mean(), reference)
+    torch.testing.assert_close(balanced_loss.mean(), reference)
     assert per_sample_loss(policy, batches([5, 9])).tolist() == [0.0, 0.0]
 
 

@@ -91,9 +91,9 @@ def test_mmd_is_the_mean_of_kernels_with_the_median_heuristic(success, failure):
 @given(samples, samples)
 def test_smd_is_the_difference_over_the_pooled_deviation(success, failure):
     n, m = len(success), len(failure)
-    pooled = math.sqrt(((n - 1) * success.var(ddof=1) + (m - 1) * failure.var(ddof=1)) / (n + m - 2))
-    assume(pooled > 1e-9)
-    assert smd(success, failure) == pytest.approx((success.mean() - failure.mean()) / pooled)
+    pooled_deviation = math.sqrt(((n - 1) * success.var(ddof=1) + (m - 1) * failure.var(ddof=1)) / (n + m - 2))
+    assume(pooled_deviation > 1e-9)
+    assert smd(success, failure) == pytest.approx((success.mean() - failure.mean()) / pooled_deviation)
     assert abs(hedges_g(success, failure)) <= abs(smd(success, failure))
 
 
@@ -116,8 +116,8 @@ def test_numbers_by_hand():
     assert hedges_g(success, failure) == pytest.approx(0.4 / math.sqrt(0.1) * (1 - 3 / 7))
     # squared distances of the pairs that differ: .04 (.9-.7, twice), .64, .36 (twice): median .36
     k = {d: math.exp(-d / 0.36) for d in (0.04, 0.36, 0.64)}
-    biased = (1 + k[0.04]) / 2 + (1 + k[0.36]) / 2 - 2 * (k[0.04] + k[0.64] + 1 + k[0.36]) / 4
-    assert mmd(success, failure) == pytest.approx(biased)
+    biased_mmd = (1 + k[0.04]) / 2 + (1 + k[0.36]) / 2 - 2 * (k[0.04] + k[0.64] + 1 + k[0.36]) / 4
+    assert mmd(success, failure) == pytest.approx(biased_mmd)
 
 
 def test_the_ends_of_the_unit_interval_are_in_its_first_and_last_bin():
@@ -437,8 +437,8 @@ def test_chunk_correlation_is_pearson_of_gains():
     per_episode = [np.corrcoef(*gain)[0, 1] for gain in gains]
     assert correlation.success.value == pytest.approx(np.mean(per_episode[:3]))
     assert correlation.failure.value == pytest.approx(np.mean(per_episode[3:]))
-    pooled = np.corrcoef(np.concatenate([g[0] for g in gains]), np.concatenate([g[1] for g in gains]))[0, 1]
-    assert correlation.pooled.value == pytest.approx(pooled)
+    pooled_correlation = np.corrcoef(np.concatenate([g[0] for g in gains]), np.concatenate([g[1] for g in gains]))[0, 1]
+    assert correlation.pooled.value == pytest.approx(pooled_correlation)
     assert correlation.pooled.low < correlation.pooled.value < correlation.pooled.high
 
 

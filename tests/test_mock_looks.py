@@ -90,18 +90,18 @@ def test_an_amount_outside_0_to_1_is_refused(amount: float) -> None:
 @pytest.mark.parametrize("kind", ["gl", "ray"])
 def test_the_next_reset_takes_a_look_off_to_the_last_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rendering.CHOICE, gl() if kind == "gl" else kind)
-    plain, varied = CellSim(HARDWARE, TASK), CellSim(HARDWARE, TASK)
-    plain.reset(tasks.layout(TASK, 2), HOME)
-    varied.reset(tasks.layout(TASK, 2), HOME)
-    varied.set_appearance(draw_appearance(2, 1.0))
-    nominal = pictures(plain)
-    assert np.abs(pictures(varied).astype(int) - nominal).mean() > 5
-    varied.set_appearance(NOMINAL)
-    assert (pictures(varied) == nominal).all()
-    varied.set_appearance(draw_appearance(3, 1.0))
-    varied.reset(tasks.layout(TASK, 2), HOME)
-    assert (pictures(varied) == nominal).all()
-    for sim in (plain, varied):
+    plain_sim, random_sim = CellSim(HARDWARE, TASK), CellSim(HARDWARE, TASK)
+    plain_sim.reset(tasks.layout(TASK, 2), HOME)
+    random_sim.reset(tasks.layout(TASK, 2), HOME)
+    random_sim.set_appearance(draw_appearance(2, 1.0))
+    nominal = pictures(plain_sim)
+    assert np.abs(pictures(random_sim).astype(int) - nominal).mean() > 5
+    random_sim.set_appearance(NOMINAL)
+    assert (pictures(random_sim) == nominal).all()
+    random_sim.set_appearance(draw_appearance(3, 1.0))
+    random_sim.reset(tasks.layout(TASK, 2), HOME)
+    assert (pictures(random_sim) == nominal).all()
+    for sim in (plain_sim, random_sim):
         sim.close()
 
 
@@ -121,11 +121,11 @@ def test_renderers_agree_on_a_look(look: Appearance, monkeypatch: pytest.MonkeyP
 
 
 def test_a_cell_with_looks_wears_the_look_of_the_layouts_seed(rays: None) -> None:
-    varied, plain = CellSim(HARDWARE, TASK, 0.7), CellSim(HARDWARE, TASK)
-    for sim in (varied, plain):
+    random_sim, plain_sim = CellSim(HARDWARE, TASK, 0.7), CellSim(HARDWARE, TASK)
+    for sim in (random_sim, plain_sim):
         sim.reset(tasks.layout(TASK, 5), HOME)
-    plain.set_appearance(draw_appearance(5, 0.7))
-    assert (pictures(varied) == pictures(plain)).all()
+    plain_sim.set_appearance(draw_appearance(5, 0.7))
+    assert (pictures(random_sim) == pictures(plain_sim)).all()
 
 
 @pytest.mark.parametrize(
@@ -201,6 +201,6 @@ def test_motion_does_not_depend_on_the_look(seed: int) -> None:
             outcome = run_episode(setup, expert, seed, on_step=lambda _: rows.append(arm.observe().state.joints_rad))
         return outcome.success, np.array(rows)
 
-    plain, varied = states(0.0), states(1.0)
-    assert plain[0] == varied[0]
-    assert (plain[1] == varied[1]).all()
+    plain_states, random_states = states(0.0), states(1.0)
+    assert plain_states[0] == random_states[0]
+    assert (plain_states[1] == random_states[1]).all()

@@ -214,12 +214,12 @@ def test_an_object_named_twice_is_refused() -> None:
         tasks.layout(dataclasses.replace(RECIPES["select-poker"], target="ace of hearts"), 0)
 
 
-def board(erased: float, height_m: float) -> SceneFacts:
+def board(erased_share: float, height_m: float) -> SceneFacts:
     """An eraser `height_m` [m] over a board whose ink is 0.10 m away along x."""
     return facts(
         tcp_m=np.array([0.4, 0.0, height_m]),
         objects_m={"marks": np.array([0.5, 0.0, height_m])},
-        measurements={"erased": erased, "pressure_n": 0.0},
+        measurements={"erased": erased_share, "pressure_n": 0.0},
     )
 
 

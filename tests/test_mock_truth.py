@@ -166,9 +166,9 @@ def test_truth_and_frame_are_of_one_instant_also_after_appending(recording: Buff
     assert len(recording.episodes) == len(PLAN)
     assert list(truth.kind) == [kind.value for kind in PLAN]
     assert set(truth.strategy) == {"direct"}
-    measured = recording.column("observation.state")[:, :3]  # TCP by the arm's encoders
-    assert np.abs(np.concatenate(truth.state)[:, :3] - measured).max() < 2e-3
-    assert np.abs(np.concatenate(truth.state)[1:, :3] - measured[:-1]).max() > 0.02  # one frame off would show
+    tcp_m = recording.column("observation.state")[:, :3]  # TCP by the arm's encoders
+    assert np.abs(np.concatenate(truth.state)[:, :3] - tcp_m).max() < 2e-3
+    assert np.abs(np.concatenate(truth.state)[1:, :3] - tcp_m[:-1]).max() > 0.02  # one frame off would show
     for episode, stage in zip(recording.episodes, truth.stage, strict=True):
         assert len(stage) == episode.length
         assert (stage[-1] == 1.0) == episode.success, episode.index
@@ -310,8 +310,8 @@ def test_views_leave_out_invisible_columns() -> None:
 
 def test_constant_values_are_0_and_unknown_views_are_refused() -> None:
     truth, episodes = toy()
-    still = dataclasses.replace(truth, state=tuple(np.ones_like(rows) for rows in truth.state))
-    assert not true_windows(still, episodes, EVERY_3RD)[0].embeddings.any()
+    constant_truth = dataclasses.replace(truth, state=tuple(np.ones_like(rows) for rows in truth.state))
+    assert not true_windows(constant_truth, episodes, EVERY_3RD)[0].embeddings.any()
     with pytest.raises(UsageError, match="views: absolute, relative; pools: last, mean"):
         true_windows(truth, episodes, EVERY_3RD, "sideways")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="the truth is of other episodes"):
@@ -351,14 +351,14 @@ def test_loo_separates_success_from_failure(recording: Buffer, truth: Truth, vie
 
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
-@pytest.mark.parametrize(("value", "pooled"), [("knn-time", 0.60), ("knn-return", 0.40)])
+@pytest.mark.parametrize(("value", "least_correlation"), [("knn-time", 0.60), ("knn-return", 0.40)])
 def test_knn_time_and_knn_return_follow_the_task_and_notice_a_drop(
-    recording: Buffer, truth: Truth, value: str, pooled: float, view: StateView
+    recording: Buffer, truth: Truth, value: str, least_correlation: float, view: StateView
 ) -> None:
     scores = judged(recording, truth, value, view=view)
     assert noticed(recording, truth, scores) >= 0.9
     correlation = chunk_correlation(scores.values, truth.stage, success(recording), HORIZON, first=10)
-    assert correlation.pooled.value >= pooled
+    assert correlation.pooled.value >= least_correlation
     assert correlation.failure.value >= 0.15
 
 
