@@ -121,8 +121,8 @@ class ToyCell:
     def reset(self, seed: int) -> dict[str, object]:
         return {"seed": seed}
 
-    def verdict(self, at_end: bool) -> bool | None:
-        return True if len(self.arm.driven) >= self.after else (False if at_end else None)
+    def verdict(self, ended: bool) -> bool | None:
+        return True if len(self.arm.driven) >= self.after else (False if ended else None)
 
     def score(self) -> float | None:
         return len(self.arm.driven) / 10
