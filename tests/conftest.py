@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and lerobot are imported: tests never look for a network
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # set before transformers and lerobot are imported, so that tests never use the network
+)
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ import torch
 torch.set_num_threads(1)
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background job ignores it, and children would inherit that
+):  # a background job of a shell ignores SIGINT, and its children would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take longest, longest first. Workers begin with them, so that the last files are short and all workers end
@@ -48,7 +50,8 @@ REAL_DATA = Path(os.environ.get("SRPO_REAL_DATA", Path(__file__).resolve().paren
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Moves the tests of `LONG_FILES` to the front."""
     rank = {name: number for number, name in enumerate(LONG_FILES)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # stable: within a file the order stays
+    # the sort is stable: the order within a file stays
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +61,7 @@ def no_default_timeout() -> None:
 
 
 def moving_square(length: int, reach: float, size: int = 48) -> np.ndarray:
-    """A video of a bright square that goes `reach` of the way across: uint8 (T, size, size, 3)."""
+    """Returns a video of a bright square that goes `reach` of the way across: uint8 (T, size, size, 3)."""
     frames = np.full((length, size, size, 3), 40, dtype=np.uint8)
     for t in range(length):
         x = round((size - 12) * reach * t / max(length - 1, 1))
@@ -92,7 +95,7 @@ SQUARES = [
 
 
 def unpacked_wheel(plugin: str, folder: Path) -> Path:
-    """A plugin's wheel, built offline and unpacked: the folder that pip would put into site-packages."""
+    """Returns the folder that pip would put into site-packages: a plugin's wheel, built offline and unpacked."""
     source = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / plugin
     shutil.copytree(source, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
@@ -119,7 +122,7 @@ def squares_copy(squares: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A V-JEPA 2 of 32 px and 4 frames, saved with save_pretrained as the Hub's are."""
+    """A V-JEPA 2 of 32 px and 4 frames, saved with save_pretrained like those of the Hub."""
     from transformers import VJEPA2Config, VJEPA2Model
 
     sizes: dict[str, Any] = {"crop_size": 32, "frames_per_clip": 4, "hidden_size": 32, "num_hidden_layers": 2}
@@ -134,7 +137,7 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
+    """Returns a function that runs a command in this process: (exit code, standard output, standard error)."""
 
     from srpo_robot.cli import main
 

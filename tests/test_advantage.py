@@ -22,7 +22,7 @@ from srpo_robot.records import Episode
 
 
 class ToyBuffer:
-    """What `weights_of` reads of a buffer."""
+    """The part of a buffer that `weights_of` reads."""
 
     root, fingerprint = Path("toy"), "toy"
 
@@ -71,7 +71,7 @@ def test_chunk_gain_looks_forward_over_the_horizon():
     assert chunk_gain(VALUE, 2, tail="raw") == pytest.approx([0.1, 0.4, 0.2, 0.6, 0.7, 0.0])
 
 
-def test_the_tail_is_divided_by_the_horizon_that_is_left():
+def test_the_tail_is_divided_by_the_remaining_horizon():
     # full horizons: gain / 2; frame 4 has one frame left; the last has none
     assert chunk_gain(VALUE, 2) == pytest.approx([0.05, 0.2, 0.1, 0.3, 0.7, 0.0])
 
@@ -85,10 +85,10 @@ def test_horizon_one_without_shift_is_the_papers_increment():
 
 
 def test_step_advantages_of_two_episodes_are_standardised_together():
-    found = advantages([np.array([0.0, 1.0]), np.array([0.0, 0.5, 0.5])], horizon=1)
+    result = advantages([np.array([0.0, 1.0]), np.array([0.0, 0.5, 0.5])], horizon=1)
     # increments 0 1 | 0 .5 0: mean .3, population variance .16
-    assert found.increment == pytest.approx([0.0, 1.0, 0.0, 0.5, 0.0])
-    assert found.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
+    assert result.increment == pytest.approx([0.0, 1.0, 0.0, 0.5, 0.0])
+    assert result.step == pytest.approx([-0.75, 1.75, -0.75, 0.5, -0.75])
 
 
 # --- baselines of a gain
@@ -125,17 +125,17 @@ def test_a_slow_phase_done_well_is_worth_as_much_as_a_fast_one_done_well():
     good = np.concatenate([np.linspace(0, 1, 30), np.linspace(1.2, 5, 20)])
     bad = np.concatenate([np.linspace(0, -0.5, 30), np.linspace(-0.3, 2, 20)])
     episodes = [good] * 5 + [bad]
-    plain, own = (advantages(episodes, 5, baseline=baseline).chunk for baseline in ("mean", "value"))
-    assert plain[10] < plain[35] - 1.0
-    assert abs(own[10] - own[35]) < abs(plain[10] - plain[35]) / 3
-    assert own[10] > own[250 + 10]  # and well is better than badly
+    by_mean, by_value = (advantages(episodes, 5, baseline=baseline).chunk for baseline in ("mean", "value"))
+    assert by_mean[10] < by_mean[35] - 1.0
+    assert abs(by_value[10] - by_value[35]) < abs(by_mean[10] - by_mean[35]) / 3
+    assert by_value[10] > by_value[250 + 10]  # the good phase is better than the bad one
 
 
 def test_gains_are_expected_within_a_task():
     slow, fast = np.linspace(0, 1, 30), np.linspace(0, 3, 30)
     apart = advantages([slow, fast], 3, baseline="value", tasks=["slow", "fast"]).chunk
     together = advantages([slow, fast], 3, baseline="value").chunk
-    assert apart[[5, 35]] == pytest.approx(apart[5])  # both as fast as ever on their own task
+    assert apart[[5, 35]] == pytest.approx(apart[5])  # each has the usual speed of its task
     assert together[35] > together[5] + 1.0
 
 
@@ -218,7 +218,7 @@ def test_beta_and_w_max_must_be_positive(beta, w_max):
         awr_weights(np.zeros(3), beta, w_max)
 
 
-def test_nothing_to_train_on():
+def test_no_frame_to_train_on_is_an_error():
     with pytest.raises(TrainingError, match="no finite advantage"):
         awr_weights(np.full(3, np.nan), 1.0, 20.0)
     with pytest.raises(TrainingError, match="every weight is zero"):
@@ -271,7 +271,7 @@ def test_weights_are_pure_and_say_all_keys():
     assert weights_of(buffer, progress, recipe, chunk=Chunk(8, 3)).weighting == Weighting(beta=0.5, horizon=2)
 
 
-def test_schemes_without_advantages_go_the_same_way():
+def test_schemes_without_advantages_use_the_same_function():
     lengths = [6, 5]
     buffer, progress = toy_buffer(lengths), toy_progress(lengths, np.random.default_rng(0))
     assert weights_of(buffer, None, Weighting(), "uniform").frames.values.tolist() == [1.0] * 11

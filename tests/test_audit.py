@@ -59,7 +59,7 @@ def test_a_score_that_separates_and_beats_its_negative_controls_passes():
     ("bad", "says"),
     [
         (task(p=0.06), "do not separate"),
-        (task(auc=0.1), "do not separate"),  # significant, and the wrong way round
+        (task(auc=0.1), "do not separate"),  # significant, but in the wrong direction
         (task(low=0.0), "does not beat shuffled"),
     ],
 )
@@ -80,7 +80,7 @@ def test_no_evidence_does_not_pass():
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -1.0, math.nan])
-def test_a_level_that_cannot_be_is_refused(level):
+def test_an_invalid_level_is_refused(level):
     with pytest.raises(UsageError, match="level"):
         judge(Evidence(()), level)
 
@@ -88,9 +88,9 @@ def test_a_level_that_cannot_be_is_refused(level):
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, -0.05)], "progress"),  # better, not surely
+        ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, -0.05)], "progress"),  # not surely better
         ([value("progress", 0.8, 0.01), value("knn-time", 0.9, 0.01, 0.02)], "knn-time"),
-        ([value("progress", 0.4, 0.9), value("knn-time", 0.7, 0.01, -0.01)], "knn-time"),  # progress tells nothing
+        ([value("progress", 0.4, 0.9), value("knn-time", 0.7, 0.01, -0.01)], "knn-time"),  # progress has no information
         ([value("progress", 0.6, 0.2), value("knn-time", 0.6, 0.2)], ""),
         ([value("progress", math.nan, math.nan)], ""),
         ([], ""),
@@ -100,7 +100,7 @@ def test_progress_is_supported_unless_another_value_is_better_by_its_interval(ro
     assert supported_value(rows) == expected
 
 
-def test_evidence_of_a_score_that_knows_and_of_one_that_does_not():
+def test_evidence_of_an_informed_and_of_a_random_score():
     success: list[bool | None] = [i < 15 for i in range(30)]
     rng = np.random.default_rng(0)
     knows = np.where(np.array(success, dtype=bool), 0.9, 0.2) + rng.normal(0, 0.05, 30)
@@ -112,21 +112,21 @@ def test_evidence_of_a_score_that_knows_and_of_one_that_does_not():
     assert any("does not beat shuffled" in line for line in bad.lines)
 
 
-def test_a_single_class_fails_with_what_is_missing():
-    found = gather(episodes([True] * 5), np.linspace(0.5, 0.9, 5), {}, resampling=QUICK)
-    verdict = judge(found)
+def test_a_single_class_fails_and_names_the_missing_class():
+    evidence = gather(episodes([True] * 5), np.linspace(0.5, 0.9, 5), {}, resampling=QUICK)
+    verdict = judge(evidence)
     assert not verdict.passed
     assert "cannot be compared" in verdict.lines[0]
     assert "too few failures" in verdict.advice[0]
 
 
-def test_a_task_that_was_left_out_is_not_judged():
-    mixed = [
+def test_an_excluded_task_is_not_judged():
+    rows = [
         *episodes([True, False, True, False]),
         Episode(index=4, task="out", length=9, fps=10.0, first_frame=80, cameras=("front",), success=True),
     ]
-    found = gather(mixed, np.array([0.9, 0.1, 0.8, 0.2, math.nan]), {}, resampling=QUICK)
-    assert [row.task for row in found.tasks] == ["go"]
+    evidence = gather(rows, np.array([0.9, 0.1, 0.8, 0.2, math.nan]), {}, resampling=QUICK)
+    assert [row.task for row in evidence.tasks] == ["go"]
 
 
 def test_unlabelled_and_unscored_episodes_are_errors():
@@ -136,13 +136,13 @@ def test_unlabelled_and_unscored_episodes_are_errors():
         gather(episodes([True, False]), np.full(2, math.nan), {}, resampling=QUICK)
 
 
-def test_an_audit_on_disk_comes_back_as_it_was_and_is_strict_json(tmp_path):
+def test_an_audit_round_trips_through_disk_as_strict_json(tmp_path):
     path, origin = tmp_path / "srpo" / "audit.json", {"dataset": "a", "windows": {"kind": "dense"}}
     evidence = Evidence((task(p=math.nan),), (value("progress", 0.5, math.nan),))
     verdict = write_audit(path, evidence, 0.05, origin)
     json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
     back = read_audit(path, origin, "audit")
-    assert repr(back) == repr(evidence)  # NaN is unlike itself
+    assert repr(back) == repr(evidence)  # NaN is not equal to itself
     assert judge(back).lines == verdict.lines
 
 

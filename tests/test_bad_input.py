@@ -65,12 +65,12 @@ def video(root: Path) -> Path:
 
 
 def overwrite(path: Path, *frames: int) -> None:
-    """Damage the bytes of these frames, counted over the whole file."""
+    """Damages the bytes of these frames, counted over the whole file."""
     with av.open(str(path)) as container:
-        where = [(packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
+        places = [(packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
     content = bytearray(path.read_bytes())
     for frame in frames:
-        position, size = where[frame]
+        position, size = places[frame]
         content[position : position + size] = b"\xff" * size
     path.write_bytes(content)
 
@@ -78,13 +78,13 @@ def overwrite(path: Path, *frames: int) -> None:
 # --- videos
 
 
-def test_a_file_damaged_in_its_middle_costs_the_episode_it_is_in(cli, shared, options):
+def test_damage_in_the_middle_of_a_file_loses_only_that_episode(cli, shared, options):
     overwrite(video(shared), SQUARES[0][1] + 6)  # in the second of four episodes
     refused(cli("score-dataset", shared, *options), "episode 1", f"{FRONT}, frame 6", "--skip-bad-episodes")
     assert embedded(shared) == 1
     code, out, err = cli("score-dataset", shared, *options, "--skip-bad-episodes")
     assert code == 0, err
-    assert "2 episodes embedded now" in out  # the first one was kept
+    assert "2 episodes embedded now" in out  # the first episode was kept
     assert f"left out episode 1: episode 1, {FRONT}, frame 6" in err
     assert np.isnan(progress(shared, 1)).all()
     assert all(np.isfinite(progress(shared, index)).all() for index in (0, 2, 3))
@@ -103,14 +103,14 @@ def test_an_episode_beside_a_damaged_one_is_whole(cli, shared, options):
     assert np.isfinite(progress(shared, 1)).all()
 
 
-def test_a_truncated_file_costs_the_episodes_that_are_cut_off(cli, shared, options):
+def test_a_truncated_file_loses_the_episodes_that_are_cut_off(cli, shared, options):
     path = video(shared)
     with av.open(str(path)) as container:
         ends_at = [(packet.pos or 0) for packet in container.demux() if packet.size]
     content = path.read_bytes()
-    cut = ends_at[SQUARES[0][1] + SQUARES[1][1] + 4]  # in the third episode
-    path.write_bytes(content[:cut])
-    if content.find(b"moov") > cut:
+    length = ends_at[SQUARES[0][1] + SQUARES[1][1] + 4]  # in the third episode
+    path.write_bytes(content[:length])
+    if content.find(b"moov") > length:
         pytest.skip("the index stands at the end of this file: nothing of it is left")
     refused(cli("score-dataset", shared, *options), "episode 2", "frame 4 ", "--skip-bad-episodes")
     assert embedded(shared) == 2
@@ -122,7 +122,7 @@ def test_a_truncated_file_costs_the_episodes_that_are_cut_off(cli, shared, optio
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"not a video"])
-def test_a_file_that_is_no_video(cli, shared, options, content):
+def test_a_file_that_is_not_a_video(cli, shared, options, content):
     video(shared).write_bytes(content)
     refused(cli("score-dataset", shared, *options), "episode 0", "frame 0", "cannot be opened")
     refused(cli("score-dataset", shared, *options, "--skip-bad-episodes"), "'go right' has no success")
@@ -136,7 +136,7 @@ def test_a_task_whose_every_success_is_damaged(cli, shared, options):
     assert embedded(shared) == 2
 
 
-# --- frames that are no numbers
+# --- frames that are not numbers
 
 
 @pytest.fixture
@@ -156,14 +156,14 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def replace_cell(root: Path, column: str, row: int, value: Any) -> None:
-    """Change one value of the second episode's rows."""
+    """Changes one value of the second episode's rows."""
     path = sorted((root / "data").rglob("*.parquet"))[1]
     table = pq.read_table(path)
     cells = table[column].to_pylist()
     cells[row] = value
     at = table.schema.get_field_index(column)
-    made = table.set_column(at, table.schema.field(at), pa.array(cells, table.schema.field(at).type))
-    pq.write_table(made.replace_schema_metadata(table.schema.metadata), path)
+    changed_table = table.set_column(at, table.schema.field(at), pa.array(cells, table.schema.field(at).type))
+    pq.write_table(changed_table.replace_schema_metadata(table.schema.metadata), path)
 
 
 def tiff(pixels: np.ndarray) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def tiff(pixels: np.ndarray) -> dict[str, Any]:
         ({"bytes": b"\x89PNG\r\n", "path": None}, "cannot identify"),
     ],
 )
-def test_an_image_that_is_no_8_bit_colours_is_named(cli, pictures, options, cell, why):
+def test_an_image_without_8_bit_colours_is_named(cli, pictures, options, cell, why):
     replace_cell(pictures, FRONT, 4, cell)
     refused(cli("score-dataset", pictures, *options), f"episode 1, {FRONT}, frame 4 cannot be decoded", why)
     assert embedded(pictures) == 1
@@ -192,7 +192,7 @@ def test_an_image_that_is_no_8_bit_colours_is_named(cli, pictures, options, cell
     assert np.isfinite(progress(pictures, 0)).all()
 
 
-def test_images_score_as_they_are(cli, pictures, options):
+def test_images_are_scored_and_a_changed_image_is_embedded_again(cli, pictures, options):
     code, out, err = cli("score-dataset", pictures, *options)
     assert code == 0, err
     assert "3 episodes embedded now" in out
@@ -200,7 +200,7 @@ def test_images_score_as_they_are(cli, pictures, options):
     assert "1 episodes embedded now" in cli("score-dataset", pictures, *options)[1]
 
 
-def test_an_images_frame_that_is_missing_is_named(cli, pictures, options):
+def test_a_missing_image_frame_is_named(cli, pictures, options):
     replace_cell(pictures, "frame_index", 4, 5)
     refused(cli("score-dataset", pictures, *options), "episode 1", "frame 4", "the frame is missing")
 
@@ -236,7 +236,7 @@ def test_an_episode_of_one_frame_has_no_progress_and_the_others_do(cli, tmp_path
     root = record_squares(tmp_path / "d", [*SQUARES, ("go right", 1, 0.5, False), ("go right", 1, 1.0, True)])
     code, out, err = cli("score-dataset", root, *options)
     assert code == 0, err
-    assert "5 episodes embedded now" in out  # the last two are the same picture
+    assert "5 episodes embedded now" in out  # the last two frames are the same picture
     assert "progress of 2 episodes is undefined" in err
     assert "[4, 5]" in err
     assert np.isnan(progress(root, 4)).all()
@@ -260,9 +260,9 @@ def test_a_stride_that_does_not_divide_still_ends_at_the_last_frame(cli, shared,
     assert code == 0, err
     table = read_progress(open_buffer(shared))
     for index, (_, length, _, _) in enumerate(SQUARES):
-        scored = np.flatnonzero(table["scored"][table["episode_index"] == index])
-        assert scored.tolist() == ends(length, ScoringConfig(windows=f"stride:{stride}", min_window=6)).tolist()
-        assert scored[-1] == length - 1
+        scored_frames = np.flatnonzero(table["scored"][table["episode_index"] == index])
+        assert scored_frames.tolist() == ends(length, ScoringConfig(windows=f"stride:{stride}", min_window=6)).tolist()
+        assert scored_frames[-1] == length - 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(720, 1280), (481, 641)])
@@ -275,12 +275,12 @@ def test_frames_of_any_size_are_prepared_as_transformers_does(tiny_encoder_folde
     encoder = load_encoder(str(tmp_path))
     frames = np.random.default_rng(crop).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     processor = VJEPA2VideoProcessor(size={"shortest_edge": int(crop * 256 / 224)}, crop_size=crop)
-    theirs = processor(
+    reference = processor(
         torch.from_numpy(frames).permute(0, 3, 1, 2), do_normalize=False, do_rescale=False, return_tensors="pt"
     )
-    ours = torch.from_numpy(encoder.prepare(frames)).permute(0, 3, 1, 2)
-    assert ours.shape == (2, 3, crop, crop)
-    assert torch.equal(ours, theirs["pixel_values_videos"][0].to(torch.uint8))
+    prepared = torch.from_numpy(encoder.prepare(frames)).permute(0, 3, 1, 2)
+    assert prepared.shape == (2, 3, crop, crop)
+    assert torch.equal(prepared, reference["pixel_values_videos"][0].to(torch.uint8))
 
 
 # --- checkpoints and stores
@@ -291,8 +291,8 @@ def test_a_checkpoint_of_another_architecture(cli, shared, tmp_path, name):
     from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    made = ViTModel(ViTConfig(**sizes)) if name == "vit" else BertModel(BertConfig(**sizes))
-    made.save_pretrained(tmp_path / name)
+    model = ViTModel(ViTConfig(**sizes)) if name == "vit" else BertModel(BertConfig(**sizes))
+    model.save_pretrained(tmp_path / name)
     result = cli("score-dataset", shared, "--encoder", tmp_path / name)
     refused(result, f"is a '{name}' model", "V-JEPA 2 is needed", "facebook/vjepa2")
     assert embedded(shared) == 0
@@ -381,12 +381,13 @@ def disks(shared_squares, tiny_encoder_folder, tmp_path_factory) -> dict[str, Di
     )
     assert result.returncode == 0, result.stderr
     return {
-        name: Disk(root, *told) for (name, root), told in zip(roots.items(), json.loads(result.stdout), strict=True)
+        name: Disk(root, *outcome)
+        for (name, root), outcome in zip(roots.items(), json.loads(result.stdout), strict=True)
     }
 
 
-def failed(disk: Disk, *says: str) -> None:
-    """Exit code 1 and one line of error."""
+def assert_failed(disk: Disk, *says: str) -> None:
+    """Asserts exit code 1 and one error line that contains each of `says`."""
     lines = [line for line in disk.err.splitlines() if line.startswith("error:")]
     assert disk.code == 1, disk.err
     assert len(lines) == 1, disk.err
@@ -396,13 +397,15 @@ def failed(disk: Disk, *says: str) -> None:
 
 
 def test_a_dataset_on_a_read_only_disk(disks):
-    failed(disks["new"], "read-only file system", "score a copy")
+    assert_failed(disks["new"], "read-only file system", "score a copy")
     assert not (disks["new"].root / "srpo").exists()
-    # All is embedded: only the tables cannot be written.
-    failed(disks["scored"], "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset")
+    # All episodes are embedded. Only the tables cannot be written.
+    assert_failed(
+        disks["scored"], "progress.parquet", "cannot be written: read-only file system", "a copy of the dataset"
+    )
     assert read_progress(open_buffer(disks["scored"].root)).metadata["config"]["profile"] == "paper"
 
 
 def test_a_dataset_on_a_full_disk(disks):
-    """60 kB are too few for embeddings, tables and pictures together."""
-    failed(disks["full"], "no space left", "free some space")
+    """60 kB are too little for embeddings, tables and pictures together."""
+    assert_failed(disks["full"], "no space left", "free some space")

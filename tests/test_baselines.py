@@ -88,10 +88,10 @@ def test_a_clips_mean_image_by_hand():
     encoder = PixelMean(size=2, frames=4)
     clips = np.zeros((2, 4, 2, 2, 3), dtype=np.uint8)
     clips[0, :, 0, 1, 2] = [10, 20, 30, 41]
-    embedded = encoder.encode(clips)
-    assert (embedded.dtype, embedded.shape) == (np.float32, (2, 12))
-    assert embedded[0].reshape(2, 2, 3)[0, 1, 2] == pytest.approx((25.25 + 1) / 256)
-    assert np.all(embedded[1] == 1 / 256)  # black is not zero: a zero embedding is an error
+    embeddings = encoder.encode(clips)
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (2, 12))
+    assert embeddings[0].reshape(2, 2, 3)[0, 1, 2] == pytest.approx((25.25 + 1) / 256)
+    assert np.all(embeddings[1] == 1 / 256)  # black is not zero: a zero embedding is an error
     assert PixelFrame(2).encode(clips)[0].reshape(2, 2, 3)[0, 1, 2] == pytest.approx(42 / 256)
 
 
@@ -109,21 +109,22 @@ def test_recent_windows_of_10_frames_are_the_mean_of_the_last_10():
     video, encoder = noise_video(40), PixelMean(8)
     spec = SCORERS[CONTROL_TO_BEAT].config(ScoringConfig(windows="stride:3"))
     assert (spec.window_shape, spec.frames_per_clip, spec.stride, spec.min_window) == ("recent", 10, 3, 10)
-    own = embed_frames(encoder.prepare(video), encoder, spec)
-    for end, row in zip(own.ends, own.embeddings, strict=True):
+    windows = embed_frames(encoder.prepare(video), encoder, spec)
+    for end, row in zip(windows.ends, windows.embeddings, strict=True):
         expected = encoder.prepare(video)[end - 9 : end + 1].mean(axis=0).ravel()
         assert row * 256 - 1 == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_prefix_of_at_most_its_clip_is_the_cumulative_mean_of_all_its_frames():
     video, encoder = noise_video(16), PixelMean(8, frames=16)
-    own = embed_frames(encoder.prepare(video), encoder, ScoringConfig(windows="dense"))
-    assert own.embeddings[-1] * 256 - 1 == pytest.approx(video.mean(axis=0).ravel(), abs=1e-3)
+    windows = embed_frames(encoder.prepare(video), encoder, ScoringConfig(windows="dense"))
+    assert windows.embeddings[-1] * 256 - 1 == pytest.approx(video.mean(axis=0).ravel(), abs=1e-3)
 
 
 def test_pixel_encoders_differ_in_identity_by_what_they_embed():
     assert len({PixelMean(32).identity, PixelMean(16).identity, PixelFrame(32).identity}) == 3
-    assert PixelMean(32, 10).identity == PixelMean(32, 64).identity  # the clip is in the windows, not in the encoder
+    # the clip length belongs to the windows, not to the encoder
+    assert PixelMean(32, 10).identity == PixelMean(32, 64).identity
     with pytest.raises(UsageError, match="images of 0 px"):
         PixelMean(0)
 
@@ -142,7 +143,7 @@ def test_pixel_progress_by_hand():
     assert curves[0].distance[10:].tolist() == [4, 1, 0]  # L1, not L2
     assert curves[0].progress[10:].tolist() == [0, 0.75, 1]
     assert curves[1].progress[-1] == 1.0
-    # the failure: to the nearest success's last frame, (2, 2) or (3, 4)
+    # the failure's distance is to the nearest last frame of a success, (2, 2) or (3, 4)
     assert curves[2].distance[10:].tolist() == [4, 1, 1]
     assert curves[2].progress[10:].tolist() == [0, 0.75, 0.75]
     assert np.isnan(curves[0].distance[:10]).all()
@@ -168,30 +169,30 @@ def test_length_is_a_share_of_the_tasks_longest_episode():
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=2, max_size=12))
-def test_the_auc_of_length_is_that_of_the_lengths(rows):
+def test_the_auc_of_length_is_the_auc_of_the_episode_lengths(rows):
     success = [good for _, good in rows]
     curves = length_curves([episode(i, n, good) for i, (n, good) in enumerate(rows)])
-    found = separation(final_progress(curves), success, Resampling(0, 0)).estimates["auc"].value
+    estimate = separation(final_progress(curves), success, Resampling(0, 0)).estimates["auc"].value
     if len(set(success)) < 2:
-        assert math.isnan(found)
+        assert math.isnan(estimate)
     else:
-        assert found == pytest.approx(roc_auc_score(success, [n for n, _ in rows]))
+        assert estimate == pytest.approx(roc_auc_score(success, [n for n, _ in rows]))
 
 
-def test_the_time_index_has_a_perfect_shape_and_no_worth():
+def test_the_time_index_has_a_perfect_shape_and_an_auc_of_one_half():
     episodes = [episode(i, 20 + i, i < 3) for i in range(6)]
-    found = task_metrics("go", time_curves(episodes), [e.success for e in episodes], Resampling(0, 99)).estimates
-    assert (found["sc"].value, found["mono"].value, found["auc"].value) == (1.0, 1.0, 0.5)
-    assert found["auc"].p == 1.0
-    one = time_curves([episode(0, 1, True)])[0]
-    assert (one.reason, bool(np.isnan(one.progress).all())) == (ONE_WINDOW, True)
+    estimates = task_metrics("go", time_curves(episodes), [e.success for e in episodes], Resampling(0, 99)).estimates
+    assert (estimates["sc"].value, estimates["mono"].value, estimates["auc"].value) == (1.0, 1.0, 0.5)
+    assert estimates["auc"].p == 1.0
+    curve = time_curves([episode(0, 1, True)])[0]
+    assert (curve.reason, bool(np.isnan(curve.progress).all())) == (ONE_WINDOW, True)
 
 
 # --- transforms
 
 
 def clips_seen(name: str, length: int = 12, spec: ScoringConfig = SPEC, seed: int = 0) -> np.ndarray:
-    """Frame numbers that the encoder saw, (n, F)."""
+    """Returns the frame numbers that the encoder saw, (n, F)."""
     encoder = Transformed(LastFrames(), name, seed)
     return embed_frames(encoder.prepare(numbered(length)), encoder, spec).embeddings.astype(int) - 1
 
@@ -204,10 +205,10 @@ def plain_clips(length: int = 12, spec: ScoringConfig = SPEC) -> np.ndarray:
     "spec", [SPEC, replace(SPEC, window_shape="recent"), ScoringConfig(windows="dense", frames_per_clip=8)], ids=str
 )
 def test_shuffled_windows_have_the_same_frames_in_another_order(spec):
-    seen, plain = clips_seen("shuffled", 30, spec), plain_clips(30, spec)
-    assert np.array_equal(np.sort(seen, axis=1), np.sort(plain, axis=1))
-    assert (seen != plain).any(axis=1).mean() > 0.8
-    orders = {tuple(row - row.min()) for row in np.argsort(seen, axis=1, kind="stable")}
+    shuffled, plain = clips_seen("shuffled", 30, spec), plain_clips(30, spec)
+    assert np.array_equal(np.sort(shuffled, axis=1), np.sort(plain, axis=1))
+    assert (shuffled != plain).any(axis=1).mean() > 0.8
+    orders = {tuple(row - row.min()) for row in np.argsort(shuffled, axis=1, kind="stable")}
     assert len(orders) > 3  # one fixed order would only rename time
 
 
@@ -220,9 +221,9 @@ def test_a_frozen_tail_stands_still_from_two_thirds_on():
     assert [frozen_from(n) for n in (1, 2, 3, 12, 100)] == [0, 1, 2, 8, 66]
 
 
-def test_noise_has_nothing_of_the_episode_and_differs_between_episodes():
-    first, again = clips_seen("noise", 100), clips_seen("noise", 100)
-    assert np.array_equal(first, again)
+def test_noise_is_independent_of_the_video_and_differs_between_episodes():
+    first, second = clips_seen("noise", 100), clips_seen("noise", 100)
+    assert np.array_equal(first, second)
     assert not np.array_equal(clips_seen("noise", 101)[:5], first[:5])
     frames = episode_transform("noise").frames(numbered(100), np.random.default_rng(0))
     assert (frames.shape, frames.dtype) == ((100, 4, 4, 3), np.uint8)
@@ -231,16 +232,16 @@ def test_noise_has_nothing_of_the_episode_and_differs_between_episodes():
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_transform_follows_its_seed_and_the_episodes_pixels_not_the_batches(name):
+def test_a_transform_depends_on_seed_and_pixels_but_not_on_batches(name):
     encoder, alone = Transformed(LastFrames(), name), Transformed(LastFrames(), name)
     alone.batch_clips = 1
     video = noise_video(20)
-    one, other = (embed_frames(video, e, SPEC).embeddings for e in (encoder, alone))
-    assert np.array_equal(one, other)
-    assert np.array_equal(one, embed_frames(video.copy(), encoder, SPEC, episode_index=7).embeddings)
+    in_batches, one_by_one = (embed_frames(video, e, SPEC).embeddings for e in (encoder, alone))
+    assert np.array_equal(in_batches, one_by_one)
+    assert np.array_equal(in_batches, embed_frames(video.copy(), encoder, SPEC, episode_index=7).embeddings)
     random = name in ("shuffled", "noise")
     other_seed = embed_frames(video, Transformed(LastFrames(), name, seed=1), SPEC).embeddings
-    assert np.array_equal(one, other_seed) != random
+    assert np.array_equal(in_batches, other_seed) != random
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -265,12 +266,12 @@ def test_an_encoder_that_holds_frames_sees_the_same_as_one_that_does_not(name):
             return super().encode(clips.numpy())
 
     video = noise_video(20)
-    held, plain = (embed_frames(video, Transformed(e, name), SPEC).embeddings for e in (Holding(), LastFrames()))
-    assert np.array_equal(held, plain)
+    holding, plain = (embed_frames(video, Transformed(e, name), SPEC).embeddings for e in (Holding(), LastFrames()))
+    assert np.array_equal(holding, plain)
 
 
-def test_shuffling_changes_nothing_of_a_mean_image():
-    """Shuffled frames of the pixel mean are the pixel mean: the control is identical by definition."""
+def test_shuffling_does_not_change_a_mean_image():
+    """The pixel mean of shuffled frames is the pixel mean, so this control equals the baseline by definition."""
     encoder, video = PixelMean(8, frames=16), noise_video(30)
     plain = embed_frames(video, encoder, ScoringConfig(windows="dense")).embeddings
     assert embed_frames(
@@ -283,11 +284,11 @@ def test_a_real_encoder_notices_every_transform(tiny_encoder_folder):
     frames = encoder.prepare(moving_square(20, 1.0))
     plain = embed_frames(frames, encoder, SPEC).embeddings
     for name in TRANSFORMS:
-        changed = embed_frames(frames, Transformed(encoder, name), SPEC).embeddings
-        assert np.abs(changed - plain).max() > 1e-4, name
+        embeddings = embed_frames(frames, Transformed(encoder, name), SPEC).embeddings
+        assert np.abs(embeddings - plain).max() > 1e-4, name
 
 
-def test_an_unknown_name_lists_those_there_are():
+def test_an_unknown_name_lists_the_known_names():
     with pytest.raises(UsageError, match="no transform 'blurred'; there are: shuffled, reversed, frozen-tail, noise"):
         episode_transform("blurred")
     with pytest.raises(UsageError, match="no scorer 'vip'; there are: pixel-last10"):
@@ -306,13 +307,13 @@ def buffer(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
 
 
 @pytest.fixture(scope="module")
-def scored(buffer, tmp_path_factory, tiny_encoder_folder) -> dict[str, Scores]:
+def all_scores(buffer, tmp_path_factory, tiny_encoder_folder) -> dict[str, Scores]:
     """Every scorer's scores of `buffer`, with a random network under test."""
     store = EmbeddingStore(tmp_path_factory.mktemp("store") / "s.zarr")
     encoder = load_encoder(str(tiny_encoder_folder))
-    found = {name: score_with(s, buffer, store, encoder, LOO) for name, s in SCORERS.items()}
+    scores = {name: score_with(s, buffer, store, encoder, LOO) for name, s in SCORERS.items()}
     scorer = image_scorer(PixelFrame(8), "a small frame")
-    return found | {scorer.name: score_with(scorer, buffer, store, encoder, LOO)}
+    return scores | {scorer.name: score_with(scorer, buffer, store, encoder, LOO)}
 
 
 def far_auc(scores: Scores) -> float:
@@ -321,7 +322,7 @@ def far_auc(scores: Scores) -> float:
     )
 
 
-def test_the_registry_says_what_each_is_for():
+def test_the_registry_describes_each_scorer():
     assert next(iter(NEGATIVE_CONTROLS)) == CONTROL_TO_BEAT
     assert set(NEGATIVE_CONTROLS) == {"pixel-last10", "pixel-mean", *TRANSFORMS, "length", "time"}
     assert set(SCORERS) - set(NEGATIVE_CONTROLS) == {"pixel"}
@@ -335,40 +336,40 @@ def test_the_registry_says_what_each_is_for():
 
 
 @pytest.mark.parametrize("name", [*SCORERS, "image"])
-def test_every_scorer_scores_every_episode(scored, buffer, name):
-    scores = scored[name]
+def test_every_scorer_scores_every_episode(all_scores, buffer, name):
+    scores = all_scores[name]
     assert [curve.episode_index for curve in scores.curves] == [e.index for e in buffer.episodes]
     for episode_, curve, value in zip(buffer.episodes, scores.curves, scores.values, strict=True):
         assert curve.progress.shape == curve.scored.shape == value.shape == (episode_.length,)
         assert np.isfinite(curve.progress).all() or curve.reason
-        known = curve.progress[np.isfinite(curve.progress)]
-        assert ((known >= 0) & (known <= 1)).all()
+        values = curve.progress[np.isfinite(curve.progress)]
+        assert ((values >= 0) & (values <= 1)).all()
 
 
-def test_pixels_tell_far_from_near_and_noise_and_time_do_not(scored):
-    assert far_auc(scored[CONTROL_TO_BEAT]) == 1.0
-    assert far_auc(scored["image"]) == 1.0
-    assert far_auc(scored["time"]) == 0.5
-    assert far_auc(scored["length"]) == pytest.approx(0.6)  # by hand: 12 of 20 pairs with ties as halves
-    assert scored["pixel"].curves[0].progress[-1] == 1.0
-    assert scored["pixel"].curves[5].progress[-1] < 1.0
+def test_pixels_tell_far_from_near_and_noise_and_time_do_not(all_scores):
+    assert far_auc(all_scores[CONTROL_TO_BEAT]) == 1.0
+    assert far_auc(all_scores["image"]) == 1.0
+    assert far_auc(all_scores["time"]) == 0.5
+    assert far_auc(all_scores["length"]) == pytest.approx(0.6)  # by hand: 12 of 20 pairs with ties as halves
+    assert all_scores["pixel"].curves[0].progress[-1] == 1.0
+    assert all_scores["pixel"].curves[5].progress[-1] < 1.0
 
 
-def test_a_frozen_tail_does_not_move_pixels(scored, buffer):
+def test_a_frozen_tail_does_not_move_pixels(all_scores, buffer):
     """Scores through the store with a frame encoder: a video that stands still has constant progress."""
     encoder = Transformed(PixelFrame(8), "frozen-tail")
     video = moving_square(30, 1.0)
-    own = embed_frames(
+    windows = embed_frames(
         encoder.prepare(video),
         encoder,
         ScoringConfig(windows="dense", min_window=4, frames_per_clip=2, window_shape="recent"),
     )
-    frozen = own.embeddings[own.ends >= frozen_from(30)]
+    frozen = windows.embeddings[windows.ends >= frozen_from(30)]
     assert (frozen == frozen[0]).all()
-    assert not (own.embeddings == frozen[0]).all()
+    assert not (windows.embeddings == frozen[0]).all()
 
 
-def test_what_is_scored_again_is_not_embedded_again(buffer, tmp_path, tiny_encoder_folder):
+def test_scoring_again_does_not_embed_again(buffer, tmp_path, tiny_encoder_folder):
     store, encoder = EmbeddingStore(tmp_path / "s.zarr"), load_encoder(str(tiny_encoder_folder))
     counts: list[int] = []
     for _ in range(2):
@@ -390,11 +391,11 @@ def test_a_skipped_task_has_no_curve(buffer, tmp_path, tiny_encoder_folder):
 @pytest.mark.parametrize(
     "spec", [ScoringConfig(windows="nested", frames_per_clip=8), PREFIX, ScoringConfig(windows="stride:4")], ids=str
 )
-def test_windows_under_test_become_each_scorers_own(spec):
+def test_each_scorer_adapts_the_windows_under_test(spec):
     for scorer in SCORERS.values():
-        own = scorer.config(spec)
-        assert own.min_window == spec.min_window
-        assert own.stride == spec.stride or spec.window_kind == "nested"
+        config = scorer.config(spec)
+        assert config.min_window == spec.min_window
+        assert config.stride == spec.stride or spec.window_kind == "nested"
 
 
 def test_references_of_another_dataset_are_refused(buffer, tmp_path):

@@ -21,7 +21,7 @@ RULES = ScoringConfig(profile="loo")
 
 
 def line(index: int, reach: float, success: bool, length: int = 20) -> tuple[Episode, WindowEmbeddings]:
-    """Windows of an episode with embeddings that go from (1, 0) towards (1, reach)."""
+    """Returns windows of an episode with embeddings that go from (1, 0) towards (1, reach)."""
     ends = np.arange(10, length)
     along = reach * ends / (length - 1) + 0.01 * index
     return (
@@ -44,7 +44,7 @@ EPISODES, WINDOWS = zip(
 )
 
 
-def test_the_score_under_test_gets_a_row_a_profile_and_a_row_an_ablation():
+def test_the_score_under_test_gets_one_row_per_profile_and_per_ablation():
     external = {"go": np.array([[1.0, 5.0]])}
     rows = own_rows(EPISODES, WINDOWS, RULES, ("nearest", "external"), external, resampling=NONE)
     assert [row.name for row in rows] == ["paper", "loo", "paper, nearest", "paper, external"]
@@ -53,7 +53,7 @@ def test_the_score_under_test_gets_a_row_a_profile_and_a_row_an_ablation():
 
 
 @pytest.mark.parametrize(("names", "says"), [(("clusters",), "no ablation"), (("external",), "--reference")])
-def test_an_ablation_that_cannot_be_made_is_refused(names, says):
+def test_an_impossible_ablation_is_refused(names, says):
     with pytest.raises(UsageError, match=says):
         own_rows(EPISODES, WINDOWS, RULES, names, resampling=NONE)
 
@@ -69,7 +69,7 @@ def test_the_worst_gain_is_the_deepest_fall_over_a_chunk():
     value = np.array([0.0, 0.5, 0.9, 0.2, 0.3, 1.0])
     assert worst_gains([value], 1)[0] == pytest.approx(-0.7)
     assert worst_gains([value], 2)[0] == pytest.approx(-0.6)  # 0.9 -> 0.3
-    assert np.isnan(worst_gains([value, value * np.nan], 6)).all()  # no chunk, no value
+    assert np.isnan(worst_gains([value, value * np.nan], 6)).all()  # without a chunk there is no value
     with pytest.raises(UsageError, match="horizon"):
         worst_gains([value], 0)
 
@@ -77,69 +77,69 @@ def test_the_worst_gain_is_the_deepest_fall_over_a_chunk():
 def test_a_value_that_is_the_oracle_agrees_with_it():
     values = step_values(EPISODES, WINDOWS, RULES, ("progress", "knn-time"))
     assert set(values) == {"progress", "knn-time"}
-    assert [len(own) for own in values["knn-time"]] == [e.length for e in EPISODES]
+    assert [len(row) for row in values["knn-time"]] == [e.length for e in EPISODES]
     rng = np.random.default_rng(0)
     stage = [np.cumsum(rng.normal(size=20)) for _ in EPISODES]
-    held = [np.ones(20, dtype=bool)] * 8
+    carrying = [np.ones(20, dtype=bool)] * 8
     drops = [None] * 4 + [10] * 4
-    rows = beside_oracle({"oracle": stage}, stage, drops, held, [e.success for e in EPISODES], 3, 0, NONE)
+    rows = beside_oracle({"oracle": stage}, stage, drops, carrying, [e.success for e in EPISODES], 3, 0, NONE)
     assert rows[0].chunks.pooled.value == pytest.approx(1.0)
 
 
-# --- as typed -----------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labelled_dataset(tmp_path_factory):
     """Eight short episodes of one task. Read-only by agreement."""
     rows = [("go", 16 + i, 1.0 if i < 4 else 0.2 + 0.05 * i, i < 4) for i in range(8)]
     return record_squares(tmp_path_factory.mktemp("bench") / "data", rows, commit_every=8)
 
 
-def test_benchmark_and_audit_of_a_scored_dataset(labelled, tmp_path, cli, tiny_encoder_folder):
-    code, _, err = cli("score-dataset", labelled, "--encoder", tiny_encoder_folder, "--windows", "stride:2")
+def test_benchmark_and_audit_of_a_scored_dataset(labelled_dataset, tmp_path, cli, tiny_encoder_folder):
+    code, _, err = cli("score-dataset", labelled_dataset, "--encoder", tiny_encoder_folder, "--windows", "stride:2")
     assert code == 0, err
     out_json = tmp_path / "bench.json"
     code, out, err = cli(
-        *("benchmark-progress", labelled, "--resamples", "50", "--latex", "--json", out_json, "--episode", "5"),
+        *("benchmark-progress", labelled_dataset, "--resamples", "50", "--latex", "--json", out_json, "--episode", "5"),
         *("--counterfactuals", "2", "--swap-colours", "250,250,250:250,20,20"),
         *("--scorer", "pixel-last10", "--scorer", "frozen-tail", "--scorer", "pixel", "--ablate", "nearest,alpha"),
     )
     assert code == 0, err
     content = json.loads(out_json.read_text())
-    assert content["encoder"]["name"] == str(tiny_encoder_folder)  # as it was scored
+    assert content["encoder"]["name"] == str(tiny_encoder_folder)  # the encoder of the score
     names = [row["scorer"] for row in content["rows"]]
     assert names == ["paper", "loo", "paper, nearest", "pixel-last10", "frozen-tail", "pixel"]
     assert len(content["alpha"]) == 5
     assert content["oracle"] == {}
-    made = {row["variant"]: row["count"] for row in content["counterfactuals"]}
-    assert made == {"frozen": 2, "early-cut": 2, "reversed": 2, "wrong-ending:failure": 2, "wrong-object": 2}
+    counts = {row["variant"]: row["count"] for row in content["counterfactuals"]}
+    assert counts == {"frozen": 2, "early-cut": 2, "reversed": 2, "wrong-ending:failure": 2, "wrong-object": 2}
     assert "4 successes, 4 failures" in out
-    srpo = labelled / "srpo"
+    srpo = labelled_dataset / "srpo"
     with (srpo / "benchmark.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["scorer"] for row in rows} == set(names)
     assert "toprule" in (srpo / "benchmark.tex").read_text()
     assert (srpo / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
-    code, out, err = cli("audit", labelled, "--resamples", "100", "--horizon", "4")
+    code, out, err = cli("audit", labelled_dataset, "--resamples", "100", "--horizon", "4")
     assert code in (0, 1), err
     assert ("The audit passed." in out) == (code == 0)
     assert json.loads((srpo / "audit.json").read_text())["passed"] == (code == 0)
 
 
-def test_training_by_advantage_asks_for_the_audit(labelled, cli, tmp_path, tiny_encoder_folder):
-    assert cli("score-dataset", labelled, "--encoder", tiny_encoder_folder)[0] == 0
-    (labelled / "srpo" / "audit.json").unlink(missing_ok=True)
-    run = ("train-awr", labelled, "--policy", "pi0-tiny", "--output", tmp_path / "out", "--steps", "1")
-    refused(cli(*run), "never audited", "srpo-robot audit", "--accept-audit")
-    assert cli("audit", labelled, "--resamples", "20", "--level", "0.000001")[0] == 1
-    code, _, err = cli(*run)
-    assert code == 1  # the recipe's level is its own, and a control is not beaten by 8 squares and random weights
+def test_training_by_advantage_asks_for_the_audit(labelled_dataset, cli, tmp_path, tiny_encoder_folder):
+    assert cli("score-dataset", labelled_dataset, "--encoder", tiny_encoder_folder)[0] == 0
+    (labelled_dataset / "srpo" / "audit.json").unlink(missing_ok=True)
+    command = ("train-awr", labelled_dataset, "--policy", "pi0-tiny", "--output", tmp_path / "out", "--steps", "1")
+    refused(cli(*command), "never audited", "srpo-robot audit", "--accept-audit")
+    assert cli("audit", labelled_dataset, "--resamples", "20", "--level", "0.000001")[0] == 1
+    code, _, err = cli(*command)
+    assert code == 1  # the recipe has its own level, and random weights on 8 squares do not beat a control
     assert "the audit failed" in err
     assert "--accept-audit" in err
     assert not (tmp_path / "out").exists()
-    code, _, err = cli(*run, "--accept-audit", "--batch-size", "2")
+    code, _, err = cli(*command, "--accept-audit", "--batch-size", "2")
     assert code == 0, err
 
 
@@ -153,8 +153,8 @@ def test_training_by_advantage_asks_for_the_audit(labelled, cli, tmp_path, tiny_
         (("--episode", "99", "--scorer", "none"), ("no episode 99",)),
     ],
 )
-def test_benchmark_refuses_what_it_cannot_do(labelled, cli, tiny_encoder_folder, options, says):
-    refused(cli("benchmark-progress", labelled, "--encoder", tiny_encoder_folder, *options), *says)
+def test_benchmark_refuses_invalid_options(labelled_dataset, cli, tiny_encoder_folder, options, says):
+    refused(cli("benchmark-progress", labelled_dataset, "--encoder", tiny_encoder_folder, *options), *says)
 
 
 def test_a_single_class_and_unlabelled_episodes(tmp_path, cli, tiny_encoder_folder):

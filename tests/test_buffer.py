@@ -43,7 +43,7 @@ def test_episodes_carry_task_length_cameras_and_label(squares):
     assert (buffer.fps, buffer.total_frames) == (10.0, 84)
 
 
-def test_frames_are_those_that_were_recorded_up_to_compression(squares):
+def test_frames_equal_the_recorded_frames_up_to_compression(squares):
     buffer = open_buffer(squares)
     for episode, (_, length, reach, _) in zip(buffer.episodes, SQUARES, strict=True):
         frames = buffer.frames(episode, buffer.camera("front"))
@@ -56,13 +56,13 @@ def test_frames_agree_with_lerobots_own_decoding(squares):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     buffer = open_buffer(squares)
-    theirs = LeRobotDataset("local/squares", root=squares, video_backend="pyav")
+    reference = LeRobotDataset("local/squares", root=squares, video_backend="pyav")
     for episode in buffer.episodes:
-        ours = buffer.frames(episode, "observation.images.side")
+        frames = buffer.frames(episode, "observation.images.side")
         for t in (0, episode.length // 2, episode.length - 1):
-            item: Any = theirs[episode.first_frame + t]
+            item: Any = reference[episode.first_frame + t]
             image = item["observation.images.side"].permute(1, 2, 0).numpy()
-            assert (image * 255).round().astype(np.uint8).tolist() == ours[t].tolist()
+            assert (image * 255).round().astype(np.uint8).tolist() == frames[t].tolist()
 
 
 def test_columns_come_in_the_order_of_the_index(squares):
@@ -74,7 +74,7 @@ def test_columns_come_in_the_order_of_the_index(squares):
         buffer.column("torque")
 
 
-def test_an_unknown_camera_lists_those_there_are(squares):
+def test_an_unknown_camera_lists_the_known_cameras(squares):
     with pytest.raises(DatasetError, match="no camera 'top' .* there are: front, side"):
         open_buffer(squares).camera("top")
 
@@ -99,10 +99,10 @@ def test_real_video_and_real_images():
     assert images.frames(images.episodes[7], images.camera(None)).shape == (10, 64, 64, 3)
 
 
-# --- folders that are no dataset
+# --- folders that are not a dataset
 
 
-def test_a_folder_that_is_no_dataset(tmp_path):
+def test_a_folder_that_is_not_a_dataset(tmp_path):
     with pytest.raises(DatasetError, match=r"no LeRobot dataset: it has no meta/info.json"):
         open_buffer(tmp_path)
     with pytest.raises(DatasetError, match="is no folder"):
@@ -123,9 +123,9 @@ def test_the_converter_that_the_message_names_exists():
 
 
 def test_a_hub_id_without_a_network_is_one_line():
-    with pytest.raises(DatasetError, match="there is no folder nobody/nothing, and the Hub does not") as caught:
+    with pytest.raises(DatasetError, match="there is no folder nobody/nothing, and the Hub does not") as error:
         open_buffer("nobody/nothing")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("keep", [0, 900])
@@ -209,15 +209,15 @@ def test_a_bad_csv_names_the_line(tmp_path, text, says):
 
 def test_tables_round_trip_and_refuse_another_parent(tmp_path):
     path = tmp_path / "t.parquet"
-    written = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.0])}, {"dataset": "x"})
+    first = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.0])}, {"dataset": "x"})
     table = read_table(path, refresh="srpo-robot score-dataset D", dataset="x")
     assert table["a"].tolist() == [0, 1, 2]
     assert np.isnan(table["b"][1])
-    assert table.metadata == written.metadata
+    assert table.metadata == first.metadata
     with pytest.raises(StaleTable, match="another state of its dataset; run: srpo-robot score-dataset D"):
         read_table(path, refresh="srpo-robot score-dataset D", dataset="y")
-    other = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.5])}, {"dataset": "x"})
-    assert other.metadata["content"] != written.metadata["content"]
+    second = write_table(path, {"a": np.arange(3), "b": np.array([0.5, np.nan, 1.5])}, {"dataset": "x"})
+    assert second.metadata["content"] != first.metadata["content"]
 
 
 @pytest.mark.parametrize("content", [None, b"no parquet"])
@@ -241,10 +241,10 @@ def test_a_finished_episode_is_whole_on_disk_while_the_next_is_recorded(tmp_path
         recorder.begin()
         frame = moving_square(1, 0.0)[0]
         recorder.add({"front": frame, "side": frame}, np.zeros(2), np.zeros(2), "go right")
-        half_way = open_buffer(root)  # the state that a reader, or a crash now, would leave
+        half_way = open_buffer(root)  # the folder as a reader, or a crash at this moment, would see it
         assert len(half_way.episodes) == 1
         assert len(half_way.frames(half_way.episodes[0], half_way.cameras[0])) == 24
-    assert recorded_episodes(root) == 1  # the one without a verdict is not kept
+    assert recorded_episodes(root) == 1  # the episode without a verdict is not kept
 
 
 def test_void_episodes_leave_nothing_behind(tmp_path):
@@ -271,10 +271,10 @@ def test_several_episodes_in_one_file_are_the_same_as_one_in_each(squares, tmp_p
     assert len(list((together.root / "data").rglob("*.parquet"))) == 1
     apart = open_buffer(squares)
     assert together.fingerprint == apart.fingerprint
-    for one, other in zip(together.episodes, apart.episodes, strict=True):
+    for episode, episode_alone in zip(together.episodes, apart.episodes, strict=True):
         for camera in together.cameras:
-            assert (together.frames(one, camera) == apart.frames(other, camera)).all()
-            assert together.video_identity(one, camera) == apart.video_identity(other, camera)
+            assert (together.frames(episode, camera) == apart.frames(episode_alone, camera)).all()
+            assert together.video_identity(episode, camera) == apart.video_identity(episode_alone, camera)
     assert (together.column("action") == apart.column("action")).all()
 
 
@@ -307,7 +307,7 @@ for name, at, commit_every in (("single", 4, 1), ("later", 7, 4), ("first", 3, 4
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted_recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings that kill -9 stopped at the end of an episode. One interpreter forks all of them.
 
     single/d: at the fourth episode, one episode per file. first/d, later/d: at the third and at the seventh episode,
@@ -320,17 +320,17 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_kill_9_costs_the_unfinished_episode_and_no_other(killed, squares):
-    root = killed / "single" / "d"
+def test_kill_9_loses_only_the_unfinished_episode(interrupted_recordings, squares):
+    root = interrupted_recordings / "single" / "d"
     assert len(open_buffer(root).episodes) == 3
     record_squares(root, SQUARES[3:])
     assert open_buffer(root).fingerprint == open_buffer(squares).fingerprint
 
 
-def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(killed):
+def test_a_killed_recording_is_repaired_and_nothing_is_deleted(interrupted_recordings):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    root = killed / "later" / "d"  # 4 are committed, 2 finished, 1 under way
+    root = interrupted_recordings / "later" / "d"  # 4 are committed, 2 finished, 1 under way
     with pytest.raises(DatasetError, match="unfinished files.*srpo-robot repair"):
         open_buffer(root)
     assert repair(root) > 0
@@ -346,8 +346,8 @@ def test_what_kill_9_left_is_repaired_and_nothing_is_deleted(killed):
     assert len(LeRobotDataset("local/d", root=root, video_backend="pyav")) == 128
 
 
-def test_a_recording_cut_off_in_its_first_episodes_is_moved_beside(killed):
-    root = killed / "first" / "d"
+def test_a_recording_cut_off_in_its_first_episodes_is_moved_beside(interrupted_recordings):
+    root = interrupted_recordings / "first" / "d"
     record_squares(root, SQUARES[:1])
     assert len(open_buffer(root).episodes) == 1
     assert list((root.parent / "d.cut_off_1" / "videos").rglob("*.mp4"))

@@ -32,7 +32,7 @@ class Device:
         self.picture = np.zeros((height, width, 3), dtype=np.uint8)
         self.noisy = True
         self.is_there = True
-        self.go = threading.Event()  # cleared: `read` blocks, as a stalled camera does
+        self.go = threading.Event()  # if cleared, `read` blocks like a stalled camera
         self.go.set()
         self.released = False
         self.values: dict[int, float] = {cv2.CAP_PROP_EXPOSURE: 156.0, cv2.CAP_PROP_GAIN: 3.0}
@@ -59,7 +59,7 @@ class Device:
     def set(self, propId: int, value: float) -> bool:  # noqa: N803 (OpenCV's own name)
         if propId in self.obeys:
             self.values[propId] = value
-        return True  # as most drivers say, whatever they did
+        return True  # most drivers return True even if they ignored the setting
 
     def release(self) -> None:
         self.released = True
@@ -67,9 +67,9 @@ class Device:
 
 @pytest.fixture
 def device() -> Iterator[Device]:
-    made = Device()
-    yield made
-    made.go.set()
+    camera = Device()
+    yield camera
+    camera.go.set()
 
 
 def over(device: Device, recipe: CameraRecipe = FRONT) -> Cameras:
@@ -106,11 +106,11 @@ def test_a_picture_is_rgb_in_the_recipes_size_and_knows_its_time(device):
 
 def test_frames_that_were_not_read_are_dropped(device):
     with over(device) as cameras:
-        seen = device.reads
-        until(lambda: device.reads > seen + 20)
+        reads = device.reads
+        until(lambda: device.reads > reads + 20)
         device.go.clear()
         time.sleep(0.01)
-        assert cameras.read(10.0)["front"].image[0, 0, 0] >= (seen + 20) % 256
+        assert cameras.read(10.0)["front"].image[0, 0, 0] >= (reads + 20) % 256
         device.go.set()
 
 
@@ -123,14 +123,14 @@ def test_any_picture_is_brought_to_the_recipes_size_without_stretching(height, w
     with over(device) as cameras:
         image = cameras.read(10.0)["front"].image
     assert image.shape == (12, 16, 3)
-    assert int(image[6, 8, 0]) == pytest.approx(127, abs=12)  # the middle stays the middle
+    assert int(image[6, 8, 0]) == pytest.approx(127, abs=12)  # the middle of the picture stays in the middle
     rows, columns = min(height, width * 12 / 16), min(width, height * 16 / 12)
     assert rows / columns == pytest.approx(12 / 16)
     span = float(image[6, -1, 0]) - float(image[6, 0, 0])  # both cropped sides are invisible
     assert span == pytest.approx(255 * columns / width * 15 / 16, abs=20)
 
 
-def test_a_crop_is_taken_as_given(device):
+def test_a_given_crop_is_used_unchanged(device):
     device.picture[4:8, 6:10] = 200
     device.noisy = False
     with over(device, replace(FRONT, height_px=4, width_px=4, crop=(4, 6, 4, 4))) as cameras:
@@ -194,7 +194,7 @@ def test_an_unplugged_camera_is_an_error_that_stays(device):
     assert device.released
 
 
-def test_all_are_closed_where_one_cannot_be_opened(device):
+def test_all_cameras_are_closed_if_one_cannot_be_opened(device):
     absent = Device()
     absent.is_there = False
     wrist = replace(FRONT, name="wrist", source="/dev/video9")
@@ -214,7 +214,7 @@ def test_a_camera_without_a_picture_is_an_error(device, monkeypatch):
     until(no_threads)
 
 
-def test_what_opencv_throws_is_one_line(device):
+def test_an_opencv_exception_becomes_a_one_line_error(device):
     class Broken(Device):
         def read(self) -> tuple[bool, np.ndarray | None]:
             raise cv2.error("bad\nnews")
@@ -228,7 +228,7 @@ def test_reading_before_opening_is_an_error(device):
         over(device).read()
 
 
-def test_a_camera_that_this_machine_does_not_have():
+def test_a_camera_that_does_not_exist():
     with pytest.raises(CameraError, match=r"camera front \(97\) cannot be opened"):
         Cameras([replace(FRONT, source="97")]).open()  # OpenCV itself
     with pytest.raises(CameraError, match=r"cannot be opened; is its server running"):
@@ -253,7 +253,7 @@ def test_an_ignored_property_is_an_error_that_names_it(device):
     assert device.released and no_threads()
 
 
-def test_a_real_capture_that_ignores_what_it_is_told(tmp_path):
+def test_a_real_capture_that_ignores_its_settings(tmp_path):
     path = str(tmp_path / "film.avi")
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (16, 12))
     writer.write(np.zeros((12, 16, 3), dtype=np.uint8))
@@ -283,7 +283,7 @@ def test_a_stream_takes_no_properties_and_says_so(device):
         ({"fixed": {"gain": True}}, "fixed.gain is True; it is a number"),
     ],
 )
-def test_a_recipe_that_cannot_be(change, says):
+def test_an_invalid_recipe_is_refused(change, says):
     with pytest.raises(RecipeError, match=says):
         Cameras([replace(FRONT, **change)])
 
@@ -295,15 +295,15 @@ def test_one_source_for_two_cameras():
 
 def test_a_camera_in_toml():
     table = {"name": "front", "height_px": 224, "width_px": 224, "source": "/dev/video0", "capture_px": [480, 640]}
-    made = build(CameraRecipe, table | {"fixed": {"exposure": 156}}, "x.toml")
-    assert made.capture_px == (480, 640) and made.fixed == {"exposure": 156}
+    recipe = build(CameraRecipe, table | {"fixed": {"exposure": 156}}, "x.toml")
+    assert recipe.capture_px == (480, 640) and recipe.fixed == {"exposure": 156}
     assert HardwareRecipe.__dataclass_fields__["cameras"].type == "tuple[CameraRecipe, ...]"
 
 
 # --- references
 
 
-def test_a_picture_is_like_itself_and_like_itself_in_other_light():
+def test_a_picture_is_similar_to_itself_also_in_other_light():
     assert similarity(SMOOTH, SMOOTH) == pytest.approx(1.0)
     darker = (SMOOTH * 0.5 + 20).astype(np.uint8)
     assert similarity(SMOOTH, darker) > 0.99
@@ -328,7 +328,7 @@ def referenced(tmp_path: Path) -> tuple[list[CameraRecipe], dict[str, Frame]]:
     return recipes, {name: Frame(picture, 0.0) for name, picture in pictures.items()}
 
 
-def test_cameras_that_see_what_they_should(tmp_path):
+def test_cameras_that_match_their_references(tmp_path):
     recipes, frames = referenced(tmp_path)
     assert check_references(recipes, frames) == ()
     assert check_references([replace(recipe, reference="") for recipe in recipes], frames) == ()
@@ -347,7 +347,7 @@ def test_a_moved_camera_is_detected(tmp_path):
     assert "camera front is" in line and "needs 0.50; mount" in line
 
 
-def test_a_reference_that_is_no_picture(tmp_path):
+def test_a_reference_that_is_not_a_picture(tmp_path):
     recipes, frames = referenced(tmp_path)
     with pytest.raises(RecipeError, match="is no picture"):
         check_references([replace(recipes[0], reference=str(tmp_path / "none.png"))], frames)

@@ -70,7 +70,7 @@ def test_init_hands_out_recipes_that_are_found_first(cli, tmp_path, monkeypatch)
 # --- datasets that cannot be scored
 
 
-def test_a_folder_that_is_no_dataset(cli, tmp_path):
+def test_a_folder_that_is_not_a_dataset(cli, tmp_path):
     refused(cli("score-dataset", tmp_path), "no LeRobot dataset")
     refused(cli("score-dataset", tmp_path / "nowhere"), "is no folder")
     (tmp_path / "meta").mkdir()
@@ -128,7 +128,7 @@ def test_scoring_writes_tables_picture_and_summary(cli, squares_copy, tiny_encod
     assert "4 episodes, 84 frames, 4 episodes embedded now" in out
     for name in ("progress.parquet", "curves.png"):
         assert (squares_copy / "srpo" / name).stat().st_size > 0
-    assert not (squares_copy / "srpo" / "advantage.parquet").exists()  # `weights` and `train-awr` write it
+    assert not (squares_copy / "srpo" / "advantage.parquet").exists()  # only `weights` and `train-awr` write it
     task = json.loads(path.read_text())["tasks"]["go right"]
     assert (task["episodes"], task["successes"], task["clusters"]) == (4, 2, [2])
     assert task["final_progress_success"] == 1.0
@@ -136,13 +136,13 @@ def test_scoring_writes_tables_picture_and_summary(cli, squares_copy, tiny_encod
     assert checksums(squares_copy) == before
 
 
-def test_random_weights_are_said_to_be_random(cli, squares_copy):
+def test_the_output_says_that_random_weights_are_random(cli, squares_copy):
     code, _, err = cli("score-dataset", squares_copy, "--encoder", "embedded-random", "--windows", "nested")
     assert code == 0
     assert "random weights" in err
 
 
-def test_the_default_encoder_says_what_it_was_trained_on(cli, squares_copy):
+def test_the_default_encoder_names_its_training_data(cli, squares_copy):
     code, _, err = cli("score-dataset", squares_copy, "--windows", "nested")
     assert code == 0
     assert "the mock cell alone" in err
@@ -170,20 +170,21 @@ def test_a_second_profile_or_value_embeds_nothing_and_shows_where_it_disagrees(c
     refused(cli(*score, "--compare", "loo"), "two profiles")
 
 
-def test_cameras_are_combined_and_the_store_tells_what_it_holds(cli, squares_copy, tiny_encoder_folder):
+def test_cameras_are_combined_and_the_store_lists_its_entries(cli, squares_copy, tiny_encoder_folder):
     score = ("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
     distances = []
     for cameras in (("front",), ("side",), ("front", "side")):
         assert cli(*score, *(word for name in cameras for word in ("--camera", name)))[0] == 0
         distances.append(read_progress(open_buffer(squares_copy))["distance"])
-    front, side, both = (values[np.isfinite(distances[0])][:18] for values in distances)  # a success: to its own end
-    scored = read_progress(open_buffer(squares_copy))["scored"][np.isfinite(distances[0])][:18]
-    assert both[scored] == pytest.approx(np.hypot(front, side)[scored], rel=1e-5, abs=1e-6)
+    # episode 0 is a success: the distances up to its own end
+    front, side, combined = (values[np.isfinite(distances[0])][:18] for values in distances)
+    scored_frames = read_progress(open_buffer(squares_copy))["scored"][np.isfinite(distances[0])][:18]
+    assert combined[scored_frames] == pytest.approx(np.hypot(front, side)[scored_frames], rel=1e-5, abs=1e-6)
     code, out, _ = cli("store", squares_copy)
     assert code == 0
     assert "0 entries" in out
     path = sorted((squares_copy / "videos" / "observation.images.side").rglob("*.mp4"))
-    shutil.copy(path[0], path[1])  # another video than was embedded
+    shutil.copy(path[0], path[1])  # not the video that was embedded
     code, out, _ = cli("store", squares_copy, "--prune")
     assert code == 0
     assert "1 entries" in out
@@ -206,7 +207,7 @@ def test_references_of_another_dataset(cli, squares_copy, tiny_encoder_folder, t
     assert np.isfinite(read_progress(open_buffer(failures))["progress"]).all()
 
 
-def test_two_processes_score_as_one_does(squares_copy, tiny_encoder_folder, cli, tmp_path):
+def test_two_processes_give_the_same_scores_as_one(squares_copy, tiny_encoder_folder, cli, tmp_path):
     alone = shutil.copytree(squares_copy, tmp_path / "alone")
     score = ("--encoder", str(tiny_encoder_folder), "--min-window", "6", "--device", "cpu")
     assert cli("score-dataset", alone, *score)[0] == 0
@@ -216,8 +217,8 @@ def test_two_processes_score_as_one_does(squares_copy, tiny_encoder_folder, cli,
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("4 episodes embedded now") == 1
-    one, two = read_progress(open_buffer(alone)), read_progress(open_buffer(squares_copy))
-    assert two.metadata["content"] == one.metadata["content"]
+    by_one, by_two = read_progress(open_buffer(alone)), read_progress(open_buffer(squares_copy))
+    assert by_two.metadata["content"] == by_one.metadata["content"]
 
 
 # --- training
@@ -240,7 +241,7 @@ def test_training_on_no_score_or_a_stale_one(cli, squares_copy, tiny_encoder_fol
     assert not (tmp_path / "out").exists()
 
 
-def test_training_options_that_cannot_be(cli, squares_copy, tiny_encoder_folder, tmp_path):
+def test_invalid_training_options(cli, squares_copy, tiny_encoder_folder, tmp_path):
     assert cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)[0] == 0
     train = ("train-awr", squares_copy, "--output", tmp_path / "out")
     refused(cli(*train, "--policy", "pi0-tiny", "--beta", "-1"), "must be positive")
@@ -255,13 +256,15 @@ def test_training_options_that_cannot_be(cli, squares_copy, tiny_encoder_folder,
 
 
 def test_an_unknown_arm_or_task(cli, tmp_path):
-    run = ("run", "--policy", tmp_path, "--output", tmp_path / "o")
-    refused(cli(*run, "--arm", "xarm8", "--task", "put-apple"), "no recipe 'xarm8' in hardware/", "mock")
-    refused(cli(*run, "--arm", "mock", "--task", "fold-laundry"), "no recipe 'fold-laundry' in datasets/", "put-apple")
+    command = ("run", "--policy", tmp_path, "--output", tmp_path / "o")
+    refused(cli(*command, "--arm", "xarm8", "--task", "put-apple"), "no recipe 'xarm8' in hardware/", "mock")
+    refused(
+        cli(*command, "--arm", "mock", "--task", "fold-laundry"), "no recipe 'fold-laundry' in datasets/", "put-apple"
+    )
     assert not (tmp_path / "o").exists()
 
 
-def test_a_checkpoint_that_is_none(cli, tmp_path):
+def test_a_folder_that_is_not_a_checkpoint(cli, tmp_path):
     result = cli("run", "--policy", tmp_path / "nothing", "--task", "put-apple", "--output", tmp_path / "o")
     refused(result, "nothing")
     assert not (tmp_path / "o").exists()
@@ -291,18 +294,18 @@ def test_labelling_by_keys_needs_a_terminal(cli, squares_copy, monkeypatch):
 
 def test_keys_label_go_back_skip_and_quit_and_each_answer_is_kept(squares_copy):
     buffer = open_buffer(squares_copy)
-    keys, shown = iter("f s?b f q"), []
+    keys, strips = iter("f s?b f q"), []
     answers = label_by_keys(
         buffer,
         list(buffer.episodes),
         buffer.camera(None),
         lambda: next(keys),
-        lambda e, f: shown.append((e.index, f.shape)),
+        lambda e, f: strips.append((e.index, f.shape)),
     )
     # 0: f | 1: skip | 2: s | 3: ? asks again, then b | 2: skip | 3: f | then nothing is left
     assert answers == {0: False, 2: True, 3: False}
-    assert [index for index, _ in shown] == [0, 1, 2, 3, 3, 2, 3]
-    assert shown[0][1] == (7, 48, 48, 3)
+    assert [index for index, _ in strips] == [0, 1, 2, 3, 3, 2, 3]
+    assert strips[0][1] == (7, 48, 48, 3)
     assert [e.success for e in open_buffer(squares_copy).episodes] == [False, True, True, False]
 
 
@@ -333,8 +336,8 @@ def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path):
     )
     commands = [["score-dataset", "nowhere"], *(["score-dataset", str(tmp_path), *o.split()] for o in options)]
     for name in ("audit", "benchmark-progress"):
-        others = ("--windows stride", "--encoder vjepa3", "--device gpu", "--dtype int4")
-        commands += [[name, str(tmp_path), *o.split()] for o in others]
+        bad_options = ("--windows stride", "--encoder vjepa3", "--device gpu", "--dtype int4")
+        commands += [[name, str(tmp_path), *o.split()] for o in bad_options]
     script = (
         "import json, sys\n"
         "from srpo_robot.cli import main\n"

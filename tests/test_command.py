@@ -27,30 +27,28 @@ class Options:
 
 
 def invoke(*arguments: str) -> tuple[int, str, list[Options]]:
-    app, received = typer.Typer(), []
+    app, values = typer.Typer(), []
     app.callback()(lambda: None)
 
     @command(app, "go", example="go folder")
     def go(options: Options) -> None:
         """Go somewhere."""
-        received.append(options)
+        values.append(options)
 
     result = CliRunner().invoke(app, ["go", *arguments])
-    return result.exit_code, result.output, received
+    return result.exit_code, result.output, values
 
 
 def test_fields_become_options_and_come_back_as_the_dataclass():
-    _, _, received = invoke(
-        "d", "--camera", "x", "--camera", "y", "--beta", "2", "--compare", "p, q", "--policy", "sft"
-    )
-    assert received == [
+    _, _, values = invoke("d", "--camera", "x", "--camera", "y", "--beta", "2", "--compare", "p, q", "--policy", "sft")
+    assert values == [
         Options(dataset="d", camera=("x", "y"), inner=Inner(beta=2.0), compare=("p", "q"), policy=("sft",))
     ]
 
 
-def test_defaults_stand_in_the_dataclass_alone():
-    _, _, received = invoke("d", "--policy", "sft")
-    assert received == [Options(dataset="d", policy=("sft",))]
+def test_defaults_come_from_the_dataclass_only():
+    _, _, values = invoke("d", "--policy", "sft")
+    assert values == [Options(dataset="d", policy=("sft",))]
 
 
 def test_the_help_page_shows_every_leaf_with_its_text_its_default_and_the_example():
@@ -64,12 +62,12 @@ def test_the_help_page_shows_every_leaf_with_its_text_its_default_and_the_exampl
 @pytest.mark.parametrize(
     ("arguments", "says"), [(("d",), "--policy"), (("d", "--policy", "x", "--beta", "-1"), "beta")]
 )
-def test_bad_usage_is_refused_as_by_typer(arguments: tuple[str, ...], says: str):
-    code, page, received = invoke(*arguments)
-    assert code == 2 and says in page and received == []
+def test_bad_usage_gives_typers_own_errors(arguments: tuple[str, ...], says: str):
+    code, page, values = invoke(*arguments)
+    assert code == 2 and says in page and values == []
 
 
-def test_a_field_without_typers_words_is_a_mistake_of_ours():
+def test_a_field_without_a_typer_option_is_a_type_error():
     @dataclass(frozen=True, kw_only=True)
     class Bare:
         dataset: str

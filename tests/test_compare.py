@@ -35,12 +35,12 @@ from srpo_robot.records import Trial
 
 
 def trial(number: int, success: bool | None, seed: int | None = None, task: str = "apple", note: str = "") -> Trial:
-    own = number if seed is None else seed
+    layout_seed = number if seed is None else seed
     return Trial(
         trial=number,
         task="go",
         policy="p",
-        seed=own,
+        seed=layout_seed,
         success=success,
         steps=9,
         seconds=1.0,
@@ -69,46 +69,46 @@ BETTER = [True] * 3 + [False] + [True] * 10 + [False] * 6
 # --- the core
 
 
-def test_the_same_layouts_are_pairs_by_hand():
-    found = compare(side("sft", WORSE), side("awr", BETTER))
-    assert found.pairs == Pairs(3, 1, 10, 6)
-    assert found.by_layout
-    assert found.effect.difference == pytest.approx(9 / 20)
-    assert found.effect.p == pytest.approx(binomtest(10, 11).pvalue)
-    assert found.unpaired.p == pytest.approx(fisher_exact([[4, 16], [13, 7]])[1])
-    assert (found.rates[0].successes, found.rates[1].successes) == (4, 13)
+def test_equal_layouts_are_paired_by_hand():
+    result = compare(side("sft", WORSE), side("awr", BETTER))
+    assert result.pairs == Pairs(3, 1, 10, 6)
+    assert result.by_layout
+    assert result.effect.difference == pytest.approx(9 / 20)
+    assert result.effect.p == pytest.approx(binomtest(10, 11).pvalue)
+    assert result.unpaired.p == pytest.approx(fisher_exact([[4, 16], [13, 7]])[1])
+    assert (result.rates[0].successes, result.rates[1].successes) == (4, 13)
 
 
-def test_other_layouts_are_no_pairs():
-    found = compare(side("sft", WORSE), side("awr", BETTER, first_seed=500))
-    assert found.paired is None
-    assert not found.by_layout
-    assert found.effect == found.unpaired
-    assert found.interim.pairs == 20  # in order, for want of layouts
+def test_different_layouts_are_not_paired():
+    result = compare(side("sft", WORSE), side("awr", BETTER, first_seed=500))
+    assert result.paired is None
+    assert not result.by_layout
+    assert result.effect == result.unpaired
+    assert result.interim.pairs == 20  # paired in order, because no layouts match
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=12), st.data())
-def test_it_does_not_matter_in_which_order_a_run_was_read_and_swapping_turns_the_sign(successes, data):
+def test_the_order_of_trials_does_not_matter_and_swapping_turns_the_sign(successes, data):
     a = side("a", [*successes, True])
     b = side("b", data.draw(st.lists(st.sampled_from([True, False]), min_size=len(a.trials), max_size=len(a.trials))))
-    shuffled = Contender("b", tuple(data.draw(st.permutations(b.trials))))
-    forward, again, back = compare(a, b), compare(a, shuffled), compare(b, a)
-    assert again == forward
+    b_in_other_order = Contender("b", tuple(data.draw(st.permutations(b.trials))))
+    forward, other_order, back = compare(a, b), compare(a, b_in_other_order), compare(b, a)
+    assert other_order == forward
     assert back.effect.p == pytest.approx(forward.effect.p)
     assert back.effect[:3] == pytest.approx((-forward.effect[0], -forward.effect[2], -forward.effect[1]), abs=1e-6)
     assert back.interim.p == pytest.approx(forward.interim.p)
 
 
-def test_void_trials_are_no_pairs_and_one_that_was_made_good_is_not_missing():
+def test_void_trials_are_not_paired_and_a_repeated_one_is_not_missing():
     a = Contender("a", (trial(0, None, 5, note="cable"), trial(1, True, 5), trial(2, None, 6, note="cable")))
     b = Contender("b", (trial(0, True, 5), trial(1, True, 6)))
     assert [(x.trial, y.trial) for x, y in matched(a.trials, b.trials)] == [(1, 0)]
     assert [t.seed for t in unresolved(a.trials)] == [6]
-    found = compare(a, b)
-    assert found.void == (1, 0)
-    assert found.if_void_failed is not None
-    assert found.if_void_failed.difference == pytest.approx(1 / 2)  # 5: both, 6: b alone
+    result = compare(a, b)
+    assert result.void == (1, 0)
+    assert result.if_void_failed is not None
+    assert result.if_void_failed.difference == pytest.approx(1 / 2)  # 5: both, 6: b alone
 
 
 def test_a_layout_tried_twice_makes_two_pairs_of_one_task_only():
@@ -121,31 +121,31 @@ def test_a_layout_tried_twice_makes_two_pairs_of_one_task_only():
 def test_tasks_are_strata():
     a = Contender("a", side("a", WORSE).trials + side("a", BETTER, task="pear").trials)
     b = Contender("b", side("b", BETTER).trials + side("b", BETTER, task="pear").trials)
-    found = compare(a, b)
-    assert [row.task for row in found.tasks] == ["apple", "pear"]
-    assert found.tasks[1].pairs == Pairs(13, 0, 0, 7)
-    assert found.unpaired.difference == pytest.approx(9 / 40)
+    result = compare(a, b)
+    assert [row.task for row in result.tasks] == ["apple", "pear"]
+    assert result.tasks[1].pairs == Pairs(13, 0, 0, 7)
+    assert result.unpaired.difference == pytest.approx(9 / 40)
 
 
-def test_what_cannot_be_compared():
+def test_runs_that_cannot_be_compared():
     with pytest.raises(UsageError, match="b has no trial that counts"):
         compare(side("a", WORSE), side("b", [None, None]))
     with pytest.raises(UsageError, match="different tasks: a was run on apple, b on pear; compare them on one with"):
         compare(side("a", WORSE), side("b", WORSE, task="pear"))
 
 
-def test_how_many_more():
-    found = how_many(compare(side("sft", WORSE), side("awr", BETTER)), 0.3)
-    assert found.base == pytest.approx(6 / 24)
-    assert found.total is not None
-    assert found.more == found.total - 20
-    assert found.sequential is not None
-    assert found.sequential > found.total
-    done = how_many(compare(side("a", [True, False] * 100), side("b", [True, False] * 100)), 0.3)
-    assert done.more == 0
+def test_how_many_more_trials_are_needed():
+    estimate = how_many(compare(side("sft", WORSE), side("awr", BETTER)), 0.3)
+    assert estimate.base == pytest.approx(6 / 24)
+    assert estimate.total is not None
+    assert estimate.more == estimate.total - 20
+    assert estimate.sequential is not None
+    assert estimate.sequential > estimate.total
+    no_more = how_many(compare(side("a", [True, False] * 100), side("b", [True, False] * 100)), 0.3)
+    assert no_more.more == 0
 
 
-def test_an_amount_is_compared_where_it_is_known_and_stratified_by_task():
+def test_an_amount_is_compared_if_it_is_known_and_stratified_by_task():
     a = side("a", [False, False, None, False]).trials
     b = side("b", [False, False, False, False]).trials
     b = tuple(replace(t, episode_index=10 + t.episode_index) for t in b)
@@ -165,17 +165,17 @@ def test_an_amount_is_compared_where_it_is_known_and_stratified_by_task():
 
 
 def test_a_score_in_between_is_compared_and_one_that_repeats_success_is_not():
-    def scored(name, scores):
-        made = side(name, [score == 1.0 for score in scores])
-        trials = tuple(replace(t, score=score) for t, score in zip(made.trials, scores, strict=True))
-        return replace(made, trials=trials)
+    def with_scores(name, scores):
+        contender = side(name, [score == 1.0 for score in scores])
+        trials = tuple(replace(t, score=score) for t, score in zip(contender.trials, scores, strict=True))
+        return replace(contender, trials=trials)
 
-    a, b = scored("a", [0.2, 0.4, 1.0]), scored("b", [0.5, 0.6, 1.0])
-    found = score_effect(a, b, compare(a, b), 0.05)
-    assert found is not None
-    assert found[0].difference == pytest.approx(0.5 / 3)
-    assert found[1] == 3
-    a, b = scored("a", [0.0, 1.0]), scored("b", [1.0, 1.0])
+    a, b = with_scores("a", [0.2, 0.4, 1.0]), with_scores("b", [0.5, 0.6, 1.0])
+    effect = score_effect(a, b, compare(a, b), 0.05)
+    assert effect is not None
+    assert effect[0].difference == pytest.approx(0.5 / 3)
+    assert effect[1] == 3
+    a, b = with_scores("a", [0.0, 1.0]), with_scores("b", [1.0, 1.0])
     assert score_effect(a, b, compare(a, b), 0.05) is None
     assert score_effect(side("a", WORSE), side("b", BETTER), compare(side("a", WORSE), side("b", BETTER)), 0.05) is None
 
@@ -213,7 +213,7 @@ def test_three_runs_are_compared_with_the_baseline_and_adjusted(cli, tmp_path):
     refused(cli("compare", *runs, "--baseline", "z"), "no policy 'z' in these runs; there are: a, b, c")
 
 
-def test_two_runs_of_one_policy_are_told_apart(cli, tmp_path):
+def test_two_runs_of_one_policy_get_different_names(cli, tmp_path):
     runs = [write_run(tmp_path / name, WORSE, "outputs/awr") for name in ("a", "b")]
     code, out, err = cli("compare", *runs)
     assert code == 0, err
@@ -222,13 +222,13 @@ def test_two_runs_of_one_policy_are_told_apart(cli, tmp_path):
 
 
 def test_runs_of_different_tasks(cli, tmp_path):
-    both = write_run(tmp_path / "both", WORSE, "a")
+    two_tasks = write_run(tmp_path / "both", WORSE, "a")
     for row in side("a", BETTER, task="pear").trials:
-        append_trial(both, replace(row, policy="a"))
-    one = write_run(tmp_path / "one", WORSE, "b")
-    refused(cli("compare", both, one), "different tasks: a was run on apple, pear, b on apple", "--task")
-    assert cli("compare", both, one, "--task", "apple")[0] == 0
-    refused(cli("compare", both, one, "--task", "card"), "no trial of task 'card'; there are: apple, pear")
+        append_trial(two_tasks, replace(row, policy="a"))
+    one_task = write_run(tmp_path / "one", WORSE, "b")
+    refused(cli("compare", two_tasks, one_task), "different tasks: a was run on apple, pear, b on apple", "--task")
+    assert cli("compare", two_tasks, one_task, "--task", "apple")[0] == 0
+    refused(cli("compare", two_tasks, one_task, "--task", "card"), "no trial of task 'card'; there are: apple, pear")
 
 
 def test_bad_input_is_one_line(cli, tmp_path):
@@ -251,7 +251,7 @@ def test_bad_input_is_one_line(cli, tmp_path):
         refused(cli("compare", good, good, option, value), f"{option} is", "between 0 and 1")
 
 
-def test_a_difference_with_no_room_is_said(cli, tmp_path):
+def test_a_difference_that_is_too_large_gets_a_hint(cli, tmp_path):
     runs = [write_run(tmp_path / name, [True, False] * 5, name) for name in "ab"]
     code, out, _ = cli("compare", *runs, "--difference", 0.6)
     assert code == 0
@@ -262,13 +262,13 @@ def test_a_difference_with_no_room_is_said(cli, tmp_path):
 
 
 def study_of(folder: Path, blind: bool, rows: int) -> Path:
-    """A study of two policies on ten layouts. "better" succeeds on all of them, "worse" on none."""
+    """Makes a study of two policies on ten layouts. "better" succeeds on all of them, "worse" on none."""
     protocol = draw_protocol("mock", ["apple"], ["worse", "better"], 10, 3, lambda task, seed: {"task": task})
     study = begin_study(folder, protocol, blind)
     for row in study.pending()[:rows]:
         begin_trial(study, row)
-        done = replace(void_trial(study, row, ""), success=protocol.policies[row.policy] == "better")
-        end_trial(study, replace(done, episode_index=row.trial))
+        result = replace(void_trial(study, row, ""), success=protocol.policies[row.policy] == "better")
+        end_trial(study, replace(result, episode_index=row.trial))
     return folder
 
 
@@ -281,7 +281,7 @@ def test_a_blind_study_keeps_its_names_to_itself_until_its_end(cli, tmp_path):
     assert "better succeeds 100 points more often" in cli("compare", tmp_path / "half", "--unblind")[1]
     code, out, _ = cli("compare", study_of(tmp_path / "whole", True, 20))
     assert code == 0
-    assert "better succeeds 100 points more often than worse" in out  # the first that was named is the baseline
+    assert "better succeeds 100 points more often than worse" in out  # the policy named first is the baseline
     assert "stop, the difference is shown, since number 8" in out  # 2^8 / 9 > 20
 
 
@@ -296,7 +296,7 @@ def test_an_edited_protocol_is_not_compared(cli, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory, tiny_encoder_folder) -> Path:
+def scored_study(tmp_path_factory, tiny_encoder_folder) -> Path:
     """Twelve recorded trials of a study, scored: the policy on odd rows goes further each time."""
     root = tmp_path_factory.mktemp("scored") / "data"
     reaches = [(0.3 + 0.05 * (n % 3)) if n % 2 else (0.75 + 0.02 * n) for n in range(12)]
@@ -304,22 +304,22 @@ def scored(tmp_path_factory, tiny_encoder_folder) -> Path:
     return root
 
 
-def test_progress_is_the_second_outcome(cli, tmp_path, scored, tiny_encoder_folder):
-    run = write_run(tmp_path / "run", [False, True] * 6, "x")
-    rows = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
-    (run / "trials.jsonl").write_text(
+def test_progress_is_the_second_outcome(cli, tmp_path, scored_study, tiny_encoder_folder):
+    run_folder = write_run(tmp_path / "run", [False, True] * 6, "x")
+    rows = [json.loads(line) for line in (run_folder / "trials.jsonl").read_text().splitlines()]
+    (run_folder / "trials.jsonl").write_text(
         "".join(
             json.dumps(row | {"policy": "near" if n % 2 else "far", "seed": n // 2}) + "\n"
             for n, row in enumerate(rows)
         )
     )
-    shutil.copytree(scored, run / "dataset")
-    code, out, err = cli("compare", run)
+    shutil.copytree(scored_study, run_folder / "dataset")
+    code, out, err = cli("compare", run_folder)
     assert code == 0, err
     assert "progress.parquet does not exist; run: srpo-robot score-dataset" in " ".join(out.split())
     score = ("--encoder", tiny_encoder_folder, "--min-window", 6, "--profile", "loo")
-    assert cli("score-dataset", run / "dataset", *score)[0] == 0
-    code, out, err = cli("compare", run, "--json", tmp_path / "c.json")
+    assert cli("score-dataset", run_folder / "dataset", *score)[0] == 0
+    code, out, err = cli("compare", run_folder, "--json", tmp_path / "c.json")
     assert code == 0, err
     assert "Final progress: near -" in out
     progress = json.loads((tmp_path / "c.json").read_text())["comparisons"][0]["progress"]
@@ -327,9 +327,9 @@ def test_progress_is_the_second_outcome(cli, tmp_path, scored, tiny_encoder_fold
     assert progress["profile"] == "loo"
     assert progress["difference"] < 0
     assert progress["p"] == pytest.approx(2 / 64, abs=0.02)  # all six pairs have one sign
-    other = write_run(tmp_path / "other", [False] * 6, "y")
-    (other / "dataset").mkdir()
-    out = cli("compare", run, other)[1]
+    unscored_run = write_run(tmp_path / "other", [False] * 6, "y")
+    (unscored_run / "dataset").mkdir()
+    out = cli("compare", run_folder, unscored_run)[1]
     assert "recorded to different datasets" in " ".join(out.split())
     assert np.isfinite(progress["low"])
 
@@ -345,5 +345,5 @@ def test_progress_is_the_second_outcome(cli, tmp_path, scored, tiny_encoder_fold
         (["A", "B"], ["A", "B"]),
     ],
 )
-def test_long_names_lose_what_they_share(names, short):
+def test_long_names_lose_their_common_part(names, short):
     assert shortened(names) == short

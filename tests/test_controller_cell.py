@@ -57,7 +57,7 @@ class Cell:
             self.c.advance(DT_S)
 
 
-def test_full_speed_in_free_space_is_no_collision_and_the_table_is_one() -> None:
+def test_full_speed_in_free_space_is_not_a_collision_but_the_table_is() -> None:
     cell = Cell(0)
     cell.ask(37, b"\x05")  # the most sensitive
     cell.ready(0)
@@ -95,13 +95,13 @@ def test_the_apple_is_carried_to_the_plate_through_the_protocol() -> None:
 
 def test_a_server_lays_out_the_cell_and_steps_it_by_the_clock() -> None:
     plant = CellPlant(CellSim(HARDWARE, TASK))
-    moved = ArmCommand(HOME + 0.05, 0.04)
+    command = ArmCommand(HOME + 0.05, 0.04)
     with ControllerServer(plant, host=free_host()) as server:
-        server.place(tasks.layout(TASK, 3), moved)
+        server.place(tasks.layout(TASK, 3), command)
         before = server.arm_state()
         while server.arm_state().time_s < before.time_s + 0.1:
             time.sleep(0.01)
         after = server.arm_state()
-    assert after.joints_rad == pytest.approx(moved.joints_rad, abs=1e-3)
+    assert after.joints_rad == pytest.approx(command.joints_rad, abs=1e-3)
     assert after.gripper_m == pytest.approx(0.04, abs=1e-3)
     assert plant.sim.layout is not None and plant.sim.layout.seed == 3 and plant.sim.state().time_s > 0.09

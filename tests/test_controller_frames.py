@@ -30,20 +30,20 @@ def test_enable_and_its_reply_in_the_vendors_bytes() -> None:
 
 
 @given(st.lists(REQUESTS, max_size=6), st.data())
-def test_requests_come_out_whole_wherever_the_stream_is_split(requests: list[Request], data: st.DataObject) -> None:
+def test_requests_are_complete_for_every_split_of_the_stream(requests: list[Request], data: st.DataObject) -> None:
     stream = b"".join(frames.encode_request(request) for request in requests)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    reader, found = RequestReader(), []
+    reader, received_requests = RequestReader(), []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
-        found += reader.feed(stream[start:end])
-    assert found == requests and not reader.broken
+        received_requests += reader.feed(stream[start:end])
+    assert received_requests == requests and not reader.broken
 
 
 @given(st.binary(max_size=200), st.data())
 def test_any_bytes_give_the_same_requests_however_they_are_split(stream: bytes, data: st.DataObject) -> None:
-    cut = data.draw(st.integers(0, len(stream)))
+    split_at = data.draw(st.integers(0, len(stream)))
     whole, split = RequestReader(), RequestReader()
-    assert whole.feed(stream) == split.feed(stream[:cut]) + split.feed(stream[cut:])
+    assert whole.feed(stream) == split.feed(stream[:split_at]) + split.feed(stream[split_at:])
     assert whole.broken == split.broken
 
 
@@ -85,7 +85,7 @@ def test_parameters_are_little_endian_floats_and_big_endian_words() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e5])
-def test_finite_parameters_refuse_what_is_not(value: float) -> None:
+def test_finite_parameters_refuse_nan_and_infinity(value: float) -> None:
     with pytest.raises(Malformed):
         Params(frames.encode_floats(value)).finite(1)
     assert not np.isfinite(value) or Params(frames.encode_floats(value)).floats(1)[0] == value
@@ -117,9 +117,9 @@ def test_a_number_in_two_registers_round_trips(value: int) -> None:
 
 
 def test_gripper_frames_in_the_vendors_bytes() -> None:
-    read = RegisterRead(8, 0x0702, 2)
-    assert frames.encode_rtu(read) == bytes.fromhex("08 03 0702 0002")
-    assert frames.encode_rtu_reply(read, frames.words(850)) == bytes.fromhex("08 03 04 0000 0352")
+    request = RegisterRead(8, 0x0702, 2)
+    assert frames.encode_rtu(request) == bytes.fromhex("08 03 0702 0002")
+    assert frames.encode_rtu_reply(request, frames.words(850)) == bytes.fromhex("08 03 04 0000 0352")
     write = RegisterWrite(8, 0x0700, frames.words(200))
     assert frames.encode_rtu(write) == bytes.fromhex("08 10 0700 0002 04 0000 00C8")
     assert frames.encode_rtu_reply(write) == bytes.fromhex("08 10 0700 0002")

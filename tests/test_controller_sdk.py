@@ -54,16 +54,16 @@ def connect(sdk: Any, server: ControllerServer, monkeypatch: pytest.MonkeyPatch)
     from xarm.core.config.x_config import XCONF
 
     monkeypatch.setattr(XCONF.SocketConf, "TCP_CONTROL_PORT", server.command_port)
-    opened: list[Any] = []
+    clients: list[Any] = []
 
     def make(**options: Any) -> Any:
         arm = sdk.XArmAPI(server.host, is_radian=True, forbid_uds=True, **options)
-        opened.append(arm)
+        clients.append(arm)
         return arm
 
     yield make
-    server.faults.reset_connections()  # the SDK's threads end sooner than by their time limits
-    for arm in opened:
+    server.faults.reset_connections()  # ends the SDK's threads before their time limits
+    for arm in clients:
         arm.disconnect()
     socket.setdefaulttimeout(None)  # the SDK sets one second for the whole process
 
@@ -82,7 +82,7 @@ def ready(arm: Any, mode: int) -> Any:
 
 
 def until(happens: Callable[[], bool]) -> None:
-    """Waits for a condition that reports bring. Fails after a time in which a hundred reports would have come."""
+    """Waits until reports fulfil a condition. Fails after the time of a hundred reports."""
     end = time.monotonic() + 30.0
     while not happens():
         assert time.monotonic() < end, "it never happened"
@@ -149,7 +149,7 @@ def test_a_servo_stream_at_100_hz_gets_no_refusal(arm: Any, server: ControllerSe
     until(lambda: abs(server.arm_state().tcp[2, 3] * 1000 - (wire[2] - 2.0)) < 0.1)
 
 
-def test_the_clients_own_checks_and_what_they_miss(connect: Connect) -> None:
+def test_the_clients_own_checks_and_their_gaps(connect: Connect) -> None:
     arm = ready(connect(), 1)
     over = [0.0, math.radians(130), *HOME[2:]]
     assert arm.set_servo_angle_j(over) == -8  # refused before it is sent
@@ -157,7 +157,7 @@ def test_the_clients_own_checks_and_what_they_miss(connect: Connect) -> None:
     loose = connect(check_joint_limit=False)
     assert loose.set_servo_angle_j(over) == 1 and loose.get_err_warn_code() == (0, [23, 0])
     ready(arm, 1)
-    assert arm.set_servo_angle_j([math.nan] * 7) == 1  # a comparison with NaN finds nothing wrong
+    assert arm.set_servo_angle_j([math.nan] * 7) == 1  # comparisons with NaN are false, so the client sends it
     assert arm.get_err_warn_code()[1][0] == 23
     ready(arm, 1)
     assert arm.set_servo_angle_j((HOME + 0.3).tolist()) == 1 and arm.get_err_warn_code()[1][0] == 24
@@ -204,7 +204,7 @@ def test_the_gripper_moves_catches_and_fails(arm: Any, server: ControllerServer,
 def test_settings_are_read_back(connect: Connect, server: ControllerServer) -> None:
     arm = ready(connect(), 0)
     assert arm.set_tcp_offset([0, 0, 172, 0, 0, 0], wait=False) == 0
-    assert arm.set_tcp_load(0.82, [0, 0, 48]) == 9  # it is stored, although the SDK takes it for a move
+    assert arm.set_tcp_load(0.82, [0, 0, 48]) == 9  # the value is stored, although the SDK treats the call as a move
     assert arm.set_state(0) == 0 and arm.set_tcp_load(0.82, [0, 0, 48]) == 0
     assert arm.set_collision_sensitivity(4) == 0
     assert arm.get_state() == (0, 2)  # the SDK re-arms the arm by itself
@@ -254,10 +254,10 @@ def test_the_250_hz_report_reads_with_the_sdks_own_structure(arm: Any, server: C
             data += link.recv(804 - len(data))
     report: Any = ReportDataStructure.create(30000)
     report.update(data)
-    ours = frames.decode_report(30000, data)
-    assert (report.data_size, report.state, report.mode) == (804, 2, 1) and report.timestamp == ours["time_us"] > 0
+    fields = frames.decode_report(30000, data)
+    assert (report.data_size, report.state, report.mode) == (804, 2, 1) and report.timestamp == fields["time_us"] > 0
     assert report.actual_joint_angle == pytest.approx(HOME, abs=1e-6)
-    assert report.actual_tcp_pose == pytest.approx(ours["pose_aa"])
+    assert report.actual_tcp_pose == pytest.approx(fields["pose_aa"])
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -267,13 +267,13 @@ def test_the_250_hz_report_reads_with_the_sdks_own_structure(arm: Any, server: C
 def test_an_error_comes_by_callback_and_by_code_and_the_recipe_clears_it(
     arm: Any, server: ControllerServer, code: int
 ) -> None:
-    seen: list[int] = []
-    arm.register_error_warn_changed_callback(lambda item: seen.append(item["error_code"]))
+    error_codes: list[int] = []
+    arm.register_error_warn_changed_callback(lambda item: error_codes.append(item["error_code"]))
     server.faults.error(code)
     assert arm.set_servo_angle_j(HOME.tolist()) == 1 and arm.get_state() == (0, 4)
-    until(lambda: arm.error_code == code and code in seen)
+    until(lambda: arm.error_code == code and code in error_codes)
     assert arm.clean_error() == 0 and arm.get_state() == (0, 4)
-    assert arm.set_servo_angle_j(HOME.tolist()) == 9  # clean is not ready
+    assert arm.set_servo_angle_j(HOME.tolist()) == 9  # the error is cleared, but the arm is not ready
     ready(arm, 1)
     assert arm.set_servo_angle_j(HOME.tolist()) == 0
 
@@ -293,7 +293,7 @@ def test_a_lost_reply_is_code_3_and_the_connection_stays(arm: Any, server: Contr
     arm.set_timeout(0.2)
     server.faults.drop_replies(count=1)
     assert arm.set_servo_angle_j((HOME + STEP).tolist()) == 3 and arm.connected
-    until(lambda: server.arm_state().joints_rad == pytest.approx(HOME + STEP))  # it was carried out all the same
+    until(lambda: server.arm_state().joints_rad == pytest.approx(HOME + STEP))  # the controller executed the request
     assert arm.set_servo_angle_j(HOME.tolist()) == 0
 
 
@@ -326,8 +326,8 @@ def test_a_reset_connection_is_noticed_and_a_new_one_works(connect: Connect, ser
     until(lambda: not arm.connected)
     assert arm.set_servo_angle_j(HOME.tolist()) == -1
     until(lambda: False in changes)
-    again = ready(connect(), 1)
-    assert again.set_servo_angle_j(HOME.tolist()) == 0
+    new_arm = ready(connect(), 1)
+    assert new_arm.set_servo_angle_j(HOME.tolist()) == 0
 
 
 def test_stale_reports_look_alive(arm: Any, server: ControllerServer) -> None:
@@ -337,7 +337,7 @@ def test_stale_reports_look_alive(arm: Any, server: ControllerServer) -> None:
     arm.register_report_location_callback(lambda item: reports.append(1))
     assert arm.set_servo_angle_j((HOME + STEP).tolist()) == 0
     until(lambda: len(reports) >= 3 and server.arm_state().state == 2)
-    assert arm.connected and arm.angles == pytest.approx(HOME, abs=1e-5)  # wrong, and nothing says so
+    assert arm.connected and arm.angles == pytest.approx(HOME, abs=1e-5)  # the SDK's angles are wrong without any error
     assert arm.get_servo_angle()[1] == pytest.approx(HOME + STEP, abs=1e-5)
     server.faults.heal()
     until(lambda: arm.angles == pytest.approx(HOME + STEP, abs=1e-5))
@@ -348,7 +348,7 @@ def test_an_emergency_stop_call_holds_the_arm(connect: Connect, server: Controll
     assert arm.set_servo_angle(angle=(HOME + 1.0).tolist(), speed=0.5, wait=False) == 0
     until(lambda: abs(server.arm_state().joints_rad[0]) > 0.05)
     arm.emergency_stop()
-    held = server.arm_state()
-    assert held.state == 4 and held.queued == 0 and held.joints_rad[0] < 0.9
+    state = server.arm_state()
+    assert state.state == 4 and state.queued == 0 and state.joints_rad[0] < 0.9
     time.sleep(0.1)
-    assert (server.arm_state().joints_rad == held.joints_rad).all()
+    assert (server.arm_state().joints_rad == state.joints_rad).all()

@@ -126,7 +126,7 @@ def open_sockets() -> set[str]:
 def test_starting_and_stopping_leaves_no_thread_and_no_socket(stepped: bool) -> None:
     sockets, threads = open_sockets(), set(threading.enumerate())
     host = free_host()
-    for _ in range(3):  # the same ports again, at once
+    for _ in range(3):  # the same ports are free again at once
         with (
             ControllerServer(KinematicPlant(HOME), host=host, stepped=stepped) as server,
             Client(server) as client,
@@ -144,13 +144,13 @@ def test_it_listens_on_loopback_only() -> None:
             ControllerServer(KinematicPlant(HOME), host=host)
 
 
-def test_a_taken_port_is_one_line_that_says_what_would_work(server: ControllerServer) -> None:
+def test_a_taken_port_is_a_one_line_error_with_a_remedy(server: ControllerServer) -> None:
     with (
-        pytest.raises(ArmError, match=r"cannot listen on .*:30000 .*another loopback address") as caught,
+        pytest.raises(ArmError, match=r"cannot listen on .*:30000 .*another loopback address") as error,
         ControllerServer(KinematicPlant(HOME), host=server.host),
     ):
         pass
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     with (
         pytest.raises(ArmError, match=f":{server.command_port} "),
         ControllerServer(KinematicPlant(HOME), host=server.host, command_port=server.command_port),
@@ -167,9 +167,12 @@ def test_a_server_that_does_not_run_says_so() -> None:
 
 
 def test_two_emulators_live_side_by_side(server: ControllerServer) -> None:
-    with ControllerServer(KinematicPlant(HOME), host=free_host(), stepped=True) as other, Client(other) as client:
+    with (
+        ControllerServer(KinematicPlant(HOME), host=free_host(), stepped=True) as second_server,
+        Client(second_server) as client,
+    ):
         client.ready()
-        assert other.arm_state().state == 2 and server.arm_state().state == 4
+        assert second_server.arm_state().state == 2 and server.arm_state().state == 4
 
 
 class Broken(KinematicPlant):
@@ -177,7 +180,7 @@ class Broken(KinematicPlant):
         raise ArmError("physics diverged")
 
 
-def test_a_failure_inside_is_raised_where_the_server_ends() -> None:
+def test_an_internal_failure_is_raised_when_the_server_ends() -> None:
     with (
         pytest.raises(ArmError, match="the emulated controller failed: physics diverged"),
         ControllerServer(Broken(HOME), host=free_host()) as server,
@@ -268,30 +271,30 @@ def test_the_rich_report_carries_error_settings_and_motion(server: ControllerSer
         client.ask(23, encode_floats(HOME + 0.5, 0.4, 10.0, 0.0))
         server.advance(0.4)
         listener.frame()
-        seen = listener.frame()
-        assert (seen["state_mode"], seen["queued"], seen["enabled"], seen["error"]) == (1, 1, 0x7F, 0)
-        assert seen["tcp_offset"].tolist() == [0, 0, 172, 0, 0, 0] and seen["payload"] == pytest.approx(
+        report = listener.frame()
+        assert (report["state_mode"], report["queued"], report["enabled"], report["error"]) == (1, 1, 0x7F, 0)
+        assert report["tcp_offset"].tolist() == [0, 0, 172, 0, 0, 0] and report["payload"] == pytest.approx(
             [0.82, 0, 0, 48]
         )
-        assert seen["collision_sensitivity"] == 4 and seen["fence"] == 1 and seen["flags"] == 2
-        assert seen["box"].tolist() == [620, 200, 350, -350, 500, 4]
-        assert seen["joint_speeds"] == pytest.approx(np.full(7, 0.4)) and seen["tcp_speed"] > 100.0
+        assert report["collision_sensitivity"] == 4 and report["fence"] == 1 and report["flags"] == 2
+        assert report["box"].tolist() == [620, 200, 350, -350, 500, 4]
+        assert report["joint_speeds"] == pytest.approx(np.full(7, 0.4)) and report["tcp_speed"] > 100.0
         server.faults.error(31)
         server.advance(0.2)
-        seen = listener.frame()
-        assert (seen["state_mode"], seen["error"], seen["queued"]) == (4, 31, 0)
+        report = listener.frame()
+        assert (report["state_mode"], report["error"], report["queued"]) == (4, 31, 0)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_lost_reply_is_a_request_that_was_carried_out(server: ControllerServer) -> None:
-    with Client(server) as client, Client(server) as other:
+    with Client(server) as client, Client(server) as second_client:
         client.ready()
         server.faults.drop_replies(count=1, client=1)
         client.send(SET_STATE, b"\x04")
         settle(server)
-        assert other.ask(GET_STATE).data == b"\x04"
+        assert second_client.ask(GET_STATE).data == b"\x04"
         assert client.is_silent()
         assert client.ask(GET_STATE).data == b"\x04"
 
@@ -309,11 +312,11 @@ def test_replies_are_lost_for_a_time(server: ControllerServer) -> None:
 def test_late_replies_keep_their_order(server: ControllerServer) -> None:
     with Client(server) as client:
         server.faults.delay_replies(0.19, count=1)
-        asked = [client.send(GET_STATE), client.send(GET_ERROR), client.send(GET_STATE)]
-        assert [client.receive()[0].transaction for _ in asked] == asked
+        transactions = [client.send(GET_STATE), client.send(GET_ERROR), client.send(GET_STATE)]
+        assert [client.receive()[0].transaction for _ in transactions] == transactions
 
 
-def test_a_half_open_link_takes_requests_nowhere_and_the_other_client_can_stop(server: ControllerServer) -> None:
+def test_a_half_open_link_loses_requests_and_the_other_client_can_stop(server: ControllerServer) -> None:
     with Client(server) as stuck, Client(server) as stopper, Listener(server, 30002) as listener:
         stuck.ready()
         listener.frame()
@@ -342,7 +345,7 @@ def test_a_reset_breaks_connections_and_new_ones_are_taken(server: ControllerSer
         with pytest.raises(ConnectionResetError):
             listener.socket.recv(1)
     with Client(server) as client:
-        assert client.ask(GET_STATE).data == b"\x02"  # the arm did not notice
+        assert client.ask(GET_STATE).data == b"\x02"  # the arm kept its state
 
 
 def test_stale_reports_repeat_themselves_and_silent_ones_stop(server: ControllerServer) -> None:
@@ -355,8 +358,8 @@ def test_stale_reports_repeat_themselves_and_silent_ones_stop(server: Controller
             listener.frame()
         server.faults.stale_reports()
         server.advance(0.2)
-        seen = np.array([listener.frame()["joints"] for _ in range(20)])
-        assert (seen == seen[0]).all() and np.abs(server.arm_state().joints_rad - seen[0]).max() > 0.05
+        reports = np.array([listener.frame()["joints"] for _ in range(20)])
+        assert (reports == reports[0]).all() and np.abs(server.arm_state().joints_rad - reports[0]).max() > 0.05
         server.faults.silence_reports()
         server.advance(0.2)
         server.faults.heal()

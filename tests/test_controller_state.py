@@ -32,7 +32,7 @@ LINE, JOINTS, GO_HOME, SERVO, SERVO_POSE, RELATIVE = 21, 23, 25, 29, 30, 83
 
 
 class Rig:
-    """A controller with an ideal arm, spoken to in requests."""
+    """A controller with an ideal arm. Tests drive it by requests."""
 
     def __init__(self, mode: int | None = 0, joints: np.ndarray = HOME) -> None:
         self.plant = KinematicPlant(joints)
@@ -51,7 +51,7 @@ class Rig:
         self.ask(SET_STATE, bytes([0]))
 
     def run(self, seconds: float) -> np.ndarray:
-        """Measured joints after each tick, (n, 7)."""
+        """Returns the measured joints after each tick, (n, 7)."""
         rows = []
         for _ in range(round(seconds / DT_S)):
             self.c.advance(DT_S)
@@ -59,7 +59,7 @@ class Rig:
         return np.array(rows)
 
     def move(self, function: int, shift: float = 0.05) -> Reply:
-        """Sends a small move as `function` does it."""
+        """Sends a small move with the parameters of `function`."""
         if function == JOINTS:
             return self.ask(JOINTS, HOME + shift, 1.0, 10.0, 0.0)
         if function == SERVO:
@@ -97,7 +97,7 @@ def test_an_approach_keeps_its_bounds_and_stops_at_the_target_without_passing_it
     assert position[0] == pytest.approx(target, abs=1e-9) and velocity[0] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_trapezoid_takes_the_time_it_takes_by_hand() -> None:
+def test_a_trapezoid_takes_the_time_computed_by_hand() -> None:
     position, velocity, ticks = np.zeros(1), np.zeros(1), 0
     while abs(position[0] - 1.0) > 1e-9:
         position, velocity = motion.approach(position, velocity, np.ones(1), 1.0, 5.0, 0.001)
@@ -232,7 +232,7 @@ def test_a_pressed_emergency_stop_cannot_be_cleaned_away(code: int) -> None:
     rig.recover(0)
     assert (rig.c.error, rig.c.state, rig.c.enabled) == (code, 4, False)
     rig.c.release()
-    assert rig.c.error == code  # released is not cleaned
+    assert rig.c.error == code  # releasing the button does not clear the error
     rig.recover(0)
     assert (rig.c.error, rig.c.state, rig.c.enabled) == (0, 2, True)
 
@@ -249,12 +249,12 @@ def test_a_warning_is_in_the_status_until_it_is_cleaned() -> None:
 
 @pytest.mark.parametrize("mode", [0, 1, 6, 7])
 @pytest.mark.parametrize("function", [JOINTS, LINE, SERVO, SERVO_POSE])
-def test_a_mode_takes_its_own_moves_only(mode: int, function: int) -> None:
+def test_a_mode_accepts_its_own_moves_only(mode: int, function: int) -> None:
     takes = {JOINTS: (0, 6), LINE: (0, 7), SERVO: (1,), SERVO_POSE: (1,)}
     rig = Rig(mode)
     status = rig.move(function).status
-    moved = np.abs(rig.run(2.0)[-1] - HOME).max() > 0.01
-    assert (status, moved) == ((0, True) if mode in takes[function] else (CANNOT_MOVE, False))
+    has_moved = np.abs(rig.run(2.0)[-1] - HOME).max() > 0.01
+    assert (status, has_moved) == ((0, True) if mode in takes[function] else (CANNOT_MOVE, False))
 
 
 def test_planned_joint_moves_queue_and_all_joints_arrive_together() -> None:
@@ -270,7 +270,7 @@ def test_planned_joint_moves_queue_and_all_joints_arrive_together() -> None:
     assert np.abs(np.diff(path, axis=0)).max() <= 1.0 * DT_S + 1e-9
 
 
-def test_infinity_leaves_a_joint_or_a_coordinate_where_it_is() -> None:
+def test_infinity_keeps_a_joint_or_a_coordinate() -> None:
     rig = Rig()
     rig.ask(JOINTS, np.array([0.2, *[np.inf] * 6]), 1.0, 10.0, 0.0)
     rig.run(2.0)
@@ -343,7 +343,7 @@ def test_servo_follows_the_newest_target_and_rests_at_the_last_one() -> None:
     for i in range(1, 51):
         assert rig.ask(SERVO, HOME + 0.01 * i * np.eye(7)[0], np.zeros(3)).status == 0
         rig.run(0.008)
-    path = rig.run(1.0)  # the stream is dead
+    path = rig.run(1.0)  # the stream has stopped
     assert path[-1] == pytest.approx(HOME + 0.5 * np.eye(7)[0], abs=1e-7) and rig.c.state == 2
     assert path[:, 0].max() < 0.5 + 1e-4
 
@@ -358,7 +358,7 @@ def test_servo_follows_the_newest_target_and_rests_at_the_last_one() -> None:
         (np.full(7, np.inf), 23),
     ],
 )
-def test_servo_targets_out_of_bounds_raise_and_their_own_reply_says_so(target: np.ndarray, code: int) -> None:
+def test_servo_targets_out_of_bounds_raise_an_error_in_their_own_reply(target: np.ndarray, code: int) -> None:
     rig = Rig(1)
     status = rig.ask(SERVO, target, np.zeros(3)).status
     assert (status, rig.c.error) == ((HAS_ERROR | CANNOT_MOVE, code) if code else (0, 0))
@@ -400,10 +400,10 @@ def test_forward_and_inverse_kinematics_in_millimetres() -> None:
     rig = Rig()
     pose = np.frombuffer(rig.ask(44, np.zeros(7)).data, "<f4")
     assert pose[:3] == pytest.approx([206.0, 0.0, 120.5], abs=1e-3)
-    wanted = poses.to_rpy(rig.c.forward(HOME + 0.2))
-    reply = rig.ask(43, wanted)
+    target = poses.to_rpy(rig.c.forward(HOME + 0.2))
+    reply = rig.ask(43, target)
     joints = np.frombuffer(reply.data, "<f4").astype(float)
-    assert reply.status == 0 and poses.to_rpy(rig.c.forward(joints)) == pytest.approx(wanted, abs=0.05)
+    assert reply.status == 0 and poses.to_rpy(rig.c.forward(joints)) == pytest.approx(target, abs=0.05)
     assert rig.ask(43, np.array([900.0, 0, 300.0, np.pi, 0, 0])).status == INVALID
 
 
@@ -505,7 +505,7 @@ def read(rig: Rig, address: int, count: int = 1) -> bytes:
     return rig.rtu(RegisterRead(8, address, count)).data[4:]
 
 
-def test_the_gripper_moves_in_pulses_at_its_speed_and_says_so() -> None:
+def test_the_gripper_moves_in_pulses_at_its_speed_and_reports_it() -> None:
     rig = gripper()
     assert rig.rtu(RegisterWrite(8, 0x0700, words(200))).data == bytes.fromhex("09 08 10 0700 0002")
     rig.run(0.1)
@@ -515,7 +515,7 @@ def test_the_gripper_moves_in_pulses_at_its_speed_and_says_so() -> None:
     assert read(rig, 0x0000) == b"\0\0" and read(rig, 0x0702, 2) == bytes.fromhex("0000 00C8")
 
 
-def test_the_gripper_tells_that_it_holds_something() -> None:
+def test_the_gripper_reports_that_it_holds_something() -> None:
     rig = gripper()
     rig.plant.object_m = 0.06
     rig.rtu(RegisterWrite(8, 0x0700, words(0)))
@@ -528,7 +528,7 @@ def test_a_gripper_that_is_off_or_faulty_does_not_move() -> None:
     off.rtu(RegisterWrite(8, 0x0700, words(0)))
     off.rtu(RegisterWrite(8, 0x0100, (1,)))
     off.run(1.0)
-    assert off.c.gripper.measured_m == 0.085  # earlier writes are not made up for
+    assert off.c.gripper.measured_m == 0.085  # earlier writes are not repeated
     rig = gripper()
     rig.c.gripper.fail(11)
     rig.rtu(RegisterWrite(8, 0x0700, words(0)))
@@ -540,7 +540,7 @@ def test_a_gripper_that_is_off_or_faulty_does_not_move() -> None:
     rig.rtu(RegisterWrite(8, 0x0700, words(0)))
     rig.run(1.0)
     assert rig.c.gripper.measured_m == 0.0
-    assert rig.c.error == 0  # the arm does not care
+    assert rig.c.error == 0  # the arm is not affected
 
 
 def test_a_dead_tool_bus_is_c19_and_an_answer_without_frame() -> None:
@@ -550,7 +550,7 @@ def test_a_dead_tool_bus_is_c19_and_an_answer_without_frame() -> None:
     assert rig.c.error == 19 and rig.c.state == 4
 
 
-def test_registers_that_the_gripper_has_not_are_invalid() -> None:
+def test_registers_that_the_gripper_lacks_are_invalid() -> None:
     rig = gripper()
     assert rig.rtu(RegisterRead(8, 0x0A00, 1)).status == INVALID
     assert rig.rtu(RegisterRead(3, 0x0702, 2)).status == INVALID
@@ -583,7 +583,7 @@ def test_no_request_breaks_the_controller(requests: list[tuple[int, bytes]], mod
 
 def test_every_error_that_the_emulator_raises_by_itself_is_an_assumption() -> None:
     codes = {state.KINEMATICS, state.JOINT_LIMIT, state.SPEED, state.COLLISION, state.FENCE, state.LINEAR_SPEED}
-    told = {int(code) for a in ASSUMPTIONS for code in re.findall(r"\bC(\d+)\b", f"{a.topic} {a.emulated}")}
-    assert codes | {state.TOOL_BUS, *state.EMERGENCY} <= told
+    documented_codes = {int(code) for a in ASSUMPTIONS for code in re.findall(r"\bC(\d+)\b", f"{a.topic} {a.emulated}")}
+    assert codes | {state.TOOL_BUS, *state.EMERGENCY} <= documented_codes
     assert len({a.topic for a in ASSUMPTIONS}) == len(ASSUMPTIONS)
     assert all(a.emulated and a.check for a in ASSUMPTIONS)

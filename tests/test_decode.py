@@ -27,7 +27,7 @@ from srpo_robot.buffer.decode import Video, image_chunks, joined, video_chunks, 
 from srpo_robot.buffer.opening import open_buffer
 from srpo_robot.errors import UndecodableFrame
 
-os.environ.setdefault("SVT_LOG", "1")  # errors only, in the child processes too
+os.environ.setdefault("SVT_LOG", "1")  # only errors are logged, also in child processes
 
 FPS, LENGTH, WIDTH, HEIGHT = 10, 30, 96, 64
 AV1 = ("libsvtav1", {"g": "2", "crf": "30", "preset": "12"})
@@ -64,7 +64,7 @@ def by_pyav(monkeypatch):
 
 
 def span(path: Path, first: int = 0, end: int = LENGTH) -> Video:
-    """Frames first .. end - 1 of a file, as an episode."""
+    """Returns frames first .. end - 1 of a file as an episode."""
     return Video(name="episode 7, front", path=path, start_s=first / FPS, end_s=end / FPS, length=end - first, fps=FPS)
 
 
@@ -77,10 +77,10 @@ def shrink(chunk: np.ndarray) -> np.ndarray:
 
 
 def packets(path: Path) -> list[tuple[int, int]]:
-    """Where each frame's bytes are in the file, in the order shown: (position, size)."""
+    """Returns (position, size) of each frame's bytes in the file, in display order."""
     with av.open(str(path)) as container:
-        found = [(packet.pts or 0, packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
-    return [(position, size) for _, position, size in sorted(found)]
+        rows = [(packet.pts or 0, packet.pos or 0, packet.size) for packet in container.demux() if packet.size]
+    return [(position, size) for _, position, size in sorted(rows)]
 
 
 def damaged(path: Path, frame: int, target: Path) -> Path:
@@ -96,11 +96,11 @@ def damaged(path: Path, frame: int, target: Path) -> Path:
 
 
 @given(st.integers(1, 40), st.integers(0, LENGTH - 1), st.data())
-def test_chunks_are_the_whole_in_order(files, chunk, first, data):
+def test_chunks_together_are_the_whole_span_in_order(files, chunk, first, data):
     end = data.draw(st.integers(first + 1, LENGTH))
-    made = list(video_chunks(span(files["av1"], first, end), chunk))
-    assert [len(one) for one in made[:-1]] == [chunk] * (len(made) - 1)
-    assert np.array_equal(np.concatenate(made), frames(span(files["av1"]))[first:end])
+    chunks = list(video_chunks(span(files["av1"], first, end), chunk))
+    assert [len(part) for part in chunks[:-1]] == [chunk] * (len(chunks) - 1)
+    assert np.array_equal(np.concatenate(chunks), frames(span(files["av1"]))[first:end])
 
 
 def test_no_chunk_is_kept(files):
@@ -112,10 +112,10 @@ def test_no_chunk_is_kept(files):
     assert len(alive) == 8
 
 
-def test_memory_is_one_chunk_and_what_it_becomes(tmp_path):
+def test_memory_is_one_chunk_and_its_result(tmp_path):
     path = write_video(tmp_path / "wide.mp4", width=1280)
     frame = HEIGHT * 1280 * 3
-    frames(span(path, 0, 1))  # the first call allocates buffers once
+    frames(span(path, 0, 1))  # the first call allocates buffers that stay
     tracemalloc.start()
     small = joined(map(shrink, video_chunks(span(path), 5)), LENGTH)  # a generator would hold on to its chunk
     peak = tracemalloc.get_traced_memory()[1]
@@ -124,14 +124,14 @@ def test_memory_is_one_chunk_and_what_it_becomes(tmp_path):
     assert LENGTH * frame > 2 * peak
 
 
-def test_chunks_that_are_not_all_are_refused():
+def test_missing_chunks_are_an_error():
     with pytest.raises(ValueError, match="3 of 4 frames"):
         joined([np.zeros((3, 2))], 4)
 
 
 @pytest.mark.parametrize("name", ["av1", "h264", "hevc"])
 def test_every_span_of_a_shared_file_is_decoded(files, by_pyav, name):
-    """libav jumps by decoding time, in HEVC's default order too late for a frame just before a keyframe."""
+    """libav seeks by decoding time. In HEVC's default order that is too late for a frame just before a keyframe."""
     whole = frames(span(files[name]))
     for first in range(LENGTH):
         part = span(files[name], first, min(first + 3, LENGTH))
@@ -188,7 +188,7 @@ def child(script: str, *arguments: object, libraries: str = "") -> subprocess.Co
 
 
 def test_damage_in_h264_is_neither_painted_over_nor_a_hang(tmp_path):
-    """Its decoder shows damaged frames, marked, and complains from its threads while the file is being closed."""
+    """The H.264 decoder marks and returns damaged frames, and logs errors from its threads while the file is closed."""
     path = write_video(tmp_path / "long.mp4", ("libx264", {"g": "12", "crf": "18"}), width=320)
     result = child(NOISY, path, FPS, LENGTH)
     assert (result.returncode, result.stderr) == (0, "")
@@ -203,7 +203,7 @@ def test_a_file_that_ends_early_names_the_first_missing_frame(files, by_pyav):
         frames(span(files["av1"], 40, 45))
 
 
-def test_what_is_no_video(tmp_path):
+def test_a_file_that_is_not_a_video(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream: Any = container.add_stream("aac", rate=44100)
@@ -212,9 +212,9 @@ def test_what_is_no_video(tmp_path):
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
     for name, why in (("text", "text.mp4 cannot be opened"), ("sound", "holds no video"), ("absent", "No such file")):
-        for read in (video_chunks, video_packets):
+        for reader in (video_chunks, video_packets):
             with pytest.raises(UndecodableFrame, match=rf"episode 7, front, frame 0 cannot be decoded \(.*{why}"):
-                list(read(span(tmp_path / f"{name}.mp4")))
+                list(reader(span(tmp_path / f"{name}.mp4")))
 
 
 # --- images
@@ -248,7 +248,7 @@ WIDE = stored(Image.fromarray(np.zeros((4, 8, 3), dtype=np.uint8)))
         ({"bytes": b"no image", "path": None}, "cannot identify"),
     ],
 )
-def test_an_image_that_is_none_names_its_frame(tmp_path, cell, why):
+def test_an_invalid_image_names_its_frame(tmp_path, cell, why):
     cells = [GREY, GREY, cell]
     with pytest.raises(UndecodableFrame, match=rf"^episode 7, frame 2 cannot be decoded \(.*{re.escape(why)}") as e:
         list(image_chunks("episode 7", cells, tmp_path, 3))
@@ -262,7 +262,7 @@ def test_an_image_that_is_none_names_its_frame(tmp_path, cell, why):
 
 
 class Fake:
-    """A decoder like torchcodec's that shows black frames, until something is odd."""
+    """A decoder like torchcodec's that returns black frames until the fault `odd` occurs."""
 
     def __init__(self, odd: str) -> None:
         self.odd, self.asked = odd, 0
@@ -284,20 +284,20 @@ class Fake:
         return SimpleNamespace(data=torch.zeros(len(times), HEIGHT, WIDTH, 3, dtype=torch.uint8), pts_seconds=times)
 
 
-@pytest.mark.parametrize(("odd", "theirs"), [("raises", 8), ("late", 8), ("fewer", 8), ("does not open", 0), ("", 20)])
-def test_where_torchcodec_is_in_doubt_pyav_goes_on(files, monkeypatch, odd, theirs):
+@pytest.mark.parametrize(("odd", "n_fake"), [("raises", 8), ("late", 8), ("fewer", 8), ("does not open", 0), ("", 20)])
+def test_pyav_takes_over_if_torchcodec_is_in_doubt(files, monkeypatch, odd, n_fake):
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: None)
-    ours = frames(span(files["av1"], 4, 24))
+    by_pyav_alone = frames(span(files["av1"], 4, 24))
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: Fake(odd))
-    both = np.concatenate(list(video_chunks(span(files["av1"], 4, 24), 4)))
-    assert not both[:theirs].any()
-    assert np.array_equal(both[theirs:], ours[theirs:])
+    mixed = np.concatenate(list(video_chunks(span(files["av1"], 4, 24), 4)))
+    assert not mixed[:n_fake].any()
+    assert np.array_equal(mixed[n_fake:], by_pyav_alone[n_fake:])
 
 
 @pytest.mark.parametrize(
     ("coding", "context"), [(H264, {}), (HEVC, {}), (AV1, {"colorspace": 1}), (AV1, {"color_range": 2})], ids=str
 )
-def test_torchcodec_is_not_asked_where_it_shows_damage_or_other_colours(tmp_path, monkeypatch, coding, context):
+def test_torchcodec_is_not_used_if_it_shows_damage_or_other_colours(tmp_path, monkeypatch, coding, context):
     path = write_video(tmp_path / "v.mp4", coding, **context)
     fake = Fake("")
     monkeypatch.setattr(decode, "torchcodec_decoder", lambda: fake)
@@ -345,12 +345,12 @@ print("equal")
 
 
 def bundled_ffmpeg(folder: Path) -> str:
-    """PyAV's own FFmpeg under the names that torchcodec looks for, as a search path. "" if PyAV brings none."""
+    """Returns a search path to PyAV's own FFmpeg under the names that torchcodec looks for. "" if PyAV brings none."""
     bundle = Path(av.__file__).parent.parent / "av.libs"
     for library in bundle.glob("lib*"):
-        found = re.fullmatch(r"(lib(?:av\w+|sw\w+))-\w+\.so\.(\d+)[\d.]*", library.name)
-        if found:
-            (folder / f"{found[1]}.so.{found[2]}").symlink_to(library)
+        match = re.fullmatch(r"(lib(?:av\w+|sw\w+))-\w+\.so\.(\d+)[\d.]*", library.name)
+        if match:
+            (folder / f"{match[1]}.so.{match[2]}").symlink_to(library)
     return f"{folder}{os.pathsep}{bundle}" if any(folder.iterdir()) else ""
 
 
@@ -364,7 +364,7 @@ def test_torchcodec_and_pyav_give_the_same_frames_and_the_same_errors(tmp_path):
 
 
 def test_a_torchcodec_that_does_not_load_is_silent(files):
-    """It finds no FFmpeg, or the package is absent: whichever it is here, and if neither, it decodes."""
+    """Covers the installed packages: torchcodec finds no FFmpeg, or the package is absent, or it decodes."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom test_decode import frames, span\n"
         "print(frames(span(Path(sys.argv[1]))).shape)\n"
@@ -386,15 +386,15 @@ def test_a_buffer_gives_its_frames_in_chunks(squares, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), None, float("inf")])
-def test_an_episode_whose_place_in_the_file_is_not_known(squares, value):
+def test_an_episode_with_an_unknown_place_in_its_file(squares, value):
     buffer = open_buffer(squares)
     episode, camera = buffer.episodes[1], buffer.cameras[0]
     rows = [dict(row) for row in buffer.meta.episodes]
     rows[1][f"videos/{camera}/from_timestamp"] = value
-    broken = replace(
+    without_place = replace(
         buffer,
         meta=SimpleNamespace(episodes=rows, image_keys=[], fps=10, get_video_file_path=buffer.meta.get_video_file_path),
     )
-    for read in (broken.frames, broken.video_identity):
+    for reader in (without_place.frames, without_place.video_identity):
         with pytest.raises(UndecodableFrame, match=r"episode 1, .*front, frame 0 cannot be decoded \(meta/episodes"):
-            read(episode, camera)
+            reader(episode, camera)

@@ -86,26 +86,26 @@ def decoding_threads() -> list[str]:
 def test_batches_change_no_embedding_and_no_order(tiny_encoder_folder, spec):
     encoder = load_encoder(str(tiny_encoder_folder))
     frames = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
-    own = embed_frames(frames, encoder, spec)
-    resolved = spec.resolved(4)
-    assert own.ends.tolist() == ends(30, resolved).tolist()
-    one_by_one = np.concatenate([encoder.encode(frames[clip][None]) for clip in clips(30, resolved)])
-    assert own.embeddings == pytest.approx(one_by_one, rel=1e-4, abs=1e-5)
+    windows = embed_frames(frames, encoder, spec)
+    config = spec.resolved(4)
+    assert windows.ends.tolist() == ends(30, config).tolist()
+    one_by_one = np.concatenate([encoder.encode(frames[clip][None]) for clip in clips(30, config)])
+    assert windows.embeddings == pytest.approx(one_by_one, rel=1e-4, abs=1e-5)
 
 
 def test_the_last_nested_window_is_the_whole_episode_bit_for_bit(tiny_encoder_folder):
     encoder = load_encoder(str(tiny_encoder_folder))
     frames = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
-    own = embed_frames(frames, encoder, ScoringConfig(windows="nested", frames_per_clip=8))
+    windows = embed_frames(frames, encoder, ScoringConfig(windows="nested", frames_per_clip=8))
     whole = encoder.encode(frames[clip_indices(29, 8)][None])[0]
-    assert np.array_equal(own.embeddings[-1], whole)
+    assert np.array_equal(windows.embeddings[-1], whole)
 
 
 @given(st.lists(st.integers(1, 9).map(lambda n: 2 * n), min_size=1, max_size=40), st.integers(1, 100))
-def test_a_batch_is_of_one_length_and_within_the_budget(lengths, budget):
-    made = list(batches(lengths, budget))
-    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
-    for batch in made:
+def test_a_batch_has_one_length_and_fits_the_budget(lengths, budget):
+    groups = list(batches(lengths, budget))
+    assert sorted(i for batch in groups for i in batch) == list(range(len(lengths)))
+    for batch in groups:
         assert len({lengths[i] for i in batch}) == 1
         assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
 
@@ -124,7 +124,7 @@ def test_a_nan_embedding_names_its_episode_and_window(buffer, store):
 
 
 class WatchingEncoder(CountingEncoder):
-    """Counts the raw chunks and the prepared episodes that are in memory at a time."""
+    """Counts the raw chunks and the prepared episodes that are in memory at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def alive(references: list[weakref.ref]) -> int:
 
 def test_each_frame_is_prepared_once_by_another_thread_and_few_are_in_memory(tmp_path, store, monkeypatch):
     many = open_buffer(record_squares(tmp_path / "many", [("go", 10 + i, 1.0, True) for i in range(8)]))
-    encoder, heard = WatchingEncoder(), []
+    encoder, reports = WatchingEncoder(), []
 
     def watched(*arguments: Any) -> np.ndarray:
         whole = prepared(*arguments)
@@ -157,15 +157,15 @@ def test_each_frame_is_prepared_once_by_another_thread_and_few_are_in_memory(tmp
 
     monkeypatch.setattr("srpo_robot.progress.embed.prepared", watched)
     monkeypatch.setattr(Buffer, "frame_chunks", partialmethod(Buffer.frame_chunks, chunk=4))
-    embedded = embed_buffer(many, encoder, store, FRONT_ONLY, on_episode=lambda e, n: heard.append((e.index, n)))
+    result = embed_buffer(many, encoder, store, FRONT_ONLY, on_episode=lambda e, n: reports.append((e.index, n)))
     assert encoder.prepared == sum(range(10, 18))
     assert all(name.startswith("decode") for name in encoder.threads)
     assert (len(encoder.raw), encoder.most_raw) == (sum(-(-length // 4) for length in range(10, 18)), 1)
     assert (len(encoder.whole), encoder.most_whole) == (8, 2)
-    assert heard == [(e.index, len(ends(e.length, SPEC))) for e in many.episodes]
-    assert (embedded.computed, embedded.left_out, len(embedded.windows)) == (8, {}, 8)
+    assert reports == [(e.index, len(ends(e.length, SPEC))) for e in many.episodes]
+    assert (result.computed, result.left_out, len(result.windows)) == (8, {}, 8)
     gc.collect()
-    assert alive(encoder.raw) == alive(encoder.whole) == 0  # nothing outlives its turn
+    assert alive(encoder.raw) == alive(encoder.whole) == 0  # no chunk and no episode stays in memory
     assert max(shape[0] for shape in encoder.calls) <= encoder.batch_clips
     assert decoding_threads() == []
 
@@ -179,41 +179,41 @@ def test_preparing_in_chunks_changes_no_bit(buffer, tiny_encoder_folder, monkeyp
         assert np.array_equal(prepared(buffer, encoder, episode, SIDE), at_once)
 
 
-def test_what_is_stored_is_neither_decoded_nor_embedded(buffer, store, monkeypatch):
+def test_stored_episodes_are_neither_decoded_nor_embedded(buffer, store, monkeypatch):
     first = embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY)
     monkeypatch.setattr(Buffer, "frame_chunks", None)
-    encoder, heard = CountingEncoder(), []
-    again = embed_buffer(buffer, encoder, store, FRONT_ONLY, on_episode=lambda e, n: heard.append(n))
-    assert (encoder.calls, again.computed, heard) == ([], 0, [0] * 4)
-    for old, new in zip(first.windows, again.windows, strict=True):
+    encoder, counts = CountingEncoder(), []
+    second = embed_buffer(buffer, encoder, store, FRONT_ONLY, on_episode=lambda e, n: counts.append(n))
+    assert (encoder.calls, second.computed, counts) == ([], 0, [0] * 4)
+    for old, new in zip(first.windows, second.windows, strict=True):
         assert old is not None
         assert new is not None
         assert np.array_equal(old.embeddings, new.embeddings)
 
 
-def test_the_store_tells_what_each_entry_is_of(buffer, store):
+def test_the_store_describes_each_entry(buffer, store):
     embed_buffer(buffer, CountingEncoder(), store, SIDE_ONLY)
-    found = {entry.metadata["episode"]: entry for entry in store.entries()}
-    assert sorted(found) == [0, 1, 2, 3]
-    assert found[2].metadata["camera"] == SIDE
-    assert found[2].metadata["encoder"] == "counting"
-    assert found[2].metadata["windows"] == "stride:4, prefix, from 6, 4 frames"
-    assert found[2].metadata["video"] == buffer.video_identity(buffer.episodes[2], SIDE)
-    assert found[2].windows == len(ends(SQUARES[2][1], SPEC))
+    entries = {entry.metadata["episode"]: entry for entry in store.entries()}
+    assert sorted(entries) == [0, 1, 2, 3]
+    assert entries[2].metadata["camera"] == SIDE
+    assert entries[2].metadata["encoder"] == "counting"
+    assert entries[2].metadata["windows"] == "stride:4, prefix, from 6, 4 frames"
+    assert entries[2].metadata["video"] == buffer.video_identity(buffer.episodes[2], SIDE)
+    assert entries[2].windows == len(ends(SQUARES[2][1], SPEC))
 
 
 def test_several_cameras_are_embedded_each_by_itself(buffer, store):
-    heard = []
-    both = embed_buffer(buffer, CountingEncoder(), store, BOTH, on_episode=lambda e, n: heard.append(n))
-    assert list(both.cameras) == [FRONT, SIDE]
-    assert (both.computed, len(store)) == (4, 8)
-    assert heard == [2 * len(ends(e.length, SPEC)) for e in buffer.episodes]
+    counts = []
+    two_cameras = embed_buffer(buffer, CountingEncoder(), store, BOTH, on_episode=lambda e, n: counts.append(n))
+    assert list(two_cameras.cameras) == [FRONT, SIDE]
+    assert (two_cameras.computed, len(store)) == (4, 8)
+    assert counts == [2 * len(ends(e.length, SPEC)) for e in buffer.episodes]
     side = embed_buffer(buffer, CountingEncoder(), store, SIDE_ONLY)
     assert side.computed == 0
-    one, other = side.windows[1], both.cameras[SIDE][1]
-    assert one is not None
-    assert other is not None
-    assert np.array_equal(one.embeddings, other.embeddings)
+    alone, together = side.windows[1], two_cameras.cameras[SIDE][1]
+    assert alone is not None
+    assert together is not None
+    assert np.array_equal(alone.embeddings, together.embeddings)
 
 
 def test_a_camera_added_later_embeds_that_camera_only(buffer, store):
@@ -229,21 +229,21 @@ def test_a_camera_added_later_embeds_that_camera_only(buffer, store):
 def test_a_bad_camera_leaves_its_episode_out_for_all(squares_copy, store):
     path = sorted((squares_copy / "videos" / SIDE).rglob("*.mp4"))[1]
     path.write_bytes(path.read_bytes()[:700])
-    damaged = open_buffer(squares_copy)
+    damaged_buffer = open_buffer(squares_copy)
     with pytest.raises(UndecodableFrame, match="episode 1"):
-        embed_buffer(damaged, CountingEncoder(), store, BOTH)
+        embed_buffer(damaged_buffer, CountingEncoder(), store, BOTH)
     assert len(store) == 3  # both of episode 0, the good camera of episode 1
     assert decoding_threads() == []
-    made = embed_buffer(damaged, CountingEncoder(), store, BOTH, skip_bad=True)
-    assert list(made.left_out) == [1]
-    assert SIDE in made.left_out[1]
-    assert made.cameras[FRONT][1] is None
-    assert made.cameras[SIDE][1] is None
-    assert made.cameras[SIDE][2] is not None
+    result = embed_buffer(damaged_buffer, CountingEncoder(), store, BOTH, skip_bad=True)
+    assert list(result.left_out) == [1]
+    assert SIDE in result.left_out[1]
+    assert result.cameras[FRONT][1] is None
+    assert result.cameras[SIDE][1] is None
+    assert result.cameras[SIDE][2] is not None
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_what_is_done(buffer, store, error):
+def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_finished_episodes(buffer, store, error):
     class Interrupted(CountingEncoder):
         def encode(self, clips: np.ndarray) -> np.ndarray:
             if len(store) == 2:
@@ -257,7 +257,7 @@ def test_an_interrupt_while_encoding_stops_the_thread_and_keeps_what_is_done(buf
     assert embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY).computed == 2
 
 
-def test_an_error_in_the_thread_arrives_as_it_was(buffer, store):
+def test_an_error_in_the_thread_arrives_unchanged(buffer, store):
     class OutOfMemory(CountingEncoder):
         def prepare(self, frames: np.ndarray) -> np.ndarray:
             if len(frames) == SQUARES[1][1]:
@@ -271,12 +271,12 @@ def test_an_error_in_the_thread_arrives_as_it_was(buffer, store):
 
 
 def test_a_full_disk_keeps_earlier_episodes_and_goes_on_from_there(buffer, store, monkeypatch):
-    put = EmbeddingStore.put
+    store_put = EmbeddingStore.put
 
     def until_full(self, *arguments):
         if len(self) == 2:
             raise SrpoRobotError("no space left")
-        put(self, *arguments)
+        store_put(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddingStore, "put", until_full)
@@ -305,30 +305,30 @@ def test_shards_by_hand():
         1,
         1,
         0,
-    )  # 5+3 and 4+3+1: the largest first, each to the rank with the least
+    )  # 5+3 and 4+3+1: the largest episode first, each to the rank with the fewest windows
     assert shards([2, 2, 2], 5) == (0, 1, 2)
     assert shards([], 3) == ()
     with pytest.raises(ValueError, match="0 ranks"):
         shards([1], 0)
 
 
-def test_shards_of_three_ranks_are_the_whole(buffer, store, tmp_path):
+def test_shards_of_three_ranks_cover_the_whole_buffer(buffer, store, tmp_path):
     alone = embed_buffer(buffer, CountingEncoder(), EmbeddingStore(tmp_path / "alone.zarr"), BOTH)
-    made = []
+    results = []
     for rank in (2, 0, 1):
-        made.append(embed_buffer(buffer, CountingEncoder(), store, BOTH, shard=Shard(rank, 3)))
+        results.append(embed_buffer(buffer, CountingEncoder(), store, BOTH, shard=Shard(rank, 3)))
         with pytest.raises(ScoringError, match="a shard of the episodes; gather"):
-            _ = made[-1].windows
-    assert sum(shard.computed for shard in made) == 4
+            _ = results[-1].windows
+    assert sum(shard.computed for shard in results) == 4
     whole = gather(buffer, CountingEncoder(), store, BOTH)
     for camera in (FRONT, SIDE):
-        for one, other in zip(alone.cameras[camera], whole.cameras[camera], strict=True):
-            assert one is not None
-            assert other is not None
-            assert np.array_equal(one.embeddings, other.embeddings)
+        for expected, actual in zip(alone.cameras[camera], whole.cameras[camera], strict=True):
+            assert expected is not None
+            assert actual is not None
+            assert np.array_equal(expected.embeddings, actual.embeddings)
 
 
-def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
+def test_missing_embeddings_name_the_rank_that_died(buffer, store):
     embed_buffer(buffer, CountingEncoder(), store, FRONT_ONLY, shard=Shard(0, 2))
     shard_of = shards([len(ends(e.length, SPEC)) for e in buffer.episodes], 2)
     absent = ", ".join(str(i) for i, rank in enumerate(shard_of) if rank == 1)
@@ -336,16 +336,16 @@ def test_a_rank_that_died_is_named_by_what_is_missing(buffer, store):
         gather(buffer, CountingEncoder(), store, FRONT_ONLY)
     left_out = {i: "why" for i, rank in enumerate(shard_of) if rank == 1}
     whole = gather(buffer, CountingEncoder(), store, FRONT_ONLY, left_out)
-    assert [own is None for own in whole.windows] == [rank == 1 for rank in shard_of]
+    assert [windows is None for windows in whole.windows] == [rank == 1 for rank in shard_of]
     assert whole.left_out == left_out
 
 
 # --- keys
 
 
-def test_a_key_follows_everything_an_embedding_depends_on(buffer):
+def test_a_key_depends_on_every_input_of_an_embedding(buffer):
     encoder = CountingEncoder()
-    others = [
+    other_keys = [
         replace(SPEC, windows="stride:5"),
         replace(SPEC, min_window=7),
         replace(SPEC, window_shape="recent"),
@@ -354,13 +354,14 @@ def test_a_key_follows_everything_an_embedding_depends_on(buffer):
         ScoringConfig(windows="nested", min_window=6),
         ScoringConfig(windows="dense", min_window=6),
     ]
-    keys = [store_key(encoder, "video", spec) for spec in (SPEC, *others)]
+    keys = [store_key(encoder, "video", spec) for spec in (SPEC, *other_keys)]
     assert len({*keys, store_key(encoder, "other video", SPEC)}) == len(keys) + 1
-    assert store_key(encoder, "video", replace(SPEC, frames_per_clip=4)) == keys[0]  # the encoder's own F
+    # 4 is the encoder's own number of frames per clip
+    assert store_key(encoder, "video", replace(SPEC, frames_per_clip=4)) == keys[0]
     assert store_key(encoder, "video", ScoringConfig(windows="stride:1", min_window=6)) == keys[-1]
     by_episode = store_keys(buffer, encoder, BOTH, {1: "left out"})
     assert sorted(by_episode) == [0, 2, 3]
-    assert len({key for own in by_episode.values() for key in own}) == 6
+    assert len({key for episode_keys in by_episode.values() for key in episode_keys}) == 6
 
 
 @pytest.mark.parametrize(

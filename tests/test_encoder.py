@@ -45,24 +45,24 @@ def test_prepared_frames_equal_transformers_processor_bit_for_bit(tiny_encoder_f
     encoder = load_encoder(str(tiny_encoder_folder))
     video = random_video(4, height, width)
     processor = VJEPA2VideoProcessor(size={"shortest_edge": encoder.resize_px}, crop_size=encoder.crop_px)
-    theirs = processor(
+    reference = processor(
         torch.from_numpy(video).permute(0, 3, 1, 2), do_normalize=False, do_rescale=False, return_tensors="pt"
     )
-    ours = torch.from_numpy(encoder.prepare(video)).permute(0, 3, 1, 2)
-    assert torch.equal(ours, theirs["pixel_values_videos"][0].to(torch.uint8))
+    prepared = torch.from_numpy(encoder.prepare(video)).permute(0, 3, 1, 2)
+    assert torch.equal(prepared, reference["pixel_values_videos"][0].to(torch.uint8))
 
 
 def test_embeddings_equal_get_vision_features_on_the_processors_pixels(tiny_encoder_folder):
     encoder, model = load_encoder(str(tiny_encoder_folder)), VJEPA2Model.from_pretrained(tiny_encoder_folder).eval()
     processor = VJEPA2VideoProcessor(size={"shortest_edge": encoder.resize_px}, crop_size=encoder.crop_px)
     videos = [random_video(4, 48, 64), random_video(4, 64, 64)]
-    ours = encoder.encode(np.stack([encoder.prepare(v) for v in videos]))
-    assert (ours.shape, ours.dtype) == ((2, 32), np.float32)
-    for row, video in zip(ours, videos, strict=True):
+    embeddings = encoder.encode(np.stack([encoder.prepare(v) for v in videos]))
+    assert (embeddings.shape, embeddings.dtype) == ((2, 32), np.float32)
+    for row, video in zip(embeddings, videos, strict=True):
         pixels = processor(torch.from_numpy(video).permute(0, 3, 1, 2), return_tensors="pt")["pixel_values_videos"]
         with torch.no_grad():
-            theirs = model.get_vision_features(pixels).mean(dim=1)[0].numpy()
-        assert row == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+            reference = model.get_vision_features(pixels).mean(dim=1)[0].numpy()
+        assert row == pytest.approx(reference, rel=1e-4, abs=1e-5)
 
 
 def test_an_embedding_does_not_depend_on_its_batch(tiny_encoder_folder):
@@ -83,12 +83,12 @@ def test_the_embedded_encoder_is_the_same_every_time_and_leaves_the_seed_alone()
 
 
 def test_identity_follows_the_weights(tiny_encoder_folder, tmp_path):
-    changed = shutil.copytree(tiny_encoder_folder, tmp_path / "changed")
-    weights = load_file(changed / "model.safetensors")
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "changed")
+    weights = load_file(folder / "model.safetensors")
     key = next(k for k in weights if k.startswith("encoder"))
     weights[key] += 1e-3
-    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
-    assert load_encoder(str(changed)).identity != load_encoder(str(tiny_encoder_folder)).identity
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_encoder(str(folder)).identity != load_encoder(str(tiny_encoder_folder)).identity
 
 
 def test_stored_embeddings_keep_their_name(tiny_encoder_folder):
@@ -128,13 +128,13 @@ def test_checkpoints_of_the_published_shapes_embed_as_transformers_own_model(sha
     sizes = EMBEDDED_CONFIG | SHAPES[shape] | {"num_hidden_layers": 1, "frames_per_clip": 64}
     VJEPA2Model(VJEPA2Config(**sizes)).save_pretrained(tmp_path)
     model = VJEPA2Model.from_pretrained(tmp_path).eval()
-    encoder = load_encoder(str(tmp_path), pool="max")  # a single token that is off shows in the maximum
+    encoder = load_encoder(str(tmp_path), pool="max")  # a single wrong token shows in the maximum
     assert encoder.frames_per_clip == 64
     assert encoder.geometry.tokens(64) == 32 * (256 if encoder.crop_px == 256 else 576)
     clip = encoder.prepare(random_video(4, 480, 640))[None]
     with torch.no_grad():
-        theirs = model.encoder(normalised(clip)).last_hidden_state.amax(dim=1).numpy()
-    assert encoder.encode(clip) == pytest.approx(theirs, abs=1e-5)
+        reference = model.encoder(normalised(clip)).last_hidden_state.amax(dim=1).numpy()
+    assert encoder.encode(clip) == pytest.approx(reference, abs=1e-5)
 
 
 # --- clips of other lengths, rotary tables, patches, attention, precision, cost
@@ -145,21 +145,21 @@ def test_a_clip_of_any_even_length_embeds_as_transformers_own_model(tiny_encoder
     encoder, model = load_encoder(str(tiny_encoder_folder)), VJEPA2Model.from_pretrained(tiny_encoder_folder).eval()
     clip = encoder.prepare(random_video(frames, 48, 64))
     with torch.no_grad():
-        theirs = model.get_vision_features(normalised(clip[None])).mean(dim=1).numpy()
-    assert encoder.encode(clip[None]) == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        reference = model.get_vision_features(normalised(clip[None])).mean(dim=1).numpy()
+    assert encoder.encode(clip[None]) == pytest.approx(reference, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize(("width", "heads"), [(32, 2), (80, 1)])  # heads of 16 and 80: with and without a rest
-def test_rotary_tables_change_nothing_in_float32(width, heads):
+@pytest.mark.parametrize(("width", "heads"), [(32, 2), (80, 1)])  # heads of 16 and 80, with and without a remainder
+def test_rotary_tables_give_the_same_output_in_float32(width, heads):
     torch.manual_seed(0)
     sizes = EMBEDDED_CONFIG | {"crop_size": 64, "hidden_size": width, "num_attention_heads": heads}
     model = VJEPA2Model(VJEPA2Config(**sizes)).eval()
-    videos = [torch.randn(2, frames, 3, 64, 64) for frames in (8, 4, 16)]  # shorter and longer than the one before
+    videos = [torch.randn(2, frames, 3, 64, 64) for frames in (8, 4, 16)]  # shorter and longer than the previous video
     with torch.no_grad():
-        theirs = [model.encoder(video).last_hidden_state for video in videos]
+        references = [model.encoder(video).last_hidden_state for video in videos]
         rope = RopeTable(model.encoder.layer[0].attention)
         rope.install(model.encoder)
-        for video, expected in zip(videos, theirs, strict=True):
+        for video, expected in zip(videos, references, strict=True):
             rope.fit(expected.shape[1], video.device, video.dtype)
             assert (model.encoder(video).last_hidden_state - expected).abs().max() <= 1e-6
 
@@ -171,20 +171,20 @@ def test_patches_of_bytes_are_the_patch_convolution_of_normalised_pixels(dtype):
     clips = np.stack([random_video(6, 96, 96), np.full((6, 96, 96, 3), 255, dtype=np.uint8)])
     with torch.no_grad():
         exact = model.encoder.embeddings(normalised(clips))
-        ours = BytePatches(model.encoder.embeddings, model.config).to(dtype)(torch.from_numpy(clips)).float()
-        theirs = model.encoder.embeddings.to(dtype)(normalised(clips)).float()
-    assert ours.shape == exact.shape == (2, 3 * 36, 192)
-    assert (ours - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 2 * (theirs - exact).abs().max())
+        patches = BytePatches(model.encoder.embeddings, model.config).to(dtype)(torch.from_numpy(clips)).float()
+        reference = model.encoder.embeddings.to(dtype)(normalised(clips)).float()
+    assert patches.shape == exact.shape == (2, 3 * 36, 192)
+    assert (patches - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 2 * (reference - exact).abs().max())
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(40, 48), (200, 64), (129, 80)])  # one block, four and three
 def test_attention_in_blocks_is_attention(tokens, width, monkeypatch):
-    monkeypatch.setattr("srpo_robot.progress.vjepa2._BLOCK_SCORES", 1)  # so the fewest rows that a block may have
+    monkeypatch.setattr("srpo_robot.progress.vjepa2._BLOCK_SCORES", 1)  # gives the fewest rows that a block may have
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, tokens, 3, width).transpose(1, 2) for _ in range(3))
-    ours, _ = attend_in_blocks(torch.nn.Identity(), query, key, value, None, 0.2)
-    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.2)
-    assert (ours.transpose(1, 2) - theirs).abs().max() <= 1e-5
+    output, _ = attend_in_blocks(torch.nn.Identity(), query, key, value, None, 0.2)
+    reference = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.2)
+    assert (output.transpose(1, 2) - reference).abs().max() <= 1e-5
 
 
 def test_attention_in_blocks_is_for_bfloat16_on_a_cpu_without_amx(tiny_encoder_folder, monkeypatch):
@@ -228,7 +228,7 @@ def test_another_clip_length_is_the_same_encoder_with_other_batches(tiny_encoder
     assert (usual.batch_clips, longer.batch_clips) == (8, 3)  # 288 and 1152 tokens
 
 
-def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
+def test_the_predictor_is_removed_after_load(tiny_encoder_folder):
     def predictors() -> list[int]:
         gc.collect()
         return [id(x) for x in gc.get_objects() if type(x) is VJEPA2Predictor]
@@ -240,7 +240,7 @@ def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
 
 
 @pytest.mark.parametrize(
-    ("layers", "hidden", "mlp_ratio", "crop", "frames", "tflop"),
+    ("layers", "hidden_size", "mlp_ratio", "crop", "frames", "tflop"),
     [
         (24, 1024, 4, 256, 8, 0.725),  # L/256, numbers by FlopCounterMode
         (24, 1024, 4, 256, 16, 1.656),
@@ -251,13 +251,13 @@ def test_the_predictor_is_gone_after_load(tiny_encoder_folder):
         (40, 1408, 48 / 11, 384, 64, 113.821),
     ],
 )
-def test_the_cost_of_a_clip(layers, hidden, mlp_ratio, crop, frames, tflop):
+def test_the_cost_of_a_clip(layers, hidden_size, mlp_ratio, crop, frames, tflop):
     assert tflop_per_clip(
-        Geometry(layers=layers, hidden=hidden, mlp_ratio=mlp_ratio, crop_px=crop), frames
+        Geometry(layers=layers, hidden=hidden_size, mlp_ratio=mlp_ratio, crop_px=crop), frames
     ) == pytest.approx(tflop, rel=0.01)
 
 
-def test_the_cost_of_a_clip_is_what_pytorch_counts(tiny_encoder_folder):
+def test_the_cost_of_a_clip_equals_pytorchs_count(tiny_encoder_folder):
     encoder = load_encoder(str(tiny_encoder_folder), attention="eager")
     clip = encoder.prepare(random_video(4, 48, 64))[None]
     with FlopCounterMode(display=False) as counter:
@@ -312,10 +312,10 @@ def test_a_checkpoint_without_its_weights_is_refused(tiny_encoder_folder, tmp_pa
 def test_missing_weights_are_refused_by_name(tiny_encoder_folder, tmp_path, part):
     folder = shutil.copytree(tiny_encoder_folder, tmp_path / "less")
     weights = load_file(folder / "model.safetensors")
-    gone = sorted(key for key in weights if key.startswith(part))
-    gone = gone[:1] if part == "encoder." else gone
-    save_file({k: v for k, v in weights.items() if k not in gone}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"less: .* {len(gone)} missing, the first '{re.escape(gone[0])}'$"):
+    missing = sorted(key for key in weights if key.startswith(part))
+    missing = missing[:1] if part == "encoder." else missing
+    save_file({k: v for k, v in weights.items() if k not in missing}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"less: .* {len(missing)} missing, the first '{re.escape(missing[0])}'$"):
         load_encoder(str(folder))
 
 
@@ -334,7 +334,7 @@ def test_another_architecture_is_refused(tmp_path):
         load_encoder(str(tmp_path))
 
 
-def test_names_that_are_nothing():
+def test_unknown_names():
     every = ", ".join(PUBLISHED)
     with pytest.raises(CheckpointError, match=f"no encoder 'vjepa3'; give 'embedded', .*: {every}$"):
         load_encoder("vjepa3")

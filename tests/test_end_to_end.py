@@ -1,4 +1,4 @@
-"""The loop on the mock arm, with the real parts: record, score, train, run, and round again."""
+"""The loop on the mock arm with the real parts: record, score, train, run, and a second round."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_demonstrations_are_labelled_by_physics_and_fail_on_purpose(demo):
     assert set(labels) == {True, False}
 
 
-def test_the_page_is_one_file_that_says_what_the_numbers_are(demo):
+def test_the_page_is_one_file_that_explains_the_numbers(demo):
     page = (demo / "report.html").read_text()
     assert "numbers of a mock" in page
     assert page.count("data:image/png;base64,") == 2
@@ -90,8 +90,8 @@ def test_trials_hold_verdict_layout_and_executed_actions_within_the_limits(demo)
 
 def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo, cli, tmp_path):
     before = len(open_buffer(demo / "dataset").episodes)
-    run = ("run", "--policy", demo / "awr", "--task", "put-apple", "--trials", 2, "--output", tmp_path / "round2")
-    code, out, err = cli(*run, "--record-to", demo / "dataset", "--json", tmp_path / "run.json")
+    command = ("run", "--policy", demo / "awr", "--task", "put-apple", "--trials", 2, "--output", tmp_path / "round2")
+    code, out, err = cli(*command, "--record-to", demo / "dataset", "--json", tmp_path / "run.json")
     assert code == 0, err
     assert "95 % interval (Wilson)" in " ".join(out.split())
     assert len(json.loads((tmp_path / "run.json").read_text())["trials"]) == 2
@@ -101,11 +101,11 @@ def test_the_second_round_trials_join_the_buffer_and_only_they_are_embedded(demo
     code, out, err = cli("score-dataset", demo / "dataset", "--json", tmp_path / "score.json")
     assert code == 0, err
     assert json.loads((tmp_path / "score.json").read_text())["embedded_now"] == 2
-    # a run that is called again has nothing left to do, another one does not mix in
-    assert cli(*run, "--record-to", demo / "dataset")[0] == 0
+    # the same run called again has nothing left to do, and a different run is refused
+    assert cli(*command, "--record-to", demo / "dataset")[0] == 0
     assert len(read_trials(tmp_path / "round2")) == 2
     assert len(open_buffer(demo / "dataset").episodes) == before + 2
-    refused(cli(*run, "--seed", 5), "holds another run")
+    refused(cli(*command, "--seed", 5), "holds another run")
 
 
 def test_a_checkpoint_without_its_weights_is_refused(demo, cli, tmp_path):

@@ -97,8 +97,8 @@ class ToyArm(Arm):
         last = self.driven[-1] if self.driven else ArmCommand(self.home_rad, 0.04)
         state = ArmState(len(self.driven) * self.period_s, last.joints_rad, last.gripper_m)
         names = ("front", "wrist") if images else ()
-        drawn = {name: np.full((4, 4, 3), len(self.driven), dtype=np.uint8) for name in names}
-        return Observation(state, self.commanded or last, drawn)
+        pictures = {name: np.full((4, 4, 3), len(self.driven), dtype=np.uint8) for name in names}
+        return Observation(state, self.commanded or last, pictures)
 
     def stop(self) -> None:
         self.stops += 1
@@ -139,13 +139,13 @@ class Script:
     execute: int = 3
     name: str = "script"
     at: int = 0
-    seen: list[int] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)
 
     def reset(self, seed: int) -> None:
         self.at = 0
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        self.seen.append(int(observation.images["front"][0, 0, 0]))
+        self.pixels.append(int(observation.images["front"][0, 0, 0]))
         rows = self.rows[self.at : self.at + self.execute]
         self.at += self.execute
         return ActionChunk(rows, TCP_NAMES) if len(rows) else None
@@ -198,30 +198,30 @@ def test_a_demonstration_goes_on_after_its_success():
     assert (outcome.success, outcome.steps) == (True, 7)
 
 
-def test_a_chunk_is_executed_whole_before_the_policy_is_asked_again():
+def test_a_chunk_is_executed_completely_before_the_next_policy_call():
     arm, policy = ToyArm(), Script(rows(9))
     run_episode(setup(arm, ToyCell(arm)), policy, 0)
-    assert policy.seen == [0, 3, 6, 9]
+    assert policy.pixels == [0, 3, 6, 9]
 
 
 def test_images_can_be_read_at_any_time():
-    arm, sink, logged = ToyArm(), Sink(), []
+    arm, sink, rows_read = ToyArm(), Sink(), []
     run_episode(setup(arm, ToyCell(arm), stop_on_success=False), Script(rows(7)), 0, sink)
     assert [set(images) for images, *_ in sink.frames] == [{"front"}] * 7
     arm = ToyArm()
-    run_episode(setup(arm, ToyCell(arm), log=logged.append), Script(rows(7)), 0)
-    assert [set(step.observation.images) for step in logged] == [{"front", "wrist"}] * 7
+    run_episode(setup(arm, ToyCell(arm), log=rows_read.append), Script(rows(7)), 0)
+    assert [set(step.observation.images) for step in rows_read] == [{"front", "wrist"}] * 7
 
 
 def test_frames_hold_the_executed_command_not_the_requested_one():
     arm, sink = ToyArm(), Sink()
-    asked = rows(3)
-    asked[:, 1] = 0.35  # too far for one step
-    outcome = run_episode(setup(arm, ToyCell(arm)), Script(asked), 0, sink)
+    actions = rows(3)
+    actions[:, 1] = 0.35  # too far for one step
+    outcome = run_episode(setup(arm, ToyCell(arm)), Script(actions), 0, sink)
     space = make_action_space("tcp", arm.limits, arm.home_rad)
-    executed = np.stack([frame[2] for frame in sink.frames])
-    assert executed == pytest.approx(np.stack([space.action(c) for c in arm.driven]))
-    assert np.all(executed[:, 1] < 0.3)
+    commands = np.stack([frame[2] for frame in sink.frames])
+    assert commands == pytest.approx(np.stack([space.action(c) for c in arm.driven]))
+    assert np.all(commands[:, 1] < 0.3)
     assert outcome.limited_by == {"joint_step": 3}
     assert [frame[0]["front"][0, 0, 0] for frame in sink.frames] == [0, 1, 2]  # seen before the action
     assert [int(frame[4]["truth.steps"][0]) for frame in sink.frames] == [0, 1, 2]  # and true at that instant
@@ -230,7 +230,7 @@ def test_frames_hold_the_executed_command_not_the_requested_one():
     assert first_state[:3] == pytest.approx([0.40, 0.0, 0.25], abs=1e-3)
 
 
-def test_a_policy_that_says_nan_makes_a_void_trial_and_the_arm_holds():
+def test_a_policy_that_returns_nan_makes_a_void_trial_and_the_arm_holds():
     arm, sink = ToyArm(), Sink()
     bad = rows(5)
     bad[3, 0] = np.nan

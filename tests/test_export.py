@@ -27,12 +27,12 @@ from srpo_robot.errors import TrainingError, UsageError
 from srpo_robot.progress.pipeline import TABLE, read_progress
 from srpo_robot.recipes import Weighting
 
-VALUES = [np.linspace(0, 1, 9) ** 2, np.linspace(0.6, 0.2, 8)]  # of two episodes: one gets there, one loses ground
+VALUES = [np.linspace(0, 1, 9) ** 2, np.linspace(0.6, 0.2, 8)]  # two episodes: one reaches the end, one falls back
 PLUGIN = Path(__file__).resolve().parents[1] / "srpo_robot" / "plugins" / "lerobot_policy_srpo_awr"
 
 
 @pytest.fixture
-def scored(squares_copy):
+def scored_dataset(squares_copy):
     """Four labelled episodes with a score written by hand. The last one has no value."""
     buffer = open_buffer(squares_copy)
     values = ramps()
@@ -48,37 +48,39 @@ def metadata(path):
 # --- the files
 
 
-def test_rabc_is_lerobots_schema_and_the_dataset_stays_as_it_was(cli, scored):
-    before = checksums(scored.root)
-    code, out, err = cli("export", scored.root, "--to", "rabc")
+def test_rabc_is_lerobots_schema_and_the_dataset_stays_as_it_was(cli, scored_dataset):
+    before = checksums(scored_dataset.root)
+    code, out, err = cli("export", scored_dataset.root, "--to", "rabc")
     assert code == 0, err
-    path = scored.root / "sarm_progress.parquet"
+    path = scored_dataset.root / "sarm_progress.parquet"
     types = {field.name: str(field.type) for field in pq.read_schema(path)}
     assert types == {"index": "int64", "episode_index": "int64", "frame_index": "int64", "progress_sparse": "float"}
     assert metadata(path)[b"reward_model_path"] == b"an-encoder"
     table = pq.read_table(path)
-    assert table["progress_sparse"].to_numpy() == pytest.approx(read_progress(scored)["value"], abs=1e-6, nan_ok=True)
+    assert table["progress_sparse"].to_numpy() == pytest.approx(
+        read_progress(scored_dataset)["value"], abs=1e-6, nan_ok=True
+    )
     assert f"--sample_weighting.type=rabc --sample_weighting.progress_path={path}" in out
     assert "18 frames have no progress" in err
     assert "fallback_weight" in err
     assert "never audited" in err
-    after = checksums(scored.root)
+    after = checksums(scored_dataset.root)
     assert {name: sum_ for name, sum_ in after.items() if name in before} == before
-    assert len(LeRobotDataset("local/x", root=scored.root)) == sum(LENGTHS)  # still opens
-    assert cli("export", scored.root, "--to", "rabc")[0] == 0  # its own file is replaced
+    assert len(LeRobotDataset("local/x", root=scored_dataset.root)) == sum(LENGTHS)  # still opens
+    assert cli("export", scored_dataset.root, "--to", "rabc")[0] == 0  # an export replaces its own file
 
 
-def test_weights_are_those_that_train(cli, scored, tmp_path):
+def test_exported_weights_equal_the_training_weights(cli, scored_dataset, tmp_path):
     options = ("--horizon", 5, "--beta", 0.5, "--kappa", 0.3, "--baseline", "value")
     options += ("--output", tmp_path / "new" / "w.parquet")
-    code, out, err = cli("export", scored.root, "--to", "weights", *options)
+    code, out, err = cli("export", scored_dataset.root, "--to", "weights", *options)
     assert code == 0, err
     assert f"pip install {PLUGIN}" in out
     table = pq.read_table(tmp_path / "new" / "w.parquet")
     assert [str(field.type) for field in table.schema] == ["int64", "float"]
     assert table["index"].to_numpy().tolist() == list(range(84))
     weighting = Weighting(horizon=5, beta=0.5, kappa=0.3, baseline="value")
-    want = weights_of(scored, read_progress(scored), weighting).frames.values
+    want = weights_of(scored_dataset, read_progress(scored_dataset), weighting).frames.values
     assert table["weight"].to_numpy() == pytest.approx(want, rel=1e-6)
     assert not table["weight"].to_numpy()[-18:].any()  # undefined
     assert not list((tmp_path / "new").glob(".*"))
@@ -97,10 +99,10 @@ def test_recap_labels_by_hand():
         recap_thresholds(np.full(2, np.nan), task[:2], 0.3)
 
 
-def test_recap_is_a_column_and_its_text(cli, scored):
-    code, out, err = cli("export", scored.root, "--to", "recap", "--horizon", 5, "--positive", 0.4)
+def test_recap_is_a_column_and_its_text(cli, scored_dataset):
+    code, out, err = cli("export", scored_dataset.root, "--to", "recap", "--horizon", 5, "--positive", 0.4)
     assert code == 0, err
-    path = scored.sidecar / "recap.parquet"
+    path = scored_dataset.sidecar / "recap.parquet"
     table = pq.read_table(path)
     assert [str(field.type) for field in table.schema] == ["int64", "bool", "string"]
     labels, text = table["advantage"].to_pylist(), table["advantage_text"].to_pylist()
@@ -108,7 +110,7 @@ def test_recap_is_a_column_and_its_text(cli, scored):
     assert text[-18:] == [""] * 18
     assert text[:66] == [ADVANTAGE_TEXT[label] for label in labels[:66]]
     assert sum(labels[:66]) == pytest.approx(0.4 * 66, abs=1)
-    assert sum(labels[:44]) / 44 > sum(labels[44:66]) / 22  # successes more often
+    assert sum(labels[:44]) / 44 > sum(labels[44:66]) / 22  # successes have positive labels more often
     assert json.loads(metadata(path)[b"srpo"])["positive"] == 0.4
     assert "of the frames are positive" in out
 
@@ -144,22 +146,22 @@ def test_scores_that_are_missing_stale_or_of_another_dataset(cli, squares_copy, 
         (("--output", "{root}/w.csv"), "does not end in .parquet"),
     ],
 )
-def test_options_that_cannot_be(cli, scored, options, says):
-    before = checksums(scored.root)
-    options = [str(option).format(root=scored.root) for option in options]
-    refused(cli("export", scored.root, "--to", "weights", *options), says)
-    assert checksums(scored.root) == before
+def test_invalid_options(cli, scored_dataset, options, says):
+    before = checksums(scored_dataset.root)
+    options = [str(option).format(root=scored_dataset.root) for option in options]
+    refused(cli("export", scored_dataset.root, "--to", "weights", *options), says)
+    assert checksums(scored_dataset.root) == before
 
 
-def test_a_progress_file_of_another_program_is_left_alone(cli, scored):
-    path = scored.root / "sarm_progress.parquet"
+def test_a_progress_file_of_another_program_is_left_alone(cli, scored_dataset):
+    path = scored_dataset.root / "sarm_progress.parquet"
     path.write_bytes(b"what SARM wrote")
-    refused(cli("export", scored.root, "--to", "rabc"), "is no rabc export of srpo-robot", "--output FILE")
+    refused(cli("export", scored_dataset.root, "--to", "rabc"), "is no rabc export of srpo-robot", "--output FILE")
     assert path.read_bytes() == b"what SARM wrote"
 
 
-def test_a_share_that_labels_nothing(cli, scored):
-    refused(cli("export", scored.root, "--to", "recap", "--positive", 0), "between 0 and 1")
+def test_a_share_that_labels_nothing(cli, scored_dataset):
+    refused(cli("export", scored_dataset.root, "--to", "recap", "--positive", 0), "between 0 and 1")
 
 
 # --- stock lerobot-train
@@ -216,13 +218,13 @@ def walks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The plugin as pip would install it."""
+def plugin_folder(tmp_path_factory):
+    """Returns the folder of the plugin as pip would install it."""
     return unpacked_wheel("lerobot_policy_srpo_awr", tmp_path_factory.mktemp("plugin"))
 
 
 def options_of(walks, output, *options):
-    """Options of stock lerobot-train for three steps."""
+    """Returns options of stock lerobot-train for three steps."""
     return [
         *("--dataset.repo_id=local/walks", f"--dataset.root={walks / 'walks'}", f"--output_dir={output}"),
         *(f"--policy.path={walks / 'pi0'}", "--policy.device=cpu", "--policy.push_to_hub=false"),
@@ -231,8 +233,8 @@ def options_of(walks, output, *options):
     ]
 
 
-def test_the_wheel_is_named_as_lerobot_looks_for_it(installed):
-    (path,) = installed.glob("*.dist-info/METADATA")
+def test_the_wheel_is_named_as_lerobot_looks_for_it(plugin_folder):
+    (path,) = plugin_folder.glob("*.dist-info/METADATA")
     assert "Name: lerobot_policy_srpo_awr\n" in path.read_text()
 
 
@@ -245,7 +247,7 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained(walks, installed, tmp_path_factory) -> Trained:
+def trainings(walks, plugin_folder, tmp_path_factory) -> Trained:
     """Stock lerobot-train by RA-BC, then by AWR, in one process, which finds the plugin only after the first training.
 
     RA-BC reads the progress file at lerobot's default path.
@@ -265,55 +267,55 @@ def trained(walks, installed, tmp_path_factory) -> Trained:
     )
     runs = [
         (str(folder / "rabc.jsonl"), options_of(walks, folder / "rabc", "--sample_weighting.type=rabc"), ""),
-        (str(folder / "awr.jsonl"), options_of(walks, folder / "awr", *plugin), str(installed)),
+        (str(folder / "awr.jsonl"), options_of(walks, folder / "awr", *plugin), str(plugin_folder)),
     ]
     command = [sys.executable, "-c", TRAIN, json.dumps(RECIPE.tiny), json.dumps(runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
     (data / "sarm_progress.parquet").unlink()
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     by_ra_bc, by_awr = ([json.loads(line) for line in Path(log).read_text().splitlines()] for log, _, _ in runs)
     return Trained(by_ra_bc, by_awr, pq.read_table(weights)["weight"].to_numpy())
 
 
-def test_stock_lerobot_trains_by_ra_bc_on_the_exported_progress(trained):
+def test_stock_lerobot_trains_by_ra_bc_on_the_exported_progress(trainings):
     weights = rabc_weights(VALUES, chunk=4).values
-    assert len(trained.by_ra_bc) == 3
-    for row in trained.by_ra_bc:
-        drawn = weights[row["index"]]
-        assert row["loss"] == pytest.approx((drawn * row["losses"]).sum() / drawn.sum(), rel=1e-4)
-    assert trained.by_ra_bc[0]["loss"] != pytest.approx(np.mean(trained.by_ra_bc[0]["losses"]), rel=1e-3)
+    assert len(trainings.by_ra_bc) == 3
+    for row in trainings.by_ra_bc:
+        row_weights = weights[row["index"]]
+        assert row["loss"] == pytest.approx((row_weights * row["losses"]).sum() / row_weights.sum(), rel=1e-4)
+    assert trainings.by_ra_bc[0]["loss"] != pytest.approx(np.mean(trainings.by_ra_bc[0]["losses"]), rel=1e-3)
 
 
-def test_stock_lerobot_trains_by_awr_through_the_plugin(trained):
-    weights, rows = trained.weights, trained.by_awr
+def test_stock_lerobot_trains_by_awr_through_the_plugin(trainings):
+    weights, rows = trainings.weights, trainings.by_awr
     assert weights.mean() == pytest.approx(1, rel=1e-5)
     assert len(rows) == 3
     for row in rows:
-        drawn = weights[row["index"]]
-        assert row["loss"] == pytest.approx(np.mean(drawn * row["losses"]), rel=1e-4)
-        rabc_loss = (drawn * row["losses"]).sum() / drawn.sum()
+        row_weights = weights[row["index"]]
+        assert row["loss"] == pytest.approx(np.mean(row_weights * row["losses"]), rel=1e-4)
+        rabc_loss = (row_weights * row["losses"]).sum() / row_weights.sum()
         assert row["loss"] != pytest.approx(rabc_loss, rel=1e-3)  # not lerobot's formula
     assert rows[0]["loss"] != pytest.approx(np.mean(rows[0]["losses"]), rel=1e-3)
-    assert rows[0]["losses"] == pytest.approx(trained.by_ra_bc[0]["losses"])  # the same policy, samples and noise ...
-    assert rows[2]["losses"] != pytest.approx(trained.by_ra_bc[2]["losses"], rel=1e-4)  # ... and another gradient
+    assert rows[0]["losses"] == pytest.approx(trainings.by_ra_bc[0]["losses"])  # the same policy, samples and noise ...
+    assert rows[2]["losses"] != pytest.approx(trainings.by_ra_bc[2]["losses"], rel=1e-4)  # ... and another gradient
 
 
 # --- the plugin's own refusals
 
 
 @pytest.fixture
-def weighter(installed, monkeypatch):
+def weighter(plugin_folder, monkeypatch):
     """The plugin's module as installed, with lerobot's factory put back afterwards."""
     import importlib
 
     from lerobot.utils import sample_weighting
 
     monkeypatch.setattr(sample_weighting, "make_sample_weighter", sample_weighting.make_sample_weighter)
-    monkeypatch.syspath_prepend(str(installed))
-    found = importlib.import_module("lerobot_policy_srpo_awr.weighter")
-    found.register()
-    return found
+    monkeypatch.syspath_prepend(str(plugin_folder))
+    module = importlib.import_module("lerobot_policy_srpo_awr.weighter")
+    module.register()
+    return module
 
 
 def make(walks, policy, **extra) -> Any:
@@ -342,26 +344,26 @@ class Unreduced:
 def test_the_plugin_weighs_training_and_not_evaluation(cli, walks, weighter, tmp_path):
     import torch
 
-    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3)[0] == 0  # the default place is found
+    assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3)[0] == 0  # the default path is used
     weights = pq.read_table(walks / "walks" / "srpo" / "awr_weights.parquet")["weight"].to_numpy()
     policy = Policy(torch.tensor([1.0, 2.0]))
-    made = make(walks, policy)
+    sample_weighter = make(walks, policy)
     batch = {"index": torch.tensor([4, 11])}
-    ones, stats = made.compute_batch_weights(batch)
+    ones, stats = sample_weighter.compute_batch_weights(batch)
     assert ones.tolist() == [1.0, 1.0]
     assert stats["mean"] == pytest.approx(weights[[4, 11]].mean())
     assert policy.forward(batch, reduction="none")[0].tolist() == pytest.approx(weights[[4, 11]] * [1.0, 2.0])
     assert float(policy.forward(batch)[0]) == 1.5
-    assert made.get_stats()["num_frames"] == 17
+    assert sample_weighter.get_stats()["num_frames"] == 17
     with pytest.raises(ValueError, match=r"no weight for frames \[17\]"):
-        made.compute_batch_weights({"index": torch.tensor([17])})
+        sample_weighter.compute_batch_weights({"index": torch.tensor([17])})
     with pytest.raises(ValueError, match="no 'index'"):
-        made.compute_batch_weights({})
-    policy.forward = Policy.forward.__get__(policy)  # something takes the weights off again
-    made.compute_batch_weights(batch)
+        sample_weighter.compute_batch_weights({})
+    policy.forward = Policy.forward.__get__(policy)  # the weights are removed again
+    sample_weighter.compute_batch_weights(batch)
     policy.forward(batch, reduction="none")
     with pytest.raises(RuntimeError, match="does not apply the weights"):
-        made.compute_batch_weights(batch)
+        sample_weighter.compute_batch_weights(batch)
 
 
 def test_the_plugin_refuses_files_that_do_not_fit(cli, walks, weighter, tmp_path):
@@ -375,12 +377,12 @@ def test_the_plugin_refuses_files_that_do_not_fit(cli, walks, weighter, tmp_path
         make(walks, policy, path=str(path))
     path.unlink()
     assert cli("export", walks / "walks", "--to", "weights", "--horizon", 3, "--output", path)[0] == 0
-    made = json.loads(metadata(path)[b"srpo"])
+    parent = json.loads(metadata(path)[b"srpo"])
     table = pq.read_table(path)
     index, weight = table["index"].to_numpy(), table["weight"].to_numpy()
 
     def with_(match, index=index, weight=weight, **changes):
-        write_table(path, {"index": index, "weight": weight}, made | changes)
+        write_table(path, {"index": index, "weight": weight}, parent | changes)
         with pytest.raises(ValueError, match=match):
             make(walks, policy, path=str(path))
 
@@ -392,7 +394,7 @@ def test_the_plugin_refuses_files_that_do_not_fit(cli, walks, weighter, tmp_path
     with_("negative, NaN or all zero", weight=-weight)
     with pytest.raises(ValueError, match="extra_params has unknown beta; srpo_awr takes path"):
         make(walks, policy, beta=1.0)
-    write_table(path, {"index": index, "weight": weight}, made)
+    write_table(path, {"index": index, "weight": weight}, parent)
     with pytest.raises(ValueError, match="Unreduced has no per-sample loss"):
         make(walks, Unreduced(), path=str(path))
     assert make(walks, policy, path=str(path)) is not None
@@ -402,8 +404,8 @@ def test_other_types_are_lerobots_own(weighter):
     from lerobot.utils import sample_weighting
 
     config = sample_weighting.SampleWeightingConfig(type="uniform")
-    made = sample_weighting.make_sample_weighter(config, None, "cpu")  # type: ignore[arg-type]
-    assert type(made).__name__ == "UniformWeighter"
+    uniform = sample_weighting.make_sample_weighter(config, None, "cpu")  # type: ignore[arg-type]
+    assert type(uniform).__name__ == "UniformWeighter"
     assert sample_weighting.make_sample_weighter(None, None, "cpu") is None  # type: ignore[arg-type]
     before = sample_weighting.make_sample_weighter
     weighter.register()

@@ -42,8 +42,8 @@ def buffer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learnt(buffer):
-    """A pi0-FAST that knows four chunks by heart, their batch, and its processors."""
+def memorising_policy(buffer):
+    """Returns a pi0-FAST policy that memorised four chunks, their batch, and its processors."""
     policy, preprocessor, postprocessor = policies.build_policy(FAST, buffer)
     batch = preprocessor(TrainingSet(buffer, 4).__getitems__([0, 1, 2, 3]))
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
@@ -55,8 +55,8 @@ def learnt(buffer):
     return policy.eval(), batch, preprocessor, postprocessor
 
 
-def save(built: tuple, folder: Path, recipe: PolicyRecipe) -> Path:
-    policy, preprocessor, postprocessor = built
+def save(parts: tuple, folder: Path, recipe: PolicyRecipe) -> Path:
+    policy, preprocessor, postprocessor = parts
     plain, state = policies.plain_policy(policy)
     plain.save_pretrained(folder, state_dict=state)
     preprocessor.save_pretrained(folder)
@@ -65,8 +65,8 @@ def save(built: tuple, folder: Path, recipe: PolicyRecipe) -> Path:
     return folder
 
 
-def chunk(built: tuple, task: str = TASKS[0]) -> torch.Tensor:
-    policy, preprocessor, postprocessor = built
+def chunk(parts: tuple, task: str = TASKS[0]) -> torch.Tensor:
+    policy, preprocessor, postprocessor = parts
     torch.manual_seed(0)
     return postprocessor(policy.predict_action_chunk(preprocessor(observation(task))))
 
@@ -87,9 +87,9 @@ def test_a_family_is_built_trained_saved_moved_and_loaded(buffer, name, tmp_path
     loaded = policies.load_policy(tmp_path / "there")
     assert json.loads((tmp_path / "there" / "config.json").read_text())["type"] == name
     losses = []
-    for one, before in ((policy, preprocessor), loaded[:2]):
+    for model, before in ((policy, preprocessor), loaded[:2]):
         torch.manual_seed(4)
-        losses.append(per_sample_loss(one.eval(), before(TrainingSet(buffer, 4).__getitems__([0, 3, 8]))))
+        losses.append(per_sample_loss(model.eval(), before(TrainingSet(buffer, 4).__getitems__([0, 3, 8]))))
     assert torch.equal(*losses)
     assert torch.equal(chunk((policy, preprocessor, postprocessor)), chunk(loaded[:3]))
     assert chunk(loaded[:3]).shape == (1, 4, 4)
@@ -122,17 +122,17 @@ def test_a_base_of_another_family_is_refused(buffer, tmp_path):
         policies.build_policy(replace(PI05, base=str(folder), tiny={}), buffer)
 
 
-def test_an_unknown_family_lists_those_there_are():
+def test_an_unknown_family_lists_the_known_families():
     with pytest.raises(CheckpointError, match="'act' here; there are pi0, pi05, pi0_fast, smolvla"):
         family("act")
 
 
-def test_only_the_expert_trains_where_the_config_says_so(buffer):
+def test_only_the_expert_trains_if_the_config_says_so(buffer):
     policy, _, _ = policies.build_policy(replace(RECIPE, config=RECIPE.config | {"train_expert_only": True}), buffer)
-    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
-    assert trained
-    assert not any("paligemma.model" in name for name in trained)
-    assert any("gemma_expert" in name for name in trained)
+    trainable = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert trainable
+    assert not any("paligemma.model" in name for name in trainable)
+    assert any("gemma_expert" in name for name in trainable)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_only_the_expert_trains_where_the_config_says_so(buffer):
         ("smolvla", "hf download HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
     ],
 )
-def test_full_sizes_name_what_has_to_be_fetched(buffer, name, missing, monkeypatch):
+def test_full_sizes_name_the_files_to_fetch(buffer, name, missing, monkeypatch):
     def gated(*_, **__):
         raise OSError("403 gated repo")
 
@@ -199,8 +199,8 @@ def test_a_bad_fast_recipe_is_one_line(buffer, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_that_decodes_too_few_steps_is_refused(learnt, tmp_path):
-    policy, _, *processors = learnt
+def test_a_checkpoint_that_decodes_too_few_steps_is_refused(memorising_policy, tmp_path):
+    policy, _, *processors = memorising_policy
     folder = save((policy, *processors), tmp_path / "saved", FAST)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_action_steps": 2}))
@@ -233,7 +233,7 @@ def test_tokens_are_fewer_than_coefficients_and_the_same_in_every_run(tmp_path):
     assert ActionTokens.from_pretrained(tmp_path / "tokens")(CHUNKS) == tokens
 
 
-def test_values_outside_the_fitted_range_are_cut():
+def test_values_outside_the_fitted_range_are_clipped():
     far = np.full((6, 3), 50.0)
     limit = CHUNKS.max() * math.sqrt(6)
     assert np.abs(TOKENS.decode(TOKENS(far)[0], 3)).max() < limit
@@ -241,16 +241,16 @@ def test_values_outside_the_fitted_range_are_cut():
         ActionTokens.fit(CHUNKS, 10.0, 20)
 
 
-def test_a_sequence_of_a_wrong_length_is_no_chunk():
+def test_a_sequence_of_a_wrong_length_is_not_a_chunk():
     tokens = TOKENS(CHUNKS[:1])[0]
     for wrong in (tokens[:-1], [*tokens, tokens[0]], []):
         with pytest.raises(ValueError, match="where 18 are a chunk"):
             TOKENS.decode(wrong, 3)
 
 
-def test_lerobot_loads_the_tokenizer_of_a_checkpoint_by_its_own_code(learnt, tmp_path, monkeypatch):
+def test_lerobot_loads_the_tokenizer_of_a_checkpoint_by_its_own_code(memorising_policy, tmp_path, monkeypatch):
     """The folder is enough for stock lerobot, which has no `srpo_robot`."""
-    policy, batch, *processors = learnt
+    policy, batch, *processors = memorising_policy
     folder = save((policy, *processors), tmp_path / "saved", FAST) / "action_tokenizer"
     assert "srpo_robot" not in (folder / "action_tokens.py").read_text()
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -260,8 +260,8 @@ def test_lerobot_loads_the_tokenizer_of_a_checkpoint_by_its_own_code(learnt, tmp
     assert stock(batch["action"][:1]) == policy.action_tokenizer(batch["action"][:1])
 
 
-def test_tokens_are_of_the_normalised_chunk_that_the_policy_sees(buffer, learnt):
-    policy, batch, preprocessor, _ = learnt
+def test_tokens_encode_the_normalised_chunk_that_the_policy_sees(buffer, memorising_policy):
+    policy, batch, preprocessor, _ = memorising_policy
     normal = next(s for s in preprocessor.steps if "Normalizer" in type(s).__name__)
     stats = {key: {name: np.asarray(v) for name, v in value.items()} for key, value in normal.stats.items()}
     chunks = normalised_chunks(buffer, policy.config, stats, 1000)
@@ -269,27 +269,27 @@ def test_tokens_are_of_the_normalised_chunk_that_the_policy_sees(buffer, learnt)
     assert chunks.shape == (12, 4, 4)
 
 
-def test_the_state_is_read_with_few_values_cut_off(buffer, learnt):
-    """There are 256 bins from -1 to 1. Scaled by mean and deviation, a third of normal values would fall outside."""
-    _, _, preprocessor, _ = learnt
+def test_few_state_values_are_clipped(buffer, memorising_policy):
+    """There are 256 bins from -1 to 1. Scaled by mean and deviation, a third of normal values would be clipped."""
+    _, _, preprocessor, _ = memorising_policy
     normal = next(s for s in preprocessor.steps if "Normalizer" in type(s).__name__)
     batch = {"observation.state": torch.from_numpy(buffer.column("observation.state"))}
-    scaled = normal._normalize_observation(batch, inverse=False)["observation.state"]
-    assert float((scaled.abs() > 1.01).float().mean()) < 0.2
+    state = normal._normalize_observation(batch, inverse=False)["observation.state"]
+    assert float((state.abs() > 1.01).float().mean()) < 0.2
 
 
 # --- acting in tokens ---
 
 
-def test_what_was_learnt_is_decoded_up_to_rounding(learnt):
-    policy, batch, _, _ = learnt
+def test_memorised_chunks_are_decoded_up_to_rounding(memorising_policy):
+    policy, batch, _, _ = memorising_policy
     chunks = policy.predict_action_chunk(dict(batch))
     assert (chunks - batch["action"]).abs().max() <= math.sqrt(4) * 0.5 / 10 + 1e-5
 
 
 def damaged(kind: str, tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    row = tokens[0, 1 : int(counts[0].sum())].tolist()  # as generated: without the first, which is given
-    changed = {
+    row = tokens[0, 1 : int(counts[0].sum())].tolist()  # the generated tokens: the first token is given
+    new_row = {
         "no prefix": row[2:],
         "empty": [*row[:2], row[-1]],
         "one too few": [*row[:2], *row[3:]],
@@ -297,7 +297,7 @@ def damaged(kind: str, tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tens
         "a word": [*row[:2], 7, *row[3:]],
         "never ends": [*row[:-1], *row[2:-1]],
     }[kind]
-    return torch.tensor([changed])
+    return torch.tensor([new_row])
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def damaged(kind: str, tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tens
         ("never ends", "give 32 coefficients"),
     ],
 )
-def test_tokens_that_are_no_chunk_are_an_error_and_not_zeros(learnt, monkeypatch, kind, message):
-    policy, batch, _, _ = learnt
+def test_tokens_that_are_not_a_chunk_are_an_error_and_not_zeros(memorising_policy, monkeypatch, kind, message):
+    policy, batch, _, _ = memorising_policy
     tokens = damaged(kind, batch["action.tokens"], batch["action.token_mask"])
     monkeypatch.setattr(policy.model, "sample_actions_fast_kv_cache", lambda *_, **__: tokens)
     with pytest.raises(UndecodableActions, match=message) as error:
@@ -321,20 +321,23 @@ def test_tokens_that_are_no_chunk_are_an_error_and_not_zeros(learnt, monkeypatch
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_decoding_takes_the_best_token_that_can_become_a_chunk(buffer, learnt, cached, monkeypatch):
+def test_decoding_takes_the_best_token_that_can_become_a_chunk(buffer, memorising_policy, cached, monkeypatch):
     """An untrained policy yields a chunk for each row of a batch. A trained policy's decoding does not change."""
-    policy, _, preprocessor, _ = learnt
+    policy, _, preprocessor, _ = memorising_policy
     batch = preprocessor(TrainingSet(buffer, 4).__getitems__([0, 3, 6, 11]))
-    seen = {key: value for key, value in batch.items() if key != "action"}
+    observation_batch = {key: value for key, value in batch.items() if key != "action"}
     fresh, _, _ = policies.build_policy(replace(FAST, seed=8), buffer)
-    for one in (policy, fresh):
-        monkeypatch.setattr(one.config, "use_kv_cache", cached)
-    assert fresh.predict_action_chunk(seen).abs().sum(dim=(1, 2)).min() > 0
+    for model in (policy, fresh):
+        monkeypatch.setattr(model.config, "use_kv_cache", cached)
+    assert fresh.predict_action_chunk(observation_batch).abs().sum(dim=(1, 2)).min() > 0
     free = PI0FastPolicy.predict_action_chunk
     with pytest.raises(UndecodableActions):
-        free(fresh, seen)
-    known = {key: value[:2] if isinstance(value, torch.Tensor) else value for key, value in seen.items()}
-    assert torch.equal(policy.predict_action_chunk(known), free(policy, known))  # frames that it learnt
+        free(fresh, observation_batch)
+    first_rows = {
+        key: value[:2] if isinstance(value, torch.Tensor) else value for key, value in observation_batch.items()
+    }
+    # on frames that the policy memorised
+    assert torch.equal(policy.predict_action_chunk(first_rows), free(policy, first_rows))
     assert not policy.model.paligemma_with_expert.paligemma.lm_head._forward_hooks
 
 
@@ -343,24 +346,24 @@ def test_coefficients_of_byte_level_tokens_add_up_to_those_of_the_text():
     texts = ["".join(map(chr, row)) for row in np.random.default_rng(0).integers(0x60, 0x1A0, (50, 30))]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=600, show_progress=False)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer)
-    counts = fast.coefficients_of_tokens(wrapped)
+    byte_tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer)
+    counts = fast.coefficients_of_tokens(byte_tokenizer)
     assert {0, 1} < set(counts)
     for text in texts:
-        assert sum(counts[token] for token in wrapped.encode(text, add_special_tokens=False)) == len(text)
+        assert sum(counts[token] for token in byte_tokenizer.encode(text, add_special_tokens=False)) == len(text)
     assert fast.coefficients_of_tokens(TOKENS.bpe_tokenizer)[:3] == [1, 1, 1]
 
 
-def test_lerobot_would_move_to_the_mean_pose(learnt):
-    """Why the errors above are there: garbage is a chunk of zeros, which is the dataset's mean after unnormalising."""
-    policy, _, _, _ = learnt
+def test_lerobot_would_move_to_the_mean_pose(memorising_policy):
+    """Shows why the errors above exist: lerobot decodes garbage to zeros, which unnormalise to the dataset's mean."""
+    policy, _, _, _ = memorising_policy
     assert not PI0FastPolicy.decode_actions_with_fast(policy, cast("Any", [torch.tensor([-3])]), 4, 4).any()
     assert not PI0FastPolicy.decode_actions_with_fast(
         policy, cast("Any", [torch.tensor([], dtype=torch.long)]), 4, 4
     ).any()
 
 
-def test_an_episode_whose_policy_says_no_action_ends_with_the_arm_holding_and_counts():
+def test_an_episode_counts_and_the_arm_holds_if_the_policy_gives_no_action():
     class Broken(Script):
         def act(self, observation):
             if self.at >= 3:
@@ -387,42 +390,42 @@ def test_only_adapters_train_and_the_saved_policy_is_plain(buffer, name, tmp_pat
     batch = preprocessor(TrainingSet(buffer, 4).__getitems__([0, 1, 8]))
     torch.manual_seed(1)
     plain = per_sample_loss(policy, batch)
-    wrapped = policies.apply_lora(policy, recipe)
-    trained = {key: p for key, p in wrapped.named_parameters() if p.requires_grad}
-    assert all(".lora_" in key for key in trained)
+    lora_policy = policies.apply_lora(policy, recipe)
+    trainable = {key: p for key, p in lora_policy.named_parameters() if p.requires_grad}
+    assert all(".lora_" in key for key in trainable)
     torch.manual_seed(1)
-    torch.testing.assert_close(per_sample_loss(wrapped, batch), plain)  # adapters begin as the identity
-    optimizer = torch.optim.SGD(trained.values(), 1.0)
+    torch.testing.assert_close(per_sample_loss(lora_policy, batch), plain)  # adapters begin as the identity
+    optimizer = torch.optim.SGD(trainable.values(), 1.0)
     for _ in range(3):
         optimizer.zero_grad()
         torch.manual_seed(1)
-        per_sample_loss(wrapped, batch, TRAINED).mean().backward()
+        per_sample_loss(lora_policy, batch, TRAINED).mean().backward()
         optimizer.step()
-    folder = save((wrapped, preprocessor, postprocessor), tmp_path / "saved", recipe)
+    folder = save((lora_policy, preprocessor, postprocessor), tmp_path / "saved", recipe)
     loaded, *_ = policies.load_policy(folder)
     assert not any("lora" in key for key in loaded.state_dict())
     losses = []
-    for one in (wrapped.eval(), loaded):
+    for model in (lora_policy.eval(), loaded):
         torch.manual_seed(1)
-        losses.append(per_sample_loss(one, batch))
+        losses.append(per_sample_loss(model, batch))
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(losses[0], plain, rtol=1e-3)
     targets = re.compile(policies.lora_targets(name))
-    changed = {key for key, value in loaded.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == {f"{key}.weight" for key, _ in loaded.named_modules() if targets.fullmatch(key)}
-    own = policies.plain_policy(loaded)
-    assert own == (loaded, None)
+    changed_keys = {key for key, value in loaded.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed_keys == {f"{key}.weight" for key, _ in loaded.named_modules() if targets.fullmatch(key)}
+    result = policies.plain_policy(loaded)
+    assert result == (loaded, None)
 
 
 def test_adapters_follow_the_seed_and_the_recipes_own_targets(buffer):
     recipe = replace(RECIPE, lora_rank=2, lora_alpha=3, lora_targets=r"model\.state_proj")
-    first, second, other = (
-        policies.apply_lora(policies.build_policy(RECIPE, buffer)[0], one)
-        for one in (recipe, recipe, replace(recipe, seed=9))
+    first, second, third = (
+        policies.apply_lora(policies.build_policy(RECIPE, buffer)[0], policy_recipe)
+        for policy_recipe in (recipe, recipe, replace(recipe, seed=9))
     )
     names = [key for key, p in first.named_parameters() if p.requires_grad]
     assert len(names) == 2
-    weights = [dict(one.named_parameters())[names[0]] for one in (first, second, other)]
+    weights = [dict(model.named_parameters())[names[0]] for model in (first, second, third)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert first.peft_config["default"].lora_alpha == 3
@@ -443,7 +446,7 @@ def test_targets_that_name_no_layer_are_one_line(buffer, targets):
     [("pi0", "PI0Pytorch", 41), ("pi05", "PI05Pytorch", 40), ("pi0_fast", "PI0FastPytorch", 36)],
 )
 def test_default_targets_name_layers_of_the_full_size(name, model, layers):
-    """Query and value of 18 layers, and pi0's and pi0.5's layers into and out of the expert."""
+    """Targets are query and value of 18 layers, and pi0's and pi0.5's layers into and out of the expert."""
     kind, module = family(name), import_module(f"lerobot.policies.{name}.modeling_{name}")
     with torch.device("meta"):
         whole = torch.nn.ModuleDict({"model": getattr(module, model)(kind.config(device="cpu"))})
@@ -478,9 +481,9 @@ def test_renamed_cameras_reach_the_policy_in_its_order(buffer, foreign, tmp_path
         "observation.images.base_0_rgb",
         "observation.images.left_wrist_0_rgb",
     ]
-    seen = observation()
-    batch = preprocessor(seen)
-    assert torch.equal(batch["observation.images.base_0_rgb"][0], seen["observation.images.wrist"])
+    frame = observation()
+    batch = preprocessor(frame)
+    assert torch.equal(batch["observation.images.base_0_rgb"][0], frame["observation.images.wrist"])
     folder = save((policy, preprocessor, postprocessor), tmp_path / "saved", replace(recipe, tiny=RECIPE.tiny))
     loaded = policies.load_policy(folder)
     assert policies.cameras_taken(loaded[0], loaded[1]) == ["front", "wrist"]

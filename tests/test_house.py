@@ -28,8 +28,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def tracked() -> list[Path]:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: the list of tracked files is unknown")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+    output = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / line for line in output.stdout.splitlines() if (ROOT / line).is_file()]
 
 
 def test_the_rooms_keep_their_layers():
@@ -93,7 +93,7 @@ def nodes(*kinds: type[ast.AST], paths: tuple[Path, ...] = SOURCES) -> Iterator[
         yield from ((path, node) for node in tree(path) if isinstance(node, kinds))
 
 
-def listed(lines: Iterable[str]) -> str:
+def failure_lines(lines: Iterable[str]) -> str:
     """Returns the lines for a failure message, which pytest shortens if it compares lists."""
     return "\n" + "\n".join(lines)
 
@@ -109,11 +109,11 @@ def test_functions_fit_on_a_screen():
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
         if lines > 80:
             long.append(f"{path.relative_to(ROOT)}:{node.name} ({lines})")
-    assert not long, listed(long)
+    assert not long, failure_lines(long)
 
 
 def is_typer_command(path: Path, node: Function) -> bool:
-    """Whether Typer calls this function of cli/app.py itself, with one parameter per option."""
+    """Returns whether Typer calls this function of cli/app.py itself, with one parameter per option."""
     if path != ROOT / "srpo_robot" / "cli" / "app.py":
         return False
     decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
@@ -128,7 +128,7 @@ def test_functions_have_at_most_eight_parameters():
         count = len(names) - (names[:1] in (["self"], ["cls"]))
         if count > MAX_PARAMETERS and not is_typer_command(path, node):
             guilty.append(f"{place(path, node)} {node.name} has {count} parameters")
-    assert not guilty, listed(guilty)
+    assert not guilty, failure_lines(guilty)
 
 
 def test_a_dataclass_of_more_than_five_fields_takes_them_by_keyword_only():
@@ -137,11 +137,11 @@ def test_a_dataclass_of_more_than_five_fields_takes_them_by_keyword_only():
         assert isinstance(node, ast.ClassDef)
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
         dataclass = [d for d in decorators if re.match(r"(dataclasses[.])?dataclass\b", d)]
-        annotated = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
-        count = sum(not ast.unparse(statement.annotation).startswith("ClassVar") for statement in annotated)
+        fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
+        count = sum(not ast.unparse(statement.annotation).startswith("ClassVar") for statement in fields)
         if dataclass and count > MAX_POSITIONAL_FIELDS and "kw_only=True" not in dataclass[0]:
             guilty.append(f"{place(path, node)} {node.name} has {count} fields")
-    assert not guilty, listed(guilty)
+    assert not guilty, failure_lines(guilty)
 
 
 # --- imports
@@ -178,8 +178,8 @@ def test_no_modules_import_each_other_in_a_circle():
 @functools.cache
 def words(path: Path) -> list[str]:
     """Returns the words of all docstrings and comments of a file, in lower case."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) or "" for node in tree(path) if isinstance(node, documented)]
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in tree(path) if isinstance(node, kinds)]
     tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
     texts += [token.string.lstrip("#") for token in tokens if token.type == tokenize.COMMENT]
     return re.findall(r"[a-z']+", " ".join(texts).lower())
@@ -192,12 +192,12 @@ def occurrences(word: str) -> tuple[float, list[str]]:
     return 1e4 * counts.total() / total, [f"{name}: {count}" for name, count in counts.most_common(15) if count]
 
 
-def test_conditions_in_docstrings_and_comments_are_not_told_by_where():
+def test_docstrings_and_comments_rarely_use_where():
     rate, files = occurrences("where")
     assert rate < 30, f"'where' stands {rate:.0f} times in 10,000 words; write 'if' or 'when': {files}"
 
 
-def test_conditions_in_docstrings_and_comments_are_told_by_if():
+def test_docstrings_and_comments_use_if_for_conditions():
     rate, files = occurrences("if")
     assert rate > 20, f"'if' stands {rate:.0f} times in 10,000 words; most in {files}"
 
@@ -240,8 +240,8 @@ def test_the_help_text_of_each_option_stands_once():
             places[text].append(place(path, node))
     assert len(places) > 50  # the options were read
     assert places.pop(None, []) == [], "an option without a help text"
-    repeated = [f"{', '.join(calls)}: {text}" for text, calls in places.items() if len(calls) > 1]
-    assert not repeated, listed(repeated)
+    repeats = [f"{', '.join(calls)}: {text}" for text, calls in places.items() if len(calls) > 1]
+    assert not repeats, failure_lines(repeats)
 
 
 def test_the_default_of_each_option_stands_once():
@@ -263,16 +263,16 @@ def test_the_default_of_each_option_stands_once():
                     else:
                         fields.append((name, default, place(path, line)))
     assert len(options) > 30  # the options were read
-    repeated = [
+    repeats = [
         f"{field}: {name} = {default}, as the option at {options[name, default]}"
         for name, default, field in fields
         if (name, default) in options
     ]
-    assert not repeated, listed(repeated)
+    assert not repeats, failure_lines(repeats)
 
 
-def test_what_runs_in_real_time_is_marked_and_gets_the_machine_to_itself():
+def test_real_time_tests_are_marked_and_run_alone():
     parts = re.compile(r"\b(ControllerServer|MockLab|CameraStreams|Cameras|soak[.]py)\b")
     in_real_time = [path.name for path in sorted((ROOT / "tests").glob("test_*.py")) if parts.search(path.read_text())]
-    unmarked = [name for name in in_real_time if "pytest.mark.real_time" not in (ROOT / "tests" / name).read_text()]
-    assert len(in_real_time) > 8 and unmarked == []
+    without_mark = [name for name in in_real_time if "pytest.mark.real_time" not in (ROOT / "tests" / name).read_text()]
+    assert len(in_real_time) > 8 and without_mark == []

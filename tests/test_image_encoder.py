@@ -27,8 +27,8 @@ SQUARE = {"height": 32, "width": 32}
 
 
 def vit(model: str = "ViTModel") -> tuple[Any, Any]:
-    made = getattr(hf, model)(hf.ViTConfig(**VISION))
-    return made, hf.ViTImageProcessor(size=SQUARE)
+    vit_model = getattr(hf, model)(hf.ViTConfig(**VISION))
+    return vit_model, hf.ViTImageProcessor(size=SQUARE)
 
 
 def dinov2() -> tuple[Any, Any]:
@@ -89,7 +89,7 @@ def video(frames: int = 4, height: int = 40, width: int = 56) -> np.ndarray:
     return np.random.default_rng(frames).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
 
 
-def theirs(folder: Path, frames: np.ndarray, pooling: str) -> np.ndarray:
+def reference(folder: Path, frames: np.ndarray, pooling: str) -> np.ndarray:
     """Embeds frames (T, H, W, 3) as (T, D) by transformers' own processor and model."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
     pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
@@ -99,20 +99,20 @@ def theirs(folder: Path, frames: np.ndarray, pooling: str) -> np.ndarray:
         if pooling == "image-features":
             return model.get_image_features(pixel_values=pixels).pooler_output.numpy()
         output = model(pixels)
-    hidden = output.last_hidden_state[:, 0] if pooling == "class-token" else output.pooler_output
-    return hidden.flatten(1).numpy()
+    features = output.last_hidden_state[:, 0] if pooling == "class-token" else output.pooler_output
+    return features.flatten(1).numpy()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_embedding_is_that_of_transformers_own_processor_and_model(folders, name):
+def test_embeddings_equal_those_of_transformers_processor_and_model(folders, name):
     _, pooling, width = MODELS[name]
     encoder, frames = load_image_encoder(str(folders / name)), video()
     prepared = encoder.prepare(frames)
-    ours = encoder.encode(prepared[:, None])
+    embeddings = encoder.encode(prepared[:, None])
     assert encoder.pooling == pooling
-    assert (prepared.dtype, ours.dtype, ours.shape) == (np.uint8, np.float32, (4, width))
-    assert ours == pytest.approx(theirs(folders / name, frames, pooling), rel=1e-3, abs=1e-5)
-    assert np.ptp(ours, axis=0).max() > 1e-4  # frames that differ are not one point
+    assert (prepared.dtype, embeddings.dtype, embeddings.shape) == (np.uint8, np.float32, (4, width))
+    assert embeddings == pytest.approx(reference(folders / name, frames, pooling), rel=1e-3, abs=1e-5)
+    assert np.ptp(embeddings, axis=0).max() > 1e-4  # different frames have different embeddings
 
 
 def test_only_the_last_frame_of_a_clip_counts(folders):
@@ -135,28 +135,30 @@ def test_only_the_last_frame_of_a_clip_counts(folders):
 def test_every_window_is_embedded_by_its_last_frame(folders, spec):
     encoder = load_image_encoder(str(folders / "vit"))
     prepared = encoder.prepare(video(30))
-    own = embed_frames(prepared, encoder, spec)
-    alone = encoder.encode(prepared[own.ends][:, None])
-    assert own.embeddings == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    windows = embed_frames(prepared, encoder, spec)
+    alone = encoder.encode(prepared[windows.ends][:, None])
+    assert windows.embeddings == pytest.approx(alone, rel=1e-3, abs=1e-5)
 
 
 def test_identity_follows_weights_precision_and_preparation(folders, tmp_path):
-    first, again = (load_image_encoder(str(folders / "vit")) for _ in range(2))
-    assert first.identity == again.identity
+    first, second = (load_image_encoder(str(folders / "vit")) for _ in range(2))
+    assert first.identity == second.identity
     assert store_key(first, "v", ScoringConfig(windows="dense")) == store_key(
-        again, "v", ScoringConfig(windows="dense")
+        second, "v", ScoringConfig(windows="dense")
     )
-    others = [load_image_encoder(str(folders / "vit"), dtype="bfloat16").identity]
+    other_identities = [load_image_encoder(str(folders / "vit"), dtype="bfloat16").identity]
     weights = load_file(folders / "vit" / "model.safetensors")
-    changed = shutil.copytree(folders / "vit", tmp_path / "weights")
+    changed_folder = shutil.copytree(folders / "vit", tmp_path / "weights")
     save_file(
-        weights | {"layernorm.bias": weights["layernorm.bias"] + 1e-3}, changed / "model.safetensors", {"format": "pt"}
+        weights | {"layernorm.bias": weights["layernorm.bias"] + 1e-3},
+        changed_folder / "model.safetensors",
+        {"format": "pt"},
     )
-    others.append(load_image_encoder(str(changed)).identity)
-    resized = shutil.copytree(folders / "vit", tmp_path / "size")
-    hf.ViTImageProcessor(size=SQUARE, resample=3).save_pretrained(resized)
-    others.append(load_image_encoder(str(resized)).identity)
-    assert len({first.identity, *others}) == 4
+    other_identities.append(load_image_encoder(str(changed_folder)).identity)
+    resized_folder = shutil.copytree(folders / "vit", tmp_path / "size")
+    hf.ViTImageProcessor(size=SQUARE, resample=3).save_pretrained(resized_folder)
+    other_identities.append(load_image_encoder(str(resized_folder)).identity)
+    assert len({first.identity, *other_identities}) == 4
 
 
 def test_half_precision_moves_an_embedding_by_little(folders):
@@ -182,13 +184,13 @@ def test_a_model_without_pooler_and_class_token_is_averaged():
 
 
 def refusal(name: str) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as error:
         load_image_encoder(name)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_a_name_that_is_nothing_or_needs_the_network():
+def test_a_name_that_is_unknown_or_needs_the_network():
     assert "give a folder, or a Hub id like" in refusal("dinov2")
     assert "give a folder, or a Hub id like" in refusal("./nowhere/model")
     assert "without a network give a folder on this machine" in refusal("somebody/some-model")
@@ -196,9 +198,9 @@ def test_a_name_that_is_nothing_or_needs_the_network():
 
 def test_a_folder_without_config_processor_or_weights(folders, tmp_path):
     for missing in ("config.json", "preprocessor_config.json", "model.safetensors"):
-        broken = shutil.copytree(folders / "vit", tmp_path / missing)
-        (broken / missing).unlink()
-        assert "cannot load" in refusal(str(broken))
+        folder = shutil.copytree(folders / "vit", tmp_path / missing)
+        (folder / missing).unlink()
+        assert "cannot load" in refusal(str(folder))
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
@@ -217,7 +219,7 @@ def test_weights_that_do_not_match(folders, tmp_path, change):
     assert key.replace("layer.1", "layer.2" if change == "extra" else "layer.1") in refusal(str(folder))
 
 
-def test_a_model_of_text_or_video_is_no_image_encoder(tiny_encoder_folder, tmp_path):
+def test_a_model_of_text_or_video_is_refused(tiny_encoder_folder, tmp_path):
     config = hf.BertConfig(**TEXT)
     hf.BertModel(config).save_pretrained(tmp_path / "bert")
     assert "cannot load" in refusal(str(tmp_path / "bert"))

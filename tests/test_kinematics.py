@@ -14,7 +14,7 @@ HOME = np.array([0.0, -0.25904, 0.0, 0.96166, 0.0, 1.2207, 0.0])
 angles = st.lists(st.floats(-1.5, 1.5), min_size=7, max_size=7).map(np.array)
 
 
-def test_zero_pose_is_the_vendors():
+def test_the_zero_pose_equals_the_vendors_numbers():
     pose = kinematics.tcp_pose(np.zeros(7), np.zeros(3))
     assert pose[:3, 3] == pytest.approx([0.206, 0.0, 0.1205], abs=1e-9)
     assert pose[:3, :3] == pytest.approx(kinematics.TOOL_DOWN, abs=1e-9)
@@ -67,7 +67,7 @@ def test_rotation_vector_of_a_turn_about_an_axis(angle, axis):
     rotation = np.eye(3)
     i, j = [(1, 2), (2, 0), (0, 1)][axis]
     rotation[i, i], rotation[i, j], rotation[j, i], rotation[j, j] = c, -s, s, c
-    found = kinematics._rotation_vector(rotation)
-    assert np.abs(found) == pytest.approx(np.abs(expected), abs=1e-5)
+    vector = kinematics._rotation_vector(rotation)
+    assert np.abs(vector) == pytest.approx(np.abs(expected), abs=1e-5)
     if abs(angle) < 3.1:  # at pi both signs are the same rotation
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert vector == pytest.approx(expected, abs=1e-5)

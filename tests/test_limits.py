@@ -30,40 +30,40 @@ def inside(command: ArmCommand) -> bool:
 def test_no_sequence_of_commands_leaves_the_limits(sequence):
     previous = HOME
     for values in sequence:
-        limited = limit(ArmCommand(np.array(values[:7]), values[7]), previous, LIMITS)
-        assert inside(limited.command)
-        step = np.abs(limited.command.joints_rad - previous.joints_rad).max()
+        result = limit(ArmCommand(np.array(values[:7]), values[7]), previous, LIMITS)
+        assert inside(result.command)
+        step = np.abs(result.command.joints_rad - previous.joints_rad).max()
         assert step <= LIMITS.joint_step_rad + 1e-12
-        assert abs(limited.command.gripper_m - previous.gripper_m) <= LIMITS.gripper_step_m + 1e-12
-        assert set(limited.limited_by) <= set(LAYERS)
-        previous = limited.command
+        assert abs(result.command.gripper_m - previous.gripper_m) <= LIMITS.gripper_step_m + 1e-12
+        assert set(result.limited_by) <= set(LAYERS)
+        previous = result.command
 
 
 @given(st.lists(st.floats(-0.01, 0.01), min_size=7, max_size=7), st.floats(-0.01, 0.01))
 def test_a_small_step_inside_passes_untouched(delta, opening):
-    asked = ArmCommand(HOME.joints_rad + np.array(delta), HOME.gripper_m + opening)
-    limited = limit(asked, HOME, LIMITS)
-    assert limited.limited_by == ()
-    assert limited.command.joints_rad == pytest.approx(asked.joints_rad, abs=1e-15)
-    assert limited.command.gripper_m == pytest.approx(asked.gripper_m, abs=1e-15)
+    request = ArmCommand(HOME.joints_rad + np.array(delta), HOME.gripper_m + opening)
+    result = limit(request, HOME, LIMITS)
+    assert result.limited_by == ()
+    assert result.command.joints_rad == pytest.approx(request.joints_rad, abs=1e-15)
+    assert result.command.gripper_m == pytest.approx(request.gripper_m, abs=1e-15)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", range(8))
-def test_what_is_not_finite_is_refused(bad, where):
+@pytest.mark.parametrize("index", range(8))
+def test_non_finite_values_are_refused(bad, index):
     values = np.append(HOME.joints_rad, HOME.gripper_m)
-    values[where] = bad
+    values[index] = bad
     with pytest.raises(CommandRefused, match="NaN or infinity"):
         limit(ArmCommand(values[:7], float(values[7])), HOME, LIMITS)
 
 
 def test_a_long_step_keeps_its_direction():
-    asked = ArmCommand(HOME.joints_rad + np.array([0.4, 0.2, 0, 0, 0, 0, 0]), HOME.gripper_m)
-    limited = limit(asked, HOME, LIMITS)
-    moved = limited.command.joints_rad - HOME.joints_rad
-    assert limited.limited_by == ("joint_step",)
-    assert moved[0] == pytest.approx(0.12)  # 1.2 rad/s for 0.1 s
-    assert moved[1] == pytest.approx(0.06)
+    request = ArmCommand(HOME.joints_rad + np.array([0.4, 0.2, 0, 0, 0, 0, 0]), HOME.gripper_m)
+    result = limit(request, HOME, LIMITS)
+    step = result.command.joints_rad - HOME.joints_rad
+    assert result.limited_by == ("joint_step",)
+    assert step[0] == pytest.approx(0.12)  # 1.2 rad/s for 0.1 s
+    assert step[1] == pytest.approx(0.06)
 
 
 def test_the_box_stops_the_way_down_at_its_floor():
@@ -74,9 +74,9 @@ def test_the_box_stops_the_way_down_at_its_floor():
     )  # fmt: skip
     limited_by: set[str] = set()
     for _ in range(40):
-        limited = limit(ArmCommand(target.joints_rad, 0.04), command, LIMITS)
-        limited_by |= set(limited.limited_by)
-        command = limited.command
+        result = limit(ArmCommand(target.joints_rad, 0.04), command, LIMITS)
+        limited_by |= set(result.limited_by)
+        command = result.command
     height = kinematics.tcp_position(command.joints_rad, LIMITS.tcp_offset_m)[2]
     assert "workspace_box" in limited_by
     assert LIMITS.box_min_m[2] - 1e-6 <= height < LIMITS.box_min_m[2] + 0.02

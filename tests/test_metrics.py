@@ -45,9 +45,9 @@ NONE = Resampling(resamples=0, permutations=0)
 samples = st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=2, max_size=12).map(np.array)
 
 
-def curve(progress: list[float], scored: list[bool] | None = None) -> Curve:
+def curve(progress: list[float], is_scored: list[bool] | None = None) -> Curve:
     p = np.array(progress)
-    mask = np.ones(len(p), dtype=bool) if scored is None else np.array(scored)
+    mask = np.ones(len(p), dtype=bool) if is_scored is None else np.array(is_scored)
     return Curve(0, 1.0 - p, p, mask)
 
 
@@ -73,9 +73,9 @@ def test_js_is_the_square_of_scipys_distance(success, failure):
 
 @given(samples, samples)
 def test_mmd_is_the_mean_of_kernels_with_the_median_heuristic(success, failure):
-    both = np.r_[success, failure][:, None]
-    squared = cdist(both, both, "sqeuclidean")
-    apart = squared[np.triu_indices(len(both), 1)]
+    pooled_samples = np.r_[success, failure][:, None]
+    squares = cdist(pooled_samples, pooled_samples, "sqeuclidean")
+    apart = squares[np.triu_indices(len(pooled_samples), 1)]
     assume((apart > 0).any())
     gamma = 1.0 / np.median(apart[apart > 0])
     n, m = len(success), len(failure)
@@ -91,9 +91,9 @@ def test_mmd_is_the_mean_of_kernels_with_the_median_heuristic(success, failure):
 @given(samples, samples)
 def test_smd_is_the_difference_over_the_pooled_deviation(success, failure):
     n, m = len(success), len(failure)
-    pooled = math.sqrt(((n - 1) * success.var(ddof=1) + (m - 1) * failure.var(ddof=1)) / (n + m - 2))
-    assume(pooled > 1e-9)
-    assert smd(success, failure) == pytest.approx((success.mean() - failure.mean()) / pooled)
+    pooled_deviation = math.sqrt(((n - 1) * success.var(ddof=1) + (m - 1) * failure.var(ddof=1)) / (n + m - 2))
+    assume(pooled_deviation > 1e-9)
+    assert smd(success, failure) == pytest.approx((success.mean() - failure.mean()) / pooled_deviation)
     assert abs(hedges_g(success, failure)) <= abs(smd(success, failure))
 
 
@@ -116,8 +116,8 @@ def test_numbers_by_hand():
     assert hedges_g(success, failure) == pytest.approx(0.4 / math.sqrt(0.1) * (1 - 3 / 7))
     # squared distances of the pairs that differ: .04 (.9-.7, twice), .64, .36 (twice): median .36
     k = {d: math.exp(-d / 0.36) for d in (0.04, 0.36, 0.64)}
-    biased = (1 + k[0.04]) / 2 + (1 + k[0.36]) / 2 - 2 * (k[0.04] + k[0.64] + 1 + k[0.36]) / 4
-    assert mmd(success, failure) == pytest.approx(biased)
+    biased_mmd = (1 + k[0.04]) / 2 + (1 + k[0.36]) / 2 - 2 * (k[0.04] + k[0.64] + 1 + k[0.36]) / 4
+    assert mmd(success, failure) == pytest.approx(biased_mmd)
 
 
 def test_the_ends_of_the_unit_interval_are_in_its_first_and_last_bin():
@@ -134,14 +134,14 @@ def test_js_of_two_identical_samples_of_30_and_20_is_not_0():
 
 
 def test_numbers_of_an_empty_or_broken_sample():
-    empty, some = np.zeros(0), np.array([0.2, 0.4])
+    empty, sample = np.zeros(0), np.array([0.2, 0.4])
     for statistic in (auc, mmd, js, smd, hedges_g):
-        assert math.isnan(statistic(empty, some))
-        assert math.isnan(statistic(some, empty))
-    assert math.isnan(mmd(np.array([0.3]), some, unbiased=True))
-    assert math.isnan(hedges_g(np.array([0.3]), some))  # df 1: the correction would make it 0
+        assert math.isnan(statistic(empty, sample))
+        assert math.isnan(statistic(sample, empty))
+    assert math.isnan(mmd(np.array([0.3]), sample, unbiased=True))
+    assert math.isnan(hedges_g(np.array([0.3]), sample))  # df 1: the correction would make it 0
     with pytest.raises(ValueError, match="not finite"):
-        auc(np.array([np.nan]), some)
+        auc(np.array([np.nan]), sample)
 
 
 # --- curves
@@ -157,8 +157,8 @@ def test_sc_is_scipys_spearman_of_time_and_progress(levels):
 
 
 def test_interpolated_frames_are_no_evidence():
-    scored = [False, True, False, False, True, True]
-    made_up = curve([0.9, 0.2, 0.1, 0.7, 0.4, 0.4], scored)
+    is_scored = [False, True, False, False, True, True]
+    made_up = curve([0.9, 0.2, 0.1, 0.7, 0.4, 0.4], is_scored)
     assert monotonicity(made_up) == 0.5  # .2 -> .4 rises, .4 -> .4 is a tie: no rise
     assert spearman(made_up) == pytest.approx(spearmanr([1, 4, 5], [0.2, 0.4, 0.4])[0])
 
@@ -218,7 +218,7 @@ def test_a_constant_score_separates_nothing_and_has_no_smd():
 
 
 def test_a_separation_without_spread_is_perfect_and_its_smd_undefined():
-    """As in profile `paper`: every success ends at exactly 1."""
+    """Every success ends at exactly 1, as in profile `paper`."""
     table = separation(np.array([1.0] * 8 + [0.2] * 3), [True] * 8 + [False] * 3, Resampling(100, 999))
     assert table.estimates["auc"].value == 1.0
     assert table.estimates["js"].value == pytest.approx(math.log(2))
@@ -257,7 +257,7 @@ def test_an_unlabelled_episode_is_never_a_failure():
 
 
 @pytest.mark.parametrize("wrong", [{"resamples": -1}, {"permutations": -1}, {"confidence": 1.0}, {"seed": -1}])
-def test_a_resampling_that_cannot_be(wrong):
+def test_an_invalid_resampling_is_refused(wrong):
     with pytest.raises(UsageError, match="must be 0 or more"):
         Resampling(**wrong)
 
@@ -274,8 +274,8 @@ def draw(seed: int, shift: float = 0.0, successes: int = 30, failures: int = 20)
 
 def test_draws_follow_the_seed_and_the_task_not_the_order_of_tasks():
     final, success = draw(0, 0.05)
-    first, again = separation(final, success, FEW, "apple"), separation(final, success, FEW, "apple")
-    assert first.estimates == again.estimates
+    first, second = separation(final, success, FEW, "apple"), separation(final, success, FEW, "apple")
+    assert first.estimates == second.estimates
     assert first.estimates["auc"].low != separation(final, success, FEW, "pear").estimates["auc"].low
     assert (
         first.estimates["auc"].low
@@ -291,10 +291,10 @@ def test_draws_follow_the_seed_and_the_task_not_the_order_of_tasks():
 @given(st.permutations(range(12)))
 def test_the_order_of_episodes_changes_no_value(order):
     final, success = draw(3, 0.05, 7, 5)
-    one = separation(final, success, NONE).estimates
-    other = separation(final[list(order)], [success[i] for i in order], NONE).estimates
+    first = separation(final, success, NONE).estimates
+    second = separation(final[list(order)], [success[i] for i in order], NONE).estimates
     for name in SEPARATION:
-        assert other[name].value == pytest.approx(one[name].value)
+        assert second[name].value == pytest.approx(first[name].value)
 
 
 def test_an_interval_holds_its_value_and_widens_with_confidence():
@@ -311,22 +311,22 @@ def test_bootstrap_draws_are_the_statistic_of_real_resamples():
     label = np.array(success)
     s, f = metrics._bootstrap(label, 20, np.random.default_rng(0))
     for row in range(20):
-        won, lost = np.repeat(final, s[row].astype(int)), np.repeat(final, f[row].astype(int))
-        assert (len(won), len(lost)) == (6, 4)
+        successes, failures = np.repeat(final, s[row].astype(int)), np.repeat(final, f[row].astype(int))
+        assert (len(successes), len(failures)) == (6, 4)
         counts = s[row : row + 1], f[row : row + 1]
-        assert metrics._auc(final, *counts)[0] == pytest.approx(auc(won, lost))
-        assert metrics._js(final, *counts)[0] == pytest.approx(js(won, lost))
-        assert metrics._smd(final, *counts)[0] == pytest.approx(smd(won, lost), nan_ok=True)
+        assert metrics._auc(final, *counts)[0] == pytest.approx(auc(successes, failures))
+        assert metrics._js(final, *counts)[0] == pytest.approx(js(successes, failures))
+        assert metrics._smd(final, *counts)[0] == pytest.approx(smd(successes, failures), nan_ok=True)
 
 
 def test_the_bootstrap_interval_of_auc_covers_its_truth():
-    """Two normals one deviation apart: the true AUC is Phi(1/sqrt 2). Promised: 95 %."""
+    """Two normals one deviation apart have the true AUC Phi(1/sqrt 2). The interval promises 95 %."""
     truth = 0.5 * math.erfc(-1.0 / 2.0)
     rng, inside = np.random.default_rng(0), 0
     for _ in range(200):
         final = np.r_[rng.normal(1, 1, 40), rng.normal(0, 1, 40)]
-        found = separation(final, [True] * 40 + [False] * 40, Resampling(200, 0)).estimates["auc"]
-        inside += found.low <= truth <= found.high
+        interval = separation(final, [True] * 40 + [False] * 40, Resampling(200, 0)).estimates["auc"]
+        inside += interval.low <= truth <= interval.high
     assert inside / 200 >= 0.88
 
 
@@ -338,7 +338,7 @@ def null_p() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("metric", metrics.TESTED)
-def test_p_values_are_uniform_where_both_samples_are_the_same(null_p, metric):
+def test_p_values_are_uniform_if_both_samples_have_one_distribution(null_p, metric):
     p = null_p[metric]
     assert p.min() >= 1 / 100
     assert p.max() <= 1.0
@@ -348,7 +348,7 @@ def test_p_values_are_uniform_where_both_samples_are_the_same(null_p, metric):
     assert (p <= 0.05).mean() < 0.08
 
 
-def test_p_values_are_small_where_the_samples_differ_and_the_null_is_near_chance():
+def test_p_values_are_small_if_the_samples_differ_and_the_null_is_near_chance():
     table = separation(*draw(0, 0.3), Resampling(0, 999)).estimates
     for metric in metrics.TESTED:
         assert table[metric].p == pytest.approx(1 / 1000)
@@ -367,7 +367,7 @@ def test_a_score_that_is_wrong_has_no_small_p():
 
 def test_a_paired_difference_is_tighter_than_two_intervals():
     final, success = draw(2, 0.08)
-    worse = final - 0.02 * np.array(success)  # the same score, a little worse
+    worse = final - 0.02 * np.array(success)  # the same score, but successes score 0.02 less
     alone = separation(final, success, FEW).estimates["auc"]
     difference = auc_difference(final, worse, success, FEW)
     assert difference.value == pytest.approx(alone.value - separation(worse, success, NONE).estimates["auc"].value)
@@ -382,16 +382,16 @@ def test_a_paired_difference_is_tighter_than_two_intervals():
 # --- macro means
 
 
-def test_a_macro_mean_leaves_out_what_is_undefined_and_counts_it():
+def test_a_macro_mean_leaves_out_undefined_values_and_counts_them():
     good = task_metrics("a", [ending(v) for v in (0.9, 0.8, 0.1, 0.3)], [True, True, False, False], FEW)
     half = task_metrics("b", [ending(v) for v in (0.4, 0.6, 0.5, 0.55)], [True, True, False, False], FEW)
-    none = task_metrics("c", [ending(v) for v in (0.9, 0.8)], [True, True], FEW)
-    macro = macro_mean([good, half, none])
+    no_failures = task_metrics("c", [ending(v) for v in (0.9, 0.8)], [True, True], FEW)
+    macro = macro_mean([good, half, no_failures])
     assert macro["auc"].value == pytest.approx((1.0 + 0.5) / 2)
     assert (macro["auc"].undefined, macro["auc"].reason) == (1, metrics.NO_FAILURE)
     assert macro["auc"].low <= macro["auc"].value <= macro["auc"].high
     assert (macro["sc"].value, macro["sc"].undefined, macro["sc"].reason) == (1.0, 0, "")
-    nothing = macro_mean([none])["auc"]
+    nothing = macro_mean([no_failures])["auc"]
     assert math.isnan(nothing.value)
     assert (nothing.undefined, nothing.reason) == (1, metrics.NO_FAILURE)
     assert macro_mean([]) == {}
@@ -411,13 +411,13 @@ def test_policy_ranking_is_kendalls_tau_of_means():
     final = np.array([0.1, 0.3, 0.5, 0.5, 0.9, 0.7, math.nan, 0.0])
     success = [False, False, False, True, True, True, True, True]
     policy = ["a", "a", "b", "b", "c", "c", "c", ""]
-    found = policy_ranking(final, success, policy)
-    assert (found.value, found.undefined) == (1.0, 2)
-    assert found.p == pytest.approx(kendalltau([1, 2, 3], [1, 2, 3])[1])
+    ranking = policy_ranking(final, success, policy)
+    assert (ranking.value, ranking.undefined) == (1.0, 2)
+    assert ranking.p == pytest.approx(kendalltau([1, 2, 3], [1, 2, 3])[1])
     assert policy_ranking(-final, success, policy).value == -1.0
     assert policy_ranking(final[:4], success[:4], policy[:4]).reason == metrics.FEW_POLICIES.format(count=2)
-    tied = policy_ranking(np.full(6, 0.5), success[:6], policy[:6])
-    assert tied.reason == "all policies have the same mean final progress: there is no order to agree with"
+    ties = policy_ranking(np.full(6, 0.5), success[:6], policy[:6])
+    assert ties.reason == "all policies have the same mean final progress: there is no order to agree with"
 
 
 # --- chunks
@@ -432,14 +432,14 @@ def test_chunk_correlation_is_pearson_of_gains():
     oracle, noise = walks(6), walks(7)
     values = [o + 3 * n[: len(o)] for o, n in zip(oracle, noise, strict=False)]
     success = [True, True, True, False, False, False]
-    found = chunk_correlation(values, oracle, success, horizon=9, first=10, resampling=FEW)
+    correlation = chunk_correlation(values, oracle, success, horizon=9, first=10, resampling=FEW)
     gains = [(v[19:] - v[10:-9], o[19:] - o[10:-9]) for v, o in zip(values, oracle, strict=True)]
-    each = [np.corrcoef(*gain)[0, 1] for gain in gains]
-    assert found.success.value == pytest.approx(np.mean(each[:3]))
-    assert found.failure.value == pytest.approx(np.mean(each[3:]))
-    pooled = np.corrcoef(np.concatenate([g[0] for g in gains]), np.concatenate([g[1] for g in gains]))[0, 1]
-    assert found.pooled.value == pytest.approx(pooled)
-    assert found.pooled.low < found.pooled.value < found.pooled.high
+    per_episode = [np.corrcoef(*gain)[0, 1] for gain in gains]
+    assert correlation.success.value == pytest.approx(np.mean(per_episode[:3]))
+    assert correlation.failure.value == pytest.approx(np.mean(per_episode[3:]))
+    pooled_correlation = np.corrcoef(np.concatenate([g[0] for g in gains]), np.concatenate([g[1] for g in gains]))[0, 1]
+    assert correlation.pooled.value == pytest.approx(pooled_correlation)
+    assert correlation.pooled.low < correlation.pooled.value < correlation.pooled.high
 
 
 @given(st.floats(0.1, 10), st.floats(-5, 5))
@@ -455,11 +455,11 @@ def test_chunk_correlation_ignores_scale_and_offset(scale, offset):
 def test_a_constant_gain_has_no_correlation_and_is_counted():
     oracle = walks(4)
     time = [np.arange(len(o)) / (len(o) - 1) for o in oracle]  # the negative control "time index"
-    found = chunk_correlation(time, oracle, [True, True, False, False], 5)
-    assert math.isnan(found.success.value)
-    assert (found.success.undefined, found.success.reason) == (2, metrics.NO_GAIN)
-    some = chunk_correlation([*oracle[:3], time[3]], oracle, [True, True, False, False], 5)
-    assert (some.failure.value, some.failure.undefined) == (pytest.approx(1.0), 1)
+    result = chunk_correlation(time, oracle, [True, True, False, False], 5)
+    assert math.isnan(result.success.value)
+    assert (result.success.undefined, result.success.reason) == (2, metrics.NO_GAIN)
+    one_episode = chunk_correlation([*oracle[:3], time[3]], oracle, [True, True, False, False], 5)
+    assert (one_episode.failure.value, one_episode.failure.undefined) == (pytest.approx(1.0), 1)
     short = chunk_correlation([o[:5] for o in oracle], [o[:5] for o in oracle], [True] * 4, 5)
     assert short.pooled.reason == metrics.NO_GAIN
     assert short.failure.reason == metrics.NO_FAILURE
@@ -472,11 +472,11 @@ def test_a_constant_gain_has_no_correlation_and_is_counted():
 def test_drop_auc_by_hand_and_against_scikit_learn():
     gains = [np.array([0.5, 0.1, 0.3, 0.3]), np.array([0.2, 0.2]), np.array([0.0, 0.4]), np.array([0.1, 0.2, 0.9])]
     carrying = [np.array([False, True, True, True]), np.array([True, False]), None, None]
-    found = drop_auc(gains, [2, None, 1, 2], carrying, [True, True, False, False], FEW)
+    result = drop_auc(gains, [2, None, 1, 2], carrying, [True, True, False, False], FEW)
     # at the drops 0.0 and 0.2; while carrying 0.1, 0.3, 0.3 and 0.2
     lower = roc_auc_score([0, 0, 1, 1, 1, 1], [0.0, 0.2, 0.1, 0.3, 0.3, 0.2])
-    assert found.value == pytest.approx(lower)
-    assert found.low <= found.value <= found.high
+    assert result.value == pytest.approx(lower)
+    assert result.low <= result.value <= result.high
     blind = drop_auc([np.zeros(3)] * 4, [None, None, 1, 2], [np.ones(3, bool)] * 4, [True, True, False, False], FEW)
     assert blind.value == 0.5
 
@@ -485,13 +485,13 @@ def test_drop_auc_without_a_drop_or_a_carry():
     gains = [np.zeros(3)] * 2
     assert drop_auc(gains, [1, None], [np.ones(3, bool), None], [True, False]).reason == metrics.NO_DROP
     assert drop_auc(gains, [None, 1], [np.zeros(3, bool), None], [True, False]).reason == metrics.NO_CARRY
-    broken = drop_auc([np.zeros(3), np.full(3, np.nan)], [None, 1], [np.ones(3, bool), None], [True, False])
-    assert (broken.reason, broken.undefined) == (metrics.NO_DROP, 1)
+    result = drop_auc([np.zeros(3), np.full(3, np.nan)], [None, 1], [np.ones(3, bool), None], [True, False])
+    assert (result.reason, result.undefined) == (metrics.NO_DROP, 1)
 
 
 def test_a_tail_that_stands_still_does_not_rise():
     still, rising, unknown = curve([0.0, 0.5, 0.5, 0.5]), curve([0.0, 0.5, 0.7, 0.9]), curve([math.nan] * 4)
     assert tail_rise([still, still], [1, 1], FEW).value == 0.0
-    found = tail_rise([still, rising, unknown], [1, 1, 1], FEW)
-    assert (found.value, found.undefined) == (pytest.approx(0.2), 1)
+    rise = tail_rise([still, rising, unknown], [1, 1, 1], FEW)
+    assert (rise.value, rise.undefined) == (pytest.approx(0.2), 1)
     assert math.isnan(tail_rise([unknown], [1]).value)

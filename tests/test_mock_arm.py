@@ -28,7 +28,7 @@ def assert_inside(command: ArmCommand, limits: Limits) -> None:
 
 
 def capture(arm: MockArm, monkeypatch: pytest.MonkeyPatch) -> list[ArmCommand]:
-    """What reaches the motors, in place of physics."""
+    """Replaces physics by a list of the commands that reach the motors. Returns the list."""
     driven: list[ArmCommand] = []
     monkeypatch.setattr(arm.sim, "step", lambda command, period_s: driven.append(command))
     return driven
@@ -39,21 +39,21 @@ JOINTS = st.lists(st.floats(-8.0, 8.0), min_size=7, max_size=7)
 
 @given(st.lists(st.tuples(JOINTS, st.floats(-1.0, 1.0)), min_size=1, max_size=8), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_whatever_is_asked_the_executed_command_is_inside_the_limits(
-    asked: list[tuple[list[float], float]], seed: int
+def test_the_executed_command_is_inside_the_limits_for_any_request(
+    requests: list[tuple[list[float], float]], seed: int
 ) -> None:
     arm, cell = make_mock(HARDWARE, TASK, wide_starts=0.5)
     with arm, pytest.MonkeyPatch.context() as patch:
         driven = capture(arm, patch)
         cell.reset(seed)
         before = arm.reference()
-        for joints, gripper in asked:
-            executed = arm.send(ArmCommand(np.array(joints), gripper)).command
-            assert_inside(executed, arm.limits)
-            assert np.abs(executed.joints_rad - before.joints_rad).max() <= arm.limits.joint_step_rad + 1e-9
-            assert abs(executed.gripper_m - before.gripper_m) <= arm.limits.gripper_step_m + 1e-9
-            assert driven[-1] is executed and arm.commanded is executed
-            before = executed
+        for joints, gripper in requests:
+            command = arm.send(ArmCommand(np.array(joints), gripper)).command
+            assert_inside(command, arm.limits)
+            assert np.abs(command.joints_rad - before.joints_rad).max() <= arm.limits.joint_step_rad + 1e-9
+            assert abs(command.gripper_m - before.gripper_m) <= arm.limits.gripper_step_m + 1e-9
+            assert driven[-1] is command and arm.commanded is command
+            before = command
 
 
 def test_the_disturbance_has_its_size_and_leaves_the_command_clean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_the_disturbance_has_its_size_and_leaves_the_command_clean(monkeypatch: 
         assert np.corrcoef(off[:-1, 0], off[1:, 0])[0, 1] == pytest.approx(0.76, abs=0.06)
 
 
-def test_the_disturbance_leaves_the_box_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disturbance_never_leaves_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = dataclasses.replace(HARDWARE.limits, box_min_m=(0.39, -0.01, 0.24), box_max_m=(0.41, 0.01, 0.26))
     arm, cell = make_mock(dataclasses.replace(HARDWARE, limits=limits), TASK, disturbance_m=0.01)
     with arm:
@@ -86,7 +86,7 @@ def test_the_disturbance_leaves_the_box_nowhere(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("disturbance", [0.0, 0.01])
-def test_the_same_seed_gives_the_same_states_whatever_came_before(disturbance: float) -> None:
+def test_states_depend_on_the_seed_and_not_on_earlier_episodes(disturbance: float) -> None:
     def states(seed: int, steps_before: int) -> np.ndarray:
         arm, cell = make_mock(HARDWARE, TASK, wide_starts=0.5, disturbance_m=disturbance)
         rows = []
@@ -109,9 +109,9 @@ def test_reset_puts_the_command_at_the_start_and_describes_the_layout() -> None:
     arm, cell = make_mock(HARDWARE, TASK)
     with arm:
         layout = cell.reset(5)
-        seen = arm.observe()
-        assert arm.commanded is not None and seen.commanded is arm.commanded
-        assert np.abs(seen.state.joints_rad - arm.commanded.joints_rad).max() < 1e-3
+        observation = arm.observe()
+        assert arm.commanded is not None and observation.commanded is arm.commanded
+        assert np.abs(observation.state.joints_rad - arm.commanded.joints_rad).max() < 1e-3
         assert json.loads(json.dumps(dict(layout))) == dict(layout)
         assert layout == make_mock_layout(5)
 
@@ -152,21 +152,21 @@ def test_verdict_needs_half_a_second_and_failure_needs_the_end() -> None:
         assert cell.verdict(ended=False) is None
 
 
-def test_stop_holds_what_is_measured_and_is_idempotent() -> None:
+def test_stop_holds_the_measured_joints_and_is_idempotent() -> None:
     arm, cell = make_mock(HARDWARE, TASK)
     arm.stop()  # also before it is open
     with arm:
         cell.reset(0)
         for _ in range(3):
             arm.send(ArmCommand(arm.reference().joints_rad + np.array([0.1, 0, 0, 0, 0, 0, 0]), 0.085))
-        stopped = arm.observe().state.joints_rad
+        joints = arm.observe().state.joints_rad
         for _ in range(2):
             arm.stop()
             assert arm.commanded is None
-            assert (arm.reference().joints_rad == stopped).all()
+            assert (arm.reference().joints_rad == joints).all()
         for _ in range(3):
             arm.hold()
-        assert np.abs(arm.observe().state.joints_rad - stopped).max() < 0.005
+        assert np.abs(arm.observe().state.joints_rad - joints).max() < 0.005
     arm.stop()
 
 
@@ -180,7 +180,7 @@ def test_a_command_that_is_not_finite_moves_nothing() -> None:
         assert arm.observe().state.time_s == before.time_s
 
 
-def test_images_are_drawn_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_rendered_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRPO_RENDERER", "ray")
     cameras = (
         CameraRecipe(name="front", height_px=40, width_px=60),
@@ -189,13 +189,13 @@ def test_images_are_drawn_once_a_step_in_the_sizes_of_the_recipe(monkeypatch: py
     arm, cell = make_mock(dataclasses.replace(RECIPE, cameras=cameras), TASK)
     with arm:
         cell.reset(0)
-        seen = arm.observe()
-        assert seen.images["front"].shape == (40, 60, 3) and seen.images["wrist"].shape == (24, 24, 3)
-        assert arm.observe() is seen and arm.observe(images=False) is seen
+        observation = arm.observe()
+        assert observation.images["front"].shape == (40, 60, 3) and observation.images["wrist"].shape == (24, 24, 3)
+        assert arm.observe() is observation and arm.observe(images=False) is observation
         arm.hold()
         unseen = arm.observe(images=False)
-        assert not unseen.images and unseen.state.time_s > seen.state.time_s
-        assert arm.observe().images.keys() == seen.images.keys()
+        assert not unseen.images and unseen.state.time_s > observation.state.time_s
+        assert arm.observe().images.keys() == observation.images.keys()
 
 
 def test_a_closed_arm_says_how_to_open_it() -> None:
@@ -205,7 +205,7 @@ def test_a_closed_arm_says_how_to_open_it() -> None:
             action()
 
 
-def test_recipes_that_make_no_sense_are_refused() -> None:
+def test_invalid_recipes_are_refused() -> None:
     with pytest.raises(RecipeError, match="needs one of kind 'mock'"):
         make_mock(dataclasses.replace(HARDWARE, kind="xarm7"), TASK)
     with pytest.raises(RecipeError, match="a probability"):

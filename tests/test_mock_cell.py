@@ -39,15 +39,15 @@ def test_tcp_agrees_with_kinematics_at_random_joints(sim: CellSim) -> None:
         assert np.abs(sim.facts().tcp_m - expected).max() < 1e-4
 
 
-def test_the_arm_reaches_what_it_is_told(sim: CellSim) -> None:
+def test_the_arm_reaches_its_command(sim: CellSim) -> None:
     sim.reset(tasks.layout(TASK, 0), HOME)
     goal = HOME.joints_rad + np.array([0.2, 0.1, -0.1, 0.1, 0.1, -0.1, 0.2])
     hold(sim, ArmCommand(goal, 0.085), 10)
-    assert np.abs(sim.state().joints_rad - goal).max() < 2e-3  # gravity is compensated: no sag
+    assert np.abs(sim.state().joints_rad - goal).max() < 2e-3  # gravity is compensated, so the arm does not sag
 
 
 @pytest.mark.parametrize("opening", [0.0, 0.02, 0.06, 0.085])
-def test_the_gripper_reaches_what_it_is_told(sim: CellSim, opening: float) -> None:
+def test_the_gripper_reaches_its_command(sim: CellSim, opening: float) -> None:
     sim.reset(tasks.layout(TASK, 0), dataclasses.replace(HOME, gripper_m=0.04))
     hold(sim, ArmCommand(HOME.joints_rad, opening), 5)
     assert sim.state().gripper_m == pytest.approx(opening, abs=1e-3)
@@ -60,7 +60,7 @@ def test_the_clock_counts_control_periods(sim: CellSim) -> None:
     assert sim.state().time_s == pytest.approx(0.7)
 
 
-def test_objects_rest_where_the_layout_puts_them(sim: CellSim) -> None:
+def test_objects_rest_at_the_places_of_the_layout(sim: CellSim) -> None:
     for seed in range(10):
         layout = tasks.layout(TASK, seed)
         sim.reset(layout, HOME)
@@ -85,7 +85,7 @@ def test_success_must_hold_and_is_lost_with_the_apple(sim: CellSim) -> None:
     assert sim.placed_for_s == 0.0
 
 
-def test_another_object_on_the_plate_is_no_success(sim: CellSim) -> None:
+def test_another_object_on_the_plate_is_not_a_success(sim: CellSim) -> None:
     layout = tasks.layout(TASK, 1)
     sim.reset(layout, HOME)
     sim.move_object("pear", np.array([*layout.plate_m, 0.034]))
@@ -93,7 +93,7 @@ def test_another_object_on_the_plate_is_no_success(sim: CellSim) -> None:
     assert tasks.on_plate(sim.facts(), "pear") and sim.placed_for_s == 0.0
 
 
-def test_a_closed_gripper_is_no_success(sim: CellSim) -> None:
+def test_a_closed_gripper_is_not_a_success(sim: CellSim) -> None:
     layout = tasks.layout(TASK, 1)
     sim.reset(layout, dataclasses.replace(HOME, gripper_m=0.0))
     sim.move_object("apple", np.array([*layout.plate_m, 0.037]))

@@ -1,4 +1,4 @@
-"""The scripted expert of every task: it succeeds, recovers, and fails as it is told."""
+"""The scripted expert of every task: it succeeds, recovers, and fails as planned."""
 
 import dataclasses
 from collections.abc import Callable
@@ -47,10 +47,10 @@ def run(
     with arm:
         cell.reset(seed)
         expert.reset(seed, failure, strategy)
-        while (chunk := expert.act(seen := arm.observe())) is not None:
+        while (chunk := expert.act(observation := arm.observe())) is not None:
             assert chunk.names == TCP_NAMES and chunk.actions.shape == (1, 4)
             actions.append(chunk.actions[0])
-            tcp.append(kinematics.tcp_position(seen.state.joints_rad, arm.limits.tcp_offset_m))
+            tcp.append(kinematics.tcp_position(observation.state.joints_rad, arm.limits.tcp_offset_m))
             phases.append(expert.stage)
             arm.send(space.command(chunk.actions[0], arm.reference()).command)
             meddle(arm, expert)
@@ -60,23 +60,23 @@ def run(
 
 @pytest.mark.parametrize("seed", range(8))
 def test_it_succeeds_with_the_disturbance_on(seed: int) -> None:
-    done = run(seed, Failure.NONE)
-    assert done.success
-    assert 45 <= len(done.actions) <= 110
+    result = run(seed, Failure.NONE)
+    assert result.success
+    assert 45 <= len(result.actions) <= 110
     assert (
-        np.linalg.norm(done.actions[:, :3] - done.tcp_m, axis=1).max() <= 0.0401
+        np.linalg.norm(result.actions[:, :3] - result.tcp_m, axis=1).max() <= 0.0401
     )  # a target is near the arm's position
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("failure", [kind for kind in Failure if kind is not Failure.NONE])
-def test_it_fails_as_told(failure: Failure, seed: int) -> None:
-    done = run(seed, failure)
-    assert not done.success
+def test_it_fails_as_planned(failure: Failure, seed: int) -> None:
+    result = run(seed, failure)
+    assert not result.success
     if failure is Failure.STOP:
-        assert (done.actions[-20:] == done.actions[-1]).all() and ExpertStage.RELEASE not in done.phases
+        assert (result.actions[-20:] == result.actions[-1]).all() and ExpertStage.RELEASE not in result.phases
     else:
-        assert done.phases[-1] is ExpertStage.HOME  # it goes through all the motions
+        assert result.phases[-1] is ExpertStage.HOME  # it goes through all the motions
 
 
 def test_a_wrong_demonstration_puts_another_object_on_the_plate() -> None:
@@ -91,41 +91,41 @@ def test_a_wrong_demonstration_puts_another_object_on_the_plate() -> None:
 
 
 def test_a_miss_moves_no_apple_and_closes_on_nothing() -> None:
-    seen: list[tuple[float, float]] = []
+    samples: list[tuple[float, float]] = []
 
     def look(arm: MockArm, expert: Demonstrator) -> None:
         facts = arm.sim.facts()
-        seen.append((facts.objects_m["apple"][2], facts.gripper_m))
+        samples.append((facts.objects_m["apple"][2], facts.gripper_m))
 
     run(0, Failure.MISS, disturbance_m=0.0, meddle=look)
-    heights, openings = np.array(seen).T
+    heights, openings = np.array(samples).T
     assert heights.max() < 0.032 and openings.min() < 0.002
 
 
 def test_it_tries_again_when_the_apple_is_taken_away() -> None:
-    taken: list[ExpertStage] = []
+    stages: list[ExpertStage] = []
 
     def take(arm: MockArm, expert: Demonstrator) -> None:
-        if expert.stage is ExpertStage.CARRY and not taken:
-            taken.append(expert.stage)
+        if expert.stage is ExpertStage.CARRY and not stages:
+            stages.append(expert.stage)
             arm.sim.move_object("apple", np.array([0.42, 0.03, 0.030]))
 
     bare = dataclasses.replace(TASK, distractors=("pear",))
-    done = run(0, Failure.NONE, meddle=take, task=bare)
-    changes = [pair for pair in pairwise(done.phases) if pair[0] is not pair[1]]
+    result = run(0, Failure.NONE, meddle=take, task=bare)
+    changes = [pair for pair in pairwise(result.phases) if pair[0] is not pair[1]]
     assert (ExpertStage.CARRY, ExpertStage.APPROACH) in changes  # at once, not after the motions over the plate
-    assert done.success
+    assert result.success
 
 
 def test_the_same_seed_gives_the_same_demonstration() -> None:
-    one, other = run(5, Failure.NONE), run(5, Failure.NONE)
-    assert one.actions.shape == other.actions.shape and (one.actions == other.actions).all()
+    first, second = run(5, Failure.NONE), run(5, Failure.NONE)
+    assert first.actions.shape == second.actions.shape and (first.actions == second.actions).all()
 
 
 def test_failures_come_at_their_rate_and_depend_on_the_seed_alone() -> None:
-    drawn = [choose_failure(seed, 0.4) for seed in range(1500)]
-    assert drawn == [choose_failure(seed, 0.4) for seed in range(1500)]
-    shares = {kind: drawn.count(kind) / len(drawn) for kind in Failure}
+    failures = [choose_failure(seed, 0.4) for seed in range(1500)]
+    assert failures == [choose_failure(seed, 0.4) for seed in range(1500)]
+    shares = {kind: failures.count(kind) / len(failures) for kind in Failure}
     assert shares[Failure.NONE] == pytest.approx(0.6, abs=0.05)
     for kind in set(Failure) - {Failure.NONE}:
         assert shares[kind] == pytest.approx(0.1, abs=0.03)
@@ -161,32 +161,32 @@ def test_refusals_say_what_would_work() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("name", "strategy"), WAYS)
 def test_each_strategy_does_its_task(name: str, strategy: str, seed: int) -> None:
-    done = run(seed, Failure.NONE, 0.006, task=OTHERS[name], strategy=strategy)
-    assert done.success and done.score >= 0.95
-    assert len(done.actions) * 0.1 < OTHERS[name].time_limit_s  # a trial has the time
+    result = run(seed, Failure.NONE, 0.006, task=OTHERS[name], strategy=strategy)
+    assert result.success and result.score >= 0.95
+    assert len(result.actions) * 0.1 < OTHERS[name].time_limit_s  # it fits into the time limit of a trial
 
 
 @pytest.mark.parametrize("seed", [2, 3])
 @pytest.mark.parametrize(("name", "failure"), FAILURES)
 def test_each_failure_fails(name: str, failure: Failure, seed: int) -> None:
-    done = run(seed, failure, 0.006, task=OTHERS[name])
-    assert not done.success
+    result = run(seed, failure, 0.006, task=OTHERS[name])
+    assert not result.success
     if failure is Failure.STOP:
-        assert (done.actions[-20:] == done.actions[-1]).all()
+        assert (result.actions[-20:] == result.actions[-1]).all()
     else:
-        assert done.phases[-1] is ExpertStage.HOME  # it goes through all the motions
+        assert result.phases[-1] is ExpertStage.HOME  # it goes through all the motions
 
 
-def test_strategies_differ_in_what_they_do() -> None:
+def test_strategies_move_differently() -> None:
     heights = {way: run(0, Failure.NONE, 0.0, task=OTHERS["put-pear"], strategy=way) for way in ("direct", "around")}
-    carried = {
-        way: [z for z, phase in zip(done.tcp_m[:, 2], done.phases, strict=True) if phase is ExpertStage.CARRY]
-        for way, done in heights.items()
+    carry_heights = {
+        way: [z for z, phase in zip(result.tcp_m[:, 2], result.phases, strict=True) if phase is ExpertStage.CARRY]
+        for way, result in heights.items()
     }
-    assert max(carried["around"]) > max(carried["direct"]) + 0.04
+    assert max(carry_heights["around"]) > max(carry_heights["direct"]) + 0.04
     lay, flip = (run(0, Failure.NONE, 0.0, task=OTHERS["fold-towel"], strategy=way) for way in ("lay", "flip"))
-    folding = [done.phases.count(ExpertStage.FOLD) for done in (lay, flip)]
-    assert folding[1] < 0.8 * folding[0]  # it lets the flap fall
+    folding = [result.phases.count(ExpertStage.FOLD) for result in (lay, flip)]
+    assert folding[1] < 0.8 * folding[0]  # `flip` lets the flap fall
 
 
 def test_a_missed_lane_leaves_ink_and_a_lifted_eraser_more() -> None:
@@ -199,26 +199,28 @@ def test_a_missed_lane_leaves_ink_and_a_lifted_eraser_more() -> None:
 
 
 def test_a_wrong_card_ends_in_the_tray() -> None:
-    done = run(4, Failure.WRONG, 0.0, task=OTHERS["select-poker"])
+    result = run(4, Failure.WRONG, 0.0, task=OTHERS["select-poker"])
     layout = tasks.layout(OTHERS["select-poker"], 4)
-    moved = {
-        item.name for item in layout.objects if np.hypot(*(done.objects_m[item.name][:2] - [item.x_m, item.y_m])) > 0.1
+    moved_cards = {
+        item.name
+        for item in layout.objects
+        if np.hypot(*(result.objects_m[item.name][:2] - [item.x_m, item.y_m])) > 0.1
     }
-    assert len(moved) == 1 and layout.target not in moved
+    assert len(moved_cards) == 1 and layout.target not in moved_cards
 
 
-def test_the_pear_is_found_where_a_hand_put_it() -> None:
+def test_the_expert_finds_the_pear_after_a_hand_moved_it() -> None:
     recipe = dataclasses.replace(OTHERS["put-pear"], swap_during_probability=1.0)
     layout = tasks.layout(recipe, 3)
     spots = {item.name: np.array([item.x_m, item.y_m]) for item in layout.objects[:2]}
-    seen: list[dict[str, np.ndarray]] = []
-    done = run(3, Failure.NONE, 0.0, lambda arm, expert: seen.append(dict(arm.sim.facts().objects_m)), recipe)
+    positions: list[dict[str, np.ndarray]] = []
+    result = run(3, Failure.NONE, 0.0, lambda arm, expert: positions.append(dict(arm.sim.facts().objects_m)), recipe)
     assert layout.swap_at_s is not None
     moment = round(layout.swap_at_s * 10) + 2  # a control step later, and one for rounding
-    assert np.hypot(*(seen[0]["pear"][:2] - spots["pear"])) < 0.005
-    assert np.hypot(*(seen[moment]["pear"][:2] - spots["apple"])) < 0.01
-    assert np.hypot(*(seen[moment]["apple"][:2] - spots["pear"])) < 0.01
-    assert done.success
+    assert np.hypot(*(positions[0]["pear"][:2] - spots["pear"])) < 0.005
+    assert np.hypot(*(positions[moment]["pear"][:2] - spots["apple"])) < 0.01
+    assert np.hypot(*(positions[moment]["apple"][:2] - spots["pear"])) < 0.01
+    assert result.success
 
 
 # Results of these seeds when the embedded encoder was trained, to 2 mm because processors round differently.
@@ -231,18 +233,18 @@ PINNED = {
 
 
 @pytest.mark.parametrize("seed", PINNED)
-def test_apple_demonstrations_are_what_the_embedded_encoder_was_trained_on(seed: int) -> None:
+def test_apple_demonstrations_equal_the_training_data_of_the_embedded_encoder(seed: int) -> None:
     steps, success, apple = PINNED[seed]
-    done = run(seed, list(Failure)[seed], 0.006)
-    assert (len(done.actions), done.success) == (steps, success)
-    assert done.objects_m["apple"] == pytest.approx(apple, abs=0.002)
+    result = run(seed, list(Failure)[seed], 0.006)
+    assert (len(result.actions), result.success) == (steps, success)
+    assert result.objects_m["apple"] == pytest.approx(apple, abs=0.002)
 
 
-def test_strategies_come_alike_by_the_seed_alone_and_only_those_of_the_recipe() -> None:
-    drawn = [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
-    assert drawn == [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
+def test_strategies_are_equally_frequent_and_depend_on_seed_and_recipe_only() -> None:
+    strategies = [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
+    assert strategies == [choose_strategy(seed, ("a", "b", "c")) for seed in range(900)]
     for way in "abc":
-        assert drawn.count(way) / 900 == pytest.approx(1 / 3, abs=0.06)
+        assert strategies.count(way) / 900 == pytest.approx(1 / 3, abs=0.06)
     arm, cell = make_mock(HARDWARE, TASK)
     with arm:
         cell.reset(0)

@@ -1,4 +1,4 @@
-"""What stands on the tables of the tasks: that it behaves as the thing it stands for, and is seen by every renderer."""
+"""Objects of the tasks behave like the things that they model, and every renderer shows them."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def laid_out(name: str, seed: int = 0) -> CellSim:
 
 
 def reach(sim: CellSim, x_m: float, y_m: float, z_m: float, opening_m: float = 0.024, seconds: float = 1.0) -> None:
-    """Go there in a straight line of joint space, and settle."""
+    """Moves there in a straight line of joint space and settles."""
     limits = HARDWARE.limits
     solution = kinematics.inverse(
         np.array([x_m, y_m, z_m]),
@@ -63,14 +63,14 @@ def test_only_a_pressed_eraser_takes_ink_off_and_only_below_it() -> None:
     assert sim.facts().measurements["pressure_n"] == pytest.approx(3.6, rel=0.25)
     off = np.abs(ink - [x, y])
     below = (off < [0.026, 0.020]).all(axis=1)
-    left = {tuple(spot) for spot in np.round(sim.facts().marks_m, 6)}
-    assert not left & {tuple(spot) for spot in np.round(ink[below], 6)}
+    ink_left = {tuple(spot) for spot in np.round(sim.facts().marks_m, 6)}
+    assert not ink_left & {tuple(spot) for spot in np.round(ink[below], 6)}
     far = (off > [0.034, 0.028]).any(axis=1)
-    assert {tuple(spot) for spot in np.round(ink[far], 6)} <= left
-    assert sim.score() == pytest.approx(1.0 - len(left) / MARKS)
+    assert {tuple(spot) for spot in np.round(ink[far], 6)} <= ink_left
+    assert sim.score() == pytest.approx(1.0 - len(ink_left) / MARKS)
 
 
-def test_ink_that_is_gone_stays_gone_in_another_look_and_is_back_after_a_reset(
+def test_removed_ink_stays_removed_in_another_look_and_is_back_after_a_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(rendering.CHOICE, "ray")
@@ -89,7 +89,7 @@ def test_ink_that_is_gone_stays_gone_in_another_look_and_is_back_after_a_reset(
     assert (sim.render("front") == fresh).all()
 
 
-def test_ink_comes_off_however_short_the_steps_are() -> None:
+def test_ink_comes_off_for_steps_of_any_length() -> None:
     sim = laid_out("wipe-board")
     x, y = (float(value) for value in sim.facts().marks_m[7])
     reach(sim, x, y, TOUCH_M + 0.010)
@@ -121,7 +121,7 @@ def test_a_flap_let_go_falls_to_the_side_it_leans_to(angle_rad: float, ends_rad:
     assert sim.succeeded() == (ends_rad > 1.0)
 
 
-def test_the_hem_is_where_the_layout_puts_it() -> None:
+def test_the_layout_sets_the_place_of_the_hem() -> None:
     for seed in range(5):
         sim = laid_out("fold-towel", seed)
         layout = tasks.layout(RECIPES["fold-towel"], seed)
@@ -150,7 +150,7 @@ def test_cloth_lies_flat_folds_under_the_expert_and_stays_open_when_its_hem_is_m
     assert scores[Failure.NONE] > 0.8 and scores[Failure.MISS] < 0.05
 
 
-def test_cloth_is_seen_by_gl_and_refused_where_only_rays_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gl_renders_cloth_and_rays_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sim = CellSim(HARDWARE, CLOTH)
     sim.reset(tasks.layout(CLOTH, 0), HOME)
     monkeypatch.setenv(rendering.CHOICE, "ray")
@@ -210,10 +210,10 @@ def test_a_hand_does_not_reach_between_the_fingers() -> None:
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_truth_has_the_same_columns_for_every_task(name: str) -> None:
     sim = laid_out(name, 3)
-    seen = snapshot(sim)
-    state = np.asarray(seen[STATE])
+    columns = snapshot(sim)
+    state = np.asarray(columns[STATE])
     assert state.shape == (len(STATE_NAMES),) and np.isfinite(state).all()
-    assert np.asarray(seen[SCORE]).tolist() == pytest.approx([0.0], abs=1e-3)
+    assert np.asarray(columns[SCORE]).tolist() == pytest.approx([0.0], abs=1e-3)
     assert [state[STATE_NAMES.index(flag)] for flag in ("held", "on_plate", "wrong_held", "wrong_on_plate")] == [0] * 4
 
 
@@ -222,17 +222,17 @@ def test_renderers_agree_on_every_task(name: str, monkeypatch: pytest.MonkeyPatc
     available = [backend for backend in rendering.GL_BACKENDS if rendering.works(backend)]
     if not available:
         pytest.skip("no GL library on this machine")
-    drawn = []
+    images = []
     for backend in (available[0], "ray"):
         monkeypatch.setenv(rendering.CHOICE, backend)
         sim = laid_out(name, 2)
-        drawn.append(np.stack([sim.render(camera) for camera in ("front", "wrist")]).astype(int))
+        images.append(np.stack([sim.render(camera) for camera in ("front", "wrist")]).astype(int))
         sim.close()
-    difference = np.abs(drawn[0] - drawn[1])
+    difference = np.abs(images[0] - images[1])
     assert difference.mean() < 4.0 and np.median(difference) <= 2
 
 
-COLOURS = {  # RGB of the things that both cameras must show, and the least number of pixels
+COLOURS = {  # RGB and least number of pixels of the things that both cameras must show
     "put-apple": {"apple": ((204, 15, 20), 40), "pear": ((173, 204, 31), 30)},
     "put-pear": {"apple": ((204, 15, 20), 40), "pear": ((173, 204, 31), 30)},
     "fold-towel": {"towel": ((26, 140, 153), 150), "hem": ((250, 230, 77), 20)},
@@ -248,10 +248,10 @@ def test_rays_show_the_task_in_both_cameras(name: str, monkeypatch: pytest.Monke
         image = sim.render(camera).astype(float)
         assert image.shape == (96, 96, 3)
         hue = image / np.linalg.norm(image, axis=-1, keepdims=True).clip(1.0)
-        for what, (rgb, pixels) in COLOURS[name].items():
-            wanted = np.array(rgb) / np.linalg.norm(rgb)
+        for thing, (rgb, pixels) in COLOURS[name].items():
+            direction = np.array(rgb) / np.linalg.norm(rgb)
             bright = np.linalg.norm(image, axis=-1) > 0.4 * np.linalg.norm(rgb)
-            assert ((hue @ wanted > 0.98) & bright).sum() > pixels, (camera, what)
+            assert ((hue @ direction > 0.98) & bright).sum() > pixels, (camera, thing)
 
 
 def test_every_card_has_its_colour_in_the_front_camera(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,11 +261,11 @@ def test_every_card_has_its_colour_in_the_front_camera(monkeypatch: pytest.Monke
     image = sim.render("front").astype(int)
     red, green, blue = (image[..., i] for i in range(3))
     spread = image.max(axis=-1) - image.min(axis=-1)
-    seen = {
+    masks = {
         "queen of hearts": (red > 2 * green) & (red > 2 * blue) & (spread > 60),
         "ten of diamonds": (blue > 1.6 * red) & (blue > 1.6 * green) & (spread > 60),
         "jack of clubs": (green > 1.6 * red) & (green > 1.6 * blue) & (spread > 40),
         "joker": (red > 1.5 * green) & (blue > 1.5 * green) & (spread > 40),
         "ace of spades": image.max(axis=-1) < 30,
     }
-    assert {card: int(mask.sum()) for card, mask in seen.items() if mask.sum() < 8} == {}
+    assert {card: int(mask.sum()) for card, mask in masks.items() if mask.sum() < 8} == {}

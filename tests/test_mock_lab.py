@@ -1,4 +1,4 @@
-"""The mock lab: its recipe, its judge, its command, and that it leaves nothing behind."""
+"""The mock lab: its recipe, its judge, its command and its cleanup."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ TASK = load(TaskRecipe, "datasets", "put-apple")
 def lab() -> Iterator[MockLab]:
     with MockLab(CELL, TASK, seed=3) as running:
         yield running
-    left = [t.name for t in threading.enumerate() if t.name in ("xarm-controller", "mock-cameras", "http-server")]
-    assert not left
+    threads = [t.name for t in threading.enumerate() if t.name in ("xarm-controller", "mock-cameras", "http-server")]
+    assert not threads
 
 
 def test_its_recipe_points_at_it_and_survives_toml(lab, tmp_path):
@@ -64,7 +64,7 @@ def test_recipes_survive_toml(tmp_path):
         assert load(HardwareRecipe, "hardware", str(path)) == recipe
 
 
-def test_its_cameras_open_like_any(lab):
+def test_its_cameras_open_like_any_camera(lab):
     with Cameras(lab.recipe(XARM).cameras) as cameras:
         assert {name: frame.image.shape for name, frame in cameras.read(10.0).items()} == {
             camera.name: (camera.height_px, camera.width_px, 3) for camera in CELL.cameras
@@ -82,23 +82,23 @@ def test_the_judge_sets_the_table_and_leaves_the_arm_alone(lab):
     assert lab.controller.arm_state().joints_rad == pytest.approx(before, abs=2e-3)
 
 
-def test_the_judge_goes_by_physics(lab):
+def test_the_judge_decides_by_physics(lab):
     judge = Judge(lab.judge.url)
     judge.lay_out(5)
     assert judge.succeeded() is False
     plate = tasks.layout(TASK, 5).plate_m
     with lab.plant.lock:  # a hand puts the apple there
         lab.plant.sim.move_object("apple", np.array([*plate, 0.02 + THINGS["apple"].rest_m]))
-    done = threading.Event()
+    stop = threading.Event()
     for _ in range(600):
         if judge.succeeded():
             break
-        done.wait(0.05)
+        stop.wait(0.05)
     assert judge.succeeded() is True
 
 
 @pytest.mark.parametrize(("path", "body", "status"), [("/reset", b"{}", 400), ("/reset", b"x", 400), ("/x", b"", 404)])
-def test_the_judge_refuses_what_it_does_not_understand(lab, path, body, status):
+def test_the_judge_refuses_unknown_requests(lab, path, body, status):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(lab.judge.url + path, data=body, timeout=10)
     assert refusal.value.code == status
@@ -117,9 +117,11 @@ def test_bad_input():
 def test_a_privileged_port_without_the_right(monkeypatch):
     error = ArmError("cannot listen on 127.0.0.1:502 (Permission denied)")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    told = _privileges(502, error)
+    answer = _privileges(502, error)
     assert (
-        isinstance(told, UsageError) and "leave --port out" in str(told) and "unprivileged_port_start=502" in str(told)
+        isinstance(answer, UsageError)
+        and "leave --port out" in str(answer)
+        and "unprivileged_port_start=502" in str(answer)
     )
     assert _privileges(0, error) is error and _privileges(5020, error) is error
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -127,10 +129,10 @@ def test_a_privileged_port_without_the_right(monkeypatch):
 
 
 def test_the_command_refuses(cli, tmp_path):
-    mine = tmp_path / "mine.toml"
-    mine.write_text("name = 'my arm'\n")
-    refused(cli("mock-lab", "--task", "put-apple", "--recipe", mine), "exists and is no mock lab's")
-    assert mine.read_text() == "name = 'my arm'\n"
+    own_recipe = tmp_path / "mine.toml"
+    own_recipe.write_text("name = 'my arm'\n")
+    refused(cli("mock-lab", "--task", "put-apple", "--recipe", own_recipe), "exists and is no mock lab's")
+    assert own_recipe.read_text() == "name = 'my arm'\n"
     refused(cli("mock-lab", "--task", "put-apple", "--recipe", tmp_path / "lab"), "is no .toml")
     refused(cli("mock-lab", "--task", "put-aple", "--recipe", tmp_path / "lab.toml"), "did you mean 'put-apple'")
     refused(cli("mock-lab", "--task", "put-apple", "--recipe", tmp_path / "x.toml", "--host", "10.0.0.1"), "loopback")
@@ -143,7 +145,7 @@ def start_lab(recipe: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def told(lab: subprocess.Popen[str]) -> str:
+def output_until_open(lab: subprocess.Popen[str]) -> str:
     """Returns the output of the command up to the line that says that the lab is open."""
     assert lab.stdout is not None
     text = ""
@@ -157,26 +159,26 @@ def told(lab: subprocess.Popen[str]) -> str:
 def end(lab: subprocess.Popen[str]) -> tuple[int, str]:
     """Sends Ctrl-C. Returns the exit code and the rest of the output."""
     lab.send_signal(signal.SIGINT)
-    rest, _ = lab.communicate(timeout=60)
-    return lab.returncode, rest
+    output, _ = lab.communicate(timeout=60)
+    return lab.returncode, output
 
 
-def test_the_command_says_what_to_type_and_leaves_nothing(tmp_path):
+def test_the_command_prints_the_next_command_and_cleans_up(tmp_path):
     recipe = tmp_path / "lab.toml"
     lab = start_lab(recipe)
     try:
-        text = told(lab)
+        text = output_until_open(lab)
         assert f"srpo-robot run --arm {recipe} --task put-apple --policy http://127.0.0.1:" in text
-        made = load(HardwareRecipe, "hardware", str(recipe))
-        assert made.controller is not None and made.judge_url
-        ports = [(made.controller.address, made.controller.command_port)]
+        hardware = load(HardwareRecipe, "hardware", str(recipe))
+        assert hardware.controller is not None and hardware.judge_url
+        ports = [(hardware.controller.address, hardware.controller.command_port)]
         ports += [("127.0.0.1", int(port)) for port in re.findall(r"http://127\.0\.0\.1:(\d+)", text)]
         for place in ports:
             with socket.create_connection(place, timeout=10):
                 pass
     finally:
-        code, rest = end(lab)
-    assert code == 0 and "closed" in rest
+        code, output = end(lab)
+    assert code == 0 and "closed" in output
     assert not list(tmp_path.iterdir())
     for place in ports:
         with socket.socket() as probe:
@@ -184,14 +186,14 @@ def test_the_command_says_what_to_type_and_leaves_nothing(tmp_path):
 
 
 def test_ctrl_c_ends_it_as_soon_as_it_is_offered(cli, monkeypatch, tmp_path):
-    said = list[str]()
+    lines = list[str]()
 
     def hear(text: str) -> None:
-        said.append(text)
+        lines.append(text)
         if "Ctrl-C" in text:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(mock_lab, "say", hear)
     code, _, err = cli("mock-lab", "--task", "put-apple", "--recipe", tmp_path / "lab.toml")
     assert code == 0, err
-    assert "closed" in said[-1] and not list(tmp_path.iterdir())
+    assert "closed" in lines[-1] and not list(tmp_path.iterdir())

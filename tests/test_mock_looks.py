@@ -28,10 +28,10 @@ SEEDS = st.integers(0, 2**31)
 
 def gl() -> str:
     """A GL backend that works here. Skips the test if there is none."""
-    found = [name for name in rendering.GL_BACKENDS if rendering.works(name)]
-    if not found:
+    backends = [name for name in rendering.GL_BACKENDS if rendering.works(name)]
+    if not backends:
         pytest.skip("no GL library on this machine")
-    return found[0]
+    return backends[0]
 
 
 def pictures(sim: CellSim) -> np.ndarray:
@@ -53,27 +53,27 @@ def test_amount_0_is_the_nominal_look_for_every_seed(seed: int) -> None:
 
 @given(SEEDS, st.floats(0.0, 1.0))
 def test_a_look_stays_in_the_promised_range(seed: int, amount: float) -> None:
-    drawn = draw_appearance(seed, amount)
+    look = draw_appearance(seed, amount)
     room = amount + 1e-9
-    assert abs(drawn.ambient + drawn.diffuse - 1.0) <= 0.4 * room
-    assert 0.2 < drawn.ambient / (drawn.ambient + drawn.diffuse) < 0.7
-    assert np.abs(np.subtract(drawn.tint, 1.0)).max() <= 0.12 * room
-    assert np.abs(np.subtract(drawn.object_gain, 1.0)).max() <= 0.15 * room
-    assert min(drawn.table_rgb) >= 0.0 and max(drawn.table_rgb) <= 0.7 + 1e-9
-    assert len(drawn.cameras) == len(CAMERAS)
-    for camera in drawn.cameras:
+    assert abs(look.ambient + look.diffuse - 1.0) <= 0.4 * room
+    assert 0.2 < look.ambient / (look.ambient + look.diffuse) < 0.7
+    assert np.abs(np.subtract(look.tint, 1.0)).max() <= 0.12 * room
+    assert np.abs(np.subtract(look.object_gain, 1.0)).max() <= 0.15 * room
+    assert min(look.table_rgb) >= 0.0 and max(look.table_rgb) <= 0.7 + 1e-9
+    assert len(look.cameras) == len(CAMERAS)
+    for camera in look.cameras:
         assert np.abs(camera.shift_m).max() <= 0.020 * room
         assert np.degrees(np.abs(camera.turn_rad).max()) <= 2.0 * room
         assert abs(camera.fovy_factor - 1.0) <= 0.05 * room
 
 
 def test_looks_spread_over_their_range() -> None:
-    drawn = [draw_appearance(seed, 1.0) for seed in range(300)]
-    assert drawn == [draw_appearance(seed, 1.0) for seed in range(300)]
-    light = np.array([d.ambient + d.diffuse for d in drawn])
+    looks = [draw_appearance(seed, 1.0) for seed in range(300)]
+    assert looks == [draw_appearance(seed, 1.0) for seed in range(300)]
+    light = np.array([d.ambient + d.diffuse for d in looks])
     assert light.min() < 0.63 and light.max() > 1.37
-    assert (np.ptp([d.table_rgb for d in drawn], axis=0) > 0.5).all()
-    mounts = np.array([[*c.shift_m, *c.turn_rad] for d in drawn for c in d.cameras])
+    assert (np.ptp([d.table_rgb for d in looks], axis=0) > 0.5).all()
+    mounts = np.array([[*c.shift_m, *c.turn_rad] for d in looks for c in d.cameras])
     assert (np.ptp(mounts, axis=0) > 0.95 * 2 * np.repeat([0.020, np.radians(2.0)], 3)).all()
     assert np.abs(np.corrcoef(mounts[::2].T, mounts[1::2].T)[:6, 6:]).max() < 0.2  # cameras are mounted one by one
 
@@ -90,42 +90,42 @@ def test_an_amount_outside_0_to_1_is_refused(amount: float) -> None:
 @pytest.mark.parametrize("kind", ["gl", "ray"])
 def test_the_next_reset_takes_a_look_off_to_the_last_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rendering.CHOICE, gl() if kind == "gl" else kind)
-    plain, worn = CellSim(HARDWARE, TASK), CellSim(HARDWARE, TASK)
-    plain.reset(tasks.layout(TASK, 2), HOME)
-    worn.reset(tasks.layout(TASK, 2), HOME)
-    worn.set_appearance(draw_appearance(2, 1.0))
-    nominal = pictures(plain)
-    assert np.abs(pictures(worn).astype(int) - nominal).mean() > 5
-    worn.set_appearance(NOMINAL)
-    assert (pictures(worn) == nominal).all()
-    worn.set_appearance(draw_appearance(3, 1.0))
-    worn.reset(tasks.layout(TASK, 2), HOME)
-    assert (pictures(worn) == nominal).all()
-    for sim in (plain, worn):
+    plain_sim, random_sim = CellSim(HARDWARE, TASK), CellSim(HARDWARE, TASK)
+    plain_sim.reset(tasks.layout(TASK, 2), HOME)
+    random_sim.reset(tasks.layout(TASK, 2), HOME)
+    random_sim.set_appearance(draw_appearance(2, 1.0))
+    nominal = pictures(plain_sim)
+    assert np.abs(pictures(random_sim).astype(int) - nominal).mean() > 5
+    random_sim.set_appearance(NOMINAL)
+    assert (pictures(random_sim) == nominal).all()
+    random_sim.set_appearance(draw_appearance(3, 1.0))
+    random_sim.reset(tasks.layout(TASK, 2), HOME)
+    assert (pictures(random_sim) == nominal).all()
+    for sim in (plain_sim, random_sim):
         sim.close()
 
 
-@pytest.mark.parametrize("worn", [BRIGHT, *(draw_appearance(seed, 1.0) for seed in range(4))])
-def test_renderers_agree_on_a_look(worn: Appearance, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+@pytest.mark.parametrize("look", [BRIGHT, *(draw_appearance(seed, 1.0) for seed in range(4))])
+def test_renderers_agree_on_a_look(look: Appearance, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = []
     for backend in (gl(), "ray"):
         monkeypatch.setenv(rendering.CHOICE, backend)
         sim = CellSim(HARDWARE, TASK)
         sim.reset(tasks.layout(TASK, 0), HOME)
-        sim.set_appearance(worn)
-        drawn.append(pictures(sim).astype(int))
+        sim.set_appearance(look)
+        images.append(pictures(sim).astype(int))
         sim.close()
-    difference = np.abs(drawn[0] - drawn[1])
+    difference = np.abs(images[0] - images[1])
     assert difference.mean() < 4.0  # antialiased edges differ, surfaces do not
     assert np.percentile(difference, 90) <= 2
 
 
 def test_a_cell_with_looks_wears_the_look_of_the_layouts_seed(rays: None) -> None:
-    varied, plain = CellSim(HARDWARE, TASK, 0.7), CellSim(HARDWARE, TASK)
-    for sim in (varied, plain):
+    random_sim, plain_sim = CellSim(HARDWARE, TASK, 0.7), CellSim(HARDWARE, TASK)
+    for sim in (random_sim, plain_sim):
         sim.reset(tasks.layout(TASK, 5), HOME)
-    plain.set_appearance(draw_appearance(5, 0.7))
-    assert (pictures(varied) == pictures(plain)).all()
+    plain_sim.set_appearance(draw_appearance(5, 0.7))
+    assert (pictures(random_sim) == pictures(plain_sim)).all()
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_a_wider_lens_shrinks_the_picture(rays: None) -> None:
 
 
 def _apple(sim: CellSim) -> np.ndarray:
-    """Row and column of the apple's middle in the front camera."""
+    """Returns row and column of the apple's middle in the front camera."""
     image = sim.render("front").astype(int)
     red = (image[..., 0] > 80) & (image[..., 1] < 50) & (image[..., 2] < 60)
-    return np.array([where.mean() for where in np.nonzero(red)])
+    return np.array([pixels.mean() for pixels in np.nonzero(red)])
 
 
-def test_the_target_stays_in_sight_whatever_the_look(rays: None) -> None:
+def test_the_target_stays_in_sight_in_every_look(rays: None) -> None:
     sim = CellSim(HARDWARE, TASK, 1.0)
     for seed in range(40):
         sim.reset(tasks.layout(TASK, seed), HOME)
@@ -181,7 +181,7 @@ def test_the_target_stays_in_sight_whatever_the_look(rays: None) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_same_seed_moves_the_same_whatever_it_looks_like(seed: int) -> None:
+def test_motion_does_not_depend_on_the_look(seed: int) -> None:
     def states(randomization: float) -> tuple[bool | None, np.ndarray]:
         hardware = dataclasses.replace(HARDWARE, cameras=())
         arm, cell = make_mock(hardware, TASK, wide_starts=0.6, disturbance_m=0.006, randomization=randomization)
@@ -198,9 +198,9 @@ def test_the_same_seed_moves_the_same_whatever_it_looks_like(seed: int) -> None:
                 stop_on_success=False,
             )
             expert = Demonstrator(arm.sim, failure_rate=0.5)
-            done = run_episode(setup, expert, seed, on_step=lambda _: rows.append(arm.observe().state.joints_rad))
-        return done.success, np.array(rows)
+            outcome = run_episode(setup, expert, seed, on_step=lambda _: rows.append(arm.observe().state.joints_rad))
+        return outcome.success, np.array(rows)
 
-    plain, varied = states(0.0), states(1.0)
-    assert plain[0] == varied[0]
-    assert (plain[1] == varied[1]).all()
+    plain_states, random_states = states(0.0), states(1.0)
+    assert plain_states[0] == random_states[0]
+    assert (plain_states[1] == random_states[1]).all()

@@ -42,13 +42,13 @@ def pictures(backend: str, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> di
 
 
 def red(image: np.ndarray) -> np.ndarray:
-    """Pixels of the apple: much red, little else."""
+    """Returns the mask of the apple's pixels: much red, little else."""
     channels = image.astype(int)
     return (channels[..., 0] > 80) & (channels[..., 1] < 50) & (channels[..., 2] < 60)
 
 
 def green(image: np.ndarray) -> np.ndarray:
-    """Pixels of the pear: red and green, no blue."""
+    """Returns the mask of the pear's pixels: red and green, no blue."""
     channels = image.astype(int)
     return (channels[..., 1] > 90) & (channels[..., 2] < 60) & (channels[..., 1] > channels[..., 0])
 
@@ -69,7 +69,7 @@ def test_rays_show_apple_and_pear_in_both_cameras(monkeypatch: pytest.MonkeyPatc
         assert green(image).sum() > 30, name
 
 
-def test_the_apple_is_drawn_where_the_camera_geometry_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_apple_is_rendered_at_the_pixel_of_the_camera_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rendering.CHOICE, "ray")
     sim = CellSim(HARDWARE, TASK)
     sim.reset(tasks.layout(TASK, 0), HOME)
@@ -128,7 +128,7 @@ def test_a_forced_renderer_that_does_not_work_is_one_line(monkeypatch: pytest.Mo
         rendering.backend()
 
 
-def test_the_first_that_works_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_working_renderer_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(rendering.CHOICE, raising=False)
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     for working, expected in (({"egl", "osmesa"}, "egl"), ({"osmesa"}, "osmesa"), (set(), "ray")):
@@ -148,11 +148,11 @@ def test_without_any_gl_library_it_draws_with_rays_and_exits_silently(tmp_path: 
     for library in ("OpenGL", "glfw"):
         (tmp_path / library).mkdir()
         (tmp_path / library / "__init__.py").write_text(f"raise ImportError('no {library} here')\n")
-    done = _run({}, tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ray 96 96 3 96 96 3\n", "")
+    process = _run({}, tmp_path)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "ray 96 96 3 96 96 3\n", "")
 
 
-def test_what_is_chosen_here_exits_silently_without_close() -> None:
-    done = _run({})
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.split()[0] in rendering.BACKENDS
+def test_the_chosen_renderer_exits_silently_without_close() -> None:
+    process = _run({})
+    assert process.returncode == 0 and process.stderr == ""
+    assert process.stdout.split()[0] in rendering.BACKENDS

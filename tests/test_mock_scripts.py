@@ -1,4 +1,4 @@
-"""The scripts that make data in the mock cell and time it, run as a user runs them, as small as they go."""
+"""Runs the scripts that make data in the mock cell and time it. Sizes are as small as possible."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
 
 
 def test_one_command_makes_one_dataset_of_all_five_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    root, found = tmp_path / "demo", tmp_path / "made.json"
-    run(monkeypatch, "make_demo_data.py", root, "--episodes", 1, "--failure-rate", 0, "--together", "--json", found)
+    root, report = tmp_path / "demo", tmp_path / "made.json"
+    run(monkeypatch, "make_demo_data.py", root, "--episodes", 1, "--failure-rate", 0, "--together", "--json", report)
     buffer = open_buffer(root)
-    made = json.loads(found.read_text())
-    assert list(made["tasks"]) == list(TASKS) and made["total"]["episodes"] == 5 == len(buffer.episodes)
+    totals = json.loads(report.read_text())
+    assert list(totals["tasks"]) == list(TASKS) and totals["total"]["episodes"] == 5 == len(buffer.episodes)
     assert len({episode.task for episode in buffer.episodes}) == 5
     assert buffer.episodes[-1].task.startswith("select the ")
     truth = read_truth(buffer)
@@ -41,8 +41,8 @@ def test_the_same_seed_makes_the_same_data(monkeypatch: pytest.MonkeyPatch, tmp_
     options = ("--episodes", 1, "--failure-rate", 1, "--seed", 5, "--tasks", "fold-towel")
     for name in ("one", "two"):
         run(monkeypatch, "make_demo_data.py", tmp_path / name, *options)
-    one, two = (open_buffer(tmp_path / name / "fold-towel").column("truth.state") for name in ("one", "two"))
-    assert one.shape == two.shape and (one == two).all()
+    first, second = (open_buffer(tmp_path / name / "fold-towel").column("truth.state") for name in ("one", "two"))
+    assert first.shape == second.shape and (first == second).all()
 
 
 def test_an_unknown_task_names_the_five_and_records_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_an_unknown_task_names_the_five_and_records_nothing(monkeypatch: pytest.
 
 
 def test_the_cell_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = tmp_path / "cell.json"
-    run(monkeypatch, "bench_cell.py", "--tasks", "wipe-board", "--size", 32, "--episodes", 1, "--json", found)
-    result = json.loads(found.read_text())
+    report = tmp_path / "cell.json"
+    run(monkeypatch, "bench_cell.py", "--tasks", "wipe-board", "--size", 32, "--episodes", 1, "--json", report)
+    result = json.loads(report.read_text())
     (row,) = result["tasks"]
     assert row["task"] == "wipe-board" and result["pairs_per_s"] == row["pairs_per_s"] > 0
     assert row["physics_steps_per_s"] > 0 and row["physics_steps_per_cpu_s"] > 0

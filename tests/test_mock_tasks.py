@@ -57,9 +57,9 @@ def test_objects_lie_in_the_region_and_apart(seed: int) -> None:
 def test_the_same_seed_gives_the_same_layout_and_it_is_json(seed: int) -> None:
     layout = tasks.layout(RECIPE, seed)
     assert layout == tasks.layout(RECIPE, seed)
-    read = json.loads(json.dumps(layout.as_json()))
-    assert read == layout.as_json()
-    assert [(o["name"], o["x_m"]) for o in read["objects"]] == [(o.name, o.x_m) for o in layout.objects]
+    content = json.loads(json.dumps(layout.as_json()))
+    assert content == layout.as_json()
+    assert [(o["name"], o["x_m"]) for o in content["objects"]] == [(o.name, o.x_m) for o in layout.objects]
 
 
 def test_region_is_13_by_15_cm() -> None:
@@ -134,8 +134,8 @@ def test_stage_by_hand() -> None:
 
 @given(st.floats(0.0, 0.6), st.floats(0.0, 0.6))
 @settings(max_examples=50, deadline=None)
-def test_stage_never_falls_as_the_gripper_nears_the_apple(one: float, other: float) -> None:
-    near, far = sorted((one, other))
+def test_stage_never_falls_as_the_gripper_nears_the_apple(height_1: float, height_2: float) -> None:
+    near, far = sorted((height_1, height_2))
     stages = [RULES.stage(scene((0.4, 0.1, 0.03), (0.4, 0.1, 0.03 + d), 0.085, 0.0), "apple") for d in (near, far)]
     assert stages[0] >= stages[1]
 
@@ -143,13 +143,13 @@ def test_stage_never_falls_as_the_gripper_nears_the_apple(one: float, other: flo
 # --- all five -----------------------------------------------------------------------------------------------------
 
 
-def facts(**known: object) -> SceneFacts:
-    """Facts of which only some matter."""
+def facts(**values: object) -> SceneFacts:
+    """Returns scene facts. Values that are not given have no effect on the test."""
     nowhere = {"tcp_m": np.zeros(3), "gripper_m": 0.085, "objects_m": {}, "speeds_m_s": {}, "plate_m": np.zeros(2)}
-    return SceneFacts(**(nowhere | known))  # pyright: ignore[reportArgumentType]
+    return SceneFacts(**(nowhere | values))  # pyright: ignore[reportArgumentType]
 
 
-def test_every_task_has_a_recipe_an_expert_and_names_what_it_knows() -> None:
+def test_every_task_has_a_recipe_an_expert_strategies_and_failures() -> None:
     assert tuple(tasks.TASKS) == FIVE == tuple(SCRIPTS)
     for name, task in tasks.TASKS.items():
         assert RECIPES[name].name == name
@@ -161,7 +161,7 @@ def test_every_task_has_a_recipe_an_expert_and_names_what_it_knows() -> None:
 @pytest.mark.parametrize("name", FIVE)
 @given(SEEDS)
 @settings(max_examples=15, deadline=None)
-def test_a_layout_is_its_seeds_is_json_and_lies_in_the_arms_box(name: str, seed: int) -> None:
+def test_a_layout_depends_on_its_seed_is_json_and_lies_in_the_arms_box(name: str, seed: int) -> None:
     layout = tasks.layout(RECIPES[name], seed)
     assert layout == tasks.layout(RECIPES[name], seed)
     assert json.loads(json.dumps(layout.as_json())) == layout.as_json()
@@ -173,8 +173,8 @@ def test_a_layout_is_its_seeds_is_json_and_lies_in_the_arms_box(name: str, seed:
 
 @pytest.mark.parametrize("name", FIVE)
 def test_layouts_differ_from_seed_to_seed(name: str) -> None:
-    drawn = [tasks.layout(RECIPES[name], seed) for seed in range(40)]
-    assert len({layout.plate_m for layout in drawn}) == 40
+    layouts = [tasks.layout(RECIPES[name], seed) for seed in range(40)]
+    assert len({layout.plate_m for layout in layouts}) == 40
 
 
 @given(SEEDS)
@@ -186,10 +186,10 @@ def test_ink_is_on_the_board(seed: int) -> None:
 
 
 def test_the_layout_names_the_card_and_every_card_has_a_slot_of_its_own() -> None:
-    drawn = [tasks.layout(RECIPES["select-poker"], seed) for seed in range(60)]
-    assert {layout.target for layout in drawn} == set(CARDS)
-    assert {layout.instruction for layout in drawn} == {f"select the {card}" for card in CARDS}
-    for layout in drawn:
+    layouts = [tasks.layout(RECIPES["select-poker"], seed) for seed in range(60)]
+    assert {layout.target for layout in layouts} == set(CARDS)
+    assert {layout.instruction for layout in layouts} == {f"select the {card}" for card in CARDS}
+    for layout in layouts:
         assert {item.name for item in layout.objects} == set(CARDS)
         assert np.diff(sorted(item.x_m for item in layout.objects)) == pytest.approx([RACK_PITCH_M] * 4)
         assert layout.instruction == f"select the {layout.target}"
@@ -214,12 +214,12 @@ def test_an_object_named_twice_is_refused() -> None:
         tasks.layout(dataclasses.replace(RECIPES["select-poker"], target="ace of hearts"), 0)
 
 
-def board(erased: float, height_m: float) -> SceneFacts:
+def board(erased_share: float, height_m: float) -> SceneFacts:
     """An eraser `height_m` [m] over a board whose ink is 0.10 m away along x."""
     return facts(
         tcp_m=np.array([0.4, 0.0, height_m]),
         objects_m={"marks": np.array([0.5, 0.0, height_m])},
-        measurements={"erased": erased, "pressure_n": 0.0},
+        measurements={"erased": erased_share, "pressure_n": 0.0},
     )
 
 
@@ -230,7 +230,9 @@ def test_a_board_is_wiped_by_the_erased_share_and_with_the_eraser_off_it() -> No
         assert rules.succeeded(board(share, height), "marks") is success
         assert rules.score(board(share, height), "marks") == share
     # 0.10 m of the 0.35 m reach away: 0.15 * 5 / 7; then 0.15 + 0.8 * share.
-    stages = [rules.stage(board(*known), "marks") for known in ((0.0, 0.2), (0.5, 0.2), (1.0, 0.05), (1.0, 0.2))]
+    stages = [
+        rules.stage(board(*arguments), "marks") for arguments in ((0.0, 0.2), (0.5, 0.2), (1.0, 0.05), (1.0, 0.2))
+    ]
     assert stages == pytest.approx([0.107143, 0.55, 0.95, 1.0], abs=1e-6)
 
 
@@ -248,18 +250,18 @@ def towel(angle_rad: float, opening_m: float = 0.085, away_m: float = 0.1, speed
 def test_a_towel_is_folded_by_its_angle_at_rest_and_let_go() -> None:
     rules = tasks.task_named("fold-towel")
     assert rules.succeeded(towel(2.75), "hem")
-    for known in (towel(2.65), towel(3.0, speed=0.1), towel(3.0, opening_m=0.01), towel(3.0, away_m=0.05)):
-        assert not rules.succeeded(known, "hem")
+    for scene_facts in (towel(2.65), towel(3.0, speed=0.1), towel(3.0, opening_m=0.01), towel(3.0, away_m=0.05)):
+        assert not rules.succeeded(scene_facts, "hem")
     assert [rules.score(towel(angle), "hem") for angle in (-0.02, 1.525, 3.05, 3.06)] == [0.0, 0.5, 1.0, 1.0]
     # 0.175 m of 0.35 m away: half of 0.3. Pinched at 1.525 of 3.05 rad: 0.35 + half of 0.6.
-    held = towel(1.525, opening_m=0.018, away_m=0.0)
-    stages = [rules.stage(known, "hem") for known in (towel(0.0, away_m=0.175), held, towel(3.05))]
+    pinched = towel(1.525, opening_m=0.018, away_m=0.0)
+    stages = [rules.stage(scene_facts, "hem") for scene_facts in (towel(0.0, away_m=0.175), pinched, towel(3.05))]
     assert stages == pytest.approx([0.15, 0.65, 1.0])
-    assert rules.held(held, "hem") and not rules.held(towel(1.525), "hem")
+    assert rules.held(pinched, "hem") and not rules.held(towel(1.525), "hem")
 
 
-def cards(named: Point, other: Point) -> SceneFacts:
-    spots = {"joker": np.array(named), "ace of spades": np.array(other)}
+def cards(target_spot: Point, other_spot: Point) -> SceneFacts:
+    spots = {"joker": np.array(target_spot), "ace of spades": np.array(other_spot)}
     return facts(
         tcp_m=np.array([0.4, -0.2, 0.3]),
         objects_m=spots,
@@ -272,6 +274,6 @@ def test_a_card_is_selected_alone() -> None:
     rules = tasks.task_named("select-poker")
     flat, racked, upright = (0.45, -0.20, 0.01), (0.42, 0.08, 0.044), (0.40, -0.17, 0.050)
     assert rules.succeeded(cards(flat, racked), "joker") and rules.succeeded(cards(upright, racked), "joker")
-    for named, other in ((racked, flat), (flat, upright), (racked, racked), ((0.45, -0.20, 0.10), racked)):
-        assert not rules.succeeded(cards(named, other), "joker")
+    for target_spot, other_spot in ((racked, flat), (flat, upright), (racked, racked), ((0.45, -0.20, 0.10), racked)):
+        assert not rules.succeeded(cards(target_spot, other_spot), "joker")
     assert rules.score(cards(racked, flat), "joker") == 0.0

@@ -1,4 +1,4 @@
-"""The recorded truth of the mock cell, and with it the method on trial with a perfect encoder."""
+"""The recorded truth of the mock cell, and the method evaluated on it with a perfect encoder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ HORIZON = 9
 
 
 class Planned:
-    """The expert, with a failure that is told by the seed: 30 successes and 5 of each kind."""
+    """The expert with a failure planned by the seed: 30 successes and 5 failures of each kind."""
 
     name = "planned"
 
@@ -68,7 +68,7 @@ class Planned:
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
     """50 mock episodes with one camera of 32 px, in two recordings: the second appends to the first.
 
     No test looks at the pictures, and rendering them takes longer than the physics, so they are black.
@@ -99,8 +99,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Buffer:
 
 
 @pytest.fixture(scope="session")
-def truth(recorded: Buffer) -> Truth:
-    return read_truth(recorded)
+def truth(recording: Buffer) -> Truth:
+    return read_truth(recording)
 
 
 def column(truth: Truth, episode: int, name: str) -> np.ndarray:
@@ -110,7 +110,7 @@ def column(truth: Truth, episode: int, name: str) -> np.ndarray:
 # --- recorded columns
 
 
-def test_the_columns_are_no_input_of_a_policy() -> None:
+def test_the_columns_are_not_inputs_of_a_policy() -> None:
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
     inputs = dataset_to_policy_features(dataset_features({"front": (32, 32)}, ("x",), ("x",)) | FEATURES)
@@ -118,7 +118,7 @@ def test_the_columns_are_no_input_of_a_policy() -> None:
     assert len(set(STATE_NAMES)) == len(STATE_NAMES) == FEATURES[STATE]["shape"][0]
 
 
-def test_a_snapshot_says_where_everything_is() -> None:
+def test_a_snapshot_holds_the_place_of_every_object() -> None:
     sim = CellSim(HARDWARE, TASK)
     with pytest.raises(ArmError, match="no layout yet; reset the workcell"):
         snapshot(sim)
@@ -126,9 +126,9 @@ def test_a_snapshot_says_where_everything_is() -> None:
     sim.reset(layout, HOME)
     sim.move_object("apple", np.array([0.40, 0.05, 0.030]))
     sim.move_object("pear", np.array([*layout.plate_m, 0.033]))
-    seen = snapshot(sim)
-    assert seen[STAGE] == pytest.approx([sim.stage()]) and seen[KIND] == ""
-    state = dict(zip(STATE_NAMES, np.asarray(seen[STATE]), strict=True))
+    columns = snapshot(sim)
+    assert columns[STAGE] == pytest.approx([sim.stage()]) and columns[KIND] == ""
+    state = dict(zip(STATE_NAMES, np.asarray(columns[STATE]), strict=True))
     tcp = kinematics.tcp_position(HOME.joints_rad, np.array(HARDWARE.tcp_offset_m))
     plate = np.array([*layout.plate_m, 0.006])
     for name, value in {
@@ -162,47 +162,47 @@ def test_a_task_without_a_distractor_records_it_out_of_sight() -> None:
     assert state["wrong_on_plate"] == 0.0
 
 
-def test_truth_and_frame_are_of_one_instant_also_after_appending(recorded: Buffer, truth: Truth) -> None:
-    assert len(recorded.episodes) == len(PLAN)
+def test_truth_and_frame_are_of_one_instant_also_after_appending(recording: Buffer, truth: Truth) -> None:
+    assert len(recording.episodes) == len(PLAN)
     assert list(truth.kind) == [kind.value for kind in PLAN]
     assert set(truth.strategy) == {"direct"}
-    measured = recorded.column("observation.state")[:, :3]  # TCP as the arm's encoders have it
-    assert np.abs(np.concatenate(truth.state)[:, :3] - measured).max() < 2e-3
-    assert np.abs(np.concatenate(truth.state)[1:, :3] - measured[:-1]).max() > 0.02  # one frame off would show
-    for episode, stage in zip(recorded.episodes, truth.stage, strict=True):
+    tcp_m = recording.column("observation.state")[:, :3]  # TCP by the arm's encoders
+    assert np.abs(np.concatenate(truth.state)[:, :3] - tcp_m).max() < 2e-3
+    assert np.abs(np.concatenate(truth.state)[1:, :3] - tcp_m[:-1]).max() > 0.02  # one frame off would show
+    for episode, stage in zip(recording.episodes, truth.stage, strict=True):
         assert len(stage) == episode.length
         assert (stage[-1] == 1.0) == episode.success, episode.index
-        assert truth.score[episode.index].tolist() == (stage == 1.0).tolist()  # done or not, nothing between
+        assert truth.score[episode.index].tolist() == (stage == 1.0).tolist()  # the score is 0 or 1
 
 
-def test_lerobot_reads_the_columns(recorded: Buffer) -> None:
+def test_lerobot_reads_the_columns(recording: Buffer) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    theirs = LeRobotDataset("local/truth", root=recorded.root, video_backend="pyav")
-    item: Any = theirs[recorded.episodes[3].first_frame]
+    dataset = LeRobotDataset("local/truth", root=recording.root, video_backend="pyav")
+    item: Any = dataset[recording.episodes[3].first_frame]
     assert item[KIND] == "drop"
-    assert item[STATE].tolist() == recorded.column(STATE)[recorded.episodes[3].first_frame].tolist()
-    assert KIND not in recorded.meta.stats
+    assert item[STATE].tolist() == recording.column(STATE)[recording.episodes[3].first_frame].tolist()
+    assert KIND not in recording.meta.stats
 
 
 # --- reading the truth
 
 
-def test_a_buffer_without_truth_says_where_truth_comes_from(squares: Path) -> None:
+def test_a_buffer_without_truth_names_the_source_of_truth(squares: Path) -> None:
     with pytest.raises(DatasetError, match=r"no column 'truth.stage'; only the mock cell knows .* record --arm mock"):
         read_truth(open_buffer(squares))
 
 
-def test_columns_of_one_kind_are_not_appended_to_a_dataset_of_the_other(recorded: Buffer, squares: Path) -> None:
+def test_columns_of_one_kind_are_not_appended_to_a_dataset_of_the_other(recording: Buffer, squares: Path) -> None:
     def features(root: Path) -> dict[str, Any]:
         names = {**open_buffer(root).meta.features}
         return {k: v for k, v in names.items() if "." in k or k == "action"}
 
     with pytest.raises(DatasetError, match=r"has no column 'truth.kind', unlike this run: .* use another --root"):
         Recorder(squares, 10.0, features(squares) | FEATURES, "mock")
-    plain = {k: v for k, v in features(recorded.root).items() if k not in FEATURES}
+    plain = {k: v for k, v in features(recording.root).items() if k not in FEATURES}
     with pytest.raises(DatasetError, match=r"has a column 'truth.kind' of its own, unlike this run"):
-        Recorder(recorded.root, 10.0, plain, "mock")
+        Recorder(recording.root, 10.0, plain, "mock")
 
 
 def test_a_recorder_without_the_columns_records_none_of_the_truth(tmp_path: Path) -> None:
@@ -215,21 +215,21 @@ def test_a_recorder_without_the_columns_records_none_of_the_truth(tmp_path: Path
     assert not FEATURES.keys() & open_buffer(tmp_path / "data").meta.features.keys()
 
 
-def test_a_cut_off_recording_keeps_its_truth(recorded: Buffer, tmp_path: Path) -> None:
+def test_a_cut_off_recording_keeps_its_truth(recording: Buffer, tmp_path: Path) -> None:
     import shutil
 
     from srpo_robot.buffer.repair import repair
 
-    root = shutil.copytree(recorded.root, tmp_path / "cut")
+    root = shutil.copytree(recording.root, tmp_path / "cut")
     tables = sorted((root / "meta" / "episodes").rglob("*.parquet"))
     tables[-1].write_bytes(tables[-1].read_bytes()[:-100])  # the second recording lost its footer
     assert repair(root) > 0
-    kept = read_truth(open_buffer(root))
-    assert kept.kind == tuple(kind.value for kind in PLAN[:40])
+    truth_after = read_truth(open_buffer(root))
+    assert truth_after.kind == tuple(kind.value for kind in PLAN[:40])
 
 
 @pytest.mark.parametrize(
-    ("held", "placed", "expected"),
+    ("holds", "placed_flags", "expected"),
     [
         ("000", "000", None),
         ("0110", "0000", 3),
@@ -239,18 +239,18 @@ def test_a_cut_off_recording_keeps_its_truth(recorded: Buffer, tmp_path: Path) -
         ("0100", "0010", 3),  # it lay on the plate and fell off
     ],
 )
-def test_the_drop_is_the_first_frame_without_the_object(held: str, placed: str, expected: int | None) -> None:
-    state = np.zeros((len(held), len(STATE_NAMES)))
-    state[:, STATE_NAMES.index("held")] = [int(flag) for flag in held]
-    state[:, STATE_NAMES.index("on_plate")] = [int(flag) for flag in placed]
+def test_the_drop_is_the_first_frame_without_the_object(holds: str, placed_flags: str, expected: int | None) -> None:
+    state = np.zeros((len(holds), len(STATE_NAMES)))
+    state[:, STATE_NAMES.index("held")] = [int(flag) for flag in holds]
+    state[:, STATE_NAMES.index("on_plate")] = [int(flag) for flag in placed_flags]
     assert drop_frame(state) == expected
 
 
-def test_every_planned_drop_is_found_and_no_success_ends_dropped(recorded: Buffer, truth: Truth) -> None:
+def test_every_planned_drop_is_found_and_no_success_ends_dropped(recording: Buffer, truth: Truth) -> None:
     for number, (kind, drop) in enumerate(zip(truth.kind, truth.drop, strict=True)):
         if kind == "drop":
             assert drop is not None and column(truth, number, "held")[drop - 1] == 1.0
-        elif not recorded.episodes[number].success:
+        elif not recording.episodes[number].success:
             assert drop is None, kind
 
 
@@ -291,34 +291,34 @@ def test_true_windows_may_be_means_over_the_clip() -> None:
     prefix, recent = (
         ScoringConfig(windows="dense", frames_per_clip=4, window_shape=shape) for shape in get_args(WindowShape)
     )
-    for spec, seen in ((prefix, [0, 13, 26, 39]), (recent, [36, 37, 38, 39])):
+    for spec, frame_indices in ((prefix, [0, 13, 26, 39]), (recent, [36, 37, 38, 39])):
         mean = true_windows(truth, episodes, spec, pool="mean")[0].embeddings[-1]
-        assert mean == pytest.approx(frames[seen].mean(axis=0))
+        assert mean == pytest.approx(frames[frame_indices].mean(axis=0))
 
 
-def test_views_leave_out_what_they_do_not_see() -> None:
+def test_views_leave_out_invisible_columns() -> None:
     truth, episodes = toy()
     views: tuple[tuple[StateView, str], ...] = (("absolute", "target-plate.x"), ("relative", "target.x"))
-    for view, gone in views:
+    for view, column_name in views:
         state = [rows.copy() for rows in truth.state]
         for rows in state:
-            rows[:, STATE_NAMES.index(gone)] *= -7.0
-        other = dataclasses.replace(truth, state=tuple(state))
-        one, two = (true_windows(t, episodes, EVERY_3RD, view)[0].embeddings for t in (truth, other))
-        assert (one == two).all(), view
+            rows[:, STATE_NAMES.index(column_name)] *= -7.0
+        changed_truth = dataclasses.replace(truth, state=tuple(state))
+        first, second = (true_windows(t, episodes, EVERY_3RD, view)[0].embeddings for t in (truth, changed_truth))
+        assert (first == second).all(), view
 
 
-def test_what_never_changes_is_0_and_what_is_unknown_is_refused() -> None:
+def test_constant_values_are_0_and_unknown_views_are_refused() -> None:
     truth, episodes = toy()
-    still = dataclasses.replace(truth, state=tuple(np.ones_like(rows) for rows in truth.state))
-    assert not true_windows(still, episodes, EVERY_3RD)[0].embeddings.any()
+    constant_truth = dataclasses.replace(truth, state=tuple(np.ones_like(rows) for rows in truth.state))
+    assert not true_windows(constant_truth, episodes, EVERY_3RD)[0].embeddings.any()
     with pytest.raises(UsageError, match="views: absolute, relative; pools: last, mean"):
         true_windows(truth, episodes, EVERY_3RD, "sideways")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="the truth is of other episodes"):
         true_windows(truth, episodes[:1], EVERY_3RD)
 
 
-# --- the method alone on trial
+# --- the method with a perfect encoder
 
 
 def judged(buffer: Buffer, truth: Truth, value: str, **view: Any) -> Scores:
@@ -342,30 +342,30 @@ def noticed(buffer: Buffer, truth: Truth, scores: Scores) -> float:
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
 @pytest.mark.parametrize("pool", ["last", "mean"])
-def test_loo_separates_success_from_failure(recorded: Buffer, truth: Truth, view: StateView, pool: Pool) -> None:
-    scores = judged(recorded, truth, "progress", view=view, pool=pool)
+def test_loo_separates_success_from_failure(recording: Buffer, truth: Truth, view: StateView, pool: Pool) -> None:
+    scores = judged(recording, truth, "progress", view=view, pool=pool)
     final = np.array([curve.progress[-1] for curve in scores.curves])
-    good = np.array(success(recorded), dtype=bool)
+    good = np.array(success(recording), dtype=bool)
     assert good.sum() == 30
     assert auc(final[good], final[~good]) >= 0.95
 
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
-@pytest.mark.parametrize(("value", "pooled"), [("knn-time", 0.60), ("knn-return", 0.40)])
-def test_phase_and_return_follow_the_task_and_notice_a_drop(
-    recorded: Buffer, truth: Truth, value: str, pooled: float, view: StateView
+@pytest.mark.parametrize(("value", "least_correlation"), [("knn-time", 0.60), ("knn-return", 0.40)])
+def test_knn_time_and_knn_return_follow_the_task_and_notice_a_drop(
+    recording: Buffer, truth: Truth, value: str, least_correlation: float, view: StateView
 ) -> None:
-    scores = judged(recorded, truth, value, view=view)
-    assert noticed(recorded, truth, scores) >= 0.9
-    found = chunk_correlation(scores.values, truth.stage, success(recorded), HORIZON, first=10)
-    assert found.pooled.value >= pooled
-    assert found.failure.value >= 0.15
+    scores = judged(recording, truth, value, view=view)
+    assert noticed(recording, truth, scores) >= 0.9
+    correlation = chunk_correlation(scores.values, truth.stage, success(recording), HORIZON, first=10)
+    assert correlation.pooled.value >= least_correlation
+    assert correlation.failure.value >= 0.15
 
 
 @pytest.mark.parametrize("view", ["absolute", "relative"])
-def test_distance_to_an_end_state_does_not_notice_a_drop(recorded: Buffer, truth: Truth, view: StateView) -> None:
-    # Why `phase` and `return` exist: the very progress that tells success from failure at the end.
-    scores = judged(recorded, truth, "progress", view=view)
-    assert noticed(recorded, truth, scores) < 0.7
-    found = chunk_correlation(scores.values, truth.stage, success(recorded), HORIZON, first=10)
-    assert abs(found.pooled.value) < 0.25
+def test_distance_to_an_end_state_does_not_notice_a_drop(recording: Buffer, truth: Truth, view: StateView) -> None:
+    # This is why `knn-time` and `knn-return` exist: the same progress does separate success from failure at the end.
+    scores = judged(recording, truth, "progress", view=view)
+    assert noticed(recording, truth, scores) < 0.7
+    correlation = chunk_correlation(scores.values, truth.stage, success(recording), HORIZON, first=10)
+    assert abs(correlation.pooled.value) < 0.25

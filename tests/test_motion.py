@@ -40,14 +40,14 @@ def tcp(joints: np.ndarray) -> np.ndarray:
 def follow(targets, limits=LIMITS, pace=1.0) -> tuple[list[Motion], set[str]]:
     motions, limited_by = [at_rest(HOME, 0.04, limits)], set[str]()
     for joints, gripper in targets:
-        motion, found = advance(motions[-1], ArmCommand(np.asarray(joints), gripper), limits, TICK, pace)
+        motion, reasons = advance(motions[-1], ArmCommand(np.asarray(joints), gripper), limits, TICK, pace)
         motions.append(motion)
-        limited_by |= set(found)
+        limited_by |= set(reasons)
     return motions, limited_by
 
 
 def obey(motions: list[Motion], limits: MotionLimits) -> None:
-    """Every law, on the set points themselves."""
+    """Asserts every limit on the set points."""
     points = np.stack([motion.joints_rad for motion in motions])
     speeds = np.diff(points, axis=0) / TICK
     assert np.all(points >= limits.joint_min_rad - 1e-8)
@@ -80,7 +80,7 @@ def test_no_sequence_of_targets_leaves_the_limits(targets, table, pace):
     )
     obey(motions, limits)
     assert limited_by <= set(LAYERS)
-    while not motions[-1].at_rest:  # and from anywhere, braking stays inside too
+    while not motions[-1].at_rest:  # braking from any state stays inside too
         motions.append(brake(motions[-1], limits, TICK))
     obey(motions, limits)
 
@@ -123,13 +123,13 @@ def test_pace_is_a_share_of_the_speed():
         (WIDE, HOME + np.array([0, 9.0, 0, 0, 0, 0, 0]), "joint_range"),
     ],
 )
-def test_the_layer_that_held_is_named(limits, target, layer):
+def test_the_limiting_layer_is_named(limits, target, layer):
     motions, limited_by = follow([(target, 0.04)] * 150, limits)
     obey(motions, limits)
     assert layer in limited_by
 
 
-def test_what_the_box_held_back_comes_free_again():
+def test_an_arm_stopped_by_the_box_can_move_again():
     out = HOME + np.array([0, 1.5, 0, 0, 0, 0, 0])
     motions, _ = follow([(out, 0.04)] * 300 + [(HOME, 0.04)] * 400)
     assert motions[300].speed_rad_s == pytest.approx(np.zeros(JOINTS), abs=1e-2)
@@ -138,14 +138,14 @@ def test_what_the_box_held_back_comes_free_again():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_refused_and_nothing_changes(bad):
+def test_nan_and_infinity_are_refused_and_nothing_changes(bad):
     motion = at_rest(HOME, 0.04, LIMITS)
     for target in (ArmCommand(np.r_[HOME[:6], bad], 0.04), ArmCommand(HOME, bad)):
         with pytest.raises(CommandRefused, match="the arm brakes"):
             advance(motion, target, LIMITS, TICK)
 
 
-def test_a_start_outside_is_refused_and_says_what_it_breaks():
+def test_a_start_outside_is_refused_and_names_the_broken_limit():
     with pytest.raises(CommandRefused, match=r"outside its limits \(workspace_box\); move it inside"):
         at_rest(HOME + np.eye(JOINTS)[0] * 1.5, 0.04, LIMITS)
     with pytest.raises(CommandRefused, match="joint_range"):
@@ -169,7 +169,7 @@ def test_limits_that_contradict_themselves(change):
         replace(LIMITS, **change)
 
 
-def test_many_frames_at_once_are_those_of_each():
+def test_a_batch_of_frames_equals_single_frames():
     rng = np.random.default_rng(0)
     joints = rng.uniform(-2, 2, (5, 3, JOINTS))
     poses = kinematics.frames(joints)
