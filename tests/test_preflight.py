@@ -76,16 +76,16 @@ def test_round_trips_are_judged_by_the_99th_percentile_and_the_streams_rate():
 
 
 @pytest.mark.parametrize(
-    ("error", "warning", "found", "todo"),
+    ("error", "warning", "finding", "todo"),
     [
         (31, 0, "controller error C31 (collision)", "confirm the recovery"),
         (2, 0, "controller error C2 (the emergency stop input is open)", "release the emergency stop"),
         (0, 11, "warning W11", "studio"),
     ],
 )
-def test_an_error_says_who_may_go_on(error, warning, found, todo):
+def test_an_error_says_who_may_go_on(error, warning, finding, todo):
     line = preflight.errors(error, warning)
-    assert (line.verdict, line.found) == (FAIL, found)
+    assert (line.verdict, line.found) == (FAIL, finding)
     assert todo in line.todo
     assert preflight.errors(0, 0).verdict is PASS
 
@@ -106,9 +106,9 @@ def test_every_setting_is_on_a_line_and_fails_it():
 def test_what_the_recipe_leaves_off_is_no_pass():
     assert CONTROLLER is not None
     off = replace(CONTROLLER, fence=False, reduced=False, self_collision=False)
-    wanted = controller_setup.recipe_settings(RECIPE, off)
-    lines = by_name(list(preflight.settings(wanted, wanted_as_stored := replace(wanted, fence_box_m=(0.0,) * 6))))
-    assert not wanted_as_stored.fence
+    expected = controller_setup.recipe_settings(RECIPE, off)
+    lines = by_name(list(preflight.settings(expected, stored_settings := replace(expected, fence_box_m=(0.0,) * 6))))
+    assert not stored_settings.fence
     for name, key in (("fence", "fence"), ("reduced mode", "reduced"), ("self-collision", "self_collision")):
         assert (lines[name].verdict, lines[name].found) == (SKIP, f"controller.{key} = false in the recipe")
 
@@ -234,7 +234,7 @@ def test_it_looks_and_changes_nothing(cli, tmp_path):
     with emulator() as (server, recipe):
         (tmp_path / "arm.toml").write_text(dump(recipe))
         code, out, err = cli("check", "--arm", tmp_path / "arm.toml", "--json", tmp_path / "check.json")
-        heard = {request.function for request in server.request_log()}
+        functions = {request.function for request in server.request_log()}
     assert code == 1, err
     content = json.loads((tmp_path / "check.json").read_text())
     assert content["passed"] is False
@@ -263,7 +263,7 @@ def test_it_looks_and_changes_nothing(cli, tmp_path):
     assert "9 PASS, 5 FAIL, 5 SKIP" in out
     assert "add --set-up" in " ".join(out.split())
     changes = {11, 12, 16, 19, 21, 23, 29, 35, 36, 37, 48, 49, 52, 58, 59, 60, 77, 78}  # enable, states, modes, setters
-    assert heard & changes == set()
+    assert functions & changes == set()
 
 
 @live
@@ -281,11 +281,11 @@ def test_set_up_and_moved_everything_passes_and_nothing_is_left(cli, tmp_path):
 
 
 def wait_for_no_clients(server: ControllerServer) -> None:
-    ended = threading.Event()
+    pause = threading.Event()
     for _ in range(600):
         if not server.clients():
             return
-        ended.wait(0.05)
+        pause.wait(0.05)
     raise AssertionError("a connection is left")
 
 
@@ -430,10 +430,10 @@ def test_an_arm_with_a_narrower_joint_range_than_the_recipes():
 @live
 def test_another_client_that_moves_the_arm():
     with emulator() as (server, recipe):
-        where = server.host, server.command_port
+        address = server.host, server.command_port
         for function, params in ((11, b"\x08\x01"), (19, b"\0"), (12, b"\0")):
-            wire.ask(*where, function, params)
-        wire.ask(*where, 23, encode_floats(HOME + np.eye(7)[0], 0.01, 1.0, 0.0))  # for 100 s
+            wire.ask(*address, function, params)
+        wire.ask(*address, 23, encode_floats(HOME + np.eye(7)[0], 0.01, 1.0, 0.0))  # for 100 s
         line = first_failure(recipe)
         still = server.arm_state().state
     assert (line.name, line.found) == ("connection", "another client moves the arm")
@@ -495,8 +495,8 @@ def test_cameras_swapped_and_missing(recipe, tmp_path):
     swapped = replace(front, source=wrist.source), replace(wrist, source=front.source)
     lines = by_name(checking.look_through_cameras(replace(recipe, cameras=swapped)))
     assert (lines["camera views"].verdict, lines["camera views"].todo) == (FAIL, "swap their sources")
-    gone = replace(wrist, source=wrist.source.replace("wrist", "gone").replace("http://", "http://127.0.0.1:1/"))
-    lines = by_name(checking.look_through_cameras(replace(recipe, cameras=(front, gone))))
+    missing = replace(wrist, source=wrist.source.replace("wrist", "gone").replace("http://", "http://127.0.0.1:1/"))
+    lines = by_name(checking.look_through_cameras(replace(recipe, cameras=(front, missing))))
     assert lines["camera wrist"].verdict is FAIL
     assert "cannot be opened" in lines["camera wrist"].found
     assert lines["camera front"].verdict is PASS
@@ -530,17 +530,17 @@ def test_the_first_chunk_of_a_policy_goes_through_the_drivers_dry_run(cli, lab, 
     work = load(TaskRecipe, "datasets", "put-apple")
     space = make_action_space(work.action_space, XArm7(recipe).limits, np.array(recipe.home_rad))
     (tmp_path / "arm.toml").write_text(dump(slow(recipe)))
-    for policy, found in ((ScriptedPolicy(lab), None), (Broken(), "ZeroDivisionError: a model's bug")):
+    for policy, error in ((ScriptedPolicy(lab), None), (Broken(), "ZeroDivisionError: a model's bug")):
         with PolicyServer(policy, describe(policy, space, work.cameras)) as server:
-            asked = ("--policy", server.url, "--task", work.name, "--set-up", "--json", tmp_path / "check.json")
-            code, out, err = cli("check", "--arm", tmp_path / "arm.toml", *asked)
+            options = ("--policy", server.url, "--task", work.name, "--set-up", "--json", tmp_path / "check.json")
+            code, out, err = cli("check", "--arm", tmp_path / "arm.toml", *options)
         lines = {check["name"]: check for check in json.loads((tmp_path / "check.json").read_text())["checks"]}
-        if found is None:
+        if error is None:
             assert lines["first chunk"]["found"].startswith("0 of 1 actions changed"), out + err
             assert lines["policy"]["found"].startswith("answers in")
         else:
             assert code == 1
-            assert found in lines["policy"]["found"]
+            assert error in lines["policy"]["found"]
             assert lines["first chunk"]["verdict"] == "SKIP"
     assert lab.controller.arm_state().joints_rad == pytest.approx(recipe.home_rad, abs=0.01)
 
@@ -548,8 +548,8 @@ def test_the_first_chunk_of_a_policy_goes_through_the_drivers_dry_run(cli, lab, 
 @live
 def test_a_policy_that_does_not_fit_is_a_line(recipe, tmp_path, cli):
     (tmp_path / "arm.toml").write_text(dump(replace(slow(recipe), cameras=())))
-    asked = ("--policy", tmp_path / "nothing", "--task", "put-apple", "--json", tmp_path / "check.json")
-    assert cli("check", "--arm", tmp_path / "arm.toml", *asked)[0] == 1
+    options = ("--policy", tmp_path / "nothing", "--task", "put-apple", "--json", tmp_path / "check.json")
+    assert cli("check", "--arm", tmp_path / "arm.toml", *options)[0] == 1
     lines = {check["name"]: check for check in json.loads((tmp_path / "check.json").read_text())["checks"]}
     assert lines["policy"]["verdict"] == "FAIL"
     assert "needs camera front, wrist" in lines["policy"]["found"]

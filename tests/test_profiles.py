@@ -115,8 +115,8 @@ def test_failures_that_are_equally_far_get_equal_rewards():
 
 def test_trajectory_advantage_is_standardised_within_the_task():
     rewards = np.array([1.0, 0.0, 0.5, np.nan, 0.3])
-    found = trajectory_advantages(rewards, ["a", "a", "b", "a", "b"])
-    assert found == pytest.approx([1.0, -1.0, 1.0, np.nan, -1.0], nan_ok=True)
+    advantages = trajectory_advantages(rewards, ["a", "a", "b", "a", "b"])
+    assert advantages == pytest.approx([1.0, -1.0, 1.0, np.nan, -1.0], nan_ok=True)
     assert trajectory_advantages(np.ones(3), ["a"] * 3).tolist() == [0.0, 0.0, 0.0]
     scores = score(EPISODES, WINDOWS)
     assert scores.trajectory_advantages == pytest.approx(
@@ -184,15 +184,15 @@ def test_a_constant_video_has_no_loo_progress_and_a_short_one_has():
 
 
 def test_external_references_need_no_success_and_no_leaving_out():
-    fixed = {"task": np.array([[10.0, 1.0], [20.0, 1.0]])}
+    external = {"task": np.array([[10.0, 1.0], [20.0, 1.0]])}
     for profile in PROFILES:
-        scores = score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile, references="external"), fixed)
+        scores = score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile, references="external"), external)
         assert scores.curves[0].distance[10:].tolist() == [10.0, 5.0, 1.0]
         assert scores.reference_episodes["task"].tolist() == []
-    honest = score(EPISODES, WINDOWS, ScoringConfig(profile="loo", references="external"), fixed)
+    honest = score(EPISODES, WINDOWS, ScoringConfig(profile="loo", references="external"), external)
     assert honest.curves[0].distance[10:].tolist() == [10.0, 5.0, 0.0]
-    clustered = score(EPISODES, WINDOWS, ScoringConfig(references="external:mean"), fixed)
-    assert clustered.curves[1].distance[10:].tolist() == [15.0, 10.0, 6.0]
+    means = score(EPISODES, WINDOWS, ScoringConfig(references="external:mean"), external)
+    assert means.curves[1].distance[10:].tolist() == [15.0, 10.0, 6.0]
 
 
 def test_external_references_that_do_not_fit_are_refused():
@@ -227,9 +227,9 @@ def test_rules_refuse_what_there_is_not(wrong, message):
 
 
 def test_unlabelled_episodes_are_listed():
-    unlabelled = [Episode(index=i, task="task", length=13, fps=10.0, first_frame=0, cameras=()) for i in (4, 7)]
+    new_episodes = [Episode(index=i, task="task", length=13, fps=10.0, first_frame=0, cameras=()) for i in (4, 7)]
     with pytest.raises(ScoringError, match=r"2 episodes \(4, 7\) are unlabelled; .*--csv FILE.*--all-success"):
-        score([*EPISODES, *unlabelled], [*WINDOWS, None, None])
+        score([*EPISODES, *new_episodes], [*WINDOWS, None, None])
 
 
 def test_each_profile_has_its_references():
@@ -302,8 +302,8 @@ def test_what_was_left_out_does_not_disagree():
 
 def walks(seed: int, episodes: int = 9) -> tuple[list[Episode], list[WindowEmbeddings]]:
     rng = np.random.default_rng(seed)
-    listed = [episode(i, success=i < 5, task="a" if i % 2 else "b", group=f"take {i // 3}") for i in range(episodes)]
-    return listed, [WindowEmbeddings(np.array([10, 12]), rng.normal(size=(2, 4)).cumsum(0)) for _ in range(episodes)]
+    listing = [episode(i, success=i < 5, task="a" if i % 2 else "b", group=f"take {i // 3}") for i in range(episodes)]
+    return listing, [WindowEmbeddings(np.array([10, 12]), rng.normal(size=(2, 4)).cumsum(0)) for _ in range(episodes)]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -314,14 +314,14 @@ def test_scores_do_not_depend_on_the_order_of_episodes(profile, value, seed, ord
     episodes, windows = walks(seed)
     rules = ScoringConfig(profile=profile, value=value, neighbours=2)
     straight = score(episodes, windows, rules)
-    shuffled = score([episodes[i] for i in order], [windows[i] for i in order], rules)
+    permutation = score([episodes[i] for i in order], [windows[i] for i in order], rules)
     for place, i in enumerate(order):
         for one, other in (
-            (shuffled.curves[place].distance, straight.curves[i].distance),
-            (shuffled.curves[place].progress, straight.curves[i].progress),
-            (shuffled.values[place], straight.values[i]),
-            (shuffled.rewards[place], straight.rewards[i]),
-            (shuffled.trajectory_advantages[place], straight.trajectory_advantages[i]),
+            (permutation.curves[place].distance, straight.curves[i].distance),
+            (permutation.curves[place].progress, straight.curves[i].progress),
+            (permutation.values[place], straight.values[i]),
+            (permutation.rewards[place], straight.rewards[i]),
+            (permutation.trajectory_advantages[place], straight.trajectory_advantages[i]),
         ):
             assert one == pytest.approx(other, abs=1e-9, nan_ok=True)
 
@@ -337,15 +337,15 @@ def test_progress_and_rewards_are_within_0_and_1(profile, seed):
 
 
 @pytest.mark.parametrize("references", ["knn3", "dbscan-auto", "nearest"])
-@given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 8))
+@given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, 8))
 @settings(max_examples=15, deadline=None)
-def test_loo_distances_ignore_copies_within_the_own_group(references, seed, which):
+def test_loo_distances_ignore_copies_within_the_own_group(references, seed, index):
     episodes, windows = walks(seed)
     rules = ScoringConfig(profile="loo", references=references)
-    before = score(episodes, windows, rules).curves[which].distance
-    copied = episode(9, bool(episodes[which].success), episodes[which].task, episodes[which].group)
-    after = score([*episodes, copied], [*windows, windows[which]], rules)
-    assert after.curves[which].distance == pytest.approx(before, nan_ok=True)
+    before = score(episodes, windows, rules).curves[index].distance
+    copy = episode(9, bool(episodes[index].success), episodes[index].task, episodes[index].group)
+    after = score([*episodes, copy], [*windows, windows[index]], rules)
+    assert after.curves[index].distance == pytest.approx(before, nan_ok=True)
     assert after.curves[9].distance == pytest.approx(before, nan_ok=True)
 
 
@@ -357,8 +357,8 @@ def test_pure_noise_looks_perfect_under_the_papers_profile():
     windows = []
     for _ in episodes:
         frames = rng.normal(size=(110, 256))
-        pooled = frames.cumsum(axis=0) / np.arange(1, 111)[:, None]  # a mean-pooled encoder on prefix windows
-        windows.append(WindowEmbeddings(ends, pooled[ends]))
+        means = frames.cumsum(axis=0) / np.arange(1, 111)[:, None]  # a mean-pooled encoder on prefix windows
+        windows.append(WindowEmbeddings(ends, means[ends]))
     paper = score(episodes, windows)
     success = [curve.progress[ends] for curve in paper.curves[:6]]
     assert [progress[-1] for progress in success] == [1.0] * 6

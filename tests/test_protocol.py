@@ -41,8 +41,8 @@ POLICIES = ("outputs/sft", "outputs/awr")
 
 
 def draw(tasks=("put-apple", "put-pear"), policies=POLICIES, trials=3, seed=0, **options) -> Protocol:
-    def scene(task: str, own: int) -> dict:
-        return {"task": task, "seed": own, "swapped": own % 2 == 0}
+    def scene(task: str, layout_seed: int) -> dict:
+        return {"task": task, "seed": layout_seed, "swapped": layout_seed % 2 == 0}
 
     return draw_protocol("mock", tasks, policies, trials, seed, scene, **options)
 
@@ -171,10 +171,10 @@ def test_a_protocol_edited_after_its_first_trial_is_refused_before_it_is_not(tmp
     study = begin_study(tmp_path, other, blind=False)
     assert study.protocol == other
     begin_trial(study, study.pending()[0])  # from here on it stands
-    for edited in (protocol, replace(other, policies=dict(zip(other.policies, POLICIES[::-1], strict=True)))):
-        if edited != other:
+    for variant in (protocol, replace(other, policies=dict(zip(other.policies, POLICIES[::-1], strict=True)))):
+        if variant != other:
             with pytest.raises(UsageError, match="edited after its first trial"):
-                begin_study(tmp_path, edited, blind=False)
+                begin_study(tmp_path, variant, blind=False)
     carry_out(begin_study(tmp_path, other, blind=False), 2)
     with pytest.raises(UsageError, match="edited after its first trial"):
         begin_study(tmp_path, protocol, blind=False)
@@ -240,8 +240,8 @@ def test_a_journal_torn_at_any_byte_goes_on(tmp_path_factory, data):
     carry_out(again, 99)
     trials = again.trials()
     assert [trial.trial for trial in trials if trial.success is not None] == [0, 1, 2, 3]
-    kept = cut >= len(longer) - 1  # all but the line's end
-    assert [trial.success for trial in trials if trial.trial == 2][-1] is (not kept)
+    is_whole = cut >= len(longer) - 1  # all but the line's end
+    assert [trial.success for trial in trials if trial.trial == 2][-1] is (not is_whole)
     assert len((folder / JOURNAL).read_text().splitlines()) == len(trials)
 
 
@@ -309,12 +309,12 @@ class Still:
         self.name = name
 
     def reset(self, seed: int) -> None:
-        self._left = 3
+        self._steps_left = 3
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        self._left -= 1
+        self._steps_left -= 1
         bad = np.nan if "nan" in self.name else 0.04
-        return ActionChunk(np.array([[0.40, 0.0, 0.25, bad]]), TCP_NAMES) if self._left >= 0 else None
+        return ActionChunk(np.array([[0.40, 0.0, 0.25, bad]]), TCP_NAMES) if self._steps_left >= 0 else None
 
 
 @pytest.fixture
@@ -322,14 +322,14 @@ def still(monkeypatch):
     """Replaces checkpoints by policies that do not move. The mock arm and the recording are the real ones."""
     from srpo_robot.cli import protocols
 
-    shown: list[str] = []
+    screens: list[str] = []
 
     def load(name: str, space, work, device: str, screen: str) -> Still:
-        shown.append(screen)
+        screens.append(screen)
         return Still(name)
 
     monkeypatch.setattr(protocols, "load_any_policy", load)
-    return shown
+    return screens
 
 
 def write_sheet(cli, path: Path, *policies: str, trials: int = 2) -> None:

@@ -38,8 +38,8 @@ def test_the_labs_recipe_comes_before_the_packaged_one(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_is_answered_with_the_closest_and_the_list():
-    said = r"no recipe 'put-aple' .* did you mean 'put-apple'\? There are: fold-towel, put-apple"
-    with pytest.raises(RecipeError, match=said):
+    message = r"no recipe 'put-aple' .* did you mean 'put-apple'\? There are: fold-towel, put-apple"
+    with pytest.raises(RecipeError, match=message):
         load(TaskRecipe, "datasets", "put-aple")
 
 

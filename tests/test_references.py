@@ -27,9 +27,9 @@ def members(name: str, points: np.ndarray) -> list[list[int]]:
 
 
 def test_nn2_says_which_successes_are_behind_each_centre():
-    found = parse_references("dbscan-auto")(TWO_PAIRS_AND_ONE)
-    assert found.centres.ravel() == pytest.approx([0.05, 5.1, 7.0])
-    assert (found.k, found.sizes.tolist(), found.noise, found.eps) == (3, [2, 2, 1], 1, pytest.approx(0.4))
+    result = parse_references("dbscan-auto")(TWO_PAIRS_AND_ONE)
+    assert result.centres.ravel() == pytest.approx([0.05, 5.1, 7.0])
+    assert (result.k, result.sizes.tolist(), result.noise, result.eps) == (3, [2, 2, 1], 1, pytest.approx(0.4))
     assert members("dbscan-auto", TWO_PAIRS_AND_ONE) == [[0, 1], [2, 3], [4]]
 
 
@@ -37,8 +37,8 @@ def test_a_number_is_the_radius():
     assert centres("0.15", TWO_PAIRS_AND_ONE) == pytest.approx([0.05, 5.0, 5.2, 7.0])
     assert members("0.15", TWO_PAIRS_AND_ONE) == [[0, 1], [2], [3], [4]]
     assert centres("2", TWO_PAIRS_AND_ONE) == pytest.approx([0.05, 17.2 / 3])  # 5, 5.2 and 7 hang together
-    found = parse_references("2")(TWO_PAIRS_AND_ONE)
-    assert (found.eps, found.noise, found.strategy) == (2.0, 0, "2")
+    result = parse_references("2")(TWO_PAIRS_AND_ONE)
+    assert (result.eps, result.noise, result.strategy) == (2.0, 0, "2")
 
 
 def test_mean_is_the_mean_of_all():
@@ -79,24 +79,24 @@ def test_a_tie_of_medoids_goes_to_the_smaller_embedding_in_any_order():
 
 def test_hdbscan_finds_two_clusters_and_keeps_noise():
     points = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [50.0]])
-    found = parse_references("hdbscan")(points)
-    assert found.centres.ravel() == pytest.approx([0.1, 5.1, 50.0])
-    assert (found.sizes.tolist(), found.noise) == ([3, 3, 1], 1)
-    assert np.isnan(found.eps)
+    result = parse_references("hdbscan")(points)
+    assert result.centres.ravel() == pytest.approx([0.1, 5.1, 50.0])
+    assert (result.sizes.tolist(), result.noise) == ([3, 3, 1], 1)
+    assert np.isnan(result.eps)
 
 
 def test_siirl_joins_in_the_scaled_space_and_centres_in_the_raw_one():
     # std of 0 0 10 10 is 5: scaled -1 -1 1 1, gaps 2 > .5. With a fifth at 5 (std 4.47) noise is dropped
     points = np.array([[0.0], [0.0], [10.0], [10.0], [5.0]])
-    found = parse_references("siirl")(points)
-    assert found.centres.ravel().tolist() == [0.0, 10.0]
-    assert (found.sizes.tolist(), found.noise, found.eps) == ([2, 2], 1, 0.5)
+    result = parse_references("siirl")(points)
+    assert result.centres.ravel().tolist() == [0.0, 10.0]
+    assert (result.sizes.tolist(), result.noise, result.eps) == ([2, 2], 1, 0.5)
 
 
 def test_siirl_without_a_cluster_is_the_mean():
-    found = parse_references("siirl")(np.array([[0.0], [1.0], [2.0], [3.0]]))  # std 1.118: gaps .89 > .5
-    assert found.centres.ravel().tolist() == [1.5]
-    assert (found.noise, found.degenerate) == (4, True)
+    result = parse_references("siirl")(np.array([[0.0], [1.0], [2.0], [3.0]]))  # std 1.118: gaps .89 > .5
+    assert result.centres.ravel().tolist() == [1.5]
+    assert (result.noise, result.degenerate) == (4, True)
 
 
 def test_external_points_are_centres_of_their_own_or_clustered_by_name():
@@ -113,10 +113,10 @@ def test_fewer_than_four_are_their_mean(name):
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "0.7", "external"])
 def test_one_success_is_the_centre(name):
-    found = parse_references(name)(np.array([[3.0, 4.0]]))
-    assert found.centres.tolist() == [[3.0, 4.0]]
-    assert found.distance(np.zeros((1, 2))).tolist() == [5.0]
-    assert not found.degenerate
+    result = parse_references(name)(np.array([[3.0, 4.0]]))
+    assert result.centres.tolist() == [[3.0, 4.0]]
+    assert result.distance(np.zeros((1, 2))).tolist() == [5.0]
+    assert not result.degenerate
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "0.7"])
@@ -166,13 +166,13 @@ def test_distances_do_not_depend_on_the_order_of_successes(name, points, order):
 @given(points=clouds)
 @settings(max_examples=15)
 def test_every_centre_says_who_is_behind_it(name, points):
-    found = parse_references(name)(points)
-    rows = np.concatenate(found.members)
+    result = parse_references(name)(points)
+    rows = np.concatenate(result.members)
     assert len(set(rows.tolist())) == len(rows)
-    assert [len(own) for own in found.members] == found.sizes.tolist()
-    assert len(rows) == 12 or (name == "siirl" and len(rows) == 12 - found.noise)
+    assert [len(group) for group in result.members] == result.sizes.tolist()
+    assert len(rows) == 12 or (name == "siirl" and len(rows) == 12 - result.noise)
     if name != "medoid":
-        assert found.centres == pytest.approx(np.stack([points[own].mean(axis=0) for own in found.members]))
+        assert result.centres == pytest.approx(np.stack([points[group].mean(axis=0) for group in result.members]))
 
 
 @given(clouds, st.integers(0, 2**32 - 1))
@@ -190,8 +190,8 @@ def test_a_small_step_changes_a_distance_by_no_more_than_the_step(points, seed):
 def test_after_a_standard_scaler_the_mean_squared_pair_distance_is_known(n, dim, seed):
     """Why siiRL's radius of 0.5 joins only near-duplicates: 2Dn/(n-1) is about 2D whatever the data."""
     points = np.random.default_rng(seed).normal(size=(n, dim)).cumsum(axis=0)
-    squared = pdist(StandardScaler().fit_transform(points), "sqeuclidean")
-    assert squared.mean() == pytest.approx(2 * dim * n / (n - 1), rel=1e-6)
+    distances = pdist(StandardScaler().fit_transform(points), "sqeuclidean")
+    assert distances.mean() == pytest.approx(2 * dim * n / (n - 1), rel=1e-6)
 
 
 def test_every_named_strategy_has_a_builder():
@@ -201,10 +201,10 @@ def test_every_named_strategy_has_a_builder():
 
 def test_old_names_answer_once_with_the_new_one():
     for old, new in (("nn2", "dbscan-auto"), ("external:nn2", "external:dbscan-auto")):
-        with pytest.warns(RenamedWarning, match="'nn2' is now called 'dbscan-auto'") as caught:
+        with pytest.warns(RenamedWarning, match="'nn2' is now called 'dbscan-auto'") as warnings:
             assert ScoringConfig(references=old).references == new
-        assert len(caught) == 1
+        assert len(warnings) == 1
     for old, new in (("eq5", "reward"), ("phase", "knn-time"), ("return", "knn-return")):
-        with pytest.warns(RenamedWarning, match=f"'{old}' is now called '{new}'") as caught:
+        with pytest.warns(RenamedWarning, match=f"'{old}' is now called '{new}'") as warnings:
             assert ScoringConfig(value=old).value == new
-        assert len(caught) == 1
+        assert len(warnings) == 1

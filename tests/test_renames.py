@@ -20,7 +20,7 @@ from srpo_robot.renames import OPTIONS, RECIPE_KEYS, REFERENCES, STEP_VALUES, Re
 TABLES = (OPTIONS, STEP_VALUES, REFERENCES, RECIPE_KEYS)
 
 
-def warned(err: str, old: str, new: str) -> None:
+def check_warning(err: str, old: str, new: str) -> None:
     """Exactly one warning line speaks of `old`, and it names `new`."""
     lines = [line for line in err.splitlines() if repr(old) in line]
     assert len(lines) == 1, err
@@ -81,7 +81,7 @@ def write_sheet(cli, path: Path, *options: str) -> str:
 
 @pytest.mark.parametrize("options", [("--looks", "0.5"), ("--looks=0.5",)])
 def test_an_old_option_works_and_says_so_once(cli, tmp_path: Path, options: tuple[str, ...]):
-    warned(write_sheet(cli, tmp_path / "sheet.json", *options), "--looks", "--randomization")
+    check_warning(write_sheet(cli, tmp_path / "sheet.json", *options), "--looks", "--randomization")
     assert read_protocol(tmp_path / "sheet.json").sheet.randomization == 0.5
 
 
@@ -114,20 +114,20 @@ def test_old_step_values_references_and_recipe_keys_work_and_say_so_once(
     score = ("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
     code, _, err = cli(*score, "--value", "phase", "--references", "nn2")
     assert code == 0, err
-    warned(err, "phase", "knn-time")
-    warned(err, "nn2", "dbscan-auto")
+    check_warning(err, "phase", "knn-time")
+    check_warning(err, "nn2", "dbscan-auto")
     config = read_provenance(open_buffer(squares_copy)).config
     assert (config.value_name, config.references) == ("knn-time", "dbscan-auto")
     metadata = pq.read_schema(squares_copy / "srpo" / "progress.parquet").metadata[b"srpo"]
     assert b"phase" not in metadata and b"nn2" not in metadata
 
     recipe = tmp_path / "old.toml"
-    packaged = (packaged_folder("policies") / "pi0_tiny.toml").read_text()
-    recipe.write_text('timestep_weights = true\nvalue = "phase"\n' + packaged)
+    recipe_text = (packaged_folder("policies") / "pi0_tiny.toml").read_text()
+    recipe.write_text('timestep_weights = true\nvalue = "phase"\n' + recipe_text)
     code, _, err = cli("weights", squares_copy, "--policy", recipe)
     assert code == 0, err
-    warned(err, "timestep_weights", "action_weights")
-    warned(err, "phase", "knn-time")
+    check_warning(err, "timestep_weights", "action_weights")
+    check_warning(err, "phase", "knn-time")
 
 
 def test_an_unknown_name_is_not_taken_for_an_old_one(cli, squares_copy: Path):

@@ -46,16 +46,16 @@ def test_frames_columns_labels_and_groups_come_along(squares_copy, trials, tmp_p
     write_labels(before, {3: Label(None, "take 7")})
     action = np.concatenate([before.column("action"), source.column("action")])
     assert append(squares_copy, [extra]) == (2, 6)
-    merged = open_buffer(squares_copy)
-    assert [(e.task, e.length) for e in merged.episodes] == [(t, n) for t, n, _, _ in SQUARES + NEW]
-    assert [e.success for e in merged.episodes] == [True, True, False, False, True, True]
-    groups = [e.group for e in merged.episodes]
+    buffer = open_buffer(squares_copy)
+    assert [(e.task, e.length) for e in buffer.episodes] == [(t, n) for t, n, _, _ in SQUARES + NEW]
+    assert [e.success for e in buffer.episodes] == [True, True, False, False, True, True]
+    groups = [e.group for e in buffer.episodes]
     assert groups[3] == "take 7"
     assert groups[4] == "episode 4"
     assert len(set(groups)) == 6  # a take of another dataset is another take
-    assert np.array_equal(merged.frames(merged.episodes[2], "observation.images.side"), frames[0])
-    assert np.array_equal(merged.frames(merged.episodes[5], "observation.images.front"), frames[1])
-    assert np.array_equal(merged.column("action"), action)
+    assert np.array_equal(buffer.frames(buffer.episodes[2], "observation.images.side"), frames[0])
+    assert np.array_equal(buffer.frames(buffer.episodes[5], "observation.images.front"), frames[1])
+    assert np.array_equal(buffer.column("action"), action)
     assert [p.name for p in tmp_path.iterdir() if "append" in p.name or "before" in p.name] == []
     assert append(tmp_path / "new", [squares_copy]) == (6, 6)  # a missing buffer is created
 
@@ -83,8 +83,8 @@ def test_what_was_embedded_stays_embedded_and_the_rest_is_stale(
     assert cli(*score, "--skip-task", "go left")[0] == 0
     assert json.loads((tmp_path / "s.json").read_text())["embedded_now"] == 2
     new = read_progress(open_buffer(squares_copy))["distance"]
-    own = slice(0, 44)  # the two old successes: to their own ends, which have not changed
-    assert np.array_equal(new[own], old[own], equal_nan=True)
+    old_successes = slice(0, 44)  # the two old successes: to their own ends, which have not changed
+    assert np.array_equal(new[old_successes], old[old_successes], equal_nan=True)
     # a recorder goes on from there
     record_squares(squares_copy, [("go right", 12, 0.8, True)])
     assert len(open_buffer(squares_copy).episodes) == 7

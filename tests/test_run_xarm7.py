@@ -46,16 +46,16 @@ class Nudge:
     steps: int = 6
     name: str = "nudge"
     row: np.ndarray = field(default_factory=lambda: HOME_M - [0.0, 0.02, 0.02, 0.0])
-    asked: int = 0
+    calls: int = 0
 
     def reset(self, seed: int) -> None:
-        self.asked = 0
+        self.calls = 0
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        self.asked += 1
-        if self.asked == 3:
+        self.calls += 1
+        if self.calls == 3:
             self.on()
-        return ActionChunk(self.row[None], TCP_NAMES) if self.asked <= self.steps else None
+        return ActionChunk(self.row[None], TCP_NAMES) if self.calls <= self.steps else None
 
 
 @dataclass
@@ -121,8 +121,8 @@ def frames(path: Path) -> int:
 
 def children() -> list[int]:
     """Returns the ids of this process's children."""
-    listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if not line.endswith(" ps")]
+    process = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in process.stdout.splitlines() if not line.endswith(" ps")]
 
 
 # --- solved, by real processes on loopback
@@ -157,7 +157,7 @@ def test_put_apple_is_solved_through_the_driver_and_a_kill_is_survived(tmp_path,
     assert len(steps["step"]) == trial.steps == frames(folder / "front.mp4") == frames(folder / "wrist.mp4")
     assert np.abs(steps["sent_rad"] - steps["reached_rad"]).max() < 0.5
     assert np.all(ticks["code"] == 0) and np.isfinite(ticks["sent_rad"]).all(axis=1).sum() > 5 * trial.steps
-    episode = recorded(output / "dataset")
+    episode = dataset_facts(output / "dataset")
     assert episode["length"] == trial.steps and episode["success"] is True
     assert episode["travel_m"] > 0.3 and (folder.parent / "000_before_1").is_dir()
 
@@ -169,7 +169,7 @@ def until(happens: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def recorded(root: Path) -> dict[str, Any]:
+def dataset_facts(root: Path) -> dict[str, Any]:
     """Returns facts of the dataset's only episode, read by the project's own reader."""
     from srpo_robot.buffer.opening import open_buffer
 
@@ -204,8 +204,8 @@ def test_a_dry_run_checks_everything_and_moves_nothing(bench):
 def test_a_dry_run_finds_swapped_cameras(bench):
     recipe = bench.lab.recipe(XARM)
     cameras = [replace(camera, reference=str(bench.folder / f"{camera.name}.png")) for camera in recipe.cameras]
-    with Cameras(recipe.cameras) as opened:
-        for name, frame in opened.read(10.0).items():
+    with Cameras(recipe.cameras) as streams:
+        for name, frame in streams.read(10.0).items():
             cv2.imwrite(str(bench.folder / f"{name}.png"), frame.image[..., ::-1])
     bench.recipe.write_text(dump(replace(recipe, cameras=tuple(cameras))))
     assert bench.run(Nudge(), "--dry-run")[0] == 0
@@ -261,8 +261,8 @@ def test_a_policy_that_says_nan(bench):
     [(signal.SIGINT, 130, "ended by Ctrl-C"), (signal.SIGTERM, 143, "ended by a signal")],
 )
 def test_a_signal_stops_the_arm_and_keeps_what_was_recorded(bench, number, code, note):
-    got, _, err = bench.run(Nudge(lambda: os.kill(os.getpid(), number), steps=100))
-    assert got == code, err
+    exit_code, _, err = bench.run(Nudge(lambda: os.kill(os.getpid(), number), steps=100))
+    assert exit_code == code, err
     assert note in read_fault(bench.output)
     assert len(read_log(bench.output / "trials" / "000", STEPS)["step"]) >= 2
     assert frames(bench.output / "trials" / "000" / "front.mp4") >= 2
@@ -314,13 +314,13 @@ class Hands:
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.person, self.program = pty.openpty()
-        self.answers, self.heard = answers, list[str]()
+        self.answers, self.messages = answers, list[str]()
 
     def press(self, keys: str) -> None:
         os.write(self.person, keys.encode())
 
     def hear(self, text: str) -> None:
-        self.heard.append(text)
+        self.messages.append(text)
         for part, keys in self.answers.items():
             if part in text and keys:
                 self.press(keys.pop(0))
@@ -332,13 +332,13 @@ class Hands:
 
 @pytest.fixture
 def hands(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hands]:
-    made = Hands({})
-    stdin = os.fdopen(os.dup(made.program))
+    person = Hands({})
+    stdin = os.fdopen(os.dup(person.program))
     monkeypatch.setattr(sys, "stdin", stdin)
-    monkeypatch.setattr(sessions, "say", made.hear)
-    yield made
+    monkeypatch.setattr(sessions, "say", person.hear)
+    yield person
     stdin.close()
-    made.close()
+    person.close()
 
 
 def test_a_person_runs_labels_stops_redoes_and_quits(bench, hands):

@@ -141,16 +141,16 @@ def test_a_task_without_success_is_an_error_or_left_out():
 
 
 def test_an_unlabelled_episode_is_never_a_failure():
-    unlabelled = Episode(index=4, task="task", length=13, fps=10.0, first_frame=0, cameras=(), success=None, group="")
+    new_episode = Episode(index=4, task="task", length=13, fps=10.0, first_frame=0, cameras=(), success=None, group="")
     with pytest.raises(ScoringError, match="episode 4 is unlabelled"):
-        score([episode(0, True), unlabelled], [line(0.0, 1.0, 2.0)] * 2)
+        score([episode(0, True), new_episode], [line(0.0, 1.0, 2.0)] * 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_a_bad_embedding_is_an_error_that_names_episode_and_frame(bad):
-    own = WindowEmbeddings(np.array([10, 11, 12]), np.array([[1.0, 1.0], [bad, bad], [2.0, 1.0]]))
+    windows = WindowEmbeddings(np.array([10, 11, 12]), np.array([[1.0, 1.0], [bad, bad], [2.0, 1.0]]))
     with pytest.raises(ScoringError, match=r"episode 7, window up to frame 11"):
-        score([episode(7, True)], [own])
+        score([episode(7, True)], [windows])
 
 
 def test_a_left_out_episode_leaves_the_others_scores_alone():
@@ -195,10 +195,10 @@ def test_scores_do_not_depend_on_the_order_of_episodes(seed, order):
     episodes = [episode(i, success=i < 5, task="a" if i % 2 else "b") for i in range(9)]
     windows = [WindowEmbeddings(np.array([10, 12]), rng.normal(size=(2, 4)).cumsum(0)) for _ in range(9)]
     straight = score(episodes, windows)
-    shuffled = score([episodes[i] for i in order], [windows[i] for i in order])
+    permutation = score([episodes[i] for i in order], [windows[i] for i in order])
     for place, i in enumerate(order):
-        assert shuffled.curves[place].progress == pytest.approx(straight.curves[i].progress, abs=1e-9)
-        assert shuffled.rewards[place] == pytest.approx(straight.rewards[i], abs=1e-9)
+        assert permutation.curves[place].progress == pytest.approx(straight.curves[i].progress, abs=1e-9)
+        assert permutation.rewards[place] == pytest.approx(straight.rewards[i], abs=1e-9)
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -34,9 +34,9 @@ def test_a_small_encoder_is_recorded_for_trained_resumed_and_judged(script, tmp_
     video, run = tmp_path / "video", tmp_path / "run"
     script("pretrain_small_vjepa2.py", "record", video, "--seed", 700_000, "--each", 4, 1, "--views", 2)
     script("pretrain_small_vjepa2.py", "record", video, "--seed", 701_000, "--episodes", 2, "--views", 2)
-    listed = json.loads((video / "episodes.json").read_text())
-    assert [x["success"] for x in listed[:8]] == [True] * 4 + [False] * 4
-    frames = sum(x["length"] * 2 for x in listed)
+    episodes = json.loads((video / "episodes.json").read_text())
+    assert [x["success"] for x in episodes[:8]] == [True] * 4 + [False] * 4
+    frames = sum(x["length"] * 2 for x in episodes)
     assert (video / "frames.u8").stat().st_size == frames * 96 * 96 * 3
 
     for steps in (2, 3):  # the second takes up the first
@@ -46,9 +46,9 @@ def test_a_small_encoder_is_recorded_for_trained_resumed_and_judged(script, tmp_
     assert {"resumed": 2} in log
     assert load_encoder(str(run / "encoder")).frames_per_clip == 2
 
-    found = tmp_path / "encoders.json"
-    script("bench_encoders.py", "--data", video, "--encoder", run / "encoder", "--resamples", 50, "--json", found)
-    result = json.loads(found.read_text())
+    output = tmp_path / "encoders.json"
+    script("bench_encoders.py", "--data", video, "--encoder", run / "encoder", "--resamples", 50, "--json", output)
+    result = json.loads(output.read_text())
     assert {
         "embedded, prefix",
         "embedded-random, recent",
@@ -77,9 +77,9 @@ def test_nothing_to_record_says_what_to_give(script, tmp_path):
 
 @pytest.mark.parametrize("family", ["pi0", "pi0_fast"])
 def test_awr_learns_the_good_half_of_the_demonstrations(script, tmp_path, family):
-    found = tmp_path / "learns.json"
-    script("learns_from_scores.py", "--family", family, "--seeds", 1, "--steps", 100, "--episodes", 12, "--json", found)
-    result = json.loads(found.read_text())[family]
+    path = tmp_path / "learns.json"
+    script("learns_from_scores.py", "--family", family, "--seeds", 1, "--steps", 100, "--episodes", 12, "--json", path)
+    result = json.loads(path.read_text())[family]
     assert result["gain"] == pytest.approx(result["sft"][0] - result["awr"][0])
     assert result["awr"][0] < 0.75 * result["sft"][0]
     assert result["interval"] is None  # one seed has none
@@ -92,7 +92,7 @@ def test_gpu_memory_is_not_measured_without_one(script):
 
 
 def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
-    study, found, drawn = tmp_path / "study", tmp_path / "figure8.json", tmp_path / "figure8.png"
+    study, output, figure = tmp_path / "study", tmp_path / "figure8.json", tmp_path / "figure8.png"
     sizes = (
         "--task",
         "put-apple",
@@ -114,28 +114,28 @@ def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1, "--cells", table)
     assert len(table.read_text().splitlines()) == 1 + 6  # earlier cells of the folder, too
     once = {path: path.read_bytes() for path in study.rglob("*.jsonl")}
-    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--json", found, "--figure", drawn)
+    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--json", output, "--figure", figure)
     assert {path: path.read_bytes() for path in once} == once  # existing cells were not run again
-    result = json.loads(found.read_text())["pi0-tiny"]
+    result = json.loads(output.read_text())["pi0-tiny"]
     assert set(result["methods"]) == {"sft", "bc", "awr"}
     assert set(result["methods"]["awr"]["tasks"]) == {"put-apple", "wipe-board"}
     assert len(result["awr_minus_sft"]["seeds"]) == 2
     low, high = result["awr_minus_sft"]["interval"]
     assert low <= result["awr_minus_sft"]["mean"] <= high
-    cloned = study / "runs" / "put-apple" / "pi0-tiny" / "bc" / "0" / "metrics.jsonl"
-    assert 1 <= len(cloned.read_text().splitlines()) < 4  # the same passes over the good half take fewer steps
-    assert drawn.read_bytes().startswith(b"\x89PNG")
+    bc_metrics = study / "runs" / "put-apple" / "pi0-tiny" / "bc" / "0" / "metrics.jsonl"
+    assert 1 <= len(bc_metrics.read_text().splitlines()) < 4  # the same passes over the good half take fewer steps
+    assert figure.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="holds a study of other sizes"):
         script("reproduce_figure8_mock.py", study, *sizes, "--episodes", 5)
     shutil.rmtree(study / "base" / "wipe-board")
-    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--only-done", "--json", found)
-    assert list(json.loads(found.read_text())["pi0-tiny"]["methods"]["awr"]["tasks"]) == ["put-apple"]
+    script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--only-done", "--json", output)
+    assert list(json.loads(output.read_text())["pi0-tiny"]["methods"]["awr"]["tasks"]) == ["put-apple"]
     assert not (study / "base" / "wipe-board" / "pi0-tiny").exists()  # it would be another base
     assert "wipe-board pi0-tiny sft 0 is left out" in capsys.readouterr().out
 
 
 def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, capsys):
-    table, found = tmp_path / "cells.csv", tmp_path / "figure8.json"
+    table, output = tmp_path / "cells.csv", tmp_path / "figure8.json"
     sizes = ("--task", "put-apple", "--policy", "pi0-tiny", "--trials", 4, "--episodes", 4, "--cells", table)
     table.write_text(
         "policy,task,base,method,seed,successes,episodes,failure_rate,trials,base_steps,steps,learning_rate\n"
@@ -145,9 +145,9 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
         "pi0-tiny,put-apple,one,awr,1,3,4,0.5,4,8000,3000,0.001\n"  # other sizes: another study's
         "pi0-tiny,put-apple,one,bc,1,2,4,0.5,4,8000,3000,recipe\n"  # its first seed is missing
     )
-    there = (*sizes, "--method", "sft", "bc", "rabc", "awr", "--seeds", 2, "--only-done", "--json", found)
+    there = (*sizes, "--method", "sft", "bc", "rabc", "awr", "--seeds", 2, "--only-done", "--json", output)
     script("reproduce_figure8_mock.py", tmp_path / "other", *there)
-    result = json.loads(found.read_text())["pi0-tiny"]
+    result = json.loads(output.read_text())["pi0-tiny"]
     assert result["methods"]["awr"]["seeds"] == [0.5]  # of both bases
     assert result["awr_minus_sft"]["tasks"]["put-apple"]["seeds"] == [0.5]
     assert list(result["methods"]) == ["sft", "bc", "awr"]  # in the requested order, and rabc has no cell
@@ -168,13 +168,13 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
 
 @pytest.mark.parametrize("policy", ["pi0-tiny", "pi0-fast-tiny"])
 def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path, policy):
-    found = tmp_path / "figure8.json"
+    output = tmp_path / "figure8.json"
     study = (tmp_path / "study", "--steps", 3000, "--learning-rate", 1e-3, "--policy", policy)
-    kept = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", found)
-    script("reproduce_figure8_mock.py", *study, "--method", "sft", "bc", "rabc", "awr", *kept)
-    result = json.loads(found.read_text())[policy]
-    published = (SCRIPTS.parent / "README.md").read_text()
-    (row,) = (line for line in published.splitlines() if line.startswith(f"| `{policy}`, all five"))
+    options = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", output)
+    script("reproduce_figure8_mock.py", *study, "--method", "sft", "bc", "rabc", "awr", *options)
+    result = json.loads(output.read_text())[policy]
+    readme = (SCRIPTS.parent / "README.md").read_text()
+    (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{policy}`, all five"))
     for other in ("sft", "bc", "rabc"):
         gain = result[f"awr_minus_{other}"]
         assert len(gain["seeds"]) == 5
@@ -185,7 +185,7 @@ def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path
 
 
 def test_the_published_ablations_are_those_of_the_cells(script, tmp_path):
-    found = tmp_path / "figure8.json"
+    output = tmp_path / "figure8.json"
     study = (
         tmp_path / "study",
         "--steps",
@@ -197,10 +197,10 @@ def test_the_published_ablations_are_those_of_the_cells(script, tmp_path):
         "--task",
         "put-apple",
     )
-    kept = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", found)
-    script("reproduce_figure8_mock.py", *study, "--method", "awr", "awr-paper", "awr-chunk", "awr-pixel", *kept)
-    result = json.loads(found.read_text())["pi0-tiny"]
-    published = " ".join((SCRIPTS.parent / "README.md").read_text().split())
+    options = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", output)
+    script("reproduce_figure8_mock.py", *study, "--method", "awr", "awr-paper", "awr-chunk", "awr-pixel", *options)
+    result = json.loads(output.read_text())["pi0-tiny"]
+    readme = " ".join((SCRIPTS.parent / "README.md").read_text().split())
     for other, says in (
         ("paper", "{} points ({} to {}) ahead"),
         ("chunk", "{} ({} to {}) ahead"),
@@ -208,7 +208,7 @@ def test_the_published_ablations_are_those_of_the_cells(script, tmp_path):
     ):
         gain = result[f"awr_minus_awr-{other}"]
         assert len(gain["seeds"]) == 3
-        assert says.format(*(f"{100 * x:.0f}" for x in (gain["mean"], *gain["interval"]))) in published
+        assert says.format(*(f"{100 * x:.0f}" for x in (gain["mean"], *gain["interval"]))) in readme
 
 
 def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):

@@ -38,20 +38,20 @@ def soak(monkeypatch) -> Any:
 
 def test_a_killed_run_loses_nothing_and_the_next_one_goes_on_once_it_is_confirmed(tmp_path):
     faults = ("--fault", "nothing", "--fault", "kill -9", "--runs", "2", "--minutes", "3", "--seed", "1")
-    kept = ("--keep", str(tmp_path / "kept"), "--json", str(tmp_path / "soak.json"))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), *faults, *kept],
+    options = ("--keep", str(tmp_path / "kept"), "--json", str(tmp_path / "soak.json"))
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), *faults, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
         timeout=280,
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
     counts = json.loads((tmp_path / "soak.json").read_text())
     assert counts["problems"] == []
     assert {name: count for name, count in counts["faults"].items() if count} == {"kill -9": 1, "nothing": 1}
-    assert done.stdout.index("kill -9") < done.stdout.index("nothing")  # so that the second one was confirmed
+    assert process.stdout.index("kill -9") < process.stdout.index("nothing")  # so that the second one was confirmed
     early = len(counts["by_themselves"])  # a busy machine
     assert (counts["runs"], counts["refused"]) == (2 + early, 1 + early)
     assert (counts["trials"], counts["episodes"]) == (1, 1)
@@ -64,15 +64,15 @@ def test_a_killed_run_loses_nothing_and_the_next_one_goes_on_once_it_is_confirme
 @pytest.fixture
 def checks(soak, tmp_path) -> Any:
     """The checks on a folder with two trials and a log of three steps, without a lab."""
-    made = soak.Soak.__new__(soak.Soak)
-    made.counts = soak.Counts()
-    made._output, made._journal = tmp_path, b""
+    instance = soak.Soak.__new__(soak.Soak)
+    instance.counts = soak.Counts()
+    instance._output, instance._journal = tmp_path, b""
     arm = load(HardwareRecipe, "hardware", "xarm7")
     assert arm.controller is not None
     nowhere = replace(arm.controller, address="127.0.0.1", command_port=1)
-    made._hardware = replace(arm, cameras=(), judge_url="http://127.0.0.1:1", controller=nowhere)
-    made._task = load(TaskRecipe, "datasets", "put-apple")
-    made._read_dataset = lambda: (2, 10, "")
+    instance._hardware = replace(arm, cameras=(), judge_url="http://127.0.0.1:1", controller=nowhere)
+    instance._task = load(TaskRecipe, "datasets", "put-apple")
+    instance._read_dataset = lambda: (2, 10, "")
     for number in range(2):
         append_trial(
             tmp_path,
@@ -83,7 +83,7 @@ def checks(soak, tmp_path) -> Any:
     (folder / "steps.jsonl").write_text("".join(f'{{"step": {k}}}\n' for k in range(3)))
     with (folder / "ticks.npys").open("wb") as file:
         np.save(file, np.array([(0.0,), (0.01,)], dtype=[("time_s", "f8")]))
-    return made
+    return instance
 
 
 def test_whole_data_is_no_problem(checks):
@@ -127,7 +127,7 @@ def test_a_fault_that_is_not_noted_and_a_next_run_that_is_not_refused_are_proble
 def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch):
     """Replaces the lab, the server and the runs by ones that do nothing."""
     names = list(soak.FAULTS)
-    drawn: list[str] = []
+    order: list[str] = []
 
     class Idle:
         def __init__(self, *_, **__):
@@ -148,7 +148,7 @@ def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch
             if self.counts.runs == 3:
                 return False  # ended by itself
             self.counts.faults[name] += 1
-            drawn.append(name)
+            order.append(name)
             return True
 
     for part in ("MockLab", "PolicyServer", "Soak", "ScriptedPolicy"):
@@ -156,4 +156,4 @@ def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch
     monkeypatch.setattr(soak, "describe", lambda *_: None)
     counts = soak.soak(60.0, 2 * len(names), names, 1, tmp_path, soak.Console(quiet=True))
     assert counts.runs == 2 * len(names) + 1
-    assert Counter(drawn[: len(names)]) == Counter(drawn[len(names) :]) == Counter(names)
+    assert Counter(order[: len(names)]) == Counter(order[len(names) :]) == Counter(names)

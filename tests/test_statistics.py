@@ -47,8 +47,8 @@ def strata(draw: st.DrawFn) -> Stratum:
 
 
 def fisher(table: list[list[int]]) -> float:
-    found: Any = fisher_exact(table)
-    return float(found[1])
+    result: Any = fisher_exact(table)
+    return float(result[1])
 
 
 # --- exact tests
@@ -71,8 +71,8 @@ def test_one_task_is_fishers_exact_test(s):
 @given(st.lists(strata(), min_size=1, max_size=4), st.randoms())
 def test_the_order_of_tasks_does_not_matter_and_swapping_the_policies_turns_the_sign(tasks, random):
     forward = stratified_effect(tasks)
-    shuffled = random.sample(tasks, len(tasks))
-    assert stratified_effect(shuffled) == pytest.approx(forward, abs=1e-7)
+    permutation = random.sample(tasks, len(tasks))
+    assert stratified_effect(permutation) == pytest.approx(forward, abs=1e-7)
     back = stratified_effect([Stratum(s.successes_b, s.trials_b, s.successes_a, s.trials_a) for s in tasks])
     assert (-back.difference, -back.high, -back.low, back.p) == pytest.approx(forward, abs=1e-6)
 
@@ -164,8 +164,8 @@ def test_paired_intervals_cover_and_tests_err_as_promised(pairs, only_a, only_b)
     studies = rng.multinomial(pairs, [only_a, only_b, 1 - only_a - only_b], size=2000)
     draws, often = np.unique(studies, axis=0, return_counts=True)  # many are alike: each is computed once
     effects = [paired_effect(Pairs(int(c), int(a), int(b), 0)) for a, b, c in draws]
-    covered = often @ [effect.low <= only_b - only_a <= effect.high for effect in effects] / often.sum()
-    assert covered >= 0.93
+    coverage = often @ [effect.low <= only_b - only_a <= effect.high for effect in effects] / often.sum()
+    assert coverage >= 0.93
     if only_a == only_b:
         assert often @ [effect.p <= 0.05 for effect in effects] / often.sum() <= 0.05
 
@@ -239,11 +239,11 @@ def test_interval_and_test_agree_and_the_policies_are_treated_alike(pairs):
     assert log_wealth(pairs, 0.0) == pytest.approx(float(log_evidence(pairs.only_a, pairs.only_b)), abs=1e-9)
     low, high = anytime_interval(pairs)
     assert (low > 0 or high < 0) == (log_wealth(pairs, 0.0) > math.log(20))
-    mirrored = anytime_interval(Pairs(pairs.both, pairs.only_b, pairs.only_a, pairs.neither))
-    assert (-mirrored[1], -mirrored[0]) == pytest.approx((low, high), abs=1e-6)
+    mirror = anytime_interval(Pairs(pairs.both, pairs.only_b, pairs.only_a, pairs.neither))
+    assert (-mirror[1], -mirror[0]) == pytest.approx((low, high), abs=1e-6)
     assert low <= (pairs.only_b - pairs.only_a) / pairs.layouts <= high
-    fixed = paired_effect(pairs)
-    assert high - low >= fixed.high - fixed.low - 1e-6  # looking at any time has its price
+    ordinary = paired_effect(pairs)
+    assert high - low >= ordinary.high - ordinary.low - 1e-6  # looking at any time has its price
 
 
 def test_evidence_is_a_fair_bet():
@@ -257,8 +257,8 @@ def test_looking_after_every_trial_raises_no_more_false_alarms_than_promised(agr
     rng = np.random.default_rng(7)
     draws = rng.random((2000, 400))
     wins_a, wins_b = np.cumsum(draws < (1 - agree) / 2, axis=1), np.cumsum(draws > (1 + agree) / 2, axis=1)
-    stopped = (log_evidence(wins_a, wins_b) >= math.log(20)).any(axis=1).mean()
-    assert stopped <= 0.05
+    false_alarms = (log_evidence(wins_a, wins_b) >= math.log(20)).any(axis=1).mean()
+    assert false_alarms <= 0.05
     if agree == 0.0:  # the ordinary test, looked at as often, does not keep its promise
         limits = binom.ppf(0.025, np.arange(1, 401), 0.5)
         assert (np.minimum(wins_a, wins_b) < limits).any(axis=1).mean() > 0.2
@@ -267,15 +267,15 @@ def test_looking_after_every_trial_raises_no_more_false_alarms_than_promised(agr
 @pytest.mark.parametrize(("only_a", "only_b"), [(0.1, 0.3), (0.4, 0.4)])
 def test_the_interval_holds_at_all_times_together(only_a, only_b):
     rng = np.random.default_rng(3)
-    missed = 0
+    misses = 0
     for _ in range(100):
         counts = [0, 0, 0]
         for kind in rng.choice(3, 60, p=[only_a, only_b, 1 - only_a - only_b]):
             counts[kind] += 1
             if log_wealth(Pairs(counts[2], counts[0], counts[1], 0), only_b - only_a) >= math.log(20):
-                missed += 1
+                misses += 1
                 break
-    assert missed <= 5
+    assert misses <= 5
 
 
 def test_it_stops_where_no_difference_that_matters_is_left():
@@ -332,13 +332,13 @@ def test_a_larger_difference_needs_fewer_trials_and_what_is_needed_suffices(base
 
 
 def test_looking_after_every_trial_costs_trials_but_keeps_the_power():
-    fixed, looked = pairs_needed(0.3, 0.3), sequential_pairs_needed(0.3, 0.3)
-    assert fixed is not None
-    assert looked is not None
-    assert fixed < looked < 2 * fixed
+    ordinary, sequential = pairs_needed(0.3, 0.3), sequential_pairs_needed(0.3, 0.3)
+    assert ordinary is not None
+    assert sequential is not None
+    assert ordinary < sequential < 2 * ordinary
     rng = np.random.default_rng(99)  # other studies than those it was found with
     only_a, only_b = discordance(0.3, 0.3)
-    draws = rng.random((2000, looked))
+    draws = rng.random((2000, sequential))
     wins_a, wins_b = np.cumsum(draws < only_a, axis=1), np.cumsum(draws > 1 - only_b, axis=1)
     assert (log_evidence(wins_a, wins_b) >= math.log(20)).any(axis=1).mean() == pytest.approx(0.8, abs=0.03)
 

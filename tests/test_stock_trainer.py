@@ -93,14 +93,14 @@ def stock_losses(buffer, recipe, start: Path, output: Path, monkeypatch) -> list
     losses: list[float] = []
     real = lerobot_train.update_policy
 
-    def recorded(metrics: Any, policy: Any, *rest: Any, **options: Any) -> Any:
+    def record_loss(metrics: Any, policy: Any, *rest: Any, **options: Any) -> Any:
         noise = FlowNoise(policy).rows((recipe.seed, len(losses) + 1), 0, recipe.batch_size)
         with noise:
             result = real(metrics, policy, *rest, **options)
         losses.append(metrics.loss.val)
         return result
 
-    monkeypatch.setattr(lerobot_train, "update_policy", recorded)
+    monkeypatch.setattr(lerobot_train, "update_policy", record_loss)
     monkeypatch.setattr(sys, "argv", ["lerobot-train"])
     kind, tokenizers = family(recipe.family), saved_tokenizers(start)
     with in_lerobot(kind, tokenizers), architecture(recipe.tiny, 16):  # sizes and tokenizers, no code
@@ -120,13 +120,13 @@ def our_losses(buffer, recipe, start: Path, output: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("sized", [RECIPE, FAST], ids=lambda recipe: recipe.family)
-def test_plain_training_is_stock_lerobots(buffer, tmp_path, monkeypatch, sized):
-    recipe = plain(sized)
+@pytest.mark.parametrize("small_recipe", [RECIPE, FAST], ids=lambda recipe: recipe.family)
+def test_plain_training_is_stock_lerobots(buffer, tmp_path, monkeypatch, small_recipe):
+    recipe = plain(small_recipe)
     start = starting_point(buffer, recipe, tmp_path / "start")
-    ours = our_losses(buffer, recipe, start, tmp_path / "ours")
+    losses = our_losses(buffer, recipe, start, tmp_path / "ours")
     stock = stock_losses(buffer, recipe, start, tmp_path / "stock", monkeypatch)
     assert len(stock) == STEPS
-    assert ours == pytest.approx(stock, rel=1e-4)
+    assert losses == pytest.approx(stock, rel=1e-4)
     assert np.ptp(stock) > 0.05 * np.mean(stock)  # steps differ by far more than the tolerance
     assert torch.get_default_dtype() is torch.float32

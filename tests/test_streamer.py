@@ -63,15 +63,15 @@ def test_no_targets_and_no_lateness_lead_out_of_the_limits(aims):
 
 def test_a_stream_of_targets_becomes_a_steady_motion_that_ends_at_the_last_one():
     """0.04 rad every 0.1 s: 0.4 rad/s throughout, and no stop between the targets."""
-    stream, speeds, asked = points(), [], []
+    stream, speeds, positions = points(), [], []
     for k in range(1, 11):
         now = 0.1 * (k - 1)
         stream.aim(k, ArmCommand(HOME + np.array([0.04 * k, 0, 0, 0, 0, 0, 0]), 0.04), now, now + 0.1)
         for tick in range(10):
-            asked.append(stream.target_at(now + TICK * tick).joints_rad[0])
+            positions.append(stream.target_at(now + TICK * tick).joints_rad[0])
             assert stream.advance(now + TICK * tick) == ()
             speeds.append(stream.motion.speed_rad_s[0])
-    assert np.diff(asked) == pytest.approx(np.full(99, 0.004))  # straight from target to target
+    assert np.diff(positions) == pytest.approx(np.full(99, 0.004))  # straight from target to target
     assert np.array(speeds[20:]) == pytest.approx(np.full(80, 0.4), abs=0.02)
     for tick in range(60):  # the targets ran out: it holds the last one
         stream.advance(1.0 + TICK * tick)
@@ -90,9 +90,9 @@ def test_what_is_no_number_brakes_and_holds_until_the_next_target():
         stream.aim(2, ArmCommand(np.full(JOINTS, np.nan), 0.04), 0.05, 0.1)
     for tick in range(30):
         assert stream.advance(0.05 + TICK * tick) == ()
-    held = stream.motion.joints_rad
+    position = stream.motion.joints_rad
     assert stream.motion.at_rest
-    assert stream.target_at(1.0).joints_rad == pytest.approx(held)
+    assert stream.target_at(1.0).joints_rad == pytest.approx(position)
     stream.aim(3, ArmCommand(HOME, 0.04), 1.0, 1.1)
     for tick in range(60):
         stream.advance(1.0 + TICK * tick)
@@ -135,11 +135,11 @@ def test_deadlines_are_absolute_and_a_stall_is_not_made_up_for():
 @settings(deadline=None)
 @given(delays=st.lists(st.floats(0, 0.1), min_size=2, max_size=50))
 def test_two_ticks_are_never_closer_than_half_a_period(delays):
-    due, begun = Deadlines(0.0, 0.01), []
+    due, starts = Deadlines(0.0, 0.01), []
     for delay in delays:
-        begun.append(due.next_s + delay)
-        due.begin(begun[-1])
-    assert np.diff(begun).min() >= 0.005 - 1e-12
+        starts.append(due.next_s + delay)
+        due.begin(starts[-1])
+    assert np.diff(starts).min() >= 0.005 - 1e-12
 
 
 # --- the wire ---------------------------------------------------------------------------------------------------------
@@ -153,8 +153,8 @@ def test_a_report_is_read_as_the_emulator_writes_it():
     assert first.joints_rad == pytest.approx(HOME, abs=1e-6)
     same = wire.decode(frame[4:], 11.0, first)
     assert (same.time_s, same.changed_s) == (11.0, 10.0)
-    moved = frames.encode_report(wire.REPORT_PORT, values | {"joints": HOME + 1e-5})
-    assert wire.decode(moved[4:], 12.0, same).changed_s == 12.0
+    report_after = frames.encode_report(wire.REPORT_PORT, values | {"joints": HOME + 1e-5})
+    assert wire.decode(report_after[4:], 12.0, same).changed_s == 12.0
 
 
 @pytest.fixture

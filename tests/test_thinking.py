@@ -31,15 +31,15 @@ class Slow(Script):
     """Answers only when it is let go on."""
 
     go: threading.Event = field(default_factory=threading.Event)
-    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    calls: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        self.asked.release()
+        self.calls.release()
         self.go.wait(30.0)
         return super().act(observation)
 
 
-def seen(arm: ToyArm | None = None) -> Observation:
+def observation(arm: ToyArm | None = None) -> Observation:
     return (arm or ToyArm()).observe()
 
 
@@ -49,9 +49,9 @@ def seen(arm: ToyArm | None = None) -> Observation:
 def test_answers_are_those_of_the_policy():
     with AsyncRunner(Script(rows(3)), 10.0, 10.0) as runner:
         runner.reset(0)
-        answer = runner.act(seen())
+        answer = runner.act(observation())
         assert isinstance(answer, ActionChunk) and len(answer.actions) == 3
-        assert runner.act(seen()) is None
+        assert runner.act(observation()) is None
     assert not any(thread.name == "policy" for thread in threading.enumerate())
 
 
@@ -60,11 +60,11 @@ def test_a_late_answer_is_waited_for_and_belongs_to_its_question():
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
         arm = ToyArm()
-        assert runner.act(seen(arm)) == PENDING
+        assert runner.act(observation(arm)) == PENDING
         arm.driven.append(ArmCommand(arm.home_rad, 0.04))
-        assert runner.act(seen(arm)) == PENDING
+        assert runner.act(observation(arm)) == PENDING
         policy.go.set()
-        while (answer := runner.act(seen(arm))) == PENDING:
+        while (answer := runner.act(observation(arm))) == PENDING:
             time.sleep(0.001)
         assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, asked once
 
@@ -73,11 +73,11 @@ def test_what_was_thought_for_the_last_trial_is_dropped():
     policy = Slow(rows(6))
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
-        assert runner.act(seen()) == PENDING
-        policy.asked.acquire()
+        assert runner.act(observation()) == PENDING
+        policy.calls.acquire()
         policy.go.set()
         runner.reset(1)
-        while (answer := runner.act(seen())) == PENDING:
+        while (answer := runner.act(observation())) == PENDING:
             time.sleep(0.001)
         assert isinstance(answer, ActionChunk) and policy.at == 3  # begun anew, one chunk in
 
@@ -88,7 +88,7 @@ def test_a_policy_that_never_answers_is_given_up():
         runner.reset(0)
 
         def wait_for_it() -> None:
-            while runner.act(seen()) == PENDING:
+            while runner.act(observation()) == PENDING:
                 time.sleep(0.001)
 
         with pytest.raises(PolicyError, match="has not answered for 0.05 s"):
@@ -110,10 +110,10 @@ def test_a_crash_is_one_line_and_refusals_stay_what_they_are():
     with AsyncRunner(policy, 10.0, 10.0) as runner:
         runner.reset(0)
         with pytest.raises(PolicyError, match="the policy crashed: RuntimeError: CUDA out of memory"):
-            runner.act(seen())
+            runner.act(observation())
         policy.error = UndecodableActions("no action in it")
         with pytest.raises(UndecodableActions, match="no action in it"):
-            runner.act(seen())
+            runner.act(observation())
 
 
 # --- in the loop
@@ -135,12 +135,12 @@ def test_the_arm_holds_and_counts_while_the_policy_is_late():
     arm, policy, sink, steps = WatchfulArm(), Slow(rows(4, z=0.24), execute=4), Sink(), list[Step]()
     arm.policy = policy
     with AsyncRunner(policy, 0.001, 10.0) as runner:
-        made = setup(arm, ToyCell(arm), time_limit_s=1.0, runner=runner, log=steps.append)
-        outcome = run_episode(made, policy, 0, sink)
+        trial_setup = setup(arm, ToyCell(arm), time_limit_s=1.0, runner=runner, log=steps.append)
+        outcome = run_episode(trial_setup, policy, 0, sink)
     assert outcome.late >= 3 and outcome.steps <= 10
-    held = [step for step in steps if step.row < 0]
-    assert len(held) == outcome.late and [step.number for step in steps] == list(range(outcome.steps))
-    for step in held[:3]:
+    holds = [step for step in steps if step.row < 0]
+    assert len(holds) == outcome.late and [step.number for step in steps] == list(range(outcome.steps))
+    for step in holds[:3]:
         assert step.limited.command.joints_rad == pytest.approx(arm.home_rad) and step.chunk == -1
     assert len(sink.frames) == outcome.steps  # a hold is a frame like any other: time passes evenly
     assert [step.row for step in steps if step.chunk == 0 and step.row >= 0] == [0, 1, 2, 3]
@@ -156,36 +156,36 @@ def test_a_crash_ends_the_episode_and_nothing_half_is_kept():
 def test_a_stop_by_hand_is_no_fault_and_is_judged():
     pressed = threading.Event()
 
-    class Stopped(ToyArm):
+    class StoppingArm(ToyArm):
         def _drive(self, command: ArmCommand) -> None:
             super()._drive(command)
             if len(self.driven) == 3:
                 pressed.set()
                 raise ArmError("the arm was stopped")
 
-    arm, sink = Stopped(), Sink()
+    arm, sink = StoppingArm(), Sink()
     outcome = run_episode(setup(arm, ToyCell(arm), stopped=pressed.is_set), Script(rows(9)), 0, sink)
     assert (outcome.success, outcome.note, outcome.steps) == (False, "stopped by hand", 2)
     assert sink.ends == [False]
 
 
 def test_a_redone_trial_counts_for_nothing():
-    class Again(ToyCell):
+    class RedoingCell(ToyCell):
         def verdict(self, ended: bool) -> bool | None:
             raise Redo("redone by hand")
 
     arm, sink = ToyArm(), Sink()
-    outcome = run_episode(setup(arm, Again(arm)), Script(rows(9)), 0, sink)
+    outcome = run_episode(setup(arm, RedoingCell(arm)), Script(rows(9)), 0, sink)
     assert outcome.redo and outcome.success is None and sink.ends == [None]
 
 
 def test_a_failure_called_in_the_middle_ends_the_trial():
-    class Called(ToyCell):
+    class LabellingCell(ToyCell):
         def verdict(self, ended: bool) -> bool | None:
             return False if len(self.arm.driven) >= 4 else None
 
     arm = ToyArm()
-    outcome = run_episode(setup(arm, Called(arm)), Script(rows(9)), 0, Sink())
+    outcome = run_episode(setup(arm, LabellingCell(arm)), Script(rows(9)), 0, Sink())
     assert (outcome.success, outcome.steps, outcome.score) == (False, 4, 0.4)
     assert outcome.as_trial(0, "go", "p", 0).score == 0.4
 
@@ -198,15 +198,15 @@ def test_nan_is_told_from_other_void_trials():
 
 
 def test_a_layout_may_have_its_own_instruction():
-    class Told(Script):
+    class ToldPolicy(Script):
         instruction = ""
 
-    class Named(ToyCell):
+    class NamingCell(ToyCell):
         def reset(self, seed: int) -> dict[str, object]:
             return {"instruction": f"take card {seed}"}
 
-    arm, policy, sink = ToyArm(), Told(rows(3)), Sink()
-    run_episode(setup(arm, Named(arm)), policy, 4, sink)
+    arm, policy, sink = ToyArm(), ToldPolicy(rows(3)), Sink()
+    run_episode(setup(arm, NamingCell(arm)), policy, 4, sink)
     assert policy.instruction == "take card 4" and sink.frames[0][3] == "take card 4"
     run_episode(setup(arm, ToyCell(arm)), policy, 4, sink)
     assert policy.instruction == "go"
@@ -218,7 +218,7 @@ def test_a_layout_may_have_its_own_instruction():
 SPACE = make_action_space("tcp", ToyArm().limits, ToyArm().home_rad)
 
 
-def served(policy: Script, cameras: tuple[str, ...] = ("front",)) -> PolicyServer:
+def serve(policy: Script, cameras: tuple[str, ...] = ("front",)) -> PolicyServer:
     return PolicyServer(policy, describe(policy, SPACE, cameras))
 
 
@@ -229,36 +229,36 @@ def client(server: PolicyServer, **options) -> ServedPolicy:
 def test_an_observation_travels_unchanged():
     rng = np.random.default_rng(0)
     images = {"front": rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), "wrist": np.zeros((2, 2, 3), np.uint8)}
-    sent = Observation(ArmState(1.5, rng.normal(size=7), 0.04), ArmCommand(rng.normal(size=7), 0.05), images)
-    got = unpack_observation(pack_observation(sent))
-    assert np.array_equal(got.state.joints_rad, sent.state.joints_rad) and got.state.time_s == 1.5
-    assert np.array_equal(got.commanded.joints_rad, sent.commanded.joints_rad) and got.commanded.gripper_m == 0.05
-    assert got.images.keys() == images.keys() and all(np.array_equal(got.images[n], images[n]) for n in images)
+    source = Observation(ArmState(1.5, rng.normal(size=7), 0.04), ArmCommand(rng.normal(size=7), 0.05), images)
+    copy = unpack_observation(pack_observation(source))
+    assert np.array_equal(copy.state.joints_rad, source.state.joints_rad) and copy.state.time_s == 1.5
+    assert np.array_equal(copy.commanded.joints_rad, source.commanded.joints_rad) and copy.commanded.gripper_m == 0.05
+    assert copy.images.keys() == images.keys() and all(np.array_equal(copy.images[n], images[n]) for n in images)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", pack_observation(seen())[:-40]])
+@pytest.mark.parametrize("content", [b"", b"garbage", pack_observation(observation())[:-40]])
 def test_what_is_no_observation_is_refused(content):
     with pytest.raises(ValueError):
         unpack_observation(content)
 
 
 def test_a_served_policy_is_the_policy():
-    with served(Script(rows(5))) as server:
+    with serve(Script(rows(5))) as server:
         policy = client(server)
         assert policy.name.startswith("script at http://")
         policy.reset(3)
         here = Script(rows(5))
         for _ in range(2):
-            there, own = policy.act(seen()), here.act(seen())
-            assert there is not None and own is not None
-            assert np.array_equal(there.actions, own.actions) and there.names == TCP_NAMES
-        assert policy.act(seen()) is None
+            remote_chunk, local_chunk = policy.act(observation()), here.act(observation())
+            assert remote_chunk is not None and local_chunk is not None
+            assert np.array_equal(remote_chunk.actions, local_chunk.actions) and remote_chunk.names == TCP_NAMES
+        assert policy.act(observation()) is None
         policy.reset(4)
-        assert policy.act(seen()) is not None
+        assert policy.act(observation()) is not None
 
 
 def test_a_policy_for_something_else_is_refused_before_the_first_move():
-    with served(Script(rows(5)), cameras=("side",)) as server, pytest.raises(CheckpointError, match="has cameras"):
+    with serve(Script(rows(5)), cameras=("side",)) as server, pytest.raises(CheckpointError, match="has cameras"):
         client(server)
     joints = make_action_space("joints", ToyArm().limits, ToyArm().home_rad)
     with (
@@ -275,13 +275,13 @@ def test_another_policy_has_another_fingerprint():
 
 def test_a_served_policy_that_fails_says_how_and_goes_on_serving():
     crashing = Crashing(rows(3))
-    with served(crashing) as server:
+    with serve(crashing) as server:
         policy = client(server)
         with pytest.raises(PolicyError, match="failed: RuntimeError: CUDA out of memory"):
-            policy.act(seen())
+            policy.act(observation())
         crashing.error = UndecodableActions("no action in it")
         with pytest.raises(UndecodableActions, match="no action in it"):
-            policy.act(seen())
+            policy.act(observation())
 
 
 def test_no_server_and_no_url():
@@ -296,30 +296,30 @@ def test_no_server_and_no_url():
 
 def test_an_answer_that_does_not_come_is_given_up():
     policy = Slow(rows(3))
-    with served(policy) as server:
-        mine = client(server, answer_s=0.2)
+    with serve(policy) as server:
+        remote = client(server, answer_s=0.2)
         with pytest.raises(PolicyError, match="does not answer .*timed out"):
-            mine.act(seen())
+            remote.act(observation())
         policy.go.set()
 
 
 def test_a_server_that_goes_away_in_the_middle():
-    with served(Script(rows(3))) as server:
+    with serve(Script(rows(3))) as server:
         policy = client(server)
     with pytest.raises(PolicyError, match="does not answer"):
-        policy.act(seen())
+        policy.act(observation())
 
 
 def test_the_command_serves_and_ends(cli, monkeypatch):
     from srpo_robot.cli import running
 
-    said, answers = list[str](), list[object]()
+    messages, answers = list[str](), list[object]()
 
     def hear(text: str) -> None:
-        said.append(text)
+        messages.append(text)
         if "Ctrl-C" in text:  # Ctrl-C right after the offer ends the command, too
-            url = said[0].split("--policy ")[1]
-            answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(seen()))
+            url = messages[0].split("--policy ")[1]
+            answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(observation()))
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(running, "check_policy", lambda *_: None)

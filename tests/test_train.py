@@ -42,7 +42,7 @@ def weights(buffer):
 
 
 @pytest.fixture(scope="module")
-def finished(buffer, weights, tmp_path_factory):
+def run_dir(buffer, weights, tmp_path_factory):
     """Four steps over twelve frames in batches of four, so that the run crosses an epoch. Read-only by agreement."""
     output = tmp_path_factory.mktemp("finished") / "run"
     train(buffer, RECIPE, weights, output, LoopOptions(provenance={"advantage": "abc"}, device="cpu"))
@@ -62,26 +62,26 @@ def interrupt_after(step):
     return on_step
 
 
-def test_a_run_leaves_lerobots_layout_and_our_record(buffer, weights, finished):
-    checkpoint = last_checkpoint(finished)
+def test_a_run_leaves_lerobots_layout_and_our_record(buffer, weights, run_dir):
+    checkpoint = last_checkpoint(run_dir)
     assert checkpoint.name == "000004"
-    assert (finished / "checkpoints" / "last").resolve() == checkpoint.resolve()
+    assert (run_dir / "checkpoints" / "last").resolve() == checkpoint.resolve()
     model, state = checkpoint / "pretrained_model", checkpoint / "training_state"
     for name in ("config.json", "model.safetensors", "train_config.json", "policy_preprocessor.json", "srpo.json"):
         assert (model / name).is_file(), name
     assert (state / "optimizer_state.safetensors").is_file()
-    assert not list((finished / "checkpoints").glob(".partial*"))
+    assert not list((run_dir / "checkpoints").glob(".partial*"))
     record = json.loads((model / "srpo.json").read_text())
     assert record["recipe"]["learning_rate"] == RECIPE.learning_rate
     assert (record["tiny"], record["seed"], record["step"]) == (RECIPE.tiny, 5, 4)
     assert record["dataset"]["fingerprint"] == buffer.fingerprint
     assert record["provenance"] == {"advantage": "abc"}
-    policy, *_ = load_policy(finished)
+    policy, *_ = load_policy(run_dir)
     assert policy.config.use_relative_actions
 
 
-def test_metrics_are_one_line_a_step(finished):
-    lines = metrics(finished)
+def test_metrics_are_one_line_a_step(run_dir):
+    lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert lines[0]["lr"] == pytest.approx(RECIPE.learning_rate / 2)  # the first of one warmup step
@@ -89,22 +89,22 @@ def test_metrics_are_one_line_a_step(finished):
     assert len({line["mean_weight"] for line in lines}) > 1
 
 
-def test_the_loss_is_the_weighted_one(buffer, finished, weights):
+def test_the_loss_is_the_weighted_one(buffer, run_dir, weights):
     policy, preprocessor, _ = build_policy(RECIPE, buffer)
     rows = list(EpisodeAwareSampler([0, 7], [7, 12], shuffle=True, seed=5))[:4]
     with FlowNoise(policy).rows((5, 1), 0, 4):
         losses = per_sample_loss(policy, preprocessor(TrainingSet(buffer, 4).__getitems__(rows)))
     want = float((losses.detach().numpy() * weights[rows]).mean())
-    assert metrics(finished)[0]["loss"] == pytest.approx(want, rel=1e-5)
-    assert metrics(finished)[0]["mean_weight"] == pytest.approx(weights[rows].mean(), rel=1e-5)
+    assert metrics(run_dir)[0]["loss"] == pytest.approx(want, rel=1e-5)
+    assert metrics(run_dir)[0]["mean_weight"] == pytest.approx(weights[rows].mean(), rel=1e-5)
 
 
-def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, finished, tmp_path):
+def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, run_dir, tmp_path):
     torch.manual_seed(123)
     train(buffer, RECIPE, weights, tmp_path / "again", LoopOptions(device="cpu"))
-    assert metrics(tmp_path / "again") == metrics(finished)
+    assert metrics(tmp_path / "again") == metrics(run_dir)
     train(buffer, replace(RECIPE, seed=6), weights, tmp_path / "other", LoopOptions(steps=1, device="cpu"))
-    assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
+    assert metrics(tmp_path / "other")[0]["loss"] != metrics(run_dir)[0]["loss"]
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_more_steps_can_be_added(buffer, weights, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
 
 
-def test_the_checkpoint_carries_the_average(finished):
-    averaged = load_file(last_checkpoint(finished) / "pretrained_model" / "model.safetensors")
-    raw = load_file(last_checkpoint(finished) / "training_state" / "raw_weights.safetensors")
-    assert raw.keys() <= averaged.keys()
-    assert not torch.equal(averaged["model.state_proj.weight"], raw["model.state_proj.weight"])
+def test_the_checkpoint_carries_the_average(run_dir):
+    average = load_file(last_checkpoint(run_dir) / "pretrained_model" / "model.safetensors")
+    raw = load_file(last_checkpoint(run_dir) / "training_state" / "raw_weights.safetensors")
+    assert raw.keys() <= average.keys()
+    assert not torch.equal(average["model.state_proj.weight"], raw["model.state_proj.weight"])
 
 
 def test_average_by_hand():
@@ -190,27 +190,27 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, 
     ]  # fmt: skip
 
 
-def test_output_that_exists_is_not_overwritten(buffer, weights, finished):
+def test_output_that_exists_is_not_overwritten(buffer, weights, run_dir):
     with pytest.raises(UsageError, match=r"exists; go on with it: --resume, or write elsewhere: --output"):
-        train(buffer, RECIPE, weights, finished, LoopOptions(device="cpu"))
+        train(buffer, RECIPE, weights, run_dir, LoopOptions(device="cpu"))
 
 
-def test_resume_with_something_else_is_refused(buffer, weights, finished, tmp_path):
+def test_resume_with_something_else_is_refused(buffer, weights, run_dir, tmp_path):
     again = LoopOptions(resume=True, steps=9, device="cpu")
     with pytest.raises(UsageError, match=r"another learning_rate \(then 0.01, now 0.02\); start a new run"):
-        train(buffer, replace(RECIPE, learning_rate=0.02), weights, finished, again)
+        train(buffer, replace(RECIPE, learning_rate=0.02), weights, run_dir, again)
     with pytest.raises(UsageError, match="another set of weights"):
-        train(buffer, RECIPE, weights + 1, finished, again)
+        train(buffer, RECIPE, weights + 1, run_dir, again)
     with pytest.raises(UsageError, match="has no checkpoint to resume"):
         train(buffer, RECIPE, weights, tmp_path / "nothing", again)
     other = record_dataset(tmp_path / "other", (6, 6))
     with pytest.raises(UsageError, match="another dataset"):
-        train(other, RECIPE, weights, finished, again)
+        train(other, RECIPE, weights, run_dir, again)
 
 
-def test_a_run_of_an_older_version_goes_on(buffer, weights, finished, tmp_path):
+def test_a_run_of_an_older_version_goes_on(buffer, weights, run_dir, tmp_path):
     """Its record has old names, and lacks keys that came later: they are at their defaults."""
-    output = shutil.copytree(finished, tmp_path / "old", symlinks=True)
+    output = shutil.copytree(run_dir, tmp_path / "old", symlinks=True)
     path = last_checkpoint(output) / "pretrained_model" / "srpo.json"
     record = json.loads(path.read_text())
     old = {key: value for key, value in record["recipe"].items() if key not in ("step_horizon", "action_weights")}
@@ -280,18 +280,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, we
     good = int(last_checkpoint(tmp_path / "run").name)
     assert batch["step"] == good + 1 == len(metrics(tmp_path / "run")) + 1
     order = [*EpisodeAwareSampler([0, 7], [7, 12], shuffle=True, seed=5)]
-    seen = [sample["index"] for sample in batch["samples"]]
-    assert seen == (order * 40)[4 * good : 4 * good + len(seen)] if good < 3 else len(seen) in (2, 4)
+    frames = [sample["index"] for sample in batch["samples"]]
+    assert frames == (order * 40)[4 * good : 4 * good + len(frames)] if good < 3 else len(frames) in (2, 4)
     assert {sample["episode"] for sample in batch["samples"]} <= {0, 1}
     state = load_file(last_checkpoint(tmp_path / "run") / "pretrained_model" / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
-def test_frames_read_from_disk_train_alike(buffer, weights, finished, tmp_path, monkeypatch):
+def test_frames_read_from_disk_train_alike(buffer, weights, run_dir, tmp_path, monkeypatch):
     pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need that, and starting one takes 10 s
     monkeypatch.setattr(data, "decoding_workers", lambda: 0)
     train(buffer, replace(RECIPE, cache_gb=0.0), weights, tmp_path / "disk", LoopOptions(device="cpu"))
-    assert metrics(tmp_path / "disk") == metrics(finished)
+    assert metrics(tmp_path / "disk") == metrics(run_dir)
 
 
 # --- the same update, however it is split ---
@@ -305,8 +305,8 @@ def same_run(one, other):
     """Metrics equal up to rounding, of which AdamW makes a little more in every step."""
     first, second = metrics(one), metrics(other)
     assert [line.keys() for line in first] == [line.keys() for line in second]
-    for mine, yours in zip(first, second, strict=True):
-        assert mine == pytest.approx(yours, rel=2e-4), mine["step"]
+    for row, other_row in zip(first, second, strict=True):
+        assert row == pytest.approx(other_row, rel=2e-4), row["step"]
 
 
 @pytest.fixture(scope="module")
@@ -413,15 +413,17 @@ def test_held_out_episodes_are_measured_under_fixed_noise_and_never_trained_on(w
     lines = metrics(tmp_path / "run")
     assert ["validation_loss" in line for line in lines] == [False, True, False, True]
     chosen = held_out(buffer.episodes, 0.5, recipe.seed)
-    kept = [e for e in buffer.episodes if e.index in chosen]
-    trained = np.concatenate([np.arange(e.first_frame, e.first_frame + 4) for e in buffer.episodes if e not in kept])
+    validation = [e for e in buffer.episodes if e.index in chosen]
+    training = np.concatenate(
+        [np.arange(e.first_frame, e.first_frame + 4) for e in buffer.episodes if e not in validation]
+    )
     policy, preprocessor, *_ = load_policy(tmp_path / "run")
-    frames = spread_frames(kept, 100)
+    frames = spread_frames(validation, 100)
     with torch.no_grad(), FlowNoise(policy).rows((recipe.seed, 0), 0, 8):
         losses = per_sample_loss(policy, preprocessor(TrainingSet(buffer, 4).__getitems__(frames))).numpy()
     assert lines[3]["validation_loss"] == pytest.approx(losses.mean(), rel=1e-4)
-    scaled = weights * weights.mean() / weights[trained].mean()  # over the trained frames the mean does not change
-    assert lines[3]["validation_weighted_loss"] == pytest.approx((losses * scaled[frames]).mean(), rel=1e-4)
+    scale = weights * weights.mean() / weights[training].mean()  # over the trained frames the mean does not change
+    assert lines[3]["validation_weighted_loss"] == pytest.approx((losses * scale[frames]).mean(), rel=1e-4)
     assert np.mean([line["mean_weight"] for line in lines]) == pytest.approx(weights.mean())  # two epochs of 8 frames
 
 
@@ -432,8 +434,8 @@ def test_the_held_out_loss_is_of_the_weights_that_are_saved(buffer, weights, tmp
         RECIPE, validation_share=0.3, steps=3, save_every=1, learning_rate=1e-12, final_learning_rate=1e-12
     )
     train(big, recipe, np.ones(16), tmp_path / "run", LoopOptions(device="cpu"))
-    measured = [line["validation_loss"] for line in metrics(tmp_path / "run")]
-    assert measured == pytest.approx([measured[0]] * 3, rel=1e-6)
+    losses = [line["validation_loss"] for line in metrics(tmp_path / "run")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
     with pytest.raises(TrainingError, match="every frame with weight is held out"):
         chosen = held_out(big.episodes, 0.3, recipe.seed)
         only = np.repeat([float(e.index in chosen) for e in big.episodes], 4)
@@ -449,8 +451,8 @@ def test_metrics_go_to_tensorboard_too(buffer, weights, tmp_path):
     train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(steps=2, device="cpu", track=("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "srpo-robot"))
     events.Reload()
-    logged = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
-    assert logged == pytest.approx({line["step"]: line["loss"] for line in metrics(tmp_path / "run")})
+    losses = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
+    assert losses == pytest.approx({line["step"]: line["loss"] for line in metrics(tmp_path / "run")})
 
 
 def test_a_tracker_that_is_not_there_is_named(buffer, weights, tmp_path, monkeypatch):
@@ -504,10 +506,10 @@ def test_a_disk_that_is_full(place):
     )
     assert "TrainingError: the checkpoint of step" in result.stderr, result.stderr
     assert "free some space and go on with --resume" in result.stderr
-    left = result.stdout.split()
-    assert "last" in left
-    assert "000001" in left
-    assert not [name for name in left if name.startswith(".partial")]
+    names = result.stdout.split()
+    assert "last" in names
+    assert "000001" in names
+    assert not [name for name in names if name.startswith(".partial")]
 
 
 # --- numbers that cannot be ---

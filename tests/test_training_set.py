@@ -26,11 +26,11 @@ def lerobot_dataset(buffer, chunk):
     return LeRobotDataset(f"local/{buffer.root.name}", root=buffer.root, delta_timestamps={"action": times})
 
 
-def assert_same(ours, theirs, cameras):
+def assert_same(item, reference, cameras):
     for key in (*cameras, "observation.state", "action", "action_is_pad", "index", "episode_index"):
-        assert ours[key].dtype == theirs[key].dtype, key
-        assert torch.equal(ours[key], theirs[key]), key
-    assert ours["task"] == theirs["task"]
+        assert item[key].dtype == reference[key].dtype, key
+        assert torch.equal(item[key], reference[key]), key
+    assert item["task"] == reference["task"]
 
 
 @pytest.mark.parametrize("cache_gb", [4.0, 0.0], ids=["memory", "disk"])
@@ -96,9 +96,9 @@ def test_dataset_without_action(buffer, monkeypatch):
 def test_undecodable_frame_on_disk_is_one_line(buffer, monkeypatch):
     source = DiskFrames(buffer)
 
-    def broken(*_):
+    def fail(*_):
         raise ValueError("two\nlines")
 
-    monkeypatch.setattr(type(source._dataset), "__getitem__", broken)
+    monkeypatch.setattr(type(source._dataset), "__getitem__", fail)
     with pytest.raises(UndecodableFrame, match=r"frame 3 .* two lines"):
         source(np.array([3]))

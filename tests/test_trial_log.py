@@ -26,16 +26,16 @@ SIZE = {"front": (33, 48)}  # an odd height: the codec takes even ones
 def step(number: int, row: int = 0) -> Step:
     image = np.full((33, 48, 3), 10 * number % 256, dtype=np.uint8)
     state = ArmState(100.0 + 0.1 * number, np.full(7, 0.01 * number), 0.05)
-    sent = Limited(ArmCommand(np.full(7, 0.02 * number), 0.06), ("joint_step",))
+    limited = Limited(ArmCommand(np.full(7, 0.02 * number), 0.06), ("joint_step",))
     requested = ArmCommand(np.full(7, 0.03 * number), 0.07)
     return Step(
         number=number,
         observation=Observation(state, requested, {"front": image}),
         requested=requested,
-        limited=sent,
+        limited=limited,
         chunk=2,
         row=row,
-        limited_by=sent.limited_by,
+        limited_by=limited.limited_by,
     )
 
 
@@ -46,11 +46,11 @@ class Ticks:
         self.at = 0
 
     def __call__(self) -> np.ndarray:
-        made = np.zeros(10, TICK)
-        made["time_s"] = 0.01 * np.arange(self.at, self.at + 10)
-        made["sent_rad"] = np.arange(7)
+        ticks = np.zeros(10, TICK)
+        ticks["time_s"] = 0.01 * np.arange(self.at, self.at + 10)
+        ticks["sent_rad"] = np.arange(7)
         self.at += 10
-        return made
+        return ticks
 
 
 def frames(path) -> list[np.ndarray]:

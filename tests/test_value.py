@@ -66,8 +66,8 @@ def test_normalised_time_ends_at_one():
 
 def test_eq5_standardises_by_the_pool():
     # pool 1 and 3: mean 2, std 1. d = 2, 3, 1: z = 0, 1, -1
-    found = window_rewards(np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0]))
-    assert found == pytest.approx([0.4, 0.8 * 0.2689414, 0.8 * 0.7310586])
+    rewards = window_rewards(np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0]))
+    assert rewards == pytest.approx([0.4, 0.8 * 0.2689414, 0.8 * 0.7310586])
     assert window_rewards(np.array([3.0]), np.array([1.0, 3.0]), literal=True) == pytest.approx([0.8 * 0.7310586])
     assert np.isnan(window_rewards(np.array([3.0]), np.zeros(0))).all()
 
@@ -75,32 +75,32 @@ def test_eq5_standardises_by_the_pool():
 def test_phase_is_the_mean_time_of_the_nearest_success_windows():
     embeddings = [column(0.0, 1.0, 2.0), column(0.1, 1.1, 2.2), column(0.9, 5.0)]
     times = [np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 1.0]), np.array([0.5, 1.0])]
-    found = knn_time(embeddings, times, [True, True, False], ["a", "b", "c"], neighbours=2)
+    phases = knn_time(embeddings, times, [True, True, False], ["a", "b", "c"], neighbours=2)
     # 0.9: 1.0 (.5) and 1.1 (.4). 5.0: 2.2 (1) and 2.0 (1)
-    assert found[2] == pytest.approx([0.45, 1.0])
+    assert phases[2] == pytest.approx([0.45, 1.0])
     # episode 0 sees episode 1 only. 0: .1 (0), 1.1 (.4); 1: 1.1 (.4), .1 (0); 2: 2.2 (1), 1.1 (.4)
-    assert found[0] == pytest.approx([0.2, 0.2, 0.7])
+    assert phases[0] == pytest.approx([0.2, 0.2, 0.7])
 
 
 def test_return_counts_a_failure_as_zero():
     embeddings = [column(0.0, 1.0), column(0.9, 3.0), column(1.05, 3.1)]
     times = [np.array([0.5, 1.0])] * 3
-    found = knn_return(embeddings, times, [True, False, False], ["a", "b", "c"], neighbours=2)
+    returns = knn_return(embeddings, times, [True, False, False], ["a", "b", "c"], neighbours=2)
     # 0.9: 1.0 (success, 1) and 1.05 (failure, 0); 3.0: 3.1 (failure) and 1.05 (failure)
-    assert found[1] == pytest.approx([0.5, 0.0])
-    assert np.isnan(found[0]).all()  # its own is the only success
+    assert returns[1] == pytest.approx([0.5, 0.0])
+    assert np.isnan(returns[0]).all()  # its own is the only success
 
 
 def test_windows_tied_with_the_last_neighbour_all_count():
     embeddings = [column(1.0), column(-1.0), column(0.0)]
-    found = averages(embeddings, ["a", "b", "c"], [0, 1], [np.array([1.0]), np.array([0.0]), np.zeros(1)], 1)
-    assert found[2].tolist() == [0.5]
+    values = averages(embeddings, ["a", "b", "c"], [0, 1], [np.array([1.0]), np.array([0.0]), np.zeros(1)], 1)
+    assert values[2].tolist() == [0.5]
 
 
 def test_the_bank_may_be_smaller_than_the_neighbours():
-    found = knn_time([column(0.0, 1.0), column(5.0)], [np.array([0.0, 1.0]), np.ones(1)], [True, False], ["a", "b"], 10)
-    assert found[1].tolist() == [0.5]
-    assert np.isnan(found[0]).all()
+    times = knn_time([column(0.0, 1.0), column(5.0)], [np.array([0.0, 1.0]), np.ones(1)], [True, False], ["a", "b"], 10)
+    assert times[1].tolist() == [0.5]
+    assert np.isnan(times[0]).all()
 
 
 def test_an_unknown_value_lists_those_there_are():
@@ -200,9 +200,9 @@ def test_values_stay_in_0_and_1_and_ignore_the_order_of_episodes(estimate, seed,
     columns = random_task(seed)
     straight = estimate(*columns)
     assert all(((v >= 0) & (v <= 1)).all() for v in straight)
-    shuffled = estimate(*([column[i] for i in order] for column in columns))
+    permutation = estimate(*([column[i] for i in order] for column in columns))
     for place, i in enumerate(order):
-        assert shuffled[place] == pytest.approx(straight[i])
+        assert permutation[place] == pytest.approx(straight[i])
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -226,13 +226,13 @@ def test_chunks_change_nothing(monkeypatch):
 @settings(max_examples=25)
 def test_averages_agree_with_a_plain_search(seed, neighbours):
     embeddings, times, success, groups = random_task(seed)
-    found = knn_time(embeddings, times, success, groups, neighbours)
-    for i, own in enumerate(embeddings):
+    phases = knn_time(embeddings, times, success, groups, neighbours)
+    for i, windows in enumerate(embeddings):
         bank = [j for j in range(8) if success[j] and groups[j] != groups[i]]
         points, clock = np.concatenate([embeddings[j] for j in bank]), np.concatenate([times[j] for j in bank])
-        for row, point in enumerate(own):
+        for row, point in enumerate(windows):
             nearest = np.argsort(np.linalg.norm(points - point, axis=1))[:neighbours]
-            assert found[i][row] == pytest.approx(clock[nearest].mean())
+            assert phases[i][row] == pytest.approx(clock[nearest].mean())
 
 
 # --- a drop, with the true state as encoder (arXiv 2511.15605 has no such check; ours)
@@ -241,10 +241,10 @@ def test_averages_agree_with_a_plain_search(seed, neighbours):
 def carry(rng: np.random.Generator, drop_at: int | None = None) -> np.ndarray:
     """State (arm, held) of reach 0..1, grasp, carry 1..2, release, home 2..3, all plus 1 and some noise: (61, 2)."""
     arm = np.linspace(0.0, 3.0, 61)
-    held = ((arm >= 1.0) & (arm < 2.0)).astype(float)
+    apple = ((arm >= 1.0) & (arm < 2.0)).astype(float)
     if drop_at is not None:
-        held[drop_at:] = 0.0
-    return np.stack([arm, held], axis=1) + 1.0 + rng.normal(scale=0.01, size=(61, 2))
+        apple[drop_at:] = 0.0
+    return np.stack([arm, apple], axis=1) + 1.0 + rng.normal(scale=0.01, size=(61, 2))
 
 
 def test_phase_falls_at_a_drop_and_distance_to_the_end_does_not():

@@ -68,12 +68,12 @@ SPECS = [
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @given(length=st.integers(1, 300))
 def test_every_spec_ends_with_the_episode_and_shows_frames_of_its_windows_only(spec, length):
-    last, shown = ends(length, spec), clips(length, spec)
+    last, window_clips = ends(length, spec), clips(length, spec)
     assert np.all(np.diff(last) > 0)
     assert last[-1] == length - 1
     assert np.all(last[:-1] >= spec.min_window)
-    assert [len(clip) for clip in shown] == clip_lengths(length, spec).tolist()
-    for end, clip in zip(last, shown, strict=True):
+    assert [len(clip) for clip in window_clips] == clip_lengths(length, spec).tolist()
+    for end, clip in zip(last, window_clips, strict=True):
         assert clip.min() >= 0
         assert clip.max() == end
         assert len(clip) % 2 == 0

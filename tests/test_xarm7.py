@@ -63,9 +63,9 @@ def recipe(server: ControllerServer) -> Iterator[HardwareRecipe]:
 
 @pytest.fixture
 def arm(recipe: HardwareRecipe) -> Iterator[XArm7]:
-    with XArm7(recipe) as opened:
-        opened.resume()
-        yield opened
+    with XArm7(recipe) as driver:
+        driver.resume()
+        yield driver
 
 
 def recipe_of(server: ControllerServer, fps: float = 50.0, **changes: object) -> HardwareRecipe:
@@ -89,9 +89,9 @@ def until(happens: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-def set_points(heard: tuple[LoggedRequest, ...], after_s: float = 0.0) -> np.ndarray:
+def set_points(requests: tuple[LoggedRequest, ...], after_s: float = 0.0) -> np.ndarray:
     """(n, 7) the joints of every servo command that the emulator received."""
-    frames = [h.params for h in heard if h.function == SERVO and h.time_s > after_s]
+    frames = [h.params for h in requests if h.function == SERVO and h.time_s > after_s]
     return np.array([np.frombuffer(frame, "<f4", JOINTS) for frame in frames], dtype=np.float64).reshape(-1, JOINTS)
 
 
@@ -238,11 +238,11 @@ def test_what_the_set_points_are_held_back_by_is_named_and_counts_as_executed(se
     with XArm7(recipe_of(server, max_tcp_speed_m_s=0.02)) as arm:
         arm.resume()
         start = arm.observe().state.joints_rad
-        seen: set[str] = set()
+        limit_names: set[str] = set()
         for _ in range(20):
             limited = arm.send(ArmCommand(start + TURN, 0.085))
-            seen |= set(limited.limited_by)
-        assert "tcp_speed" in seen
+            limit_names |= set(limited.limited_by)
+        assert "tcp_speed" in limit_names
         # 0.4 s at 0.02 m/s, 0.4 m from the base's axis: the reference did not run away from the set points.
         assert limited.command.joints_rad[0] - start[0] < 0.05
         assert limited.command is arm.commanded
@@ -262,24 +262,24 @@ def test_mode_6_is_streamed_too(server: ControllerServer) -> None:
 def test_the_gripper_is_told_at_most_ten_times_a_second_and_only_what_changes(
     arm: XArm7, server: ControllerServer
 ) -> None:
-    def told(after_s: float) -> list[tuple[float, int]]:
+    def gripper_writes(after_s: float) -> list[tuple[float, int]]:
         """Returns (time, pulses) of every write of the target register (func 124, device 8)."""
         write = bytes([9, 8, 0x10, 0x07, 0x00])
-        found = [h for h in server.request_log() if h.function == 124 and h.time_s > after_s and h.params[:5] == write]
-        return [(h.time_s, int.from_bytes(h.params[8:12], "big", signed=True)) for h in found]
+        writes = [h for h in server.request_log() if h.function == 124 and h.time_s > after_s and h.params[:5] == write]
+        return [(h.time_s, int.from_bytes(h.params[8:12], "big", signed=True)) for h in writes]
 
     start, began_s = arm.observe().state.joints_rad, server.arm_state().time_s
     for k in range(75):
         arm.send(ArmCommand(start, 0.085 if k // 10 % 2 else -1.0))
-    orders = told(began_s)
+    orders = gripper_writes(began_s)
     assert 3 <= len(orders) <= (orders[-1][0] - orders[0][0]) / 0.1 + 2
     assert all(0 <= pulses <= 850 for _, pulses in orders)
     last = arm.reference()
-    until(lambda: abs(told(began_s)[-1][1] - 1e4 * last.gripper_m) <= 1)
+    until(lambda: abs(gripper_writes(began_s)[-1][1] - 1e4 * last.gripper_m) <= 1)
     quiet_s = server.arm_state().time_s
     for _ in range(20):
         arm.hold()
-    assert told(quiet_s) == []
+    assert gripper_writes(quiet_s) == []
 
 
 # --- no command leaves the limits -------------------------------------------------------------------------------------
@@ -293,9 +293,9 @@ TARGETS = st.lists(st.tuples(st.one_of(JUMPS, NEAR), NUMBERS, st.integers(1, 8))
 @pytest.fixture(scope="module")
 def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
     """An arm that streams all the time, with its own emulator."""
-    with ControllerServer(KinematicPlant(HOME), host=free_host()) as own, XArm7(recipe_of(own)) as opened:
-        opened.resume()
-        yield opened, own
+    with ControllerServer(KinematicPlant(HOME), host=free_host()) as emulator, XArm7(recipe_of(emulator)) as driver:
+        driver.resume()
+        yield driver, emulator
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -351,11 +351,11 @@ def obeys(points: np.ndarray) -> None:
 
 def run_until_fault(arm: XArm7) -> ArmError:
     """Keeps moving gently until the driver raises. Returns the error."""
-    with pytest.raises(ArmError) as caught:
+    with pytest.raises(ArmError) as error:
         here = arm.reference().joints_rad
         for k in range(500):
             arm.send(ArmCommand(here + 0.1 * np.sin(0.1 * k) * TURN, 0.08 - 0.02 * (k // 25 % 2)))
-    return caught.value
+    return error.value
 
 
 @pytest.mark.parametrize("code", [31, 13])
@@ -497,14 +497,14 @@ def test_a_stop_gets_through_from_another_thread_while_a_command_is_stuck(arm: X
     here = arm.reference().joints_rad
     arm.send(ArmCommand(here + 0.01 * TURN, 0.085))
     server.faults.half_open(client=server.clients()[0])
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def stop() -> None:
         try:
             arm.stop()
             assert server.arm_state().state in STANDS
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     stopping = threading.Thread(target=stop)
     stopping.start()
@@ -512,7 +512,7 @@ def test_a_stop_gets_through_from_another_thread_while_a_command_is_stuck(arm: X
         for k in range(200):
             arm.send(ArmCommand(here + 0.001 * k * TURN, 0.085))
     stopping.join()
-    assert not failed
+    assert not errors
 
 
 def test_a_stop_before_the_first_command_is_not_forgotten(recipe: HardwareRecipe, server: ControllerServer) -> None:
@@ -600,11 +600,11 @@ def test_a_streamer_that_dies_is_noticed_and_the_arm_stopped(
     ],
 )
 def test_the_wrong_controller_is_one_line(firmware: Firmware, changes: dict[str, Any], says: str) -> None:
-    with ControllerServer(KinematicPlant(HOME), host=free_host(), firmware=firmware) as other:
-        recipe = recipe_of(other, **changes)
-        with pytest.raises(ArmError, match=says) as caught, XArm7(recipe):
+    with ControllerServer(KinematicPlant(HOME), host=free_host(), firmware=firmware) as emulator:
+        recipe = recipe_of(emulator, **changes)
+        with pytest.raises(ArmError, match=says) as error, XArm7(recipe):
             pass
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 class Deaf(ControllerServer):
@@ -615,11 +615,11 @@ class Deaf(ControllerServer):
 
 
 def test_a_setting_that_is_not_kept_is_named() -> None:
-    with Deaf(KinematicPlant(HOME), host=free_host()) as other:
-        with pytest.raises(ArmError, match=r"payload_kg: wanted 0.82, got 0.; payload_centre_m: wanted") as caught:
-            XArm7(recipe_of(other)).__enter__()
-        assert other.arm_state().state in STANDS
-    assert "did not keep its settings" in str(caught.value)
+    with Deaf(KinematicPlant(HOME), host=free_host()) as emulator:
+        with pytest.raises(ArmError, match=r"payload_kg: wanted 0.82, got 0.; payload_centre_m: wanted") as error:
+            XArm7(recipe_of(emulator)).__enter__()
+        assert emulator.arm_state().state in STANDS
+    assert "did not keep its settings" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -632,20 +632,20 @@ def test_a_setting_that_is_not_kept_is_named() -> None:
 )
 def test_settings_of_other_programs_are_refused_and_not_repaired(function: int, params: bytes, says: str) -> None:
     """The SDK by itself would clean errors, reboot the tool and enable the arm if a baud rate differs."""
-    with ControllerServer(KinematicPlant(HOME), host=free_host()) as other:
-        wire.ask(other.host, other.command_port, function, params, 5.0)
+    with ControllerServer(KinematicPlant(HOME), host=free_host()) as emulator:
+        wire.ask(emulator.host, emulator.command_port, function, params, 5.0)
         with pytest.raises(ArmError, match=says):
-            XArm7(recipe_of(other)).__enter__()
-        assert not [h for h in other.request_log()[1:] if h.function in (16, 127, 232)]
-        assert other.arm_state().state in STANDS
+            XArm7(recipe_of(emulator)).__enter__()
+        assert not [h for h in emulator.request_log()[1:] if h.function in (16, 127, 232)]
+        assert emulator.arm_state().state in STANDS
 
 
 def test_the_benchmark_measures_what_it_says(tmp_path: Path) -> None:
-    script, found = Path(__file__).parents[1] / "scripts" / "bench_streamer.py", tmp_path / "bench.json"
-    command = [sys.executable, str(script), "--seconds", "1", "--stops", "1", "--json", str(found)]
+    script, output = Path(__file__).parents[1] / "scripts" / "bench_streamer.py", tmp_path / "bench.json"
+    command = [sys.executable, str(script), "--seconds", "1", "--stops", "1", "--json", str(output)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    numbers = json.loads(found.read_text())
+    numbers = json.loads(output.read_text())
     assert numbers["period_p99_ms"] >= numbers["distributions_ms"]["period"]["p50"] == pytest.approx(10.0, abs=3.0)
     assert 0 <= numbers["deadline_misses"] <= numbers["ticks"] and numbers["ticks"] > 50
     for key in ("stop_p99_ms_healthy", "stop_p99_ms_stuck"):

@@ -34,8 +34,8 @@ def controller(**changes):
 
 
 def test_the_identity_is_read():
-    found = controller_setup.identify(GOOD, controller(serial="XI130500000001"))
-    assert (found.axes, found.serial, found.firmware) == (7, "XI130500000001", (2, 5, 0))
+    identity = controller_setup.identify(GOOD, controller(serial="XI130500000001"))
+    assert (identity.axes, identity.serial, identity.firmware) == (7, "XI130500000001", (2, 5, 0))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_the_identity_is_read():
     ],
 )
 def test_the_wrong_arm_is_one_line(answer, changes, says):
-    with pytest.raises(ArmError, match=says) as caught:
+    with pytest.raises(ArmError, match=says) as error:
         controller_setup.identify(answer, controller(**changes))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_joint_range_is_that_of_the_generation():
@@ -83,12 +83,12 @@ def test_a_controllers_socket_file_is_refused(tmp_path):
 
 
 def test_each_setting_that_reads_back_otherwise_is_named_with_both_values():
-    wanted = controller_setup.recipe_settings(RECIPE, controller())
-    assert controller_setup.differences(wanted, wanted) == ()
-    for field in fields(wanted):
-        value = getattr(wanted, field.name)
+    expected = controller_setup.recipe_settings(RECIPE, controller())
+    assert controller_setup.differences(expected, expected) == ()
+    for field in fields(expected):
+        value = getattr(expected, field.name)
         other = tuple(v + 0.01 for v in value) if isinstance(value, tuple) else float(value) + 1
-        lines = controller_setup.differences(wanted, replace(wanted, **{field.name: other}))
+        lines = controller_setup.differences(expected, replace(expected, **{field.name: other}))
         assert len(lines) == 1
         assert lines[0].startswith(f"{field.name}: wanted ") and ", got " in lines[0]
 
