@@ -70,7 +70,7 @@ def test_space_stops_while_the_program_is_busy_and_is_no_key(terminal):
 
 
 @pytest.mark.parametrize("crash", [False, True])
-def test_the_terminal_is_as_it_was(terminal, crash):
+def test_the_terminal_settings_are_restored(terminal, crash):
     _, program = terminal
     before = settings(program)
     try:
@@ -109,7 +109,7 @@ def test_a_terminal_that_goes_away_stops_the_arm(terminal):
         assert stops == [1]
 
 
-def test_without_a_terminal_the_arm_could_not_be_stopped(tmp_path):
+def test_a_run_without_a_terminal_is_refused(tmp_path):
     with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="needs a person at the keys"):
         TerminalKeys(lambda: None, file.fileno())
 
@@ -158,14 +158,14 @@ def cell(person: Person, arm: HomingArm | None = None) -> tuple[OperatorCell, Ho
     return workcell, arm, switch, messages
 
 
-def test_nothing_moves_before_a_key_and_the_layout_is_shown():
+def test_the_arm_waits_for_a_key_and_the_layout_is_printed():
     workcell, arm, _, messages = cell(Person("x", GO, "y", GO))
     assert workcell.reset(7) == {"seed": 7}
     assert arm.homes == 1
     assert "Enter sends the arm home" in messages[0] and messages[1] == "  apple left" and "Enter starts" in messages[2]
 
 
-def test_q_ends_the_run_before_anything_moves():
+def test_q_ends_the_run_before_the_arm_moves():
     workcell, arm, _, _ = cell(Person("q"))
     with pytest.raises(Quit):
         workcell.reset(0)
@@ -181,7 +181,7 @@ def test_a_label_in_the_middle_of_a_trial_ends_it(key, label):
     assert workcell.verdict(ended=False) is label and workcell.verdict(ended=True) is label
 
 
-def test_at_the_end_the_label_is_waited_for():
+def test_at_the_end_the_cell_waits_for_the_label():
     workcell, _, _, messages = cell(Person(GO, GO, "wait", "z", "f"))
     workcell.reset(0)
     assert workcell.verdict(ended=True) is False
@@ -208,7 +208,7 @@ def test_a_new_trial_forgets_the_label():
     assert workcell.verdict(ended=False) is None
 
 
-def test_space_on_the_way_home_is_no_fault_and_home_is_asked_again():
+def test_space_on_the_way_home_stops_without_a_fault_and_the_operator_is_prompted_again():
     holder: list[StopSwitch] = []
 
     def hit() -> None:
@@ -223,7 +223,7 @@ def test_space_on_the_way_home_is_no_fault_and_home_is_asked_again():
     assert arm.homes == 2 and arm.stops == 1 and "Stopped." in messages and not switch.pressed()
 
 
-def test_space_before_the_start_sends_it_home_again():
+def test_space_before_the_start_sends_the_arm_home_again():
     arm = HomingArm()
     workcell, _, switch, _ = cell(Person(), arm)
 
@@ -246,7 +246,7 @@ def test_a_fault_on_the_way_home_is_a_fault():
         cell(Person(GO), HomingArm(hit))[0].reset(0)
 
 
-def test_the_stop_is_remembered_before_the_arm_hears_it():
+def test_the_stop_is_recorded_before_it_is_sent_to_the_arm():
     states: list[bool] = []
     switch = StopSwitch(lambda: states.append(switch.pressed()))
     switch.press()
@@ -278,7 +278,7 @@ def test_the_judge_lays_out_and_calls_the_result():
         assert JudgedCell(arm, Judge(server.url)).verdict(ended=False) is True
 
 
-def test_a_judge_that_refuses_or_is_gone_is_one_line():
+def test_a_judge_that_refuses_or_does_not_answer_is_a_one_line_error():
     with judge_of({}) as server:
         with pytest.raises(ArmError, match="refused: the cell has no such task"):
             Judge(server.url).lay_out(1)

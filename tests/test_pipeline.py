@@ -42,7 +42,7 @@ def encoder(tiny_encoder_folder):
     return load_encoder(str(tiny_encoder_folder))
 
 
-def test_scores_are_those_of_embeddings_computed_one_window_at_a_time(squares_copy, encoder):
+def test_batched_scores_equal_scores_of_one_window_at_a_time(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
     scoring = score_buffer(buffer, encoder, CONFIG)
     episode = buffer.episodes[2]
@@ -55,7 +55,7 @@ def test_scores_are_those_of_embeddings_computed_one_window_at_a_time(squares_co
     assert entry.embeddings == pytest.approx(one_by_one, rel=1e-4, abs=1e-5)
 
 
-def test_the_table_has_a_row_a_frame_and_the_recording_stays_byte_identical(squares_copy, encoder):
+def test_the_table_has_one_row_per_frame_and_the_recording_stays_byte_identical(squares_copy, encoder):
     before = checksums(squares_copy)
     buffer = open_buffer(squares_copy)
     scoring = score_buffer(buffer, encoder, CONFIG)
@@ -74,7 +74,7 @@ def test_the_table_has_a_row_a_frame_and_the_recording_stays_byte_identical(squa
     assert checksums(squares_copy) == before
 
 
-def test_the_second_round_embeds_only_what_is_new(squares_copy, encoder):
+def test_the_second_round_embeds_only_new_episodes(squares_copy, encoder):
     first = score_buffer(open_buffer(squares_copy), encoder, CONFIG)
     record_squares(squares_copy, [("go right", 16, 0.6, False), ("go right", 14, 1.0, True)])
     again = score_buffer(open_buffer(squares_copy), encoder, CONFIG)
@@ -85,7 +85,7 @@ def test_the_second_round_embeds_only_what_is_new(squares_copy, encoder):
         assert old.embeddings.tolist() == new.embeddings.tolist()
 
 
-def test_another_encoder_stride_or_camera_is_embedded_anew(squares_copy, encoder):
+def test_a_different_encoder_stride_or_camera_is_embedded_again(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
     score_buffer(buffer, encoder, CONFIG)
     for config in (
@@ -97,7 +97,7 @@ def test_another_encoder_stride_or_camera_is_embedded_anew(squares_copy, encoder
     assert score_buffer(buffer, encoder, CONFIG).embedded.computed == 0
 
 
-def test_a_score_is_stale_after_an_episode_or_a_label_changed(squares_copy, encoder):
+def test_a_score_is_stale_after_an_episode_or_a_label_changes(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
     table = score_buffer(buffer, encoder, CONFIG).table
     write_labels(buffer, {2: Label(True, "")})
@@ -110,7 +110,7 @@ def test_a_score_is_stale_after_an_episode_or_a_label_changed(squares_copy, enco
         weights_of(open_buffer(squares_copy), table, Weighting())
 
 
-def test_a_table_says_config_and_encoder_and_one_of_an_older_format_is_refused(squares_copy, tiny_encoder_folder):
+def test_a_table_records_config_and_encoder_and_an_older_format_is_refused(squares_copy, tiny_encoder_folder):
     buffer, encoder = open_buffer(squares_copy), load_encoder(str(tiny_encoder_folder), dtype="bfloat16")
     score_buffer(buffer, encoder, ScoringConfig(min_window=6, value="knn-time"))
     provenance = read_provenance(buffer)
@@ -139,7 +139,7 @@ def test_weights_of_a_buffer(squares_copy, encoder):
     assert (means["success"], means["failure"]) == (pytest.approx(84 / 44), 0.0)
 
 
-def test_a_task_without_success_is_refused_before_anything_is_embedded(squares_copy, encoder):
+def test_a_task_without_success_is_refused_before_embedding(squares_copy, encoder):
     record_squares(squares_copy, [("go left", 10, 0.6, False)])
     buffer = open_buffer(squares_copy)
     with pytest.raises(ScoringError, match=r"'go left' has no success.*--skip-task 'go left'"):
@@ -169,7 +169,7 @@ def test_a_bad_video_stops_scoring_and_can_be_left_out(squares_copy, encoder):
 # --- the store
 
 
-def test_the_store_holds_an_episode_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_the_store_holds_complete_episodes_only(tmp_path, monkeypatch):
     store = EmbeddingStore(tmp_path / "s.zarr")
     windows = WindowEmbeddings(np.array([3, 5]), np.ones((2, 4), dtype=np.float32))
 

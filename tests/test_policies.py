@@ -159,7 +159,7 @@ def test_features_and_sizes_come_from_recipe_and_dataset(bundle):
     assert sum(p.numel() for p in policy.parameters()) < 50_000
 
 
-def test_same_seed_same_weights_and_the_global_generator_is_left_alone(buffer, bundle):
+def test_the_same_seed_gives_the_same_weights_without_the_global_generator(buffer, bundle):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     again = policies.build_policy(RECIPE, buffer)[0].state_dict()
@@ -169,7 +169,7 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone(buffer, b
     assert not torch.equal(again["model.action_out_proj.weight"], other["model.action_out_proj.weight"])
 
 
-def test_lerobot_is_left_as_it_was(buffer):
+def test_building_a_policy_does_not_change_lerobot(buffer):
     names = "get_gemma_config", "PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"
     before = [getattr(tiny.modeling_pi0, name) for name in names]
     with pytest.raises(ZeroDivisionError), tiny.architecture(RECIPE.tiny):
@@ -220,7 +220,7 @@ def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
         np.testing.assert_allclose((stats["action"][high][3] + stats["action"][low][3]) / 2, 0.1)
 
 
-def test_quantiles_that_meet_make_way_for_the_ends_of_what_moves_rarely(buffer, monkeypatch):
+def test_equal_quantiles_are_replaced_by_the_extremes(buffer, monkeypatch):
     """A gripper that opens in one frame of twelve: q10 and q90 are equal, and the one value must not be far out."""
     columns = {key: buffer.column(key).copy() for key in ("observation.state", "action")}
     for values in columns.values():
@@ -236,7 +236,7 @@ def test_quantiles_that_meet_make_way_for_the_ends_of_what_moves_rarely(buffer, 
         assert (of["q10"][moving] > of["min"][moving]).all()  # the others keep their quantiles
 
 
-def test_unknown_words_become_one_token_and_padding_does_not_act(bundle):
+def test_unknown_words_become_one_token_and_padding_has_no_effect(bundle):
     policy, preprocessor, postprocessor = bundle
     tokens = preprocessor(observation("fold the towel"))["observation.language.tokens"]
     known_tokens = preprocessor(observation(TASKS[0]))["observation.language.tokens"]
@@ -252,7 +252,7 @@ def test_unknown_words_become_one_token_and_padding_does_not_act(bundle):
 # --- checkpoints ---
 
 
-def test_round_trip_gives_equal_actions_wherever_the_folder_lies(bundle, checkpoint_dir, tmp_path, capsys):
+def test_a_moved_checkpoint_gives_equal_actions(bundle, checkpoint_dir, tmp_path, capsys):
     want = act(bundle)
     run = checkpoint_dir.parent.parent.parent
     shutil.move(run, tmp_path / "moved")
@@ -309,7 +309,7 @@ def test_renamed_missing_or_reshaped_weights_are_refused(checkpoint_dir, tmp_pat
             policies.load_policy(folder)
 
 
-def test_openpi_names_are_understood(bundle, checkpoint_dir):
+def test_openpi_weight_names_are_accepted(bundle, checkpoint_dir):
     embedding = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
     head = "model.paligemma_with_expert.paligemma.lm_head.weight"
 
@@ -338,7 +338,7 @@ def test_damaged_files_are_one_line_errors(checkpoint_dir):
         policies.load_policy(checkpoint_dir)
 
 
-def test_no_checkpoint_there(tmp_path, monkeypatch):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         policies.load_policy(tmp_path)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
@@ -368,7 +368,7 @@ def test_no_checkpoint_there(tmp_path, monkeypatch):
         ({"tiny": {"widht": 16}}, "unknown 'widht'"),
     ],
 )
-def test_bad_recipe_is_one_line(buffer, change, message):
+def test_a_bad_recipe_is_a_one_line_error(buffer, change, message):
     recipe = replace(RECIPE, **{key: getattr(RECIPE, key) | value for key, value in change.items()})
     with pytest.raises(RecipeError, match=message) as error:
         policies.build_policy(recipe, buffer)

@@ -54,7 +54,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 # --- each line --------------------------------------------------------------------------------------------------------
 
 
-def test_what_fails_says_what_would_work():
+def test_a_failed_check_suggests_a_fix():
     line = preflight.attempt("pose", lambda: preflight.pose(HOME + 2.0, 0.04, LIMITS))
     assert (line.verdict, line.name) == (FAIL, "pose")
     assert line.found == "the arm stands outside its limits (joint_range, workspace_box)"
@@ -83,14 +83,14 @@ def test_round_trips_are_judged_by_the_99th_percentile_and_the_streams_rate():
         (0, 11, "warning W11", "studio"),
     ],
 )
-def test_an_error_says_who_may_go_on(error, warning, finding, todo):
+def test_a_controller_error_fails_and_names_the_next_step(error, warning, finding, todo):
     line = preflight.errors(error, warning)
     assert (line.verdict, line.found) == (FAIL, finding)
     assert todo in line.todo
     assert preflight.errors(0, 0).verdict is PASS
 
 
-def test_every_setting_is_on_a_line_and_fails_it():
+def test_every_setting_has_a_line_that_fails_if_it_differs():
     lines = preflight.settings(WANTED, WANTED)
     assert [line.name for line in lines] == list(preflight.SETTINGS)
     assert {line.verdict for line in lines} == {PASS}
@@ -103,7 +103,7 @@ def test_every_setting_is_on_a_line_and_fails_it():
         assert "--set-up" in wrong[0].todo
 
 
-def test_what_the_recipe_leaves_off_is_no_pass():
+def test_a_protection_that_the_recipe_turns_off_is_skipped_not_passed():
     assert CONTROLLER is not None
     off = replace(CONTROLLER, fence=False, reduced=False, self_collision=False)
     expected = controller_setup.recipe_settings(RECIPE, off)
@@ -141,7 +141,7 @@ def test_a_camera_by_hand(reading, changes, verdict, says):
     assert says in line.found + line.todo
 
 
-def test_views_join_what_is_wrong():
+def test_camera_lines_join_all_problems():
     recipe = CameraRecipe(name="front", height_px=8, width_px=8, source="0", reference="front.png")
     assert preflight.camera_views([recipe], ()).verdict is PASS
     assert preflight.camera_views([replace(recipe, reference="")], ()).verdict is SKIP
@@ -172,7 +172,7 @@ def test_a_first_chunk_inside_the_limits_passes_and_one_rewritten_by_them_fails(
         preflight.first_chunk(chunk_of([still * np.nan]), space_of(limits), start, limits, LIMITS)
 
 
-def test_a_first_chunk_that_goes_through_the_table_fails_however_slowly():
+def test_a_slow_first_chunk_through_the_table_fails():
     """The box limits the TCP alone, the table limits every part."""
     limits = XArm7(RECIPE).limits
     high = replace(LIMITS, table_m=0.45)  # above the flange at home
@@ -230,7 +230,7 @@ def at(host: str, port: int, **changes) -> HardwareRecipe:
 
 
 @live
-def test_it_looks_and_changes_nothing(cli, tmp_path):
+def test_the_check_changes_nothing(cli, tmp_path):
     with emulator() as (server, recipe):
         (tmp_path / "arm.toml").write_text(dump(recipe))
         code, out, err = cli("check", "--arm", tmp_path / "arm.toml", "--json", tmp_path / "check.json")
@@ -267,7 +267,7 @@ def test_it_looks_and_changes_nothing(cli, tmp_path):
 
 
 @live
-def test_set_up_and_moved_everything_passes_and_nothing_is_left(cli, tmp_path):
+def test_with_set_up_and_motion_every_check_passes_and_nothing_is_left_running(cli, tmp_path):
     with emulator() as (server, recipe):
         (tmp_path / "arm.toml").write_text(dump(recipe))
         code, out, err = cli("check", "--arm", tmp_path / "arm.toml", "--move", "--json", tmp_path / "check.json")
@@ -312,7 +312,7 @@ def nothing():
 
 
 @live
-def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
+def test_a_person_tests_the_emergency_stop(monkeypatch):
     enter, other = (nothing, "\n"), (nothing, "x")
     with emulator() as (server, recipe):
         faults = server.faults
@@ -339,7 +339,7 @@ def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
 
 
 @live
-def test_a_stop_that_does_not_arrive_fails_and_a_key_leaves_it_out(monkeypatch):
+def test_a_missing_stop_fails_and_a_key_skips_the_check(monkeypatch):
     monkeypatch.setattr(checking, "ESTOP_S", 0.2)
     with emulator() as (_, recipe):
         other = (nothing, "x")
@@ -407,7 +407,7 @@ def test_an_xarm_6_a_strange_serial_number_and_a_strange_machine(version, says):
 
 
 @live
-def test_a_firmware_too_old_for_the_mode_and_another_arm_than_the_recipes():
+def test_old_firmware_and_another_arm_than_the_recipes_are_refused():
     assert CONTROLLER is not None
     with emulator(version="v1.9.0") as (_, recipe):
         assert recipe.controller is not None
@@ -442,7 +442,7 @@ def test_another_client_that_moves_the_arm():
 
 
 @live
-def test_a_controller_that_goes_away_in_between(monkeypatch):
+def test_a_controller_that_disconnects_during_the_check(monkeypatch):
     def gone(self):
         raise ArmError("the process that asks the controller has ended; try again")
 
@@ -454,7 +454,7 @@ def test_a_controller_that_goes_away_in_between(monkeypatch):
 
 
 @live
-def test_recipes_that_cannot_be_are_one_line(cli, tmp_path):
+def test_invalid_recipes_are_one_line_errors(cli, tmp_path):
     box = replace(RECIPE, limits=replace(RECIPE.limits, box_min_m=(0.5, -0.35, 0.02)))
     (tmp_path / "box.toml").write_text(dump(box))
     refused(cli("check", "--arm", tmp_path / "box.toml"), "the workspace box excludes home; widen limits.box_*")
@@ -484,7 +484,7 @@ def slow(recipe: HardwareRecipe) -> HardwareRecipe:
 
 
 @live
-def test_cameras_swapped_and_missing(recipe, tmp_path):
+def test_swapped_and_missing_cameras_fail(recipe, tmp_path):
     recipe = slow(recipe)
     lines = by_name(checking.look_through_cameras(recipe, tmp_path))
     assert {line.verdict for name, line in lines.items() if name != "camera views"} == {PASS}
@@ -546,7 +546,7 @@ def test_the_first_chunk_of_a_policy_goes_through_the_drivers_dry_run(cli, lab, 
 
 
 @live
-def test_a_policy_that_does_not_fit_is_a_line(recipe, tmp_path, cli):
+def test_a_mismatched_policy_fails_its_line(recipe, tmp_path, cli):
     (tmp_path / "arm.toml").write_text(dump(replace(slow(recipe), cameras=())))
     options = ("--policy", tmp_path / "nothing", "--task", "put-apple", "--json", tmp_path / "check.json")
     assert cli("check", "--arm", tmp_path / "arm.toml", *options)[0] == 1

@@ -112,7 +112,7 @@ def cut_patches(pixels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_patches_times_the_weights_are_the_patch_convolution(run):
+def test_patches_times_weights_equal_the_patch_convolution(run):
     pixels = torch.randn(2, 4, 3, 32, 32)
     convolution = run.model.encoder.embeddings.patch_embeddings.proj
     product = torch.nn.functional.linear(cut_patches(pixels), convolution.weight.flatten(1), convolution.bias)
@@ -121,7 +121,7 @@ def test_patches_times_the_weights_are_the_patch_convolution(run):
 
 @torch.no_grad()
 @pytest.mark.parametrize("places", [None, torch.arange(TOKENS).expand(2, -1)])
-def test_a_pass_over_all_tokens_is_transformers_forward(run, places):
+def test_a_pass_over_all_tokens_equals_transformers_forward(run, places):
     pixels = torch.randn(2, 4, 3, 32, 32)
     reference = run.model.encoder(pixels).last_hidden_state
     assert encode(position_aware(run.model.encoder), cut_patches(pixels), places) == pytest.approx(reference, abs=1e-5)
@@ -152,7 +152,7 @@ def test_hidden_tokens_have_no_influence(run):
 
 
 @torch.no_grad()
-def test_predictions_are_transformers_predictors(run):
+def test_predictions_equal_those_of_transformers(run):
     rng = np.random.default_rng(1)
     pairs = [block_tubes(rng, DEPTH, SIDE, 0.4) for _ in range(2)]
     visible_at, hidden_at = (torch.from_numpy(np.stack([pair[k] for pair in pairs])) for k in (0, 1))
@@ -188,14 +188,14 @@ def paint(colour: tuple[float, float, float], quarter: int) -> torch.Tensor:
 RED, PALE = (0.9, 0.0, 0.0), (0.9, 0.6, 0.6)
 
 
-def test_vivid_is_hue_alone_and_nothing_for_pale_colours():
+def test_vivid_is_the_hue_and_zero_for_pale_colours():
     assert vivid(paint(RED, 0))[0, :, 0, 0] == pytest.approx(torch.tensor([2.0, -1.0, -1.0]) / 3.0, abs=1e-6)
     assert torch.equal(vivid(paint(RED, 0)), vivid(paint((0.3, 0.0, 0.0), 0)))
     assert not vivid(paint(PALE, 0)).any()
     assert not vivid(torch.full((1, 3, 8, 8), 0.5)).any()
 
 
-def test_a_red_thing_that_moved_left_one_quarter_and_came_to_another():
+def test_a_moved_red_object_changes_two_quarters():
     change = colour_change(paint(RED, 0), paint(RED, 3), 2).view(3, 4)
     assert change.sign().tolist() == [[-1, 0, 0, 1], [1, 0, 0, -1], [1, 0, 0, -1]]
     assert change.std().item() == pytest.approx(1.0)
@@ -208,7 +208,7 @@ def test_a_red_thing_that_moved_left_one_quarter_and_came_to_another():
 
 @settings(deadline=None)
 @given(share=st.floats(0.0, 1.0))
-def test_the_average_moves_by_its_share(share):
+def test_the_average_moves_by_the_given_share(share):
     torch.manual_seed(0)
     average, model = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     expected = {k: share * v + (1 - share) * model.state_dict()[k] for k, v in average.state_dict().items()}
@@ -254,7 +254,7 @@ def test_a_collapsed_encoder_is_reported(run):
     assert run.step(batch(0)).spread < 1e-6
 
 
-def test_v_jepa_alone_has_no_pooled_terms(run):
+def test_v_jepa_without_pooled_terms(run):
     losses = Pretrainer(CONFIG, replace(TINY, dated=0.0)).step(batch(0))
     assert math.isnan(losses.dated)
     assert math.isnan(losses.recoloured)
@@ -268,7 +268,7 @@ def test_the_mean_learns_which_colours_changed(run):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_resumed_run_is_the_uninterrupted_one(dtype, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run(dtype, tmp_path):
     tiny = replace(TINY, dtype=dtype)
     whole, part = Pretrainer(CONFIG, tiny), Pretrainer(CONFIG, tiny)
     expected = [whole.step(batch(i)) for i in range(5)]
@@ -281,11 +281,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(dtype, tmp_path):
         assert torch.equal(value, second_run.exported().state_dict()[key])
 
 
-def test_another_seed_is_another_run(run):
+def test_a_different_seed_gives_a_different_run(run):
     assert Pretrainer(CONFIG, replace(TINY, seed=4)).step(batch(0)) != run.step(batch(0))
 
 
-def test_what_is_exported_loads_as_an_encoder_and_is_the_average(run, tmp_path):
+def test_the_exported_encoder_is_the_averaged_one(run, tmp_path):
     run.step(batch(0))
     run.exported().save_pretrained(tmp_path / "encoder")
     encoder = load_encoder(str(tmp_path / "encoder"))

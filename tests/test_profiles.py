@@ -92,12 +92,12 @@ def test_siirl_gives_failures_of_a_task_without_success_zero():
 
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "siirl"])
-def test_any_other_profile_refuses_a_task_without_success(profile):
+def test_other_profiles_refuse_a_task_without_success(profile):
     with pytest.raises(ScoringError, match=r"'task' has no success \(3 failures\).*--skip-task"):
         score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile))
 
 
-def test_siirl_has_its_own_references():
+def test_siirl_uses_the_siirl_references():
     successes = [line(0.0, 1.0, end) for end in (10.0, 10.0, 20.0, 20.0)]
     episodes = [episode(i, True) for i in range(4)] + [episode(4, False)]
     scores = score(episodes, [*successes, line(0.0, 1.0, 18.0)], ScoringConfig(profile="siirl"))
@@ -221,7 +221,7 @@ def test_external_references_that_do_not_fit_are_refused():
         ({"neighbours": 0}, "neighbours 0"),
     ],
 )
-def test_rules_refuse_what_there_is_not(wrong, message):
+def test_invalid_rules_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
         ScoringConfig(**wrong)
 
@@ -243,7 +243,7 @@ def test_each_profile_has_its_references():
     assert ScoringConfig().value_name == "progress"
 
 
-def test_left_out_episodes_have_nothing_under_any_profile():
+def test_omitted_episodes_have_no_values_under_any_profile():
     episodes = [*EPISODES, episode(4, True, task="other"), episode(5, False)]
     for profile in PROFILES:
         scores = score(
@@ -263,7 +263,7 @@ def test_profiles_that_agree_in_order_have_no_disagreement():
     assert {row.disagreement for row in compare(EPISODES, WINDOWS, ["paper", "siirl"])} == {0.0}
 
 
-def test_the_printed_sign_turns_the_failures_round():
+def test_the_printed_sign_reverses_the_failures():
     rows = compare(EPISODES, WINDOWS, ["paper", "paper-literal"])
     assert [row.episode_index for row in rows] == [1, 3, 0, 2]
     assert [row.disagreement for row in rows] == [2.0, 2.0, 0.0, 0.0]
@@ -273,7 +273,7 @@ def test_the_printed_sign_turns_the_failures_round():
     assert rows[0].progress["paper"] == pytest.approx(0.9)
 
 
-def test_loo_sees_the_success_that_is_unlike_the_others():
+def test_loo_detects_the_unusual_success():
     successes = [line(0.0, 1.0, end) for end in (10.0, 10.1, 10.2, 10.3, 2.0)]
     episodes = [episode(i, True) for i in range(5)] + [episode(5, False)]
     rows = compare(episodes, [*successes, line(0.0, 5.0, 9.0)], ["paper", "loo"])
@@ -290,7 +290,7 @@ def test_compare_needs_two_known_profiles():
         compare(EPISODES, WINDOWS, ["paper", "x"])
 
 
-def test_what_was_left_out_does_not_disagree():
+def test_omitted_episodes_are_not_counted_as_disagreements():
     rows = compare([*EPISODES, episode(4, False)], [*WINDOWS, None], ["paper", "siirl", "loo"])
     left_out = next(row for row in rows if row.episode_index == 4)
     assert left_out.disagreement == 0.0
@@ -339,7 +339,7 @@ def test_progress_and_rewards_are_within_0_and_1(profile, seed):
 @pytest.mark.parametrize("references", ["knn3", "dbscan-auto", "nearest"])
 @given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, 8))
 @settings(max_examples=15, deadline=None)
-def test_loo_distances_ignore_copies_within_the_own_group(references, seed, index):
+def test_loo_distances_ignore_copies_within_the_same_group(references, seed, index):
     episodes, windows = walks(seed)
     rules = ScoringConfig(profile="loo", references=references)
     before = score(episodes, windows, rules).curves[index].distance
@@ -349,7 +349,7 @@ def test_loo_distances_ignore_copies_within_the_own_group(references, seed, inde
     assert after.curves[9].distance == pytest.approx(before, nan_ok=True)
 
 
-def test_pure_noise_looks_perfect_under_the_papers_profile():
+def test_pure_noise_scores_perfectly_under_the_papers_profile():
     """A tautology, kept as a test: a success compared with itself scores 1.00 whatever the video shows."""
     rng = np.random.default_rng(0)
     ends = np.arange(10, 110)

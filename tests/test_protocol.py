@@ -80,7 +80,7 @@ def test_every_policy_is_tried_once_on_every_layout_one_after_the_other(tasks, p
     assert len({layout.seed for layout in protocol.sheet.layouts}) == tasks * trials
 
 
-def test_a_sheet_follows_from_its_seed_and_the_letters_from_chance():
+def test_the_seed_determines_the_sheet_and_letters_are_balanced():
     assert draw(seed=4) == draw(seed=4)
     assert draw(seed=4).digest != draw(seed=5).digest
     first = Counter(draw(trials=1, seed=seed).policies["A"] for seed in range(200))
@@ -89,7 +89,7 @@ def test_a_sheet_follows_from_its_seed_and_the_letters_from_chance():
     assert min(turns["A"], turns["B"]) > 70
 
 
-def test_a_sheet_is_read_as_it_was_written_and_never_overwritten(tmp_path):
+def test_a_sheet_survives_a_round_trip_and_is_never_overwritten(tmp_path):
     protocol, path = draw(), tmp_path / "a" / "study.json"
     write_protocol(path, protocol)
     assert read_protocol(path) == protocol
@@ -114,7 +114,7 @@ def test_a_sheet_is_read_as_it_was_written_and_never_overwritten(tmp_path):
         (("{", "["), "cannot be read as a protocol's sheet"),
     ],
 )
-def test_a_sheet_that_cannot_be_run(tmp_path, change, says):
+def test_invalid_sheets_are_refused(tmp_path, change, says):
     path = tmp_path / "study.json"
     write_protocol(path, draw())
     assert change[0] in path.read_text()
@@ -141,7 +141,7 @@ def test_a_layout_twice_for_one_policy_no_rows_and_no_key(tmp_path):
         read_protocol(path)
 
 
-def test_a_protocol_of_nothing():
+def test_an_empty_protocol_is_refused():
     with pytest.raises(UsageError, match="--policy outputs/sft is given twice"):
         draw(policies=("outputs/sft", "outputs/sft"))
     with pytest.raises(UsageError, match="at least one --task"):
@@ -153,7 +153,7 @@ def test_a_protocol_of_nothing():
 # --- the journal
 
 
-def test_a_study_goes_on_where_it_stopped(tmp_path):
+def test_a_study_resumes_after_its_last_trial(tmp_path):
     protocol = draw()
     study = begin_study(tmp_path / "out", protocol, blind=False)
     carry_out(study, 5)
@@ -165,7 +165,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert open_study(tmp_path / "out") == again
 
 
-def test_a_protocol_edited_after_its_first_trial_is_refused_before_it_is_not(tmp_path):
+def test_a_protocol_may_be_edited_only_before_its_first_trial(tmp_path):
     protocol, other = draw(), draw(seed=1)
     begin_study(tmp_path, protocol, blind=False)
     study = begin_study(tmp_path, other, blind=False)
@@ -184,7 +184,7 @@ def test_a_protocol_edited_after_its_first_trial_is_refused_before_it_is_not(tmp
         open_study(tmp_path)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused_unchanged(tmp_path):
     (tmp_path / "notes.txt").write_text("keep")
     with pytest.raises(UsageError, match="is not a run"):
         begin_study(tmp_path, draw(), blind=False)
@@ -223,7 +223,7 @@ def test_a_trial_that_is_in_the_journal_was_not_interrupted(tmp_path):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_journal_torn_at_any_byte_goes_on(tmp_path_factory, data):
+def test_a_study_resumes_from_a_journal_cut_at_any_byte(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("torn")
     protocol = draw(trials=1)
     study = begin_study(folder, protocol, blind=False)
@@ -245,7 +245,7 @@ def test_a_journal_torn_at_any_byte_goes_on(tmp_path_factory, data):
     assert len((folder / JOURNAL).read_text().splitlines()) == len(trials)
 
 
-def test_void_needs_a_reason_and_a_label_is_one_of_the_choices(tmp_path):
+def test_a_void_trial_needs_a_reason_and_a_label_must_be_valid(tmp_path):
     study = begin_study(tmp_path, draw(), blind=False)
     row = study.pending()[0]
     begin_trial(study, row)
@@ -256,7 +256,7 @@ def test_void_needs_a_reason_and_a_label_is_one_of_the_choices(tmp_path):
     assert study.trials() == []
 
 
-def test_a_row_that_is_void_again_and_again_is_left_void(tmp_path):
+def test_a_row_stays_void_after_too_many_attempts(tmp_path):
     study = begin_study(tmp_path, draw(), blind=False)
     for attempt in range(ATTEMPTS):
         row = study.pending()[0]
@@ -277,7 +277,7 @@ def test_a_row_of_another_protocol_is_detected(tmp_path):
             study.trials()
 
 
-def test_letters_are_told_at_the_end_of_a_blind_study_only(tmp_path):
+def test_a_blind_study_reveals_the_letters_only_at_its_end(tmp_path):
     protocol = draw(trials=1)
     study = begin_study(tmp_path, protocol, blind=True)
     carry_out(study, 3)
@@ -339,7 +339,7 @@ def write_sheet(cli, path: Path, *policies: str, trials: int = 2) -> None:
     assert f"{trials * len(policies)} trials" in out
 
 
-def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, monkeypatch):
+def test_a_protocol_runs_stops_and_resumes_on_the_mock(cli, tmp_path, still, monkeypatch):
     from srpo_robot.buffer.opening import open_buffer
     from srpo_robot.cli import protocols
     from srpo_robot.cli.protocols import run_protocol
@@ -382,7 +382,7 @@ def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, mon
     refused(cli("run", "--protocol", path, "--output", output, "--seed", 4), "leave out --seed")
 
 
-def test_a_policy_that_asks_for_nan_is_void_three_times_and_the_study_goes_on(cli, tmp_path, still):
+def test_a_nan_policy_is_void_three_times_and_the_study_continues(cli, tmp_path, still):
     path, output = tmp_path / "study.json", tmp_path / "out"
     write_sheet(cli, path, "nan", "awr", trials=1)
     code, _, err = cli("run", "--protocol", path, "--output", output)
@@ -413,7 +413,7 @@ def test_a_fault_is_the_reason_of_a_void_trial(cli, tmp_path, still, monkeypatch
     assert [t.success for t in study.trials()] == [None, False]
 
 
-def test_a_recipe_that_lays_out_another_scene_is_found_before_the_first_trial(cli, tmp_path, still, monkeypatch):
+def test_a_recipe_with_another_scene_is_detected_before_the_first_trial(cli, tmp_path, still, monkeypatch):
     from srpo_robot.recipes import packaged_folder
 
     path = tmp_path / "study.json"
@@ -428,7 +428,7 @@ def test_a_recipe_that_lays_out_another_scene_is_found_before_the_first_trial(cl
     assert not (tmp_path / "out").exists()
 
 
-def test_options_that_do_not_go_together(cli, tmp_path):
+def test_conflicting_options_are_refused(cli, tmp_path):
     refused(cli("run", "--output", tmp_path / "o", "--blind"), "--blind needs --protocol")
     refused(cli("run", "--output", tmp_path / "o", "--policy", "x"), "give --policy and --task, or --protocol")
     refused(
@@ -445,7 +445,7 @@ def test_options_that_do_not_go_together(cli, tmp_path):
 
 
 @pytest.mark.real_time
-def test_what_a_person_wants_redone_is_void_with_a_reason_from_the_list(cli, tmp_path, monkeypatch):
+def test_a_trial_redone_by_a_person_is_void_with_a_listed_reason(cli, tmp_path, monkeypatch):
     from test_mock_lab import CELL, TASK, XARM
     from test_run_xarm7 import Hands, Nudge
 

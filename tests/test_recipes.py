@@ -28,7 +28,7 @@ def test_every_packaged_recipe_loads_under_its_name(folder):
         assert recipe.name.replace("-", "_") == path.stem
 
 
-def test_the_labs_recipe_comes_before_the_packaged_one(tmp_path, monkeypatch):
+def test_a_lab_recipe_overrides_the_packaged_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     text = (packaged_folder("datasets") / "put_apple.toml").read_text().replace("the plate", "our plate")
@@ -74,7 +74,7 @@ def test_a_missing_key_and_broken_toml_are_named(tmp_path):
         load(PolicyRecipe, "policies", str(path))
 
 
-def test_whole_numbers_are_floats_where_floats_are_wanted():
+def test_integers_are_accepted_for_float_fields():
     recipe = build(PolicyRecipe, table(beta=2), "here")
     assert recipe.beta == 2.0
     assert isinstance(recipe.beta, float)

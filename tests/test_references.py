@@ -26,7 +26,7 @@ def members(name: str, points: np.ndarray) -> list[list[int]]:
 # --- by hand
 
 
-def test_nn2_says_which_successes_are_behind_each_centre():
+def test_dbscan_auto_lists_the_successes_of_each_centre():
     result = parse_references("dbscan-auto")(TWO_PAIRS_AND_ONE)
     assert result.centres.ravel() == pytest.approx([0.05, 5.1, 7.0])
     assert (result.k, result.sizes.tolist(), result.noise, result.eps) == (3, [2, 2, 1], 1, pytest.approx(0.4))
@@ -107,7 +107,7 @@ def test_external_points_are_centres_of_their_own_or_clustered_by_name():
 
 
 @pytest.mark.parametrize("name", ["dbscan-auto", "0.7", "hdbscan", "mean"])
-def test_fewer_than_four_are_their_mean(name):
+def test_fewer_than_four_successes_use_their_mean(name):
     assert centres(name, np.array([[0.0], [0.2], [10.0]])) == pytest.approx([3.4])
 
 
@@ -130,14 +130,14 @@ def test_copies_of_one_success_are_at_distance_zero(name):
 @pytest.mark.parametrize(
     "name", ["", "nn3", "0", "-1", "nan", "inf", "external:", "external:none", "external:external"]
 )
-def test_an_unknown_name_lists_those_there_are(name):
+def test_an_unknown_name_is_refused_with_the_list(name):
     with pytest.raises(
         UsageError, match=r"there are: dbscan-auto, mean, nearest, knn3, medoid, hdbscan, siirl, external"
     ):
         parse_references(name)
 
 
-def test_nothing_and_nan_are_no_successes():
+def test_an_empty_set_and_nan_are_refused():
     with pytest.raises(ScoringError, match="no reference"):
         parse_references("mean")(np.zeros((0, 3)))
     with pytest.raises(ScoringError, match="not finite"):
@@ -165,7 +165,7 @@ def test_distances_do_not_depend_on_the_order_of_successes(name, points, order):
 @pytest.mark.parametrize("name", [*STRATEGIES, "0.7"])
 @given(points=clouds)
 @settings(max_examples=15)
-def test_every_centre_says_who_is_behind_it(name, points):
+def test_every_centre_lists_its_members(name, points):
     result = parse_references(name)(points)
     rows = np.concatenate(result.members)
     assert len(set(rows.tolist())) == len(rows)
@@ -199,7 +199,7 @@ def test_every_named_strategy_has_a_builder():
     assert [parse_references(name).name for name in (*STRATEGIES, "external:mean")] == [*STRATEGIES, "external:mean"]
 
 
-def test_old_names_answer_once_with_the_new_one():
+def test_old_names_warn_once_and_name_the_new_one():
     for old, new in (("nn2", "dbscan-auto"), ("external:nn2", "external:dbscan-auto")):
         with pytest.warns(RenamedWarning, match="'nn2' is now called 'dbscan-auto'") as warnings:
             assert ScoringConfig(references=old).references == new

@@ -61,13 +61,13 @@ def test_a_regress_by_hand():
 
 
 @pytest.mark.parametrize("value", [np.zeros(0), np.array([0.0, np.nan]), np.array([np.inf, 0.0])])
-def test_a_regress_of_what_is_undefined_is_an_error(value):
+def test_a_regress_of_undefined_values_is_an_error(value):
     with pytest.raises(ValueError, match="finite"):
         worst_regress(value)
 
 
 @given(arrays(np.float64, st.integers(1, 30), elements=st.integers(-9, 9).map(lambda n: n / 8)))  # exact
-def test_the_regress_is_the_brute_force_one(value):
+def test_the_regress_equals_a_brute_force_search(value):
     pairs = [(value[s] - value[e], -e, s) for e in range(len(value)) for s in range(e)]
     drop, end, start = max(pairs, default=(0.0, 0, 0))
     regress = worst_regress(value)
@@ -78,7 +78,7 @@ def test_the_regress_is_the_brute_force_one(value):
         assert regress.drop == -min(runs)
 
 
-def test_the_window_of_a_frame_is_the_last_one_that_ends_there():
+def test_the_window_of_a_frame_is_the_last_one_that_ended():
     windows = WindowEmbeddings(np.array([4, 8, 11]), np.array([[1.0], [2.0], [3.0]]))
     assert [float(window_at(windows, frame)[0]) for frame in (0, 4, 7, 8, 11)] == [1, 1, 1, 2, 3]
 
@@ -150,7 +150,7 @@ def map_blobs(name: str):
     )
 
 
-def test_clusters_are_numbered_by_size_and_stood_for_by_a_real_success():
+def test_clusters_are_numbered_by_size_and_shown_by_a_real_success():
     blob_map = map_blobs("5")  # radius 5: {10, 11, 13}, {14, 15, 16}, and 18 alone
     assert blob_map.cluster.tolist() == [0, 0, OUTSIDE, 0, 1, 1, 1, OUTSIDE, OUTSIDE]
     assert [(s.size, int(blob_map.episodes[s.medoid])) for s in blob_map.strips] == [(3, 11), (3, 15), (1, 18)]
@@ -187,13 +187,13 @@ def test_external_references_are_stars_without_strips():
         ("1000", "radius 1000 degenerated: all 7 successes form one cluster"),
     ],
 )
-def test_one_reference_for_all_is_said(name, says):
+def test_a_single_reference_is_noted(name, says):
     blob_map = map_blobs(name)
     assert len(blob_map.strips) == 1
     assert says in blob_map.notes[0]
 
 
-def test_noise_is_said():
+def test_noise_is_noted():
     points = np.random.default_rng(0).normal(size=(5, 40))  # far apart once scaled, as real embeddings are
     noise = strategy_map("go", np.arange(5), np.ones(5, bool), points, parse_references("siirl")(points), np.arange(5))
     assert "siirl called all 5 successes noise, so their mean is the reference" in noise.notes[0]
@@ -203,7 +203,7 @@ def test_noise_is_said():
     assert "one cluster of 2; 2 successes called noise" in noise.notes[0]
 
 
-def test_few_successes_are_said():
+def test_few_successes_are_noted():
     points = np.eye(3)
     for count, says in ((1, "One success"), (2, "2 successes are too few")):
         references = parse_references("dbscan-auto")(points[:count])
@@ -237,7 +237,7 @@ def test_frames_are_spread_from_the_first_to_the_last():
     assert spread(1, 6).tolist() == [0]
 
 
-def test_tiles_stand_in_rows_on_white():
+def test_tiles_are_placed_in_rows_on_white():
     frames = [np.full((2, 3, 3), shade, dtype=np.uint8) for shade in (10, 20, 30)]
     sheet = tiled(frames, 2, gap=1)
     assert sheet.shape == (5, 7, 3)
@@ -294,12 +294,12 @@ def test_cells_attributes_and_captions_are_escaped_once(tmp_path):
     assert page.count(markup) == 7 and name not in page
 
 
-def test_a_page_without_a_script_lets_none_run(tmp_path):
+def test_a_page_without_a_script_forbids_scripts(tmp_path):
     write_page(tmp_path / "page.html", "t", "l", [])
     assert "script-src 'none'" in (tmp_path / "page.html").read_text()
 
 
-def test_data_cannot_end_its_block_and_holds_no_nan():
+def test_data_cannot_close_its_block_and_contains_no_nan():
     block = data_block("d", {"task": EVIL})
     assert block.count("</script>") == 1
     assert json.loads(block[block.index(">") + 1 : block.rindex("<")]) == {"task": EVIL}
@@ -351,7 +351,7 @@ def scored_copy(scored_squares: Path, tmp_path: Path) -> Path:
     return shutil.copytree(scored_squares, tmp_path / "data")
 
 
-def test_scoring_draws_a_map_a_task_and_names_it(cli, squares_copy, tiny_encoder_folder):
+def test_scoring_draws_and_lists_one_map_per_task(cli, squares_copy, tiny_encoder_folder):
     (squares_copy / "srpo" / "strategy").mkdir(parents=True)
     (squares_copy / "srpo" / "strategy" / "task_of_before.png").write_bytes(b"old")
     code, out, err = cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
@@ -375,7 +375,7 @@ class _NoVideo(Buffer):
         raise UndecodableFrame(f"episode {episode.index}, frame 0 cannot be decoded; record it again")
 
 
-def test_a_video_that_cannot_be_decoded_is_said_and_stops_nothing(scored_copy, tiny_encoder_folder):
+def test_an_undecodable_video_is_noted_and_the_report_continues(scored_copy, tiny_encoder_folder):
     buffer, result = score_squares(scored_copy, tiny_encoder_folder)
     copy = _NoVideo(buffer.root, buffer.meta, buffer.episodes)
     assert [path.name for path in draw_strategy_maps(copy, result.scores, result.windows, FRONT)] == ["go_right.png"]
@@ -397,7 +397,7 @@ def test_names_of_files_are_distinct_and_readable():
 
 
 @pytest.mark.parametrize("task", ["cost $x_1$ and $\\frac{", "放苹果", ""])
-def test_a_task_of_any_text_is_drawn(tmp_path, task):
+def test_a_task_name_may_be_any_text(tmp_path, task):
     points = np.random.default_rng(0).normal(size=(6, 3))
     success = np.arange(6) < 4
     references = parse_references("dbscan-auto")(points[success])
@@ -406,7 +406,7 @@ def test_a_task_of_any_text_is_drawn(tmp_path, task):
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
-def test_one_episode_is_drawn_as_a_plain_statement(tmp_path):
+def test_a_task_of_one_episode_is_a_plain_statement(tmp_path):
     points = np.ones((1, 3))
     task_map = strategy_map(
         "go", np.arange(1), np.ones(1, bool), points, parse_references("dbscan-auto")(points), np.arange(1)
@@ -416,7 +416,7 @@ def test_one_episode_is_drawn_as_a_plain_statement(tmp_path):
 
 
 @pytest.mark.parametrize(("frames", "cameras"), [(None, (FRONT,)), (6, (FRONT, "observation.images.side"))])
-def test_the_embeddings_of_a_score_are_found_without_its_encoder(squares_copy, tiny_encoder_folder, frames, cameras):
+def test_a_scores_embeddings_load_without_its_encoder(squares_copy, tiny_encoder_folder, frames, cameras):
     buffer, result = score_squares(squares_copy, tiny_encoder_folder, frames, cameras)
     embeddings = Embeddings(read_scored(buffer))
     for episode, windows in zip(buffer.episodes, result.windows, strict=True):
@@ -438,7 +438,7 @@ def test_embeddings_of_another_clip_length_are_not_mistaken_for_the_scores(squar
         assert entry.embeddings.tolist() == expected.embeddings.tolist()
 
 
-def test_a_fall_is_found_and_compared_with_a_success_of_another_take(scored_copy):
+def test_a_fall_is_compared_with_a_success_of_another_take(scored_copy):
     dataset = read_scored(open_buffer(scored_copy))
     falls = worst_falls(dataset, 9)
     assert [(fall.episode.index, fall.regress.start, fall.regress.end) for fall in falls] == [(2, 10, 14)]
@@ -458,7 +458,7 @@ def test_a_fall_is_found_and_compared_with_a_success_of_another_take(scored_copy
     assert match.distance == pytest.approx(min(every.values()))
 
 
-def test_a_fall_whose_take_holds_every_success_is_compared_with_none(squares_copy, tiny_encoder_folder):
+def test_a_fall_without_a_success_of_another_take_has_no_match(squares_copy, tiny_encoder_folder):
     write_labels(open_buffer(squares_copy), {i: Label(None, "one take") for i in (0, 1, 2)})
     buffer, result = score_squares(squares_copy, tiny_encoder_folder)
     let_fall(buffer, result)
@@ -491,7 +491,7 @@ def curve_data(page: str) -> dict:
     return json.loads(match[1])
 
 
-def test_the_curves_of_the_page_are_those_of_the_table(scored_copy):
+def test_the_pages_curves_equal_the_tables(scored_copy):
     buffer = open_buffer(scored_copy)
     dataset = read_scored(buffer)
     data = curve_data(make_report(buffer, scored_copy / "page.html").read_text())
@@ -506,7 +506,7 @@ def test_the_curves_of_the_page_are_those_of_the_table(scored_copy):
         assert jpeg.startswith(b"\xff\xd8")
 
 
-def test_a_large_dataset_says_which_episodes_have_no_strip(scored_copy, monkeypatch):
+def test_a_large_dataset_lists_the_episodes_without_a_strip(scored_copy, monkeypatch):
     monkeypatch.setattr(dataset_page, "MAX_STRIPS", 2)
     page = make_report(open_buffer(scored_copy), scored_copy / "page.html").read_text()
     assert "2 of 4 episodes have a film strip" in page
@@ -514,7 +514,7 @@ def test_a_large_dataset_says_which_episodes_have_no_strip(scored_copy, monkeypa
     assert strips == [0, 2]  # the one that falls first
 
 
-def test_what_is_missing_is_said(scored_copy):
+def test_missing_parts_are_noted(scored_copy):
     shutil.rmtree(scored_copy / "srpo" / STORE)
     shutil.rmtree(scored_copy / "srpo" / "strategy")
     (scored_copy / "srpo" / ADVANTAGE).unlink()
@@ -525,7 +525,7 @@ def test_what_is_missing_is_said(scored_copy):
     assert "srpo-robot score-dataset draws them" in page
 
 
-def test_the_pages_weights_are_the_tables_or_the_defaults(scored_copy):
+def test_the_pages_weights_come_from_the_table_or_the_defaults(scored_copy):
     buffer = open_buffer(scored_copy)
     progress = read_progress(buffer)
     path = buffer.sidecar / ADVANTAGE
@@ -547,7 +547,7 @@ def test_without_any_value_there_are_no_weights(scored_copy):
     assert "There are no weights: no finite advantage to train on" in page
 
 
-def test_undefined_progress_is_said_and_never_drawn_as_a_number(tmp_path, tiny_encoder_folder):
+def test_undefined_progress_is_noted_and_never_drawn_as_a_number(tmp_path, tiny_encoder_folder):
     root = record_squares(tmp_path / "d", [*SQUARES[:3], ("go right", 4, 0.1, False)])  # shorter than the first window
     buffer, _ = score_squares(root, tiny_encoder_folder)
     page = make_report(buffer, tmp_path / "page.html").read_text()
@@ -562,7 +562,7 @@ def test_only_successes(tmp_path, tiny_encoder_folder):
     assert "There is no failure." in make_report(buffer, tmp_path / "page.html").read_text()
 
 
-def test_the_audit_is_shown_where_there_is_one(scored_copy):
+def test_the_audit_is_shown_if_it_exists(scored_copy):
     path = scored_copy / "srpo" / "audit.json"
     path.write_text(json.dumps({"passed": False, "lines": ["shuffled <frames> 0.91"], "advice": ["try loo"]}))
     page = make_report(open_buffer(scored_copy), scored_copy / "page.html").read_text()
@@ -678,7 +678,7 @@ const key = (name) => document.querySelector("svg").dispatchEvent(new KeyboardEv
         ("document.querySelector('.fall-card button').click()", "Episode 2, failure (pinned)"),
     ],
 )
-def test_a_hand_on_the_page(page, hand, title):
+def test_user_input_on_the_page(page, hand, title):
     dom, _ = browse(with_script(page, POINT + hand), "", "--dump-dom")
     assert inside(dom, "details-title") == title
     assert len(re.findall(r'<div class="cell', dom)) > 0
@@ -710,7 +710,7 @@ def test_tasks_and_measures_can_be_chosen(tmp_path, tiny_encoder_folder):
     assert len(re.findall(r"data-curve=", dom)) == 5  # an episode of another task brings all tasks back
 
 
-def test_the_page_looks_like_something(page):
+def test_the_rendered_page_shows_the_strip_and_the_fall(page):
     picture = page.with_name("shot.png")
     browse(page, "#episode=2", f"--screenshot={picture}")
     with Image.open(picture) as shot:
@@ -720,7 +720,7 @@ def test_the_page_looks_like_something(page):
     assert (np.abs(pixels - (254, 202, 202)).max(axis=-1) < 3).sum() > 2000  # the shaded fall
 
 
-def test_a_task_that_is_a_script_does_not_run(tmp_path, tiny_encoder_folder):
+def test_a_script_in_a_task_name_does_not_run(tmp_path, tiny_encoder_folder):
     root = record_squares(tmp_path / "d", [(EVIL, *values) for _, *values in SQUARES])  # type: ignore[misc]
     buffer, result = score_squares(root, tiny_encoder_folder)
     assert len(draw_strategy_maps(buffer, result.scores, result.windows, FRONT)) == 1

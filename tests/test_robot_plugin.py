@@ -87,12 +87,12 @@ def action(joints, gripper_m=0.04) -> dict[str, float]:
 # --- the robot --------------------------------------------------------------------------------------------------------
 
 
-def test_the_wheel_is_named_as_lerobot_looks_for_it(installed):
+def test_the_wheel_has_the_name_that_lerobot_looks_for(installed):
     (path,) = installed.glob("*.dist-info/METADATA")
     assert "Name: lerobot_robot_xarm7\n" in path.read_text()
 
 
-def test_lerobots_factory_makes_it_and_its_features_are_known_before_it_is_connected(plugin, robot):
+def test_lerobots_factory_builds_the_robot_and_its_features_need_no_connection(plugin, robot):
     from lerobot.robots import RobotConfig
 
     assert isinstance(robot, plugin.XArm7Robot)
@@ -105,7 +105,7 @@ def test_lerobots_factory_makes_it_and_its_features_are_known_before_it_is_conne
     assert list(with_cameras.cameras) == ["front", "wrist"]
 
 
-def test_it_executes_the_limited_action_and_returns_it(robot, server):
+def test_send_action_executes_and_returns_the_limited_action(robot, server):
     from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
     with pytest.raises(DeviceNotConnectedError):
@@ -147,7 +147,7 @@ def test_invalid_actions_are_refused_and_the_arm_holds(robot, server):
     assert server.arm_state().error == 0
 
 
-def test_a_fault_ends_the_loop_and_connecting_again_cleans_nothing(robot, server):
+def test_a_fault_ends_the_loop_and_reconnecting_does_not_clear_it(robot, server):
     robot.connect()
     robot.send_action(action(HOME))
     server.faults.error(31)

@@ -35,7 +35,7 @@ def trials(tmp_path_factory) -> Path:
 # --- appending
 
 
-def test_frames_columns_labels_and_groups_come_along(squares_copy, trials, tmp_path):
+def test_append_copies_frames_columns_labels_and_groups(squares_copy, trials, tmp_path):
     extra = shutil.copytree(trials / "dataset", tmp_path / "more")
     write_labels(open_buffer(extra), {1: Label(True, "take 7")})  # a person has corrected it
     before, source = open_buffer(squares_copy), open_buffer(extra)
@@ -60,9 +60,7 @@ def test_frames_columns_labels_and_groups_come_along(squares_copy, trials, tmp_p
     assert append(tmp_path / "new", [squares_copy]) == (6, 6)  # a missing buffer is created
 
 
-def test_what_was_embedded_stays_embedded_and_the_rest_is_stale(
-    cli, squares_copy, trials, tiny_encoder_folder, tmp_path
-):
+def test_appending_keeps_embeddings_and_makes_the_score_stale(cli, squares_copy, trials, tiny_encoder_folder, tmp_path):
     score = (
         "score-dataset",
         squares_copy,
@@ -92,7 +90,7 @@ def test_what_was_embedded_stays_embedded_and_the_rest_is_stale(
     assert json.loads((tmp_path / "s.json").read_text())["embedded_now"] == 1
 
 
-def test_the_truth_of_the_simulator_survives(tmp_path):
+def test_append_keeps_the_simulators_true_state(tmp_path):
     features = dataset_features({"front": (48, 48)}, ("x",), ("x",))
     features["truth.stage"] = {"dtype": "float32", "shape": (1,), "names": ["stage"]}
     for number in range(2):
@@ -116,7 +114,7 @@ def test_the_same_trials_are_not_appended_twice(squares_copy, trials, tmp_path):
     assert checksums(squares_copy) == before
 
 
-def test_what_cannot_be_appended_leaves_the_buffer_as_it_was(cli, squares_copy, trials, tmp_path):
+def test_a_refused_append_does_not_change_the_buffer(cli, squares_copy, trials, tmp_path):
     before = checksums(squares_copy)
     odd = dataset_features({"front": (48, 48)}, ("x", "y"), ("x", "y"))
     for name, fps, says in (("fewer", 10.0, "differ in the column 'observation.images.side'"), ("slow", 5.0, "5 fps")):
@@ -133,7 +131,7 @@ def test_what_cannot_be_appended_leaves_the_buffer_as_it_was(cli, squares_copy, 
     assert checksums(squares_copy) == before
 
 
-def test_an_append_that_fails_or_was_cut_off(squares_copy, trials, tmp_path, monkeypatch):
+def test_a_failed_append_is_undone_and_an_interrupted_one_refused(squares_copy, trials, tmp_path, monkeypatch):
     from srpo_robot.buffer import appending
 
     before = checksums(squares_copy)
@@ -173,14 +171,14 @@ def test_rounds_are_compared_with_the_first(cli, tmp_path):
     assert rows[1]["p"] == 1.0
 
 
-def test_all_rounds_to_come_share_one_chance_of_a_false_alarm():
+def test_all_future_rounds_share_one_false_alarm_rate():
     levels = [0.05 / spent(1e-9, number) * 1e-9 for number in range(1, 2000)]
     assert sum(levels) == pytest.approx(0.05, rel=1e-3)
     assert sum(levels) < 0.05
     assert spent(0.4, 3) == 1.0
 
 
-def test_nothing_is_shown_by_one_round_or_by_equal_ones(cli, tmp_path):
+def test_one_round_or_equal_rounds_show_no_difference(cli, tmp_path):
     runs = [write_run(tmp_path / name, BETTER, name) for name in "ab"]
     assert "No round is shown to differ" in cli("rounds", *runs)[1]
     code, out, _ = cli("rounds", runs[0])
@@ -188,7 +186,7 @@ def test_nothing_is_shown_by_one_round_or_by_equal_ones(cli, tmp_path):
     assert "differ" not in out
 
 
-def test_rounds_that_are_none(cli, tmp_path):
+def test_invalid_rounds_are_refused(cli, tmp_path):
     good = write_run(tmp_path / "good", WORSE, "a")
     refused(cli("rounds", good, study_of(tmp_path / "s", False, 20)), "holds 2 policies; a round is a run of one")
     refused(cli("rounds", good, write_run(tmp_path / "v", [None], "b")), "no trial that counts")

@@ -245,7 +245,7 @@ def test_a_crashing_policy(bench):
     bench.faulted(bench.run(Nudge(crash)), "the policy crashed: RuntimeError: no more memory", 2)
 
 
-def test_a_policy_that_says_nan(bench):
+def test_a_policy_that_returns_nan(bench):
     policy = Nudge(steps=100)
     policy.on = lambda: policy.row.__imul__(np.nan)
     code, _, err = bench.run(policy)
@@ -260,7 +260,7 @@ def test_a_policy_that_says_nan(bench):
     ("number", "code", "note"),
     [(signal.SIGINT, 130, "ended by Ctrl-C"), (signal.SIGTERM, 143, "ended by a signal")],
 )
-def test_a_signal_stops_the_arm_and_keeps_what_was_recorded(bench, number, code, note):
+def test_a_signal_stops_the_arm_and_keeps_the_recording(bench, number, code, note):
     exit_code, _, err = bench.run(Nudge(lambda: os.kill(os.getpid(), number), steps=100))
     assert exit_code == code, err
     assert note in read_fault(bench.output)
@@ -286,7 +286,7 @@ def test_a_full_disk(bench):
     assert read_fault(bench.output)
 
 
-def test_no_trial_begins_on_a_disk_that_is_all_but_full(bench, monkeypatch):
+def test_no_trial_begins_on_an_almost_full_disk(bench, monkeypatch):
     monkeypatch.setattr(sessions, "_FREE_BYTES", 10**18)
     code, _, err = bench.run(Nudge())
     assert code == 1 and "make room" in err
@@ -300,7 +300,7 @@ def test_a_collision_is_cleaned_only_when_confirmed(bench):
     assert bench.lab.controller.arm_state().error == 0
 
 
-def test_a_judge_that_is_gone(bench):
+def test_a_judge_that_does_not_answer(bench):
     bench.recipe.write_text(dump(replace(bench.lab.recipe(XARM), judge_url="http://127.0.0.1:9")))
     code, _, err = bench.run(Nudge())
     assert code == 1 and "the judge at http://127.0.0.1:9 does not answer" in err
@@ -398,7 +398,7 @@ def test_bad_input(bench, cli, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_the_first_chunk_goes_at_the_pace_that_was_asked_for(bench):
+def test_the_first_chunk_runs_at_the_given_pace(bench):
     assert bench.run(Nudge(row=HOME_M - [0.0, 0.1, 0.0, 0.0]), "--first-pace", "0.1")[0] == 0
     log = read_log(bench.output / "trials" / "000", STEPS)
     path = np.vstack([log["reached_rad"][:1], log["sent_rad"]])  # the first command counts from the arm's position
@@ -408,7 +408,7 @@ def test_the_first_chunk_goes_at_the_pace_that_was_asked_for(bench):
     assert "joint_step" in log["limited_by"][0]
 
 
-def test_nothing_is_left(bench):
+def test_no_child_process_is_left(bench):
     bench.run(Nudge())
     assert children() == []
     assert json.loads((bench.output / "run.json").read_text())["arm"] == str(bench.recipe)

@@ -65,7 +65,7 @@ lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 9), splits, st.integers(0, 5))
-def test_however_a_batch_is_dealt_a_step_sees_the_same_frames(lengths, seed, split, first):
+def test_a_step_has_the_same_frames_under_every_split(lengths, seed, split, first):
     of = episodes(*lengths)
     whole = frames_by_step(of, seed, (8, 1, 1), 4, first)
     assert frames_by_step(of, seed, split, 4, first) == whole
@@ -111,14 +111,14 @@ def test_over_many_epochs_a_frame_is_drawn_its_weight_times():
 
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 9), splits, st.integers(0, 5))
-def test_weighted_draws_are_the_same_however_dealt_and_resumed(lengths, seed, split, first):
+def test_weighted_draws_do_not_depend_on_split_and_resume(lengths, seed, split, first):
     of, weight = episodes(*lengths), np.random.default_rng(seed).random(sum(lengths))
     whole = frames_by_step(of, seed, (8, 1, 1), 4, first, weight)
     assert frames_by_step(of, seed, split, 4, first, weight) == whole
     assert frames_by_step(of, seed, (8, 1, 1), 4 + first, 0, weight)[first:] == whole
 
 
-def test_weighted_draws_leave_held_out_episodes_alone():
+def test_weighted_draws_skip_held_out_episodes():
     of, weight = episodes(3, 4, 5), np.ones(12)
     frames = [frame for step in frames_by_step([of[0], of[2]], 0, (4, 1, 1), 20, 0, weight) for frame in step]
     assert set(frames) == {0, 1, 2, 7, 8, 9, 10, 11}
@@ -138,7 +138,7 @@ def test_a_share_of_each_task_is_held_out_by_seed(number, share, seed):
     assert held_out(of, 0.0, seed) == frozenset()
 
 
-def test_another_seed_holds_out_others():
+def test_another_seed_holds_out_other_episodes():
     of = episodes(*[3] * 30)
     assert len({held_out(of, 0.1, seed) for seed in range(8)}) > 4
 
@@ -158,7 +158,7 @@ def test_a_task_must_keep_an_episode():
             held_out(episodes(3, 3), share, 0)
 
 
-def test_frames_are_spread_over_all_of_an_episode():
+def test_frames_are_spread_over_the_whole_episode():
     assert spread_frames(episodes(5, 5)[1:], 100) == [5, 6, 7, 8, 9]
     assert spread_frames(episodes(5, 5), 4) == [0, 3, 6, 9]
 
@@ -182,7 +182,7 @@ def draw_noise(key: tuple[int, ...], first: int, samples: int, total: int) -> tu
         return flow.sample_noise((samples, 3, 2), "cpu"), flow.sample_time(samples, "cpu")
 
 
-def test_noise_belongs_to_a_place_in_the_batch_and_to_the_step():
+def test_noise_depends_on_the_batch_position_and_the_step():
     noise, time = draw_noise((5, 1), 0, 8, 8)
     assert len(noise.unique()) == noise.numel()
     assert len(time.unique()) == 8
@@ -196,7 +196,7 @@ def test_noise_belongs_to_a_place_in_the_batch_and_to_the_step():
         assert not torch.equal(draw_noise(key, 0, 8, 8)[0], noise)
 
 
-def test_drawing_leaves_torchs_own_generator_and_the_policy_as_they_were():
+def test_drawing_does_not_change_torchs_generator_or_the_policy():
     flow = Flow()
     noise = FlowNoise(torch.nn.Sequential(flow))
     torch.manual_seed(3)
@@ -210,6 +210,6 @@ def test_drawing_leaves_torchs_own_generator_and_the_policy_as_they_were():
         assert not torch.equal(flow.sample_noise((4, 2), "cpu"), first)
 
 
-def test_a_policy_that_draws_nothing_is_left_alone():
+def test_a_policy_without_noise_is_accepted():
     with FlowNoise(torch.nn.Linear(1, 1)).rows((5, 1), 0, 4):
         pass

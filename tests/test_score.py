@@ -88,7 +88,7 @@ def test_two_clusters_and_a_lone_success():
     assert references.distance(np.array([[6.5], [0.0]])) == pytest.approx([0.5, 0.05])
 
 
-def test_fewer_than_four_successes_are_their_mean():
+def test_fewer_than_four_successes_use_their_mean():
     references = parse_references("dbscan-auto")(np.array([[0.0], [0.2], [10.0]]))
     assert references.centres.ravel() == pytest.approx([3.4])
     assert np.isnan(references.eps)
@@ -102,11 +102,11 @@ def test_one_cluster_out_of_many_is_called_degenerate():
     assert any("one cluster" in text for text in score(many, windows).warnings)
 
 
-def test_copies_of_one_success_are_their_mean():
+def test_copies_of_one_success_use_their_mean():
     assert parse_references("dbscan-auto")(np.ones((6, 3))).centres.tolist() == [[1.0, 1.0, 1.0]]
 
 
-def test_strided_distances_are_interpolated_and_exact_where_measured():
+def test_strided_distances_are_interpolated_and_exact_at_measured_frames():
     dense = dense_distance(np.array([10, 14, 18, 19]), np.array([4.0, 2.0, 3.0, 0.0]))
     assert len(dense) == 10
     assert dense[[0, 4, 8, 9]].tolist() == [4.0, 2.0, 3.0, 0.0]
@@ -123,7 +123,7 @@ def test_a_constant_video_has_no_progress():
     assert curve.reason == CONSTANT
 
 
-def test_a_short_episode_is_one_window_without_progress():
+def test_a_short_episode_has_one_window_and_no_progress():
     short = WindowEmbeddings(np.array([6]), np.array([[1.0, 1.0]]))
     curve = score([episode(0, True, length=7)], [short]).curves[0]
     assert curve.reason == ONE_WINDOW
@@ -153,7 +153,7 @@ def test_a_bad_embedding_is_an_error_that_names_episode_and_frame(bad):
         score([episode(7, True)], [windows])
 
 
-def test_a_left_out_episode_leaves_the_others_scores_alone():
+def test_omitting_an_episode_does_not_change_the_others():
     episodes = [episode(0, True), episode(1, False), episode(2, False)]
     windows = [line(0.0, 1.0, 9.0), line(0.0, 1.0, 2.0), line(0.0, 2.0, 4.0)]
     without = score([episodes[0], episodes[1]], windows[:2])

@@ -30,7 +30,7 @@ def script(monkeypatch):
     return run
 
 
-def test_a_small_encoder_is_recorded_for_trained_resumed_and_judged(script, tmp_path, capsys):
+def test_a_small_encoder_is_trained_resumed_and_evaluated(script, tmp_path, capsys):
     video, run = tmp_path / "video", tmp_path / "run"
     script("pretrain_small_vjepa2.py", "record", video, "--seed", 700_000, "--each", 4, 1, "--views", 2)
     script("pretrain_small_vjepa2.py", "record", video, "--seed", 701_000, "--episodes", 2, "--views", 2)
@@ -63,14 +63,14 @@ def test_a_small_encoder_is_recorded_for_trained_resumed_and_judged(script, tmp_
     assert "pixel-last10" in capsys.readouterr().out
 
 
-def test_too_little_video_says_how_much(script, tmp_path):
+def test_too_little_video_is_refused_with_the_amount(script, tmp_path):
     script("pretrain_small_vjepa2.py", "record", tmp_path / "few", "--seed", 700_000, "--each", 1, 0)
     both = ("--data", tmp_path / "few", "--validation", tmp_path / "few")
     with pytest.raises(UsageError, match="1 episodes of --data, 1 successes among 1 .* at least 8, and 4 successes"):
         script("pretrain_small_vjepa2.py", "train", tmp_path / "run", *both)
 
 
-def test_nothing_to_record_says_what_to_give(script, tmp_path):
+def test_a_missing_recording_option_is_named(script, tmp_path):
     with pytest.raises(UsageError, match="give --episodes N or --each SUCCESSES FAILURES"):
         script("pretrain_small_vjepa2.py", "record", tmp_path / "video", "--seed", 1)
 
@@ -86,12 +86,12 @@ def test_awr_learns_the_good_half_of_the_demonstrations(script, tmp_path, family
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
-def test_gpu_memory_is_not_measured_without_one(script):
+def test_gpu_memory_needs_a_gpu(script):
     with pytest.raises(SystemExit, match="error: .* finds no CUDA; train-awr --dry-run"):
         script("bench_memory_gpu.py")
 
 
-def test_the_study_of_figure_8_small_and_called_again(script, tmp_path, capsys):
+def test_a_small_study_of_figure_8_runs_and_resumes(script, tmp_path, capsys):
     study, output, figure = tmp_path / "study", tmp_path / "figure8.json", tmp_path / "figure8.png"
     sizes = (
         "--task",
@@ -167,7 +167,7 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
 
 
 @pytest.mark.parametrize("policy", ["pi0-tiny", "pi0-fast-tiny"])
-def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path, policy):
+def test_the_published_figures_match_the_cells(script, tmp_path, policy):
     output = tmp_path / "figure8.json"
     study = (tmp_path / "study", "--steps", 3000, "--learning-rate", 1e-3, "--policy", policy)
     options = ("--cells", SCRIPTS / "figure8_mock.csv", "--only-done", "--json", output)
@@ -184,7 +184,7 @@ def test_the_published_table_of_cells_has_the_published_figures(script, tmp_path
         assert f"{mean} ({low} to {high})" in row
 
 
-def test_the_published_ablations_are_those_of_the_cells(script, tmp_path):
+def test_the_published_ablations_match_the_cells(script, tmp_path):
     output = tmp_path / "figure8.json"
     study = (
         tmp_path / "study",
@@ -226,7 +226,7 @@ def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
     assert study["over_seeds"]([0.98, 1.0, 0.9])["interval"][1] == 1.0  # a rate above 1 is none
 
 
-def test_two_processes_of_the_study_never_make_one_thing_at_once(tmp_path, monkeypatch, capsys):
+def test_two_processes_of_a_study_never_build_the_same_output_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPTS)
     alone = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))["alone"]
     order = []
@@ -245,7 +245,7 @@ def test_two_processes_of_the_study_never_make_one_thing_at_once(tmp_path, monke
     assert "waiting for it" in capsys.readouterr().out
 
 
-def test_what_was_not_run_is_not_drawn_as_zero(monkeypatch):
+def test_missing_runs_are_not_drawn_as_zero(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     study = runpy.run_path(str(SCRIPTS / "reproduce_figure8_mock.py"))
     axes = Figure().subplots()

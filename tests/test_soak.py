@@ -36,7 +36,7 @@ def soak(monkeypatch) -> Any:
     return module
 
 
-def test_a_killed_run_loses_nothing_and_the_next_one_goes_on_once_it_is_confirmed(tmp_path):
+def test_a_killed_run_loses_nothing_and_the_next_run_needs_confirmation(tmp_path):
     faults = ("--fault", "nothing", "--fault", "kill -9", "--runs", "2", "--minutes", "3", "--seed", "1")
     options = ("--keep", str(tmp_path / "kept"), "--json", str(tmp_path / "soak.json"))
     process = subprocess.run(
@@ -86,7 +86,7 @@ def checks(soak, tmp_path) -> Any:
     return instance
 
 
-def test_whole_data_is_no_problem(checks):
+def test_complete_data_is_no_problem(checks):
     folder = checks._output / "trials" / "002"
     for _ in range(2):
         checks._check_kept("x", folder, 3)
@@ -112,7 +112,7 @@ def test_lost_data_is_a_problem(checks, spoil, says):
     assert any(re.search(says, problem) for problem in checks.counts.problems), checks.counts.problems
 
 
-def test_a_fault_that_is_not_noted_and_a_next_run_that_is_not_refused_are_problems(checks, soak, monkeypatch):
+def test_a_missing_fault_note_or_refusal_is_a_problem(checks, soak, monkeypatch):
     checks._check_confirmation("x", True)
     assert checks.counts.problems == ["run 0 (x): a fault is not noted for the next run"]
     checks.counts.problems.clear()

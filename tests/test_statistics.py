@@ -69,7 +69,7 @@ def test_one_task_is_fishers_exact_test(s):
 
 @settings(deadline=None)
 @given(st.lists(strata(), min_size=1, max_size=4), st.randoms())
-def test_the_order_of_tasks_does_not_matter_and_swapping_the_policies_turns_the_sign(tasks, random):
+def test_task_order_has_no_effect_and_swapping_policies_flips_the_sign(tasks, random):
     forward = stratified_effect(tasks)
     permutation = random.sample(tasks, len(tasks))
     assert stratified_effect(permutation) == pytest.approx(forward, abs=1e-7)
@@ -94,7 +94,7 @@ def test_two_tasks_by_enumeration():
     assert exact_stratified([first, second]) == pytest.approx(expected)
 
 
-def test_pooling_tasks_first_would_have_turned_the_result():
+def test_pooling_tasks_first_would_reverse_the_result():
     # A was run on the easy task, B on the hard one, and B is better on both (Simpson's paradox).
     effect = stratified_effect([Stratum(72, 90, 9, 10), Stratum(1, 10, 27, 90)])
     assert effect.difference == pytest.approx(0.15)
@@ -227,7 +227,7 @@ def test_evidence_by_hand():
     assert look.p == pytest.approx(9 / 256)
 
 
-def test_layouts_on_which_both_agree_are_no_evidence():
+def test_layouts_with_equal_outcomes_are_no_evidence():
     outcomes = [(False, True), (True, True), (False, False)] * 10
     assert monitor(outcomes).evidence == pytest.approx(monitor([(False, True)] * 10).evidence)
     assert monitor([(True, True)] * 50).p == 1.0
@@ -235,7 +235,7 @@ def test_layouts_on_which_both_agree_are_no_evidence():
 
 @settings(deadline=None)
 @given(PAIRS)
-def test_interval_and_test_agree_and_the_policies_are_treated_alike(pairs):
+def test_interval_and_test_agree_and_treat_the_policies_alike(pairs):
     assert log_wealth(pairs, 0.0) == pytest.approx(float(log_evidence(pairs.only_a, pairs.only_b)), abs=1e-9)
     low, high = anytime_interval(pairs)
     assert (low > 0 or high < 0) == (log_wealth(pairs, 0.0) > math.log(20))
@@ -278,7 +278,7 @@ def test_the_interval_holds_at_all_times_together(only_a, only_b):
     assert misses <= 5
 
 
-def test_it_stops_where_no_difference_that_matters_is_left():
+def test_the_test_stops_once_no_relevant_difference_is_left():
     look = monitor([(True, True)] * 60, margin=0.15)
     assert look.decision == "equivalent"
     low, high = anytime_interval(Pairs(look.decided_at, 0, 0, 0))
@@ -322,7 +322,7 @@ def test_without_a_difference_power_is_the_error_rate():
 
 @settings(max_examples=10, deadline=None)
 @given(st.floats(0.05, 0.45), st.floats(0.2, 0.4))
-def test_a_larger_difference_needs_fewer_trials_and_what_is_needed_suffices(base, difference):
+def test_a_larger_difference_needs_fewer_trials_and_that_number_suffices(base, difference):
     size, fewer = pairs_needed(base, difference), pairs_needed(base, difference + 0.15)
     assert size is not None
     assert fewer is not None
@@ -349,7 +349,7 @@ def test_unpaired_trials_are_needed_as_computed():
     assert unpaired_power(size, 0.28, 0.467) >= 0.8 > unpaired_power(size - 20, 0.28, 0.467)
 
 
-def test_a_difference_that_cannot_be():
+def test_an_impossible_difference_is_refused():
     assert rates(0.9, 0.2) == pytest.approx((0.9, 0.7))  # no room above
     with pytest.raises(ValueError, match="no rate is 70% away"):
         rates(0.5, 0.7)

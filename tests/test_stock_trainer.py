@@ -121,7 +121,7 @@ def our_losses(buffer, recipe, start: Path, output: Path) -> list[float]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("small_recipe", [RECIPE, FAST], ids=lambda recipe: recipe.family)
-def test_plain_training_is_stock_lerobots(buffer, tmp_path, monkeypatch, small_recipe):
+def test_plain_training_equals_lerobots_trainer(buffer, tmp_path, monkeypatch, small_recipe):
     recipe = plain(small_recipe)
     start = starting_point(buffer, recipe, tmp_path / "start")
     losses = our_losses(buffer, recipe, start, tmp_path / "ours")

@@ -32,7 +32,7 @@ def store(tmp_path):
 # --- entries
 
 
-def test_an_entry_tells_what_it_is_of_and_how_large_it_is(store):
+def test_an_entry_records_its_source_and_size(store):
     store.put("b", windows(3), {"camera": "front", "episode": 7, "windows": {"kind": "dense"}})
     store.put("a", windows(2))
     first, second = store.entries()
@@ -43,7 +43,7 @@ def test_an_entry_tells_what_it_is_of_and_how_large_it_is(store):
     assert store.keys() == ["a", "b"]
 
 
-def test_the_size_that_a_plan_promises_holds(store):
+def test_an_entry_has_the_planned_size(store):
     noise = np.random.default_rng(0).normal(size=(74, 256)).astype(np.float32)
     store.put("a", WindowEmbeddings(np.arange(74), noise))
     on_disk = store.entries()[0].bytes
@@ -61,7 +61,7 @@ def test_an_entry_without_metadata_of_an_older_version_is_listed(store):
 # --- prune
 
 
-def test_prune_keeps_what_it_is_told_and_frees_the_rest(store):
+def test_prune_keeps_the_given_entries_and_frees_the_rest(store):
     for key in "abc":
         store.put(key, windows(2))
     size = store.entries()[0].bytes
@@ -73,7 +73,7 @@ def test_prune_keeps_what_it_is_told_and_frees_the_rest(store):
     assert EmbeddingStore(store.path).keys() == ["b"]
 
 
-def test_prune_removes_what_a_killed_writer_left(store):
+def test_prune_removes_the_leftovers_of_a_killed_writer(store):
     script = (
         "import numpy as np, os, sys\n"
         "from pathlib import Path\n"
@@ -92,7 +92,7 @@ def test_prune_removes_what_a_killed_writer_left(store):
     assert sorted(child.name for child in store.path.iterdir()) == ["srpo.json", "whole", "zarr.json"]
 
 
-def test_a_prune_that_is_cut_off_leaves_whole_entries_only(store, monkeypatch):
+def test_an_interrupted_prune_leaves_complete_entries_only(store, monkeypatch):
     store.put("a", windows(2))
 
     def stop(*_: object, **__: object) -> None:
@@ -107,7 +107,7 @@ def test_a_prune_that_is_cut_off_leaves_whole_entries_only(store, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["between arrays", "before the rename"])
-def test_a_writer_whose_unfinished_entry_is_pruned_starts_it_again(store, monkeypatch, moment):
+def test_a_writer_restarts_an_entry_that_was_pruned(store, monkeypatch, moment):
     import zarr
 
     rename, create, prunes = os.rename, zarr.Group.create_array, []
@@ -180,7 +180,7 @@ def test_two_processes_on_one_store_lose_nothing(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("target", ["zarr.Group.create_array", "srpo_robot.progress.store.os.rename"])
-def test_a_full_disk_is_one_line_and_keeps_what_there_is(store, monkeypatch, code, target):
+def test_a_full_disk_is_a_one_line_error_and_keeps_the_entries(store, monkeypatch, code, target):
     store.put("early", windows(2))
 
     def full(*_: object, **__: object) -> None:
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_there_is(store, monkeypatch, cod
     assert store.keys() == ["early", "late"]
 
 
-def test_a_disk_that_is_really_full(tmp_path):
+def test_a_real_full_disk(tmp_path):
     """On a file system of 256 kB, if mounting is allowed."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -219,7 +219,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_folder_that_may_not_be_written_is_one_line(store, tmp_path, monkeypatch):
+def test_a_read_only_folder_is_a_one_line_error(store, tmp_path, monkeypatch):
     store.put("early", windows(2))
 
     def refuse(*_: object, **__: object) -> None:
@@ -243,7 +243,7 @@ def test_a_real_read_only_folder(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_another_failure_to_rename_passes_as_it_is(store, monkeypatch):
+def test_other_rename_errors_propagate(store, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "input/output error")
 
@@ -263,7 +263,7 @@ def test_a_store_whose_format_cannot_be_read_is_refused(store, content):
 # --- plan
 
 
-def test_a_plan_counts_what_is_left_for_every_camera():
+def test_a_plan_counts_the_remaining_windows_of_every_camera():
     geometry = Geometry(layers=24, hidden=1024, mlp_ratio=4, crop_px=256)
     episodes = [
         Episode(index=i, task="t", length=length, fps=10.0, first_frame=0, cameras=("a", "b"))
@@ -280,7 +280,7 @@ def test_a_plan_counts_what_is_left_for_every_camera():
     assert result.bytes == sum(entry_bytes(n, 1024) for n in (24, 4, 4, 1))
 
 
-def test_a_plan_of_nested_windows_costs_each_at_its_own_length():
+def test_a_plan_of_nested_windows_uses_the_length_of_each_window():
     geometry = Geometry(layers=24, hidden=1024, mlp_ratio=4, crop_px=256)
     episode = Episode(index=3, task="t", length=300, fps=10.0, first_frame=0, cameras=("a",))
     cost = plan([episode], ScoringConfig(windows="nested", min_window=0, frames_per_clip=64), geometry, {3: ("k",)}, ())
@@ -290,7 +290,7 @@ def test_a_plan_of_nested_windows_costs_each_at_its_own_length():
     assert cost.tflop == pytest.approx(156, rel=0.01)
 
 
-def test_a_plan_where_all_is_stored_or_left_out_costs_nothing():
+def test_a_plan_with_all_windows_stored_or_omitted_costs_nothing():
     episodes = [Episode(index=i, task="t", length=30, fps=10.0, first_frame=0, cameras=("a",)) for i in range(2)]
     result = plan(
         episodes,

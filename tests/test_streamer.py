@@ -39,7 +39,7 @@ AIMS = st.tuples(
 
 @settings(deadline=None, max_examples=40)
 @given(aims=st.lists(AIMS, min_size=1, max_size=6))
-def test_no_targets_and_no_lateness_lead_out_of_the_limits(aims):
+def test_targets_and_delays_never_lead_out_of_the_limits(aims):
     stream, now, path = points(), 0.0, [HOME]
     for number, (joints, gripper, due, pace, waits) in enumerate(aims):
         try:
@@ -80,7 +80,7 @@ def test_a_stream_of_targets_becomes_a_steady_motion_that_ends_at_the_last_one()
     assert stream.number == 10
 
 
-def test_what_is_no_number_brakes_and_holds_until_the_next_target():
+def test_a_nan_target_brakes_and_holds_until_the_next_target():
     stream = points()
     stream.aim(1, ArmCommand(HOME + 0.05, 0.04), 0.0, 0.05)
     for tick in range(5):
@@ -112,7 +112,7 @@ def test_the_resting_place_is_where_braking_ends(seed, ticks):
     assert place == pytest.approx(here.joints_rad, abs=1e-12)
 
 
-def test_clips_go_through_the_log_and_back():
+def test_limit_names_survive_the_log():
     for i in range(1 << len(motion.LAYERS)):
         assert bits_of_layers(layers_of_bits(i)) == i
     assert LOG.itemsize <= 512  # a pipe takes it whole or not at all
@@ -121,7 +121,7 @@ def test_clips_go_through_the_log_and_back():
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 
-def test_deadlines_are_absolute_and_a_stall_is_not_made_up_for():
+def test_deadlines_are_absolute_and_missed_ticks_are_dropped():
     due = Deadlines(0.0, 0.01)
     assert due.begin(0.001) == (pytest.approx(0.001), 0)
     assert due.next_s == pytest.approx(0.01)  # lateness does not add up
@@ -145,7 +145,7 @@ def test_two_ticks_are_never_closer_than_half_a_period(delays):
 # --- the wire ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_report_is_read_as_the_emulator_writes_it():
+def test_a_report_of_the_emulator_is_decoded():
     values = {"state_mode": 2 | 1 << 4, "joints": HOME, "queued": 3}
     frame = frames.encode_report(wire.REPORT_PORT, values)
     first = wire.decode(frame[4:], 10.0, None)
@@ -164,7 +164,7 @@ def silent():
         yield server.getsockname()[1]
 
 
-def test_no_server_and_a_silent_one_are_one_line_within_the_time_limit(silent):
+def test_a_missing_or_silent_server_is_a_one_line_error_within_the_time_limit(silent):
     with pytest.raises(
         ArmError, match=r"no xArm controller answers at 127.0.0.1:\d+ within 0.2 s \(no answer\); check"
     ):
@@ -175,7 +175,7 @@ def test_no_server_and_a_silent_one_are_one_line_within_the_time_limit(silent):
         wire.ask("127.0.0.1", port, wire.VERSION, timeout_s=0.2)
 
 
-def test_a_connection_that_closes_is_no_answer():
+def test_a_closed_connection_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as server:
         closing = threading.Thread(target=lambda: server.accept()[0].close())
         closing.start()

@@ -46,7 +46,7 @@ def observation(arm: ToyArm | None = None) -> Observation:
 # --- in a thread
 
 
-def test_answers_are_those_of_the_policy():
+def test_answers_equal_the_policys():
     with AsyncRunner(Script(rows(3)), 10.0, 10.0) as runner:
         runner.reset(0)
         answer = runner.act(observation())
@@ -55,7 +55,7 @@ def test_answers_are_those_of_the_policy():
     assert not any(thread.name == "policy" for thread in threading.enumerate())
 
 
-def test_a_late_answer_is_waited_for_and_belongs_to_its_question():
+def test_a_late_answer_belongs_to_its_observation():
     policy = Slow(rows(3))
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
@@ -69,7 +69,7 @@ def test_a_late_answer_is_waited_for_and_belongs_to_its_question():
         assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, asked once
 
 
-def test_what_was_thought_for_the_last_trial_is_dropped():
+def test_answers_for_the_last_trial_are_dropped():
     policy = Slow(rows(6))
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
@@ -82,7 +82,7 @@ def test_what_was_thought_for_the_last_trial_is_dropped():
         assert isinstance(answer, ActionChunk) and policy.at == 3  # begun anew, one chunk in
 
 
-def test_a_policy_that_never_answers_is_given_up():
+def test_a_policy_that_never_answers_times_out():
     policy = Slow(rows(3))
     with AsyncRunner(policy, 0.001, 0.05) as runner:
         runner.reset(0)
@@ -105,7 +105,7 @@ class Crashing(Script):
         raise self.error
 
 
-def test_a_crash_is_one_line_and_refusals_stay_what_they_are():
+def test_a_crash_is_a_one_line_error_and_refusals_pass_unchanged():
     policy = Crashing(rows(3))
     with AsyncRunner(policy, 10.0, 10.0) as runner:
         runner.reset(0)
@@ -146,14 +146,14 @@ def test_the_arm_holds_and_counts_while_the_policy_is_late():
     assert [step.row for step in steps if step.chunk == 0 and step.row >= 0] == [0, 1, 2, 3]
 
 
-def test_a_crash_ends_the_episode_and_nothing_half_is_kept():
+def test_a_crash_ends_the_episode_and_discards_it():
     arm, sink = ToyArm(), Sink()
     with AsyncRunner(Crashing(rows(3)), 10.0, 10.0) as runner, pytest.raises(PolicyError, match="crashed"):
         run_episode(setup(arm, ToyCell(arm), runner=runner), Script(rows(3)), 0, sink)
     assert sink.ends == [None]
 
 
-def test_a_stop_by_hand_is_no_fault_and_is_judged():
+def test_a_stop_by_hand_is_not_a_fault_and_is_labelled():
     pressed = threading.Event()
 
     class StoppingArm(ToyArm):
@@ -169,7 +169,7 @@ def test_a_stop_by_hand_is_no_fault_and_is_judged():
     assert sink.ends == [False]
 
 
-def test_a_redone_trial_counts_for_nothing():
+def test_a_redone_trial_is_not_counted():
     class RedoingCell(ToyCell):
         def verdict(self, ended: bool) -> bool | None:
             raise Redo("redone by hand")
@@ -190,14 +190,14 @@ def test_a_failure_called_in_the_middle_ends_the_trial():
     assert outcome.as_trial(0, "go", "p", 0).score == 0.4
 
 
-def test_nan_is_told_from_other_void_trials():
+def test_a_nan_trial_differs_from_other_void_trials():
     arm, bad = ToyArm(), rows(3)
     bad[1, 0] = np.nan
     outcome = run_episode(setup(arm, ToyCell(arm)), Script(bad), 0)
     assert outcome.refused and outcome.success is None and outcome.score is None
 
 
-def test_a_layout_may_have_its_own_instruction():
+def test_a_layout_may_define_an_instruction():
     class ToldPolicy(Script):
         instruction = ""
 
@@ -226,7 +226,7 @@ def client(server: PolicyServer, **options) -> ServedPolicy:
     return ServedPolicy(server.url, SPACE, "go", options.pop("cameras", ("front",)), **options)
 
 
-def test_an_observation_travels_unchanged():
+def test_an_observation_survives_the_wire_format():
     rng = np.random.default_rng(0)
     images = {"front": rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), "wrist": np.zeros((2, 2, 3), np.uint8)}
     source = Observation(ArmState(1.5, rng.normal(size=7), 0.04), ArmCommand(rng.normal(size=7), 0.05), images)
@@ -237,12 +237,12 @@ def test_an_observation_travels_unchanged():
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", pack_observation(observation())[:-40]])
-def test_what_is_no_observation_is_refused(content):
+def test_an_invalid_observation_is_refused(content):
     with pytest.raises(ValueError):
         unpack_observation(content)
 
 
-def test_a_served_policy_is_the_policy():
+def test_a_served_policy_acts_like_the_policy():
     with serve(Script(rows(5))) as server:
         policy = client(server)
         assert policy.name.startswith("script at http://")
@@ -268,12 +268,12 @@ def test_a_policy_for_something_else_is_refused_before_the_first_move():
         client(server)
 
 
-def test_another_policy_has_another_fingerprint():
+def test_different_policies_have_different_fingerprints():
     one, other = Script(rows(1)), Script(rows(1), name="other")
     assert describe(one, SPACE, ("front",)).fingerprint != describe(other, SPACE, ("front",)).fingerprint
 
 
-def test_a_served_policy_that_fails_says_how_and_goes_on_serving():
+def test_a_failing_policy_reports_the_error_and_stays_served():
     crashing = Crashing(rows(3))
     with serve(crashing) as server:
         policy = client(server)
@@ -294,7 +294,7 @@ def test_no_server_and_no_url():
         ServedPolicy("ws://host:1", SPACE, "go", ())
 
 
-def test_an_answer_that_does_not_come_is_given_up():
+def test_a_missing_answer_times_out():
     policy = Slow(rows(3))
     with serve(policy) as server:
         remote = client(server, answer_s=0.2)
@@ -303,7 +303,7 @@ def test_an_answer_that_does_not_come_is_given_up():
         policy.go.set()
 
 
-def test_a_server_that_goes_away_in_the_middle():
+def test_a_server_that_disconnects_during_a_run():
     with serve(Script(rows(3))) as server:
         policy = client(server)
     with pytest.raises(PolicyError, match="does not answer"):

@@ -62,7 +62,7 @@ def interrupt_after(step):
     return on_step
 
 
-def test_a_run_leaves_lerobots_layout_and_our_record(buffer, weights, run_dir):
+def test_a_run_writes_lerobots_layout_and_a_record(buffer, weights, run_dir):
     checkpoint = last_checkpoint(run_dir)
     assert checkpoint.name == "000004"
     assert (run_dir / "checkpoints" / "last").resolve() == checkpoint.resolve()
@@ -80,7 +80,7 @@ def test_a_run_leaves_lerobots_layout_and_our_record(buffer, weights, run_dir):
     assert policy.config.use_relative_actions
 
 
-def test_metrics_are_one_line_a_step(run_dir):
+def test_metrics_have_one_line_per_step(run_dir):
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(value) for line in lines for value in line.values())
@@ -99,7 +99,7 @@ def test_the_loss_is_the_weighted_one(buffer, run_dir, weights):
     assert metrics(run_dir)[0]["mean_weight"] == pytest.approx(weights[rows].mean(), rel=1e-5)
 
 
-def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, run_dir, tmp_path):
+def test_the_same_seed_gives_the_same_run_after_other_draws(buffer, weights, run_dir, tmp_path):
     torch.manual_seed(123)
     train(buffer, RECIPE, weights, tmp_path / "again", LoopOptions(device="cpu"))
     assert metrics(tmp_path / "again") == metrics(run_dir)
@@ -170,7 +170,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(buffer, weights, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, weights, tmp_path, monkeypatch):
+def test_a_failed_save_is_a_one_line_error_and_keeps_the_last_checkpoint(buffer, weights, tmp_path, monkeypatch):
     recipe, real = replace(RECIPE, save_every=1), checkpoints.write_record
 
     def fail_at_2(folder, preprocessor, record):
@@ -190,12 +190,12 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, 
     ]  # fmt: skip
 
 
-def test_output_that_exists_is_not_overwritten(buffer, weights, run_dir):
+def test_an_existing_output_is_not_overwritten(buffer, weights, run_dir):
     with pytest.raises(UsageError, match=r"exists; go on with it: --resume, or write elsewhere: --output"):
         train(buffer, RECIPE, weights, run_dir, LoopOptions(device="cpu"))
 
 
-def test_resume_with_something_else_is_refused(buffer, weights, run_dir, tmp_path):
+def test_resume_with_another_recipe_weights_or_dataset_is_refused(buffer, weights, run_dir, tmp_path):
     again = LoopOptions(resume=True, steps=9, device="cpu")
     with pytest.raises(UsageError, match=r"another learning_rate \(then 0.01, now 0.02\); start a new run"):
         train(buffer, replace(RECIPE, learning_rate=0.02), weights, run_dir, again)
@@ -208,7 +208,7 @@ def test_resume_with_something_else_is_refused(buffer, weights, run_dir, tmp_pat
         train(other, RECIPE, weights, run_dir, again)
 
 
-def test_a_run_of_an_older_version_goes_on(buffer, weights, run_dir, tmp_path):
+def test_a_run_of_an_older_version_resumes(buffer, weights, run_dir, tmp_path):
     """Its record has old names, and lacks keys that came later: they are at their defaults."""
     output = shutil.copytree(run_dir, tmp_path / "old", symlinks=True)
     path = last_checkpoint(output) / "pretrained_model" / "srpo.json"
@@ -237,7 +237,7 @@ def test_unusable_weights(buffer, weights, tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
+def test_frames_of_weight_zero_have_no_effect(buffer, tmp_path):
     """A frame of weight zero adds nothing to the loss."""
     only = np.zeros(buffer.total_frames)
     only[0] = 12.0
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, we
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
-def test_frames_read_from_disk_train_alike(buffer, weights, run_dir, tmp_path, monkeypatch):
+def test_frames_read_from_disk_give_the_same_run(buffer, weights, run_dir, tmp_path, monkeypatch):
     pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need that, and starting one takes 10 s
     monkeypatch.setattr(data, "decoding_workers", lambda: 0)
     train(buffer, replace(RECIPE, cache_gb=0.0), weights, tmp_path / "disk", LoopOptions(device="cpu"))
@@ -371,7 +371,7 @@ def launch(script, processes=2):
     )
 
 
-def test_two_processes_train_as_one_does_and_one_goes_on_from_there(place, whole, weights, buffer):
+def test_two_processes_equal_one_and_one_can_resume_their_run(place, whole, weights, buffer):
     stop = "def stop(step, *_):\n    if step == 3: raise KeyboardInterrupt"  # as Ctrl-C, on one of them
     result = launch(worker(place, "batch_size=2, accumulate=2", "on_step=stop", stop))
     assert result.stderr.count("KeyboardInterrupt") >= 2, result.stderr
@@ -381,12 +381,12 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(place, whole
     same_run(place / "run", whole)
 
 
-def test_a_step_of_another_size_is_not_mixed_in(buffer, weights, whole):
+def test_resume_with_another_batch_size_is_refused(buffer, weights, whole):
     with pytest.raises(UsageError, match=r"number of samples per step \(then 8, now 16: batch_size x accumulate"):
         train(buffer, replace(STEADY, accumulate=2), weights, whole, LoopOptions(resume=True, steps=9, device="cpu"))
 
 
-def test_a_process_with_a_nan_stops_the_other_one_too(place):
+def test_a_nan_in_one_process_stops_the_other(place):
     spoil = (
         "import srpo_robot.awr.train as t; real = t.awr_loss; calls = []\n"
         "def spoiled(loss, *rest):\n"
@@ -427,7 +427,7 @@ def test_held_out_episodes_are_measured_under_fixed_noise_and_never_trained_on(w
     assert np.mean([line["mean_weight"] for line in lines]) == pytest.approx(weights.mean())  # two epochs of 8 frames
 
 
-def test_the_held_out_loss_is_of_the_weights_that_are_saved(buffer, weights, tmp_path):
+def test_the_held_out_loss_belongs_to_the_saved_weights(buffer, weights, tmp_path):
     """A tiny learning rate changes nothing, so the measured loss stays the same for any training noise."""
     big = record_dataset(tmp_path / "data", (4, 4, 4, 4))
     recipe = replace(
@@ -455,7 +455,7 @@ def test_metrics_go_to_tensorboard_too(buffer, weights, tmp_path):
     assert losses == pytest.approx({line["step"]: line["loss"] for line in metrics(tmp_path / "run")})
 
 
-def test_a_tracker_that_is_not_there_is_named(buffer, weights, tmp_path, monkeypatch):
+def test_a_missing_tracker_is_named(buffer, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--track wandb needs a package: pip install srpo-robot\[tracking\]"):
         train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(device="cpu", track=("wandb",)))
@@ -467,7 +467,7 @@ def test_a_tracker_that_is_not_there_is_named(buffer, weights, tmp_path, monkeyp
 # --- disks and kills ---
 
 
-def test_kill_9_during_a_save_leaves_the_checkpoint_before_and_the_run_goes_on(place, whole, buffer, weights):
+def test_kill_9_during_a_save_keeps_the_last_checkpoint_and_the_run_resumes(place, whole, buffer, weights):
     wait = (
         "import time, srpo_robot.awr.checkpoints as c; real = c.write_record\n"
         "def slow(folder, preprocessor, record):\n"
@@ -491,7 +491,7 @@ def test_kill_9_during_a_save_leaves_the_checkpoint_before_and_the_run_goes_on(p
     assert not (place / "run" / "checkpoints" / ".partial-000003").exists()
 
 
-def test_a_disk_that_is_full(place):
+def test_a_full_disk(place):
     """Room for the data and one checkpoint, not for two."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("mounting needs root and unshare")
@@ -525,6 +525,6 @@ def test_a_disk_that_is_full(place):
         ({"validation_share": 0.9}, "leaves .* no episode to train on"),
     ],
 )
-def test_recipes_that_cannot_train(buffer, weights, tmp_path, change, message):
+def test_invalid_recipes_are_refused(buffer, weights, tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         train(buffer, replace(RECIPE, **change), weights, tmp_path / "run", LoopOptions(device="cpu"))

@@ -98,7 +98,7 @@ def test_a_dry_run_prints_sizes_and_writes_nothing(cli, dataset, recipe, tmp_pat
     assert "(100.0%)" not in out
 
 
-def test_options_stand_in_for_the_recipes_keys_and_are_recorded(cli, dataset, recipe, tmp_path):
+def test_options_override_recipe_keys_and_are_recorded(cli, dataset, recipe, tmp_path):
     options = ("--beta", 0.5, "--w-max", 7, "--horizon", 5, "--shift", 0, "--tail", "raw", "--kappa", 0.25)
     options += ("--baseline", "value", "--weights-as", "sampling")
     train = ("train-awr", dataset, "--policy", recipe(), "--accept-audit", "--output", tmp_path / "out")
@@ -122,7 +122,7 @@ def test_other_weights_need_no_audit(cli, dataset, recipe, tmp_path, scheme):
     assert [line["mean_weight"] == 1.0 for line in lines(tmp_path / "out")] == [scheme == "uniform"] * 2
 
 
-def test_weights_of_every_action_train_too(cli, dataset, recipe, tmp_path):
+def test_action_weights_can_be_trained(cli, dataset, recipe, tmp_path):
     train = ("train-awr", dataset, "--policy", recipe("action_weights = true"), "--output", tmp_path / "out")
     code, _, err = cli(*train, "--accept-audit")
     assert code == 0, err
@@ -130,7 +130,7 @@ def test_weights_of_every_action_train_too(cli, dataset, recipe, tmp_path):
     refused(cli(*train, "--weights", "rabc"), "action_weights are AWR's", "--weights awr")
 
 
-def test_lora_trains_adapters_only_and_goes_on(cli, dataset, recipe, tmp_path):
+def test_lora_trains_adapters_only_and_resumes(cli, dataset, recipe, tmp_path):
     from safetensors.torch import load_file
 
     from srpo_robot.awr.policies import load_policy
@@ -166,7 +166,7 @@ print(sorted({"torch", "lerobot", "transformers", "accelerate", "pandas"} & set(
 """
 
 
-def test_typos_are_answered_before_torch_and_lerobot_are_imported(recipe, tmp_path):
+def test_typos_are_reported_before_torch_and_lerobot_are_imported(recipe, tmp_path):
     """These imports take seconds; a typo is answered without them."""
     blind = tmp_path / "blind"
     (blind / "meta").mkdir(parents=True)
@@ -199,7 +199,7 @@ def test_typos_are_answered_before_torch_and_lerobot_are_imported(recipe, tmp_pa
         assert words in message, words
 
 
-def test_recipes_that_cannot_train_are_refused_before_anything_is_written(cli, dataset, recipe, tmp_path):
+def test_invalid_recipes_are_refused_before_anything_is_written(cli, dataset, recipe, tmp_path):
     train = ("train-awr", dataset, "--policy", recipe(), "--output", tmp_path / "out", "--accept-audit")
     refused(cli(*train, "--horizon", 500), "horizon 500 is longer than every episode")
     refused(cli(*train, "--beta", 0), "must be positive")

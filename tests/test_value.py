@@ -103,7 +103,7 @@ def test_the_bank_may_be_smaller_than_the_neighbours():
     assert np.isnan(times[0]).all()
 
 
-def test_an_unknown_value_lists_those_there_are():
+def test_an_unknown_step_value_is_refused_with_the_list():
     with pytest.raises(UsageError, match="there are: progress, reward, knn-time, knn-return"):
         parse_value("rewards")
 
@@ -111,7 +111,7 @@ def test_an_unknown_value_lists_those_there_are():
 # --- through score
 
 
-def test_the_value_is_progress_unless_asked_otherwise():
+def test_the_default_step_value_is_progress():
     scores = score([episode(0, True), episode(1, False)], [line(0.0, 3.0, 4.0), line(0.0, 1.0, 2.0)])
     for curve, value in zip(scores.curves, scores.values, strict=True):
         assert value.tolist() == curve.progress.tolist()
@@ -162,7 +162,7 @@ def test_phase_of_strided_windows_is_interpolated():
     assert any("1 episodes without a value 'knn-time'" in text for text in scores.warnings)
 
 
-def test_return_without_a_failure_is_phase_and_says_so():
+def test_return_without_a_failure_equals_phase_and_warns():
     episodes = [episode(i, True) for i in range(3)]
     windows = [line(0.0, 1.0, 2.0 + i) for i in range(3)]
     by_return = score(episodes, windows, ScoringConfig(value="knn-return", neighbours=2))
@@ -207,7 +207,7 @@ def test_values_stay_in_0_and_1_and_ignore_the_order_of_episodes(estimate, seed,
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25)
-def test_an_episodes_own_group_never_matters_to_it(seed):
+def test_an_episodes_value_ignores_its_group(seed):
     embeddings, times, success, groups = random_task(seed)
     straight = knn_time(embeddings, times, success, groups)
     more = knn_time([*embeddings, embeddings[0]], [*times, times[0]], [*success, True], [*groups, groups[0]])
@@ -215,7 +215,7 @@ def test_an_episodes_own_group_never_matters_to_it(seed):
     assert more[1] == pytest.approx(straight[1])  # episodes 0 and 1 share a group
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_the_chunk_size_has_no_effect(monkeypatch):
     columns = random_task(3)
     whole = knn_return(*columns)
     monkeypatch.setattr(value_module, "CHUNK_NUMBERS", 1)  # one query at a time
@@ -247,7 +247,7 @@ def carry(rng: np.random.Generator, drop_at: int | None = None) -> np.ndarray:
     return np.stack([arm, apple], axis=1) + 1.0 + rng.normal(scale=0.01, size=(61, 2))
 
 
-def test_phase_falls_at_a_drop_and_distance_to_the_end_does_not():
+def test_phase_falls_at_a_drop_but_end_distance_does_not():
     rng = np.random.default_rng(0)
     drop = 25  # the arm is at 1.25, a quarter of the way to the plate
     states = [carry(rng) for _ in range(8)] + [carry(rng, drop) for _ in range(4)]

@@ -88,7 +88,7 @@ def buffer(squares_copy):
 
 @pytest.mark.parametrize(("chunk", "kappa"), [(1, 0.01), (5, 0.1), (10, 0.3), (50, 0.01)])
 @pytest.mark.parametrize("holes", [False, True])
-def test_rabc_weights_are_lerobots_on_the_exported_file(squares_copy, tmp_path, chunk, kappa, holes):
+def test_rabc_weights_equal_lerobots_on_the_exported_file(squares_copy, tmp_path, chunk, kappa, holes):
     buffer = open_buffer(squares_copy)
     values = ramps()
     if holes:
@@ -118,14 +118,14 @@ def test_rabc_by_hand():
     assert weights.values == pytest.approx(raw / raw.mean(), rel=1e-5)
 
 
-def test_undefined_progress_has_lerobots_weight_unless_said_otherwise():
+def test_undefined_progress_has_lerobots_weight_by_default():
     values = [np.array([0.0, np.nan, 0.5])]
     assert rabc_weights(values, 1).values == pytest.approx([1.2, 1.2, 0.6], rel=0.3)  # NaN gains count as 1
     assert rabc_weights([np.array([0.0, 0.5]), np.full(2, np.nan)], 1, undefined=0.0).values[2:].tolist() == [0, 0]
     assert rabc_weights([np.full(3, np.nan)], 1).values.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_rabc_refuses_what_it_cannot_weigh():
+def test_rabc_refuses_invalid_options():
     with pytest.raises(TrainingError, match="every weight is zero"):
         rabc_weights([np.full(3, np.nan)], 5, undefined=0.0)
     for chunk, wrong in (
@@ -154,7 +154,7 @@ actions = hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-5, 5))
 
 
 @given(actions, st.integers(1, 60), st.floats(0.3, 3), st.integers(1, 39))
-def test_action_weights_have_mean_1_where_an_action_is_and_0_past_the_end(advantage, chunk, beta, cut):
+def test_action_weights_have_mean_1_and_are_0_past_the_end(advantage, chunk, beta, cut):
     lengths = [cut, len(advantage) - cut] if cut < len(advantage) else [len(advantage)]
     weights = action_weights(advantage, lengths, chunk, beta, 20.0)
     ends = np.repeat(np.cumsum(lengths), lengths)
@@ -167,7 +167,7 @@ def test_action_weights_have_mean_1_where_an_action_is_and_0_past_the_end(advant
     assert weights[:, 0] * frames.mean() / weights[:, 0].mean() == pytest.approx(frames, rel=1e-4)
 
 
-def test_an_undefined_action_weighs_nothing_in_any_chunk():
+def test_an_undefined_action_has_weight_0_in_every_chunk():
     weights = action_weights(np.array([0.0, np.nan, 0.0]), [3], 2, 1.0, 20.0)
     assert (weights == 0).tolist() == [[False, True], [True, False], [False, True]]
     assert weights.sum() == pytest.approx(5)  # mean 1 over the five entries that exist
@@ -177,7 +177,7 @@ def test_an_undefined_action_weighs_nothing_in_any_chunk():
         action_weights(np.zeros(3), [3], 0, 1.0, 20.0)
 
 
-def test_a_buffers_actions_are_weighed_by_their_own_gain(buffer):
+def test_actions_are_weighted_by_their_gain(buffer):
     progress = read_progress(buffer)
     recipe = PolicyRecipe(name="p", family="pi0", horizon=5, step_horizon=1)
     assert weights_of(buffer, progress, recipe, chunk=Chunk(4, 4)).actions is None
@@ -228,7 +228,7 @@ def test_a_view_by_hand():
 
 
 @given(hnp.arrays(np.float64, 60, elements=st.floats(-4, 4)))
-def test_a_sharper_beta_never_has_more_effective_frames_and_a_lower_cap_never_fewer(advantage):
+def test_effective_frames_never_rise_with_a_sharper_beta_or_fall_with_a_lower_cap(advantage):
     frames = wg.frames_of(episodes([30, 30], [True, False]))
     grid = {(v.beta, v.w_max): v for v in wg.weight_grid(advantage, frames, wg.BETAS, (1e20,))}
     shares = [grid[beta, 1e20].effective for beta in wg.BETAS]
@@ -269,7 +269,7 @@ def one_view(**changes):
     return replace(sound, **changes)
 
 
-def test_advice_is_given_where_there_is_a_reason():
+def test_advice_is_given_for_each_reason():
     assert one_view().sound
     assert "a handful of frames" in wg.advice(one_view(top=0.25))[0]
     assert "as much as 5%" in wg.advice(one_view(effective=0.05))[0]
@@ -286,7 +286,7 @@ def test_advice_is_given_where_there_is_a_reason():
     assert one_view(by_phase={"success": (*[1.7] * 9, 2.6)}).sound  # 1.4 times
 
 
-def test_advice_names_the_way_out_of_the_grid():
+def test_advice_names_a_better_setting_of_the_grid():
     bad = one_view(clipped=0.4)
     better, best = one_view(beta=0.3, effective=0.3), one_view(beta=0.5, effective=0.4)
     assert "--beta 0.5 --w-max 20 has none of this" in wg.advice(bad, (bad, better, best))[-1]
@@ -311,14 +311,14 @@ def test_the_figure_takes_a_grid_of_one_and_data_without_failures(tmp_path):
 # --- tables
 
 
-def test_the_mean_by_label_is_the_views(buffer):
+def test_the_mean_by_label_equals_the_views(buffer):
     weights = weights_of(buffer, read_progress(buffer), Weighting(horizon=5)).frames
     view = wg.view(weights, wg.frames_of(buffer.episodes), 1.0, 20.0)
     assert mean_weight_by_label(buffer, weights.values) == pytest.approx(view.by_label)
     assert view.ratio > 1
 
 
-def test_a_horizon_no_episode_is_as_long_as(buffer):
+def test_a_horizon_longer_than_every_episode_is_refused(buffer):
     check_horizon(buffer, 23)
     with pytest.raises(UsageError, match="horizon 24 is longer than every episode.*24 frames.*at most 23"):
         check_horizon(buffer, 24)
@@ -329,7 +329,7 @@ def test_effective_sample_size():
     assert effective_sample_size(np.array([0.0, 5.0, 0.0])) == pytest.approx(1)
 
 
-def test_the_table_holds_what_trains_and_how_it_was_made(buffer):
+def test_the_table_holds_weights_and_their_recipe(buffer):
     progress = read_progress(buffer)
     weighting = Weighting(horizon=5, beta=2.0, w_max=1e6, kappa=0.7, baseline="value")
     weights = weights_of(buffer, progress, weighting)
@@ -402,7 +402,7 @@ def test_weights_of_a_policys_recipe(cli, buffer, tmp_path):
     assert "horizon 3" in " ".join(out.split())
 
 
-def test_several_tasks_have_a_table_of_their_own(cli, tmp_path):
+def test_several_tasks_have_a_separate_table(cli, tmp_path):
     names = [f"task {number}" for number in range(12)]
     root = record_squares(tmp_path / "d", [(name, 6, 1.0, bool(n % 2)) for n, name in enumerate(names)], 12)
     buffer = open_buffer(root)
@@ -429,7 +429,7 @@ def test_several_tasks_have_a_table_of_their_own(cli, tmp_path):
         (("--policy", "pi0-tinny"), "did you mean 'pi0-tiny'?"),
     ],
 )
-def test_options_that_cannot_be(cli, buffer, options, says):
+def test_invalid_options_are_refused(cli, buffer, options, says):
     refused(cli("weights", buffer.root, *options), says)
     assert not (buffer.sidecar / "weights.png").exists()
 
@@ -454,7 +454,7 @@ def test_scores_without_any_value(cli, squares_copy):
     assert "error: no finite advantage to train on" in err
 
 
-def test_a_dropped_tail_leaves_frames_without_weight_and_says_so(cli, buffer, tmp_path):
+def test_a_dropped_tail_leaves_frames_without_weight_and_warns(cli, buffer, tmp_path):
     code, _, err = cli("weights", buffer.root, "--horizon", 19, "--tail", "drop", "--json", tmp_path / "w.json")
     assert code == 0, err
     assert "1 of 4 episodes are no longer than the horizon of 19" in err

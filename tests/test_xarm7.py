@@ -111,7 +111,7 @@ def is_gone(pid: int) -> bool:
 # --- normal operation -------------------------------------------------------------------------------------------------
 
 
-def test_it_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> None:
+def test_the_arm_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> None:
     start = arm.observe().state.joints_rad
     for k in range(1, 26):
         limited = arm.send(ArmCommand(start + 0.01 * k * TURN, 0.06))
@@ -132,7 +132,7 @@ def test_it_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> Non
     assert (server.arm_state().mode, server.arm_state().state) == (1, READY)
 
 
-def test_the_log_tells_every_tick(arm: XArm7) -> None:
+def test_the_log_has_every_tick(arm: XArm7) -> None:
     start = arm.observe().state.joints_rad
     arm.take_log()
     for k in range(1, 21):
@@ -146,7 +146,7 @@ def test_the_log_tells_every_tick(arm: XArm7) -> None:
     assert np.nanmax(log["reply_s"]) > 0
 
 
-def test_leaving_stops_the_arm_and_leaves_nothing(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_exit_stops_the_arm_and_the_streamer(recipe: HardwareRecipe, server: ControllerServer) -> None:
     with XArm7(recipe) as arm:
         start = arm.observe().state.joints_rad
         for k in range(1, 6):
@@ -175,7 +175,7 @@ def test_a_default_timeout_of_the_process_does_not_end_the_streamer(recipe: Hard
         socket.setdefaulttimeout(None)
 
 
-def test_the_sdk_leaves_nothing_at_home(
+def test_the_sdk_writes_no_file_at_home(
     recipe: HardwareRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -184,7 +184,7 @@ def test_the_sdk_leaves_nothing_at_home(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_person_may_take_their_time(arm: XArm7) -> None:
+def test_a_long_pause_does_not_block_the_reports(arm: XArm7) -> None:
     """The log is not read for longer than a pipe holds (2.7 s). The newest report still arrives afterwards."""
     start = arm.observe().state.joints_rad
     time.sleep(3.5)
@@ -219,7 +219,7 @@ def test_a_dry_run_checks_and_counts_but_sends_nothing(recipe: HardwareRecipe, s
     assert not [h.function for h in server.request_log()[count:] if h.function in moving and h.client != 0]
 
 
-def test_the_first_chunk_goes_at_its_pace(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_the_first_chunk_runs_at_the_recipes_pace(recipe: HardwareRecipe, server: ControllerServer) -> None:
     with XArm7(recipe, first_pace=0.1) as arm:
         start = arm.observe().state.joints_rad
         after_s = server.arm_state().time_s
@@ -233,7 +233,7 @@ def test_the_first_chunk_goes_at_its_pace(recipe: HardwareRecipe, server: Contro
     assert slow <= 0.1 * LAB.limits.max_joint_speed_rad_s * 0.01 + 1e-6 < 0.5 * fast
 
 
-def test_what_the_set_points_are_held_back_by_is_named_and_counts_as_executed(server: ControllerServer) -> None:
+def test_a_limit_of_the_set_points_is_named_and_counts_as_executed(server: ControllerServer) -> None:
     heal(server)
     with XArm7(recipe_of(server, max_tcp_speed_m_s=0.02)) as arm:
         arm.resume()
@@ -259,9 +259,7 @@ def test_mode_6_is_streamed_too(server: ControllerServer) -> None:
         until(lambda: bool(abs(server.arm_state().joints_rad[0] - start[0] - 0.2) < 1e-3))
 
 
-def test_the_gripper_is_told_at_most_ten_times_a_second_and_only_what_changes(
-    arm: XArm7, server: ControllerServer
-) -> None:
+def test_the_gripper_gets_at_most_ten_writes_a_second_and_only_changes(arm: XArm7, server: ControllerServer) -> None:
     def gripper_writes(after_s: float) -> list[tuple[float, int]]:
         """Returns (time, pulses) of every write of the target register (func 124, device 8)."""
         write = bytes([9, 8, 0x10, 0x07, 0x00])
@@ -300,7 +298,7 @@ def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(targets=TARGETS)
-def test_no_command_that_the_controller_receives_leaves_the_limits(
+def test_every_received_command_is_inside_the_limits(
     streaming: tuple[XArm7, ControllerServer], targets: list[tuple[np.ndarray, float, int]]
 ) -> None:
     """Sends targets straight to the streamer, past the control period's limits. Its own limits hold for all callers."""
@@ -359,7 +357,7 @@ def run_until_fault(arm: XArm7) -> ArmError:
 
 
 @pytest.mark.parametrize("code", [31, 13])
-def test_an_error_of_the_controller_stops_says_why_and_is_cleaned_only_by_a_person(
+def test_a_controller_error_stops_the_arm_and_only_a_person_clears_it(
     arm: XArm7, server: ControllerServer, code: int
 ) -> None:
     threading.Timer(0.2, server.faults.error, [code]).start()
@@ -444,7 +442,7 @@ def test_a_sick_network_stops_the_arm(
     assert is_gone(pid) and len(arm.take_log()) > 0
 
 
-def test_a_dead_network_is_said_loudly_and_the_arm_holds(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_a_dead_network_is_reported_and_the_arm_holds(recipe: HardwareRecipe, server: ControllerServer) -> None:
     arm = XArm7(recipe)
     with pytest.raises(ArmError, match="PRESS THE EMERGENCY STOP"), arm:
         arm.resume()
@@ -466,7 +464,7 @@ def test_another_client_that_stops_or_takes_the_arm_is_noticed(arm: XArm7, serve
     assert server.arm_state().state in STANDS
 
 
-def test_who_comes_second_is_refused(arm: XArm7, recipe: HardwareRecipe) -> None:
+def test_a_second_client_is_refused(arm: XArm7, recipe: HardwareRecipe) -> None:
     with pytest.raises(ArmError, match="another srpo-robot on this machine has the arm"), XArm7(recipe):
         pass
 
@@ -481,7 +479,7 @@ def test_a_moving_arm_belongs_to_another_client(recipe: HardwareRecipe, server: 
         pass
 
 
-def test_an_error_before_the_start_is_not_cleaned(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_an_error_before_the_start_is_not_cleared(recipe: HardwareRecipe, server: ControllerServer) -> None:
     server.faults.error(31)
     arm = XArm7(recipe)
     with pytest.raises(ControllerFault, match=r"C31 \(collision\)"), arm:
@@ -493,7 +491,7 @@ def test_an_error_before_the_start_is_not_cleaned(recipe: HardwareRecipe, server
         arm.resume()
 
 
-def test_a_stop_gets_through_from_another_thread_while_a_command_is_stuck(arm: XArm7, server: ControllerServer) -> None:
+def test_a_stop_from_another_thread_passes_a_blocked_command(arm: XArm7, server: ControllerServer) -> None:
     here = arm.reference().joints_rad
     arm.send(ArmCommand(here + 0.01 * TURN, 0.085))
     server.faults.half_open(client=server.clients()[0])
@@ -525,7 +523,7 @@ def test_a_stop_before_the_first_command_is_not_forgotten(recipe: HardwareRecipe
         arm.hold()
 
 
-def test_an_order_given_before_a_stop_is_void(arm: XArm7, server: ControllerServer) -> None:
+def test_a_command_sent_before_a_stop_is_void(arm: XArm7, server: ControllerServer) -> None:
     process = arm._process()
     before = process.stops
     arm.stop()
@@ -599,7 +597,7 @@ def test_a_streamer_that_dies_is_noticed_and_the_arm_stopped(
         (Firmware(), {"connect_timeout_s": 0.5, "command_port": 1}, "no xArm controller answers at"),
     ],
 )
-def test_the_wrong_controller_is_one_line(firmware: Firmware, changes: dict[str, Any], says: str) -> None:
+def test_the_wrong_controller_is_a_one_line_error(firmware: Firmware, changes: dict[str, Any], says: str) -> None:
     with ControllerServer(KinematicPlant(HOME), host=free_host(), firmware=firmware) as emulator:
         recipe = recipe_of(emulator, **changes)
         with pytest.raises(ArmError, match=says) as error, XArm7(recipe):
@@ -614,7 +612,7 @@ class Deaf(ControllerServer):
         return encode_reply(request, Reply(0)) if request.function == 36 else super()._execute(client, request)
 
 
-def test_a_setting_that_is_not_kept_is_named() -> None:
+def test_a_setting_that_the_controller_drops_is_named() -> None:
     with Deaf(KinematicPlant(HOME), host=free_host()) as emulator:
         with pytest.raises(ArmError, match=r"payload_kg: wanted 0.82, got 0.; payload_centre_m: wanted") as error:
             XArm7(recipe_of(emulator)).__enter__()
