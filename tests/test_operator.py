@@ -1,4 +1,4 @@
-"""A person at the keys: a real terminal (a pty), the workcell that asks and labels, the judge in a person's place."""
+"""Tests of the operator: a real terminal (a pty), the workcell that prompts and labels, and the judge service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from srpo_robot.http_server import HttpServer, refuse, respond_json
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """(the person's end, the program's end) of a pseudo terminal."""
+    """Yields (the person's end, the program's end) of a pseudo terminal."""
     person, program = pty.openpty()
     yield person, program
     for descriptor in (person, program):
@@ -77,7 +77,7 @@ def test_the_terminal_settings_are_restored(terminal, crash):
         with TerminalKeys(lambda: None, program):
             during = settings(program)
             assert not during[3] & termios.ICANON and not during[3] & termios.ECHO
-            assert during[3] & termios.ISIG  # Ctrl-C works as ever
+            assert during[3] & termios.ISIG  # Ctrl-C still works
             assert during[6][termios.VSUSP] == b"\0"  # Ctrl-Z does not
             if crash:
                 raise RuntimeError("boom")
@@ -114,11 +114,11 @@ def test_a_run_without_a_terminal_is_refused(tmp_path):
         TerminalKeys(lambda: None, file.fileno())
 
 
-# --- the workcell of a person
+# --- the operator's workcell
 
 
 class Person:
-    """Keys in the order in which they are pressed. A request for more keys is an error of the test."""
+    """Returns the given keys in order. A request for more keys fails the test."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = list(keys)
@@ -135,7 +135,7 @@ class Person:
 
 
 class HomingArm:
-    """Counts its calls. `hit` runs on its way home."""
+    """An arm that counts its calls and calls `hit` on its way home."""
 
     def __init__(self, hit: Callable[[], None] = lambda: None) -> None:
         self.homes = self.stops = 0
@@ -230,7 +230,7 @@ def test_space_before_the_start_sends_the_arm_home_again():
     class Restless(Person):
         def next(self) -> str:
             if len(self.keys) == 3:
-                switch.press()  # while the start is asked for
+                switch.press()  # during the prompt for the start
             return super().next()
 
     workcell._keys = Restless(GO, GO, GO, GO)

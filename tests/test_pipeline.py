@@ -1,4 +1,4 @@
-"""From a recorded buffer to its tables: store, pipeline, staleness, the second round."""
+"""Tests of the path from a recorded buffer to its tables: store, pipeline, staleness and a second round."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A tiny real pi0: built from a recipe, saved, moved, loaded, and the refusals.
+"""Tests of a tiny real pi0: it is built from a recipe, saved, moved and loaded, and bad input is refused.
 
-The other families' recipes are here too. Their differences are tested in test_families.
+The recipes of the other families are loaded here too. Their differences are tested in test_families.
 """
 
 import json
@@ -221,7 +221,7 @@ def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
 
 
 def test_equal_quantiles_are_replaced_by_the_extremes(buffer, monkeypatch):
-    """A gripper that opens in one frame of twelve: q10 and q90 are equal, and the one value must not be far out."""
+    """A gripper opens in one frame of twelve, so q10 and q90 are equal. Its open value must stay near the range."""
     columns = {key: buffer.column(key).copy() for key in ("observation.state", "action")}
     for values in columns.values():
         values[:, 3], values[4, 3] = 0.0, 0.08
@@ -233,7 +233,7 @@ def test_equal_quantiles_are_replaced_by_the_extremes(buffer, monkeypatch):
         np.testing.assert_allclose((of["q10"][3], of["q90"][3]), (0.0, 0.08))
         assert (of["q10"] < of["q90"]).all()
         moving = np.arange(len(of["q10"])) != 3
-        assert (of["q10"][moving] > of["min"][moving]).all()  # the others keep their quantiles
+        assert (of["q10"][moving] > of["min"][moving]).all()  # other dimensions keep their quantiles
 
 
 def test_unknown_words_become_one_token_and_padding_has_no_effect(bundle):
@@ -242,7 +242,7 @@ def test_unknown_words_become_one_token_and_padding_has_no_effect(bundle):
     known_tokens = preprocessor(observation(TASKS[0]))["observation.language.tokens"]
     assert tokens[0, 0] == tokens[0, 2] == 1 and 1 not in known_tokens
     assert not torch.allclose(act(bundle, TASKS[0]), act(bundle, TASKS[1]))
-    both = [observation(TASKS[0]), observation(TASKS[1])]  # the shorter instruction is padded beside the longer one
+    both = [observation(TASKS[0]), observation(TASKS[1])]  # the shorter instruction is padded to the longer one
     batch = {key: [o[key] for o in both] if key == "task" else torch.stack([o[key] for o in both]) for key in both[0]}
     noise = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(2)).expand(2, -1, -1)
     chunk = postprocessor(policy.predict_action_chunk(preprocessor(batch), noise=noise))

@@ -1,4 +1,4 @@
-"""The list before an arm moves: each line's law, and the whole of it against the emulated controller and cameras."""
+"""Tests of the checks before an arm moves: each line alone, and all against the emulated controller and cameras."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_failed_check_suggests_a_fix():
 
 
 def test_round_trips_are_judged_by_the_99th_percentile_and_the_streams_rate():
-    """At 100 Hz half a period is 5 ms. Two slow replies of 100 are too many, one of 1000 is not."""
+    """Half a period at 100 Hz is 5 ms. Two slow replies in 100 fail the check, one in 1000 passes."""
     good = np.full(1000, 0.001)
     good[0] = 1.0
     assert preflight.round_trips(good, 100.0).verdict is PASS
@@ -206,7 +206,7 @@ def test_answers_disk_and_emergency_stop_by_hand():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Fewer round trips, and no judgement of a machine that runs other tests too."""
+    """Measures fewer round trips and does not judge their times, because the machine runs other tests too."""
     monkeypatch.setattr(checking, "_ROUND_TRIPS", 10)
     monkeypatch.setattr(preflight, "_RTT_SHARE", 1e3)
     monkeypatch.setattr(preflight, "FREE_BYTES", 1)
@@ -217,7 +217,7 @@ live = pytest.mark.usefixtures("quick")
 
 @contextmanager
 def emulator(**firmware) -> Iterator[tuple[ControllerServer, HardwareRecipe]]:
-    """An emulated controller, and a recipe without cameras that points at it."""
+    """Yields an emulated controller and a recipe without cameras that points at it."""
     plant = KinematicPlant(HOME, gripper_m=0.04)
     with ControllerServer(plant, host=free_host(), firmware=Firmware(**firmware)) as server:
         yield server, at(server.host, server.command_port)
@@ -290,7 +290,7 @@ def wait_for_no_clients(server: ControllerServer) -> None:
 
 
 class Fingers:
-    """Keys that do something to the emulator first: `at_press` while it waits, then `answers` one after another."""
+    """Keys that act on the emulator first: `at_press` runs during the wait, then `answers` run one after another."""
 
     def __init__(self, at_press, *answers):
         self.at_press, self.answers = at_press, list(answers)
@@ -323,7 +323,7 @@ def test_a_person_tests_the_emergency_stop(monkeypatch):
         good = run_checks(recipe, None, CheckOptions(arm="x"), Fingers(press, (faults.release, "\n"), enter, enter))
         lines = by_name(good)
         assert lines["emergency stop"] == preflight.emergency_stop(2, True)
-        assert lines["TCP offset"].verdict is PASS  # a key stored the settings
+        assert lines["TCP offset"].verdict is PASS  # the key stored the settings
         assert lines["gripper travel"].verdict is PASS
 
         stuck = by_name(run_checks(recipe, None, CheckOptions(arm="x"), Fingers(press, (nothing, "\n"))))
@@ -350,7 +350,7 @@ def test_a_missing_stop_fails_and_a_key_skips_the_check(monkeypatch):
         assert lines["emergency stop"].found == "left out by a key"
 
 
-# --- mistakes of a lab ------------------------------------------------------------------------------------------------
+# --- common setup mistakes --------------------------------------------------------------------------------------------
 
 
 def first_failure(recipe: HardwareRecipe) -> Check:
@@ -370,7 +370,7 @@ def test_a_wrong_address():
 
 @contextmanager
 def answering(version: bytes) -> Iterator[HardwareRecipe]:
-    """Something on the command port that answers every request with `version`."""
+    """Runs a server on the command port that answers every request with `version`."""
 
     def serve() -> None:
         while True:
@@ -438,7 +438,7 @@ def test_another_client_that_moves_the_arm():
         still = server.arm_state().state
     assert (line.name, line.found) == ("connection", "another client moves the arm")
     assert line.todo.startswith("end it")
-    assert still == 1  # it was left alone
+    assert still == 1  # the other client was not disturbed
 
 
 @live
@@ -479,7 +479,7 @@ def recipe(lab) -> HardwareRecipe:
 
 
 def slow(recipe: HardwareRecipe) -> HardwareRecipe:
-    """Cameras of a machine that runs other tests too."""
+    """Allows older camera frames, because the machine runs other tests too."""
     return replace(recipe, fps=1.0, cameras=tuple(replace(camera, max_age_s=5.0) for camera in recipe.cameras))
 
 
@@ -559,7 +559,7 @@ def test_a_mismatched_policy_fails_its_line(recipe, tmp_path, cli):
 
 
 def test_the_labs_page_lists_what_the_emulator_assumes():
-    """The page has the same rows in the same order. After a change, write them anew from `ASSUMPTIONS`."""
+    """The page has the same rows in the same order. After a change, rewrite them from `ASSUMPTIONS`."""
     page = (Path(__file__).resolve().parents[1] / "hardware" / "LAB.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| [ ] ")]
     assert rows == [f"| [ ] {item.topic} | {item.emulated} | {item.check} |" for item in ASSUMPTIONS]

@@ -1,4 +1,4 @@
-"""Pretraining: masks, passes over gathered tokens, the moving average, and runs that resume to the bit."""
+"""Tests of pretraining: masks, passes over gathered tokens, the moving average, and bit-exact resume."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TINY = PretrainConfig(steps=40, seed=3, learning_rate=3e-3, warmup=2, average=(0
 
 
 def batch(seed: int) -> Batch:
-    """Two episodes of three instants: a square that moves right, in a different scene each. Views differ in gain."""
+    """Returns two episodes of three instants. A square moves right in a different scene each. Views differ in gain."""
     rng = np.random.default_rng(seed)
     clips = np.zeros((6, 4, 3, 32, 32), dtype=np.float32)
     for i in range(6):
@@ -92,14 +92,14 @@ def test_tubes_hide_blocks_not_scattered_cells():
         grid = np.zeros((12, 12), dtype=bool)
         grid.flat[hidden_at] = True
         neighbours.append(grid[:, 1:][grid[:, :-1]].mean())
-    assert np.mean(neighbours) > 0.7  # a scattered half would have a hidden neighbour half of the time
+    assert np.mean(neighbours) > 0.7  # 0.5 if the hidden half were scattered
 
 
 # --- passes
 
 
 def position_aware(stack, tokens: int = TOKENS):
-    """A copy of an encoder or predictor that knows the positions of gathered tokens."""
+    """Returns a copy of an encoder or predictor that uses the positions of gathered tokens."""
     stack = copy.deepcopy(stack)
     rope = PlacedRope(stack.layer[0].attention)
     rope.fit(tokens, torch.device("cpu"), torch.float32)
@@ -129,7 +129,7 @@ def test_a_pass_over_all_tokens_equals_transformers_forward(run, places):
 
 @torch.no_grad()
 def test_gathered_tokens_keep_their_positions(run):
-    """transformers' own layers agree if `position_mask` gives them the tokens' positions, and not without it."""
+    """The layers of transformers agree if `position_mask` gives them the tokens' positions, and disagree without it."""
     pixels, places = torch.randn(2, 4, 3, 32, 32), torch.tensor([[1, 6, 17, 30], [0, 9, 20, 31]])
     encoder = run.model.encoder
     outputs = [torch.gather(encoder.embeddings(pixels), 1, places[..., None].expand(-1, -1, 32)) for _ in range(2)]
@@ -178,7 +178,7 @@ def test_the_time_loss_by_hand():
 
 
 def paint(colour: tuple[float, float, float], quarter: int) -> torch.Tensor:
-    """A grey picture with one quarter of it in a colour: (1, 3, 8, 8)."""
+    """Returns a grey picture with one coloured quarter, (1, 3, 8, 8)."""
     picture = torch.full((1, 3, 8, 8), 0.5)
     y, x = 4 * (quarter // 2), 4 * (quarter % 2)
     picture[:, :, y : y + 4, x : x + 4] = torch.tensor(colour).view(1, 3, 1, 1)
@@ -220,7 +220,7 @@ def test_the_average_moves_by_the_given_share(share):
 def test_schedules():
     assert learning_rate(0, TINY) == pytest.approx(TINY.learning_rate / 2)
     assert learning_rate(1, TINY) == pytest.approx(TINY.learning_rate)
-    assert learning_rate(32, TINY) == pytest.approx(TINY.learning_rate)  # the last fifth of 40 steps begins
+    assert learning_rate(32, TINY) == pytest.approx(TINY.learning_rate)  # start of the last fifth of 40 steps
     assert learning_rate(36, TINY) == pytest.approx(TINY.learning_rate / 2)
     assert learning_rate(TINY.steps, TINY) == pytest.approx(TINY.learning_rate / 100)
     rates = [learning_rate(step, TINY) for step in range(2, TINY.steps + 1)]

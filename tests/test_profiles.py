@@ -1,4 +1,4 @@
-"""Profiles of the score: rewards and progress by hand, leave-one-out by law, and how profiles disagree."""
+"""Tests of the score profiles: hand-computed rewards and progress, leave-one-out properties, and comparisons."""
 
 from typing import get_args
 
@@ -70,7 +70,7 @@ def test_siirl_rewards_by_rank_between_the_extremes():
     assert rewards == pytest.approx([1.0, 0.6 * sigmoid(5.0), 0.3, 0.6 * sigmoid(-5.0)])
     assert (
         score(EPISODES, WINDOWS, ScoringConfig(profile="siirl", alpha=0.5)).rewards.tolist() == rewards.tolist()
-    )  # its own ceiling
+    )  # its ceiling
 
 
 def test_siirl_counts_equal_distances_as_a_half():
@@ -128,7 +128,7 @@ def test_trajectory_advantage_is_standardised_within_the_task():
 
 
 def test_loo_measures_successes_by_the_others():
-    # successes end at 10 and 12, the failure at 7: knn3 is the mean distance to those two (or to the other one)
+    # Successes end at 10 and 12, the failure at 7. knn3 is the mean distance to both, or to the other success.
     episodes = [episode(0, True), episode(1, True), episode(2, False)]
     scores = score(
         episodes, [line(0.0, 5.0, 10.0), line(0.0, 6.0, 12.0), line(0.0, 5.0, 7.0)], ScoringConfig(profile="loo")
@@ -136,7 +136,7 @@ def test_loo_measures_successes_by_the_others():
     assert scores.curves[0].distance[10:].tolist() == [12.0, 7.0, 2.0]
     assert scores.curves[1].distance[10:].tolist() == [10.0, 4.0, 2.0]
     assert scores.curves[2].distance[10:].tolist() == [11.0, 6.0, 4.0]
-    # d_ref is the task's largest, 12, for everyone
+    # d_ref is 12 for every episode, the largest of the task
     assert scores.curves[0].progress[10:] == pytest.approx([0.0, 5 / 12, 10 / 12])
     assert scores.curves[2].progress[10:] == pytest.approx([1 / 12, 6 / 12, 8 / 12])
     assert scores.rewards.tolist() == [1.0, 1.0, 0.4]
@@ -144,7 +144,7 @@ def test_loo_measures_successes_by_the_others():
 
 
 def test_loo_leaves_out_the_whole_group():
-    # the failure is a piece of success 1's take: it may be measured by success 0 only
+    # The failure is part of success 1's take, so only success 0 may measure it.
     episodes = [episode(0, True, group="a"), episode(1, True, group="b"), episode(2, False, group="b")]
     windows = [line(0.0, 5.0, 10.0), line(0.0, 6.0, 12.0), line(0.0, 6.0, 11.0)]
     scores = score(episodes, windows, ScoringConfig(profile="loo"))
@@ -176,7 +176,7 @@ def test_a_constant_video_has_no_loo_progress_and_a_short_one_has():
     scores = score(episodes, [line(0.0, 5.0, 10.0), line(3.0, 3.0, 3.0), short], ScoringConfig(profile="loo"))
     assert scores.curves[1].reason == CONSTANT
     assert np.isnan(scores.curves[1].progress).all()
-    assert scores.curves[2].progress == pytest.approx(np.full(7, 1 - 1 / 7))  # d_ref 7, of the constant video
+    assert scores.curves[2].progress == pytest.approx(np.full(7, 1 - 1 / 7))  # d_ref is 7, from the constant video
     assert scores.curves[2].reason == ""
 
 
@@ -297,7 +297,7 @@ def test_omitted_episodes_are_not_counted_as_disagreements():
     assert np.isnan(left_out.reward["loo"])
 
 
-# --- laws
+# --- properties
 
 
 def walks(seed: int, episodes: int = 9) -> tuple[list[Episode], list[WindowEmbeddings]]:
@@ -350,7 +350,7 @@ def test_loo_distances_ignore_copies_within_the_same_group(references, seed, ind
 
 
 def test_pure_noise_scores_perfectly_under_the_papers_profile():
-    """A tautology, kept as a test: a success compared with itself scores 1.00 whatever the video shows."""
+    """A success that is compared with itself scores 1.00 for any video. The test documents this tautology."""
     rng = np.random.default_rng(0)
     ends = np.arange(10, 110)
     episodes = [episode(i, i < 6, length=110) for i in range(12)]
@@ -362,7 +362,7 @@ def test_pure_noise_scores_perfectly_under_the_papers_profile():
     paper = score(episodes, windows)
     success = [curve.progress[ends] for curve in paper.curves[:6]]
     assert [progress[-1] for progress in success] == [1.0] * 6
-    correlations = [np.corrcoef(ends, rankdata(progress))[0, 1] for progress in success]  # Spearman's: ends are sorted
+    correlations = [np.corrcoef(ends, rankdata(progress))[0, 1] for progress in success]  # Spearman: ends are sorted
     assert min(correlations) > 0.99
     honest = score(episodes, windows, ScoringConfig(profile="loo"))
     assert max(curve.progress[-1] for curve in honest.curves[:6]) < 1.0

@@ -1,4 +1,4 @@
-"""The trial protocol: the sheet, the journal that survives anything, and the run on the mock arm."""
+"""Tests of the trial protocol: the sheet, the crash-safe journal, and runs on the mock arm."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_policy_is_tried_once_on_every_layout_one_after_the_other(tasks, p
     order = [protocol.sheet.layout(row).task for row in rows][::policies]
     if by_task:
         assert sum(a != b for a, b in pairwise(order)) == tasks - 1
-    else:  # stopped after any round, all tasks were tried alike
+    else:  # after any round, all tasks had equally many trials
         assert all(sorted(order[i : i + tasks]) == names for i in range(0, len(order), tasks))
     assert len({layout.seed for layout in protocol.sheet.layouts}) == tasks * trials
 
@@ -170,7 +170,7 @@ def test_a_protocol_may_be_edited_only_before_its_first_trial(tmp_path):
     begin_study(tmp_path, protocol, blind=False)
     study = begin_study(tmp_path, other, blind=False)
     assert study.protocol == other
-    begin_trial(study, study.pending()[0])  # from here on it stands
+    begin_trial(study, study.pending()[0])  # the protocol is fixed from here on
     for variant in (protocol, replace(other, policies=dict(zip(other.policies, POLICIES[::-1], strict=True)))):
         if variant != other:
             with pytest.raises(UsageError, match="edited after its first trial"):
@@ -206,7 +206,7 @@ def test_an_interrupted_trial_is_void_with_that_reason_and_run_again(tmp_path):
         assert (last.trial, last.success, last.note) == (2, None, "interrupted: the run ended during this trial")
         assert len(study.trials()) == 3 + cut
         assert study.pending()[0].trial == 2
-    assert len(begin_study(tmp_path, protocol, blind=False).trials()) == 3 + cut  # and only once each
+    assert len(begin_study(tmp_path, protocol, blind=False).trials()) == 3 + cut  # each only once
     carry_out(study, 1)
     assert study.pending()[0].trial == 3
 
@@ -217,7 +217,7 @@ def test_a_trial_that_is_in_the_journal_was_not_interrupted(tmp_path):
     begin_trial(study, row)
     note = (tmp_path / "begun.json").read_text()
     end_trial(study, result(study, row, True))
-    (tmp_path / "begun.json").write_text(note)  # killed between the journal and the removal of the note
+    (tmp_path / "begun.json").write_text(note)  # killed after the journal entry, before the note was removed
     assert [trial.success for trial in begin_study(tmp_path, draw(), blind=False).trials()] == [True]
 
 
@@ -232,7 +232,7 @@ def test_a_study_resumes_from_a_journal_cut_at_any_byte(tmp_path_factory, data):
     begin_trial(study, row)
     whole = (folder / JOURNAL).read_bytes()
     end_trial(study, result(study, row, False))
-    begin_trial(study, study.pending()[0])  # so that the note of a begun trial is there, whatever it is of
+    begin_trial(study, study.pending()[0])  # so that a note of a begun trial exists, for any trial
     longer = (folder / JOURNAL).read_bytes()
     cut = data.draw(st.integers(len(whole), len(longer)))
     (folder / JOURNAL).write_bytes(longer[:cut])
@@ -281,7 +281,7 @@ def test_a_blind_study_reveals_the_letters_only_at_its_end(tmp_path):
     protocol = draw(trials=1)
     study = begin_study(tmp_path, protocol, blind=True)
     carry_out(study, 3)
-    study = begin_study(tmp_path, protocol, blind=False)  # it stays as blind as it was begun
+    study = begin_study(tmp_path, protocol, blind=False)  # the study stays blind
     assert [study.name(letter) for letter in "AB"] == ["A", "B"]
     assert study.name("A", unblind=True) == protocol.policies["A"]
     assert "outputs" not in (tmp_path / JOURNAL).read_text()
@@ -291,7 +291,7 @@ def test_a_blind_study_reveals_the_letters_only_at_its_end(tmp_path):
 
 def test_a_study_that_began_with_names_cannot_become_blind(tmp_path):
     assert begin_study(tmp_path, draw(), blind=False).blind is False
-    study = begin_study(tmp_path, draw(), blind=True)  # nothing was run yet
+    study = begin_study(tmp_path, draw(), blind=True)  # no trial was run yet
     assert study.blind
     other = begin_study(tmp_path / "b", draw(), blind=False)
     carry_out(other, 1)
@@ -319,7 +319,7 @@ class Still:
 
 @pytest.fixture
 def still(monkeypatch):
-    """Replaces checkpoints by policies that do not move. The mock arm and the recording are the real ones."""
+    """Replaces checkpoints by policies that do not move. The mock arm and the recording are real."""
     from srpo_robot.cli import protocols
 
     screens: list[str] = []
@@ -370,8 +370,8 @@ def test_a_protocol_runs_stops_and_resumes_on_the_mock(cli, tmp_path, still, mon
     assert code == 0, err
     trials = study.trials()
     assert [(t.trial, t.success) for t in trials[3:]] == [(2, False), (3, False)]
-    assert set(still) == {"A", "B"}  # not one name on the operator's screen
-    assert "sft" in out  # at the end they are told
+    assert set(still) == {"A", "B"}  # the operator's screen shows no name
+    assert "sft" in out  # the names are shown at the end
     buffer = open_buffer(output / "dataset")
     assert len(buffer.episodes) == 4
     assert [t.episode_index for t in trials if t.success is not None] == [0, 1, 2, 3]
@@ -441,7 +441,7 @@ def test_conflicting_options_are_refused(cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the command, by hand on the arm's driver against the mock lab
+# --- the command with a person, on the real driver and the mock lab
 
 
 @pytest.mark.real_time
@@ -462,7 +462,7 @@ def test_a_trial_redone_by_a_person_is_void_with_a_listed_reason(cli, tmp_path, 
             "'x' is no answer": ["t"],
         }
     )
-    pressed = iter("rs")  # in the middle of the first, and of the first again
+    pressed = iter("rs")  # during the first trial, and during its repetition
     nudge = Nudge(lambda: hands.press(next(pressed)), steps=40)
     monkeypatch.setattr(protocols, "load_any_policy", lambda *_: nudge)
     monkeypatch.setattr(sessions, "say", hands.hear)

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones load, and errors name the wrong key."""
+"""Tests of recipes: every packaged recipe loads, and errors name the wrong key."""
 
 from __future__ import annotations
 

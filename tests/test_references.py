@@ -1,4 +1,4 @@
-"""Reference strategies: by hand on a line, and by law."""
+"""Tests of reference strategies: hand-computed cases on a line, and properties."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_dbscan_auto_lists_the_successes_of_each_centre():
 def test_a_number_is_the_radius():
     assert centres("0.15", TWO_PAIRS_AND_ONE) == pytest.approx([0.05, 5.0, 5.2, 7.0])
     assert members("0.15", TWO_PAIRS_AND_ONE) == [[0, 1], [2], [3], [4]]
-    assert centres("2", TWO_PAIRS_AND_ONE) == pytest.approx([0.05, 17.2 / 3])  # 5, 5.2 and 7 hang together
+    assert centres("2", TWO_PAIRS_AND_ONE) == pytest.approx([0.05, 17.2 / 3])  # 5, 5.2 and 7 form one cluster
     result = parse_references("2")(TWO_PAIRS_AND_ONE)
     assert (result.eps, result.noise, result.strategy) == (2.0, 0, "2")
 
@@ -86,7 +86,7 @@ def test_hdbscan_finds_two_clusters_and_keeps_noise():
 
 
 def test_siirl_joins_in_the_scaled_space_and_centres_in_the_raw_one():
-    # std of 0 0 10 10 is 5: scaled -1 -1 1 1, gaps 2 > .5. With a fifth at 5 (std 4.47) noise is dropped
+    # The std of 0 0 10 10 is 5: scaled -1 -1 1 1, gaps 2 > .5. A fifth point at 5 (std 4.47) is noise.
     points = np.array([[0.0], [0.0], [10.0], [10.0], [5.0]])
     result = parse_references("siirl")(points)
     assert result.centres.ravel().tolist() == [0.0, 10.0]
@@ -144,7 +144,7 @@ def test_an_empty_set_and_nan_are_refused():
         parse_references("mean")(np.full((2, 3), np.nan))
 
 
-# --- laws
+# --- properties
 
 clouds = st.integers(0, 2**32 - 1).map(
     lambda seed: (lambda rng: rng.normal(size=(12, 3)) + rng.integers(0, 3, size=(12, 1)) * 8)(
@@ -188,7 +188,7 @@ def test_a_small_step_changes_a_distance_by_no_more_than_the_step(points, seed):
 @given(st.integers(2, 20), st.integers(1, 400), st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
 def test_after_a_standard_scaler_the_mean_squared_pair_distance_is_known(n, dim, seed):
-    """Why siiRL's radius of 0.5 joins only near-duplicates: 2Dn/(n-1) is about 2D whatever the data."""
+    """siiRL's radius of 0.5 joins only near-duplicates, because 2Dn/(n-1) is about 2D for any data."""
     points = np.random.default_rng(seed).normal(size=(n, dim)).cumsum(axis=0)
     distances = pdist(StandardScaler().fit_transform(points), "sqeuclidean")
     assert distances.mean() == pytest.approx(2 * dim * n / (n - 1), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Old names: each still works and warns once with the new name; recorded data is read without a warning."""
+"""Tests of old names: each works and warns once with the new name. Recorded data is read without a warning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TABLES = (OPTIONS, STEP_VALUES, REFERENCES, RECIPE_KEYS)
 
 
 def check_warning(err: str, old: str, new: str) -> None:
-    """Exactly one warning line speaks of `old`, and it names `new`."""
+    """Asserts that exactly one warning line mentions `old`, and that it names `new`."""
     lines = [line for line in err.splitlines() if repr(old) in line]
     assert len(lines) == 1, err
     assert lines[0].startswith("warning:") and repr(new) in lines[0]

@@ -1,4 +1,4 @@
-"""Strategy maps and the report page: their arithmetic by hand, their pictures and markup on real small datasets."""
+"""Tests of strategy maps and the report page: hand-computed values, and figures and markup of small datasets."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome
 
 def test_a_regress_by_hand():
     assert worst_regress(np.array([0.0, 0.6, 0.5, 0.9, 0.7, 0.8, 0.4, 1.0])) == Regress(3, 6, 0.5)
-    assert worst_regress(np.array([0.0, 0.5, 0.5, 1.0])) is None  # a plateau is no fall
+    assert worst_regress(np.array([0.0, 0.5, 0.5, 1.0])) is None  # a plateau is not a fall
     assert worst_regress(np.array([0.3])) is None
     assert worst_regress(np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])) == Regress(
         1, 2, 1.0
-    )  # the first to end, the shortest
+    )  # the first that ends, then the shortest
 
 
 @pytest.mark.parametrize("value", [np.zeros(0), np.array([0.0, np.nan]), np.array([np.inf, 0.0])])
@@ -72,7 +72,7 @@ def test_the_regress_equals_a_brute_force_search(value):
     drop, end, start = max(pairs, default=(0.0, 0, 0))
     regress = worst_regress(value)
     assert regress == (Regress(start, -end, drop) if drop > 0 else None)
-    if regress is not None:  # the same thing as the most negative run of increments
+    if regress is not None:  # equal to the most negative run of increments
         increments = np.diff(value)
         runs = [increments[s:e].sum() for s in range(len(value)) for e in range(s + 1, len(value))]
         assert regress.drop == -min(runs)
@@ -92,14 +92,14 @@ def test_the_nearest_success_is_of_another_group():
     assert nearest_windows(queries[:1], ["a"], [(7, "a", same)]) == [None]
 
 
-# --- the strategy map, its arithmetic
+# --- the strategy map
 
 
 def test_the_plane_by_hand():
     points = np.array([[13.0, 20.0], [7.0, 20.0], [10.0, 21.0], [10.0, 19.0]])
     plane = principal_plane(points)
     assert plane.origin.tolist() == pytest.approx([10, 20])
-    assert plane.shares.tolist() == pytest.approx([0.9, 0.1])  # 9 + 9 against 1 + 1
+    assert plane.shares.tolist() == pytest.approx([0.9, 0.1])  # variances 9 + 9 and 1 + 1
     assert np.abs(plane.project(points)).tolist() == [pytest.approx(row) for row in ([3, 0], [3, 0], [0, 1], [0, 1])]
     assert np.abs(plane.project(np.array([[10.0, 22.0]]))).tolist() == [pytest.approx([0, 2])]
 
@@ -130,13 +130,13 @@ def test_points_of_a_plane_keep_their_distances(seed, count, width):
 def test_the_medoid_and_the_most_central_by_hand():
     points = np.array([[0.0], [1.0], [9.0], [2.0]])
     assert medoid(points, np.array([3.0])) == 3
-    assert medoid(points[:2], np.array([0.5])) == 0  # equally near: the first
+    assert medoid(points[:2], np.array([0.5])) == 0  # the first of two equally near points
     assert most_central(points) == 1  # sums 12, 10, 24, 10: the first of the equal ones
     assert most_central(points[[0, 3, 1]]) == 2
 
 
 def two_blobs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Episodes 10..18: failures 12 and 17; successes around 0 (10, 11, 13), around 100 (14, 15, 16), and 18 far off."""
+    """Episodes 10..18: failures 12 and 17, successes near 0 (10, 11, 13), near 100 (14, 15, 16), and 18 far away."""
     along = np.array([0.0, 1.0, 50.0, 3.0, 100.0, 101.0, 102.5, 60.0, 500.0])
     success = np.array([True, True, False, True, True, True, True, False, True])
     return np.arange(10, 19), success, np.column_stack([along, np.zeros(9), along * 0])
@@ -194,7 +194,7 @@ def test_a_single_reference_is_noted(name, says):
 
 
 def test_noise_is_noted():
-    points = np.random.default_rng(0).normal(size=(5, 40))  # far apart once scaled, as real embeddings are
+    points = np.random.default_rng(0).normal(size=(5, 40))  # far apart after scaling, like real embeddings
     noise = strategy_map("go", np.arange(5), np.ones(5, bool), points, parse_references("siirl")(points), np.arange(5))
     assert "siirl called all 5 successes noise, so their mean is the reference" in noise.notes[0]
     copies = np.array([[0.0, 0.0], [0.0, 0.0], [9.0, 1.0], [2.0, 8.0]])
@@ -257,7 +257,7 @@ def test_strips_go_to_the_first_then_evenly():
 def test_a_histogram_needs_a_weight():
     with pytest.raises(ValueError, match="no positive weight"):
         draw_weights({"success": np.zeros(3)})
-    assert draw_weights({"success": np.ones(3)}).startswith(b"\x89PNG")  # all alike: uniform weights
+    assert draw_weights({"success": np.ones(3)}).startswith(b"\x89PNG")  # uniform weights
 
 
 # --- the page's markup
@@ -327,7 +327,7 @@ def score_squares(
 
 
 def let_fall(buffer: Buffer, result) -> None:
-    """Episode 2 climbs to 0.75 at frame 10 and is at 0.25 from frame 14 on. Every other value rises."""
+    """Sets values: episode 2 rises to 0.75 at frame 10 and is at 0.25 from frame 14 on. All others rise."""
     value = np.concatenate([np.linspace(0, 1, e.length) for e in buffer.episodes])
     first = buffer.episodes[2].first_frame
     value[first : first + 22] = np.interp(np.arange(22), [0, 10, 14, 21], [0.0, 0.75, 0.25, 0.25])
@@ -338,7 +338,7 @@ def let_fall(buffer: Buffer, result) -> None:
 
 @pytest.fixture(scope="module")
 def scored_squares(squares, tiny_encoder_folder, tmp_path_factory) -> Path:
-    """The squares, scored, with a known fall in episode 2 and strategy maps. Read-only by agreement."""
+    """A scored copy of the squares with a known fall in episode 2 and strategy maps. Tests must not change it."""
     root = shutil.copytree(squares, tmp_path_factory.mktemp("report") / "data")
     buffer, result = score_squares(root, tiny_encoder_folder)
     let_fall(buffer, result)
@@ -480,7 +480,7 @@ def test_the_page_is_one_file_with_every_part_and_the_same_each_time(scored_copy
     assert "falls by 0.500" in page
     assert "effective sample size" in page
     assert 'alt="strategy map of the task go right"' in page
-    page_only = page.replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
+    page_only = page.replace("http://www.w3.org/2000/svg", "")  # a namespace, never fetched
     assert not re.search(r"https?:|(src|href)=\"(?!data:)|@import|url\((?!\$)", page_only)
     assert make_report(buffer, scored_copy / "again.html").read_text() == page
 
@@ -511,7 +511,7 @@ def test_a_large_dataset_lists_the_episodes_without_a_strip(scored_copy, monkeyp
     page = make_report(open_buffer(scored_copy), scored_copy / "page.html").read_text()
     assert "2 of 4 episodes have a film strip" in page
     strips = [e["index"] for e in curve_data(page)["episodes"] if e["strip"]]
-    assert strips == [0, 2]  # the one that falls first
+    assert strips == [0, 2]  # the episode with a fall comes first
 
 
 def test_missing_parts_are_noted(scored_copy):
@@ -534,7 +534,7 @@ def test_the_pages_weights_come_from_the_table_or_the_defaults(scored_copy):
         in make_report(buffer, scored_copy / "page.html").read_text()
     )
     table = read_weights(buffer, progress)
-    write_table(path, table.columns, {key: v for key, v in table.metadata.items() if key != "format"})  # as before
+    write_table(path, table.columns, {key: v for key, v in table.metadata.items() if key != "format"})  # unchanged
     assert read_scored(buffer).weights == pytest.approx(weights_of(buffer, progress, Weighting()).frames.values)
 
 
@@ -646,7 +646,7 @@ def test_a_fragment_that_names_no_episode_pins_nothing(page):
 
 
 def with_script(page: Path, script: str) -> Path:
-    """A copy of the page without its policy, with a user's hand appended."""
+    """Returns a copy of the page without its content policy and with a script that acts as the user."""
     copy = page.with_name("clicked.html")
     bare, policies = re.subn(r"<meta http-equiv=[^>]*>", "", page.read_text())
     assert policies == 1
@@ -703,7 +703,7 @@ def test_tasks_and_measures_can_be_chosen(tmp_path, tiny_encoder_folder):
     assert sorted(re.findall(r'data-curve="(\d+)"', dom)) == ["5"]  # the success has no neighbour outside its group
     assert "successes (1), 1 undefined" in dom
     assert "step value (knn-time) of 1 failures" in dom
-    dom_after_choice, _ = browse(copy, "#episode=0", "--dump-dom")  # its task is left, so it is let go
+    dom_after_choice, _ = browse(copy, "#episode=0", "--dump-dom")  # unpinned, since the task differs
     assert inside(dom_after_choice, "details-title") == "Episode 0, success"
     back = with_script(tmp_path / "page.html", choose + "choose('task', '1'); location.hash = '#episode=0'")
     dom, _ = browse(back, "", "--dump-dom")
@@ -725,7 +725,7 @@ def test_a_script_in_a_task_name_does_not_run(tmp_path, tiny_encoder_folder):
     buffer, result = score_squares(root, tiny_encoder_folder)
     assert len(draw_strategy_maps(buffer, result.scores, result.windows, FRONT)) == 1
     report = make_report(buffer, tmp_path / "page.html")
-    for copy in (report, with_script(report, "0")):  # with its policy, and by escaping alone
+    for copy in (report, with_script(report, "0")):  # with the content policy, and with escaping alone
         dom, _ = browse(copy, "#episode=2", "--dump-dom")
         assert "<title>d: progress</title>" in dom
         assert "go right&lt;/script&gt;" in inside(dom, "details-task")

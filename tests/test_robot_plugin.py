@@ -1,4 +1,4 @@
-"""`--robot.type=xarm7`: the plugin's wheel as pip would unpack it, lerobot's factory, and lerobot's real commands."""
+"""Tests of `--robot.type=xarm7`: the unpacked wheel, lerobot's factory, and lerobot's real commands."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ PATIENT = {"max_report_age_s": 0.5, "command_timeout_s": 1.5}  # the emulator sh
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The plugin as pip would install it."""
+    """A folder with the plugin, laid out as pip installs it."""
     return unpacked_wheel("lerobot_robot_xarm7", tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="module")
 def plugin(installed) -> Iterator[Any]:
-    """The plugin's module, imported by lerobot itself, which discovers it by name."""
+    """The plugin's module. lerobot discovers it by name and imports it."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def robot(plugin, recipe, tmp_path) -> Iterator[Any]:
 
 
 def set_points(requests) -> np.ndarray:
-    """(n, 7) joint set points that the controller took, [rad]."""
+    """Returns the (n, 7) joint set points that the controller accepted, [rad]."""
     return np.array([np.frombuffer(r.params[:28], "<f4") for r in requests if r.function == SERVO and r.status == 0])
 
 
@@ -113,7 +113,7 @@ def test_send_action_executes_and_returns_the_limited_action(robot, server):
     robot.connect()
     with pytest.raises(DeviceAlreadyConnectedError):
         robot.connect()
-    assert server.arm_state().state != 1 and not len(set_points(server.request_log()))  # nothing moves yet
+    assert server.arm_state().state != 1 and not len(set_points(server.request_log()))  # the arm does not move yet
     observation = robot.get_observation()
     assert [observation[name] for name in JOINT_NAMES] == pytest.approx([*HOME, 0.04], abs=1e-4)
 
@@ -123,7 +123,7 @@ def test_send_action_executes_and_returns_the_limited_action(robot, server):
     steps = np.diff(np.vstack([HOME, joints]), axis=0)
     most = RECIPE.limits.max_joint_speed_rad_s / RECIPE.fps
     assert np.abs(steps).max() <= most + 1e-9
-    assert joints[-1, 0] > HOME[0] + most  # it does go there
+    assert joints[-1, 0] > HOME[0] + most  # the arm reaches it
     assert 0.04 < actions[0]["gripper.pos"] <= 0.05 + 1e-9  # 0.1 m/s for 0.1 s
     robot.disconnect()
     assert not robot.is_connected
@@ -208,7 +208,7 @@ for name, options in json.loads(sys.argv[1]):
 
 
 def leader(site: Path) -> None:
-    """A teleoperator without hardware, as an installed distribution that lerobot finds."""
+    """Writes a teleoperator without hardware, as an installed distribution that lerobot finds."""
     (site / "lerobot_teleoperator_jump.py").write_text(TELEOPERATOR.format(home=action(HOME)))
     info = site / "lerobot_teleoperator_jump-0.1.dist-info"
     info.mkdir()
@@ -216,7 +216,7 @@ def leader(site: Path) -> None:
 
 
 def tiny_act(folder: Path, size: int) -> Path:
-    """An untrained ACT of lerobot for this arm and its two cameras."""
+    """Writes an untrained ACT policy of lerobot for this arm and its two cameras."""
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.act.configuration_act import ACTConfig
     from lerobot.policies.act.modeling_act import ACTPolicy
@@ -291,6 +291,6 @@ def test_lerobots_own_commands_record_teleoperate_and_roll_out(installed, tmp_pa
     sessions = [set_points([r for r in requests if r.client == n]) for n in {r.client for r in requests}]
     sessions = [path for path in sessions if len(path)]
     assert len(sessions) == 3 and min(map(len, sessions)) > 10
-    for path in sessions:  # the leader jumps by 1 rad, the arm does not
+    for path in sessions:  # the leader jumps by 1 rad, the arm stays below its speed limit
         assert np.abs(np.diff(path, axis=0)).max() <= cell.limits.max_joint_speed_rad_s / 100.0 + 1e-5
     assert (after.state, after.error) == (4, 0)

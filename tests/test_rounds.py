@@ -1,4 +1,4 @@
-"""The flywheel: trials back into the buffer, scored without embedding anything twice, and success by round."""
+"""Tests of rounds: trials are appended and scored without a second embedding, and success is compared by round."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEW = [("go right", 22, 0.9, True), ("go left", 16, 0.4, False)]  # 22: a length
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory) -> Path:
-    """A run with two recorded trials, one of a task that the buffer does not have."""
+    """A run with two recorded trials. The buffer does not have the task of one of them."""
     run = write_run(tmp_path_factory.mktemp("trials") / "run", [True, False], "p")
     record_squares(run / "dataset", NEW)
     return run
@@ -37,7 +37,7 @@ def trials(tmp_path_factory) -> Path:
 
 def test_append_copies_frames_columns_labels_and_groups(squares_copy, trials, tmp_path):
     extra = shutil.copytree(trials / "dataset", tmp_path / "more")
-    write_labels(open_buffer(extra), {1: Label(True, "take 7")})  # a person has corrected it
+    write_labels(open_buffer(extra), {1: Label(True, "take 7")})  # corrected by a person
     before, source = open_buffer(squares_copy), open_buffer(extra)
     frames = [
         before.frames(before.episodes[2], "observation.images.side"),
@@ -52,7 +52,7 @@ def test_append_copies_frames_columns_labels_and_groups(squares_copy, trials, tm
     groups = [e.group for e in buffer.episodes]
     assert groups[3] == "take 7"
     assert groups[4] == "episode 4"
-    assert len(set(groups)) == 6  # a take of another dataset is another take
+    assert len(set(groups)) == 6  # takes of two datasets stay distinct
     assert np.array_equal(buffer.frames(buffer.episodes[2], "observation.images.side"), frames[0])
     assert np.array_equal(buffer.frames(buffer.episodes[5], "observation.images.front"), frames[1])
     assert np.array_equal(buffer.column("action"), action)
@@ -81,9 +81,9 @@ def test_appending_keeps_embeddings_and_makes_the_score_stale(cli, squares_copy,
     assert cli(*score, "--skip-task", "go left")[0] == 0
     assert json.loads((tmp_path / "s.json").read_text())["embedded_now"] == 2
     new = read_progress(open_buffer(squares_copy))["distance"]
-    old_successes = slice(0, 44)  # the two old successes: to their own ends, which have not changed
+    old_successes = slice(0, 44)  # the two old successes: distances to their ends, which have not changed
     assert np.array_equal(new[old_successes], old[old_successes], equal_nan=True)
-    # a recorder goes on from there
+    # a recorder continues from here
     record_squares(squares_copy, [("go right", 12, 0.8, True)])
     assert len(open_buffer(squares_copy).episodes) == 7
     assert cli(*score, "--skip-task", "go left")[0] == 0
@@ -167,7 +167,7 @@ def test_rounds_are_compared_with_the_first(cli, tmp_path):
     assert (rows[0]["rate"]["low"], rows[0]["rate"]["high"]) == pytest.approx((interval.low, interval.high))
     assert "effect" not in rows[0]
     assert rows[2]["effect"]["difference"] == pytest.approx(0.8)
-    assert rows[2]["p"] == pytest.approx(6 * 17 / 2**16)  # 16 wins in a row, second of all the rounds to come
+    assert rows[2]["p"] == pytest.approx(6 * 17 / 2**16)  # 16 wins in a row, second of all future rounds
     assert rows[1]["p"] == 1.0
 
 

@@ -1,4 +1,4 @@
-"""`srpo-robot run` on the real driver, against the mock lab: solved end to end, by hand, and with faults."""
+"""Tests of `srpo-robot run` with the real driver and the mock lab: end to end, with a person, and with faults."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HOME_M = np.array([0.40, 0.0, 0.25, 0.085])
 
 @dataclass
 class Nudge:
-    """Goes a little down and to the side for `steps` steps, then ends. `on` runs in the middle of the third step."""
+    """Moves a little down and sideways for `steps` steps, then ends. `on` is called during the third step."""
 
     on: Callable[[], object] = lambda: None
     steps: int = 6
@@ -60,7 +60,7 @@ class Nudge:
 
 @dataclass
 class Bench:
-    """A lab in this process, and `srpo-robot run` on it with a policy of the test's own."""
+    """A lab in this process, and `srpo-robot run` on it with a policy that the test provides."""
 
     lab: MockLab
     folder: Path
@@ -125,7 +125,7 @@ def children() -> list[int]:
     return [int(line.split()[0]) for line in process.stdout.splitlines() if not line.endswith(" ps")]
 
 
-# --- solved, by real processes on loopback
+# --- end to end, with real processes on loopback
 
 
 def test_put_apple_is_solved_through_the_driver_and_a_kill_is_survived(tmp_path, cli):
@@ -150,7 +150,7 @@ def test_put_apple_is_solved_through_the_driver_and_a_kill_is_survived(tmp_path,
         code, _ = end(lab)
     assert code == 0
     (trial,) = read_trials(output)
-    assert trial.success is True and trial.episode_index == 0 and trial.note == "", trial  # physics says so
+    assert trial.success is True and trial.episode_index == 0 and trial.note == "", trial  # from the simulation state
     assert not (output / FAULT).exists()
     folder = output / "trials" / "000"
     steps, ticks = read_log(folder, STEPS), read_log(folder, TICKS)
@@ -170,7 +170,7 @@ def until(happens: Callable[[], bool], seconds: float) -> None:
 
 
 def dataset_facts(root: Path) -> dict[str, Any]:
-    """Returns facts of the dataset's only episode, read by the project's own reader."""
+    """Reads the only episode of a dataset with the project's reader and returns facts of it."""
     from srpo_robot.buffer.opening import open_buffer
 
     buffer = open_buffer(root)
@@ -185,7 +185,7 @@ def dataset_facts(root: Path) -> dict[str, Any]:
     }
 
 
-# --- everything checked, nothing moved
+# --- dry runs
 
 
 def test_a_dry_run_checks_everything_and_moves_nothing(bench):
@@ -251,7 +251,7 @@ def test_a_policy_that_returns_nan(bench):
     code, _, err = bench.run(policy)
     assert code == 1 and "NaN" in err
     (trial,) = read_trials(bench.output)
-    assert trial.success is None and "NaN" in trial.note  # the journal has it
+    assert trial.success is None and "NaN" in trial.note  # the trial is in the journal
     assert len(read_log(bench.output / "trials" / "000", STEPS)["step"]) == 2
     refused(bench.run(Nudge(), trials=2), "nobody has confirmed")
 
@@ -310,7 +310,7 @@ def test_a_judge_that_does_not_answer(bench):
 
 
 class Hands:
-    """A person at a pty. `answers` maps a part of each question to the keys that answer it."""
+    """A person at a pty. `answers` maps a part of each prompt to the keys that answer it."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.person, self.program = pty.openpty()
@@ -347,7 +347,7 @@ def test_a_person_runs_labels_stops_redoes_and_quits(bench, hands):
         "Enter starts the policy": ["\n"] * 4,
         "The trial is over": ["f"],
     }
-    pressed = iter(["s", "r", "f"])  # in the middle of the first, the second, the second again; the third is stopped
+    pressed = iter(["s", "r", "f"])  # during the first trial, the second and its repetition. The third is stopped
 
     def press() -> None:
         hands.press(next(pressed, " "))

@@ -1,4 +1,4 @@
-"""What a step sees and draws: the same under every split, every frame once an epoch, and held-out episodes never."""
+"""Tests of sampling: steps are equal under every split, an epoch has each frame once, held-out episodes never."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from srpo_robot.records import Episode
 
 
 def episodes(*lengths: int, tasks: str = "", groups: list[str] | None = None) -> list[Episode]:
-    """Episodes of these lengths. `tasks` has a letter for each (one task by default)."""
+    """Returns episodes of these lengths. `tasks` has a letter for each (one task by default)."""
     result, first = [], 0
     for number, length in enumerate(lengths):
         group = groups[number] if groups else ""
@@ -69,7 +69,7 @@ def test_a_step_has_the_same_frames_under_every_split(lengths, seed, split, firs
     of = episodes(*lengths)
     whole = frames_by_step(of, seed, (8, 1, 1), 4, first)
     assert frames_by_step(of, seed, split, 4, first) == whole
-    assert frames_by_step(of, seed, (8, 1, 1), 4 + first)[first:] == whole  # resumed at `first`, or come there
+    assert frames_by_step(of, seed, (8, 1, 1), 4 + first)[first:] == whole  # resumed at `first`, or run up to it
 
 
 @settings(max_examples=40, deadline=None)
@@ -167,7 +167,7 @@ def test_frames_are_spread_over_the_whole_episode():
 
 
 class Flow(torch.nn.Module):
-    """What FlowNoise looks for in a policy."""
+    """A module with the two methods that FlowNoise replaces in a policy."""
 
     def sample_noise(self, shape: Any, device: Any) -> torch.Tensor:
         return sample_noise(shape, device)
@@ -188,7 +188,7 @@ def test_noise_depends_on_the_batch_position_and_the_step():
     assert len(time.unique()) == 8
     assert ((time >= 0.001) & (time <= 1)).all()
     for first, samples in ((0, 3), (3, 5), (7, 1)):
-        torch.manual_seed(first)  # earlier draws do not matter
+        torch.manual_seed(first)  # earlier draws have no effect
         part_noise, part_time = draw_noise((5, 1), first, samples, 8)
         assert torch.equal(part_noise, noise[first : first + samples])
         assert torch.equal(part_time, time[first : first + samples])

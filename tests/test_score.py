@@ -1,4 +1,4 @@
-"""Distances, references, progress and reward of the paper profile: by hand, and by law."""
+"""Tests of the paper profile: distances, references, progress and reward, hand-computed and as properties."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def episode(index: int, success: bool, length: int = 13, task: str = "task") -> 
 
 
 def line(*values: float, ends: tuple[int, ...] = (10, 11, 12)) -> WindowEmbeddings:
-    """Windows with embeddings on a line, so that distances are differences."""
+    """Returns windows with embeddings on a line, so that distances are differences."""
     return WindowEmbeddings(np.array(ends), np.array([[v, 1.0] for v in values]))
 
 
@@ -51,7 +51,7 @@ def test_a_success_is_measured_against_its_own_end():
     assert curve.distance[10:].tolist() == [4.0, 1.0, 0.0]
     assert curve.progress[10:] == pytest.approx([0.0, 0.75, 1.0])  # (4 - d) / (4 - 0)
     assert np.isnan(curve.distance[:10]).all()
-    assert curve.progress[:10].tolist() == [0.0] * 10  # held at the first window's
+    assert curve.progress[:10].tolist() == [0.0] * 10  # the first window's value is held
     assert np.flatnonzero(curve.scored).tolist() == [10, 11, 12]
     assert scores.rewards.tolist() == [1.0]
 
@@ -111,7 +111,7 @@ def test_strided_distances_are_interpolated_and_exact_at_measured_frames():
     assert len(dense) == 10
     assert dense[[0, 4, 8, 9]].tolist() == [4.0, 2.0, 3.0, 0.0]
     assert dense.min() >= 0.0  # PCHIP does not overshoot
-    assert dense[6] > dense[4]  # the regress stays
+    assert dense[6] > dense[4]  # the regress is kept
 
 
 # --- missing is never a number
@@ -162,7 +162,7 @@ def test_omitting_an_episode_does_not_change_the_others():
     assert scores.rewards[1] == without.rewards[1]
 
 
-# --- laws
+# --- properties
 
 distances = hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(0, 1e3, allow_subnormal=False)).filter(
     lambda d: np.ptp(d) > 1e-6

@@ -1,4 +1,4 @@
-"""Scripts run as a user runs them, as small as they go."""
+"""Runs each script as a user would, at the smallest size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_small_encoder_is_trained_resumed_and_evaluated(script, tmp_path, caps
     frames = sum(x["length"] * 2 for x in episodes)
     assert (video / "frames.u8").stat().st_size == frames * 96 * 96 * 3
 
-    for steps in (2, 3):  # the second takes up the first
+    for steps in (2, 3):  # the second run resumes the first
         script("pretrain_small_vjepa2.py", "train", run, "--data", video, "--validation", video, "--steps", steps)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "predicted" in line] == [2, 3]
@@ -82,7 +82,7 @@ def test_awr_learns_the_good_half_of_the_demonstrations(script, tmp_path, family
     result = json.loads(path.read_text())[family]
     assert result["gain"] == pytest.approx(result["sft"][0] - result["awr"][0])
     assert result["awr"][0] < 0.75 * result["sft"][0]
-    assert result["interval"] is None  # one seed has none
+    assert result["interval"] is None  # one seed has no interval
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
@@ -112,7 +112,7 @@ def test_a_small_study_of_figure_8_runs_and_resumes(script, tmp_path, capsys):
     assert len(list((study / "trials").rglob("*.jsonl"))) == 3  # every second one of six cells
     table = tmp_path / "cells.csv"
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 1, "--cells", table)
-    assert len(table.read_text().splitlines()) == 1 + 6  # earlier cells of the folder, too
+    assert len(table.read_text().splitlines()) == 1 + 6  # earlier cells of the folder are included
     once = {path: path.read_bytes() for path in study.rglob("*.jsonl")}
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--json", output, "--figure", figure)
     assert {path: path.read_bytes() for path in once} == once  # existing cells were not run again
@@ -130,7 +130,7 @@ def test_a_small_study_of_figure_8_runs_and_resumes(script, tmp_path, capsys):
     shutil.rmtree(study / "base" / "wipe-board")
     script("reproduce_figure8_mock.py", study, *sizes, "--seeds", 2, "--only-done", "--json", output)
     assert list(json.loads(output.read_text())["pi0-tiny"]["methods"]["awr"]["tasks"]) == ["put-apple"]
-    assert not (study / "base" / "wipe-board" / "pi0-tiny").exists()  # it would be another base
+    assert not (study / "base" / "wipe-board" / "pi0-tiny").exists()  # would be another base
     assert "wipe-board pi0-tiny sft 0 is left out" in capsys.readouterr().out
 
 
@@ -141,8 +141,8 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
         "policy,task,base,method,seed,successes,episodes,failure_rate,trials,base_steps,steps,learning_rate\n"
         "pi0-tiny,put-apple,one,sft,0,1,4,0.5,4,8000,3000,recipe\n"
         "pi0-tiny,put-apple,one,awr,0,3,4,0.5,4,8000,3000,recipe\n"
-        "pi0-tiny,put-apple,other,awr,0,1,4,0.5,4,8000,3000,recipe\n"  # not to be compared with the sft above
-        "pi0-tiny,put-apple,one,awr,1,3,4,0.5,4,8000,3000,0.001\n"  # other sizes: another study's
+        "pi0-tiny,put-apple,other,awr,0,1,4,0.5,4,8000,3000,recipe\n"  # must not be compared with the sft above
+        "pi0-tiny,put-apple,one,awr,1,3,4,0.5,4,8000,3000,0.001\n"  # other sizes belong to another study
         "pi0-tiny,put-apple,one,bc,1,2,4,0.5,4,8000,3000,recipe\n"  # its first seed is missing
     )
     there = (*sizes, "--method", "sft", "bc", "rabc", "awr", "--seeds", 2, "--only-done", "--json", output)
@@ -151,7 +151,7 @@ def test_a_table_of_cells_carries_results_to_another_machine(script, tmp_path, c
     assert result["methods"]["awr"]["seeds"] == [0.5]  # of both bases
     assert result["awr_minus_sft"]["tasks"]["put-apple"]["seeds"] == [0.5]
     assert list(result["methods"]) == ["sft", "bc", "awr"]  # in the requested order, and rabc has no cell
-    assert not (tmp_path / "other" / "data").exists()  # nothing was made
+    assert not (tmp_path / "other" / "data").exists()  # no output was written
     assert "1 cells are of other sizes" in capsys.readouterr().out
     with pytest.raises(UsageError, match="none of these cells is done"):
         script("reproduce_figure8_mock.py", tmp_path / "other", *sizes, "--method", "rabc", "--only-done")
@@ -223,7 +223,7 @@ def test_differences_over_seeds_by_hand(script, tmp_path, monkeypatch):
     assert gain["seeds"] == pytest.approx([0.15, 0.05])
     assert gain["mean"] == pytest.approx(0.1)
     assert gain["interval"] == pytest.approx([0.1 - 12.706 * 0.05, 0.1 + 12.706 * 0.05], abs=1e-4)
-    assert study["over_seeds"]([0.98, 1.0, 0.9])["interval"][1] == 1.0  # a rate above 1 is none
+    assert study["over_seeds"]([0.98, 1.0, 0.9])["interval"][1] == 1.0  # a rate above 1 is invalid
 
 
 def test_two_processes_of_a_study_never_build_the_same_output_at_once(tmp_path, monkeypatch, capsys):

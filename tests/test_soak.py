@@ -1,4 +1,4 @@
-"""The soak test as a user runs it, as short as possible, and that its checks notice lost data."""
+"""Tests of the soak script: a short run as a user starts it, and checks that detect lost data."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_killed_run_loses_nothing_and_the_next_run_needs_confirmation(tmp_path
     counts = json.loads((tmp_path / "soak.json").read_text())
     assert counts["problems"] == []
     assert {name: count for name, count in counts["faults"].items() if count} == {"kill -9": 1, "nothing": 1}
-    assert process.stdout.index("kill -9") < process.stdout.index("nothing")  # so that the second one was confirmed
+    assert process.stdout.index("kill -9") < process.stdout.index("nothing")  # the second run was confirmed
     early = len(counts["by_themselves"])  # a busy machine
     assert (counts["runs"], counts["refused"]) == (2 + early, 1 + early)
     assert (counts["trials"], counts["episodes"]) == (1, 1)
@@ -63,7 +63,7 @@ def test_a_killed_run_loses_nothing_and_the_next_run_needs_confirmation(tmp_path
 
 @pytest.fixture
 def checks(soak, tmp_path) -> Any:
-    """The checks on a folder with two trials and a log of three steps, without a lab."""
+    """The script's checks, on a folder with two trials and a log of three steps, without a lab."""
     instance = soak.Soak.__new__(soak.Soak)
     instance.counts = soak.Counts()
     instance._output, instance._journal = tmp_path, b""
@@ -125,7 +125,7 @@ def test_a_missing_fault_note_or_refusal_is_a_problem(checks, soak, monkeypatch)
 
 
 def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch):
-    """Replaces the lab, the server and the runs by ones that do nothing."""
+    """Replaces the lab, the server and the runs by stubs."""
     names = list(soak.FAULTS)
     order: list[str] = []
 
@@ -146,7 +146,7 @@ def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch
             assert 1 <= at_step <= soak._LAST_STEP
             self.counts.runs += 1
             if self.counts.runs == 3:
-                return False  # ended by itself
+                return False  # the run ended without the fault
             self.counts.faults[name] += 1
             order.append(name)
             return True

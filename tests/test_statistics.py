@@ -1,4 +1,4 @@
-"""Rates, exact tests, intervals, the sequential test and power: by hand, against scipy, and by simulation."""
+"""Tests of rates, exact tests, intervals, the sequential test and power: by hand, with scipy, by simulation."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_task_order_has_no_effect_and_swapping_policies_flips_the_sign(tasks, ra
 
 
 def test_two_tasks_by_enumeration():
-    # Every split of the totals of each task, weighted by the hypergeometric law, written out.
+    # Enumerates every split of each task's totals, weighted by the hypergeometric distribution.
     first, second = Stratum(1, 3, 3, 4), Stratum(0, 2, 2, 3)
 
     def law(s: Stratum) -> dict[int, float]:
@@ -162,7 +162,7 @@ def test_nothing_to_compare_is_an_error():
 def test_paired_intervals_cover_and_tests_err_as_promised(pairs, only_a, only_b):
     rng = np.random.default_rng(pairs)
     studies = rng.multinomial(pairs, [only_a, only_b, 1 - only_a - only_b], size=2000)
-    draws, often = np.unique(studies, axis=0, return_counts=True)  # many are alike: each is computed once
+    draws, often = np.unique(studies, axis=0, return_counts=True)  # many outcomes are equal, so each is computed once
     effects = [paired_effect(Pairs(int(c), int(a), int(b), 0)) for a, b, c in draws]
     coverage = often @ [effect.low <= only_b - only_a <= effect.high for effect in effects] / often.sum()
     assert coverage >= 0.93
@@ -191,7 +191,7 @@ def test_progress_by_hand():
     a, b = np.array([0.2, 0.4, 0.6]), np.array([0.5, 0.5, 0.9])
     paired = mean_effect([(a, b)], paired=True)
     assert paired.difference == pytest.approx(0.7 / 3)
-    assert paired.p == pytest.approx(2 / 8, abs=0.03)  # all three signs alike: 2 of 8 sign patterns
+    assert paired.p == pytest.approx(2 / 8, abs=0.03)  # all three signs equal: 2 of 8 sign patterns
     # Two tasks of 3 and 1 pairs: (3 * 0.7 / 3 + 0.1) / 4
     assert mean_effect([(a, b), (np.array([0.1]), np.array([0.2]))], paired=True).difference == pytest.approx(0.2)
 
@@ -243,7 +243,7 @@ def test_interval_and_test_agree_and_treat_the_policies_alike(pairs):
     assert (-mirror[1], -mirror[0]) == pytest.approx((low, high), abs=1e-6)
     assert low <= (pairs.only_b - pairs.only_a) / pairs.layouts <= high
     ordinary = paired_effect(pairs)
-    assert high - low >= ordinary.high - ordinary.low - 1e-6  # looking at any time has its price
+    assert high - low >= ordinary.high - ordinary.low - 1e-6  # the anytime interval is wider
 
 
 def test_evidence_is_a_fair_bet():
@@ -259,7 +259,7 @@ def test_looking_after_every_trial_raises_no_more_false_alarms_than_promised(agr
     wins_a, wins_b = np.cumsum(draws < (1 - agree) / 2, axis=1), np.cumsum(draws > (1 + agree) / 2, axis=1)
     false_alarms = (log_evidence(wins_a, wins_b) >= math.log(20)).any(axis=1).mean()
     assert false_alarms <= 0.05
-    if agree == 0.0:  # the ordinary test, looked at as often, does not keep its promise
+    if agree == 0.0:  # the ordinary test exceeds its error rate if it is repeated that often
         limits = binom.ppf(0.025, np.arange(1, 401), 0.5)
         assert (np.minimum(wins_a, wins_b) < limits).any(axis=1).mean() > 0.2
 
@@ -336,7 +336,7 @@ def test_looking_after_every_trial_costs_trials_but_keeps_the_power():
     assert ordinary is not None
     assert sequential is not None
     assert ordinary < sequential < 2 * ordinary
-    rng = np.random.default_rng(99)  # other studies than those it was found with
+    rng = np.random.default_rng(99)  # independent of the studies that the number was computed from
     only_a, only_b = discordance(0.3, 0.3)
     draws = rng.random((2000, sequential))
     wins_a, wins_b = np.cumsum(draws < only_a, axis=1), np.cumsum(draws > 1 - only_b, axis=1)
@@ -344,13 +344,13 @@ def test_looking_after_every_trial_costs_trials_but_keeps_the_power():
 
 
 def test_unpaired_trials_are_needed_as_computed():
-    size = trials_needed(0.28, 0.187)  # figure 8 of the paper, were both arms run on layouts of their own
+    size = trials_needed(0.28, 0.187)  # figure 8 of the paper, if both arms ran on different layouts
     assert size is not None
     assert unpaired_power(size, 0.28, 0.467) >= 0.8 > unpaired_power(size - 20, 0.28, 0.467)
 
 
 def test_an_impossible_difference_is_refused():
-    assert rates(0.9, 0.2) == pytest.approx((0.9, 0.7))  # no room above
+    assert rates(0.9, 0.2) == pytest.approx((0.9, 0.7))  # no higher rate is possible
     with pytest.raises(ValueError, match="no rate is 70% away"):
         rates(0.5, 0.7)
     with pytest.raises(ValueError, match="power"):

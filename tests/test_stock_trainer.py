@@ -1,8 +1,8 @@
-"""The stock trainer as the oracle: with plain weights our losses are those of lerobot's own `train`.
+"""Compares our trainer with lerobot's: with uniform weights, the losses equal those of lerobot's `train`.
 
-lerobot's loop runs as it is, on the same dataset, checkpoint, seed and batch size. What is replaced in it is its random
-generator: lerobot draws noise and time from torch's global one, here they come from `FlowNoise`, as a function of the
-step. pi0-FAST draws nothing, and then nothing is replaced but the recording of the loss.
+lerobot's loop runs unchanged on the same dataset, checkpoint, seed and batch size, except for its random numbers.
+lerobot draws noise and time from torch's global generator. Here they come from `FlowNoise`, as a function of the step.
+pi0-FAST draws no noise, so only the loss is recorded.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FRAMES = (11, 9)  # 20 frames in batches of 4, since lerobot cuts a batch at an 
 
 
 def plain(recipe: PolicyRecipe) -> PolicyRecipe:
-    """`recipe` with everything of ours that lerobot has not, off."""
+    """Returns `recipe` with every option off that lerobot does not have."""
     same = {"padding": "trained", "token_balance": "batch", "ema_decay": 0.0, "steps": STEPS, "warmup_steps": 3}
     rates = {"learning_rate": 1e-3, "final_learning_rate": 1e-4}
     config = recipe.config | {"use_relative_actions": False}
-    if "normalization_mapping" in config:  # lerobot estimates quantiles of a dataset from its episodes' quantiles
+    if "normalization_mapping" in config:  # lerobot estimates a dataset's quantiles from those of its episodes
         config |= {"normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}}
     return replace(recipe, **same, **rates, config=config)
 
@@ -50,7 +50,7 @@ def buffer(tmp_path_factory):
 
 
 def starting_point(buffer, recipe, root: Path) -> Path:
-    """A checkpoint with fresh weights from which both trainers start. lerobot's config names the tokenizer."""
+    """Writes a checkpoint with fresh weights from which both trainers start. lerobot's config names the tokenizer."""
     policy, preprocessor, postprocessor = build_policy(recipe, buffer)
     for part in (policy, preprocessor, postprocessor):
         part.save_pretrained(root)
@@ -60,7 +60,7 @@ def starting_point(buffer, recipe, root: Path) -> Path:
     for step in content["steps"]:
         if step.get("registry_name") == "tokenizer_processor":
             step["config"]["tokenizer_name"] = str(root / "tokenizer")
-        if step.get("registry_name") == "action_tokenizer_processor":  # lerobot does not save this one
+        if step.get("registry_name") == "action_tokenizer_processor":  # lerobot does not save this file
             step["config"]["fast_skip_tokens"] = recipe.config["fast_skip_tokens"]
     path.write_text(json.dumps(content))
     return root

@@ -1,4 +1,4 @@
-"""The store of embeddings is whole or absent with several writers, a full disk, or a kill. Also plans over it."""
+"""Tests of the embedding store: entries stay complete with several writers, full disks or kills. Also its plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The streamer's core without processes: set points between targets, deadlines, and the bytes it reads by itself."""
+"""Tests of the streamer's core without processes: set points between targets, deadlines, and report decoding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AIMS = st.tuples(
     NUMBERS,
     st.floats(-0.1, 0.3),  # due after
     st.sampled_from([1.0, 0.1]),  # pace
-    st.lists(st.floats(0.001, 0.3), max_size=12),  # times between the ticks that follow: late and early ones
+    st.lists(st.floats(0.001, 0.3), max_size=12),  # times between the next ticks, some late and some early
 )
 
 
@@ -73,7 +73,7 @@ def test_a_stream_of_targets_becomes_a_steady_motion_that_ends_at_the_last_one()
             speeds.append(stream.motion.speed_rad_s[0])
     assert np.diff(positions) == pytest.approx(np.full(99, 0.004))  # straight from target to target
     assert np.array(speeds[20:]) == pytest.approx(np.full(80, 0.4), abs=0.02)
-    for tick in range(60):  # the targets ran out: it holds the last one
+    for tick in range(60):  # no target is left, so the last one is held
         stream.advance(1.0 + TICK * tick)
     assert stream.motion.joints_rad[0] == pytest.approx(0.4, abs=1e-9)
     assert stream.motion.at_rest or np.abs(stream.motion.speed_rad_s).max() < 1e-9
@@ -115,7 +115,7 @@ def test_the_resting_place_is_where_braking_ends(seed, ticks):
 def test_limit_names_survive_the_log():
     for i in range(1 << len(motion.LAYERS)):
         assert bits_of_layers(layers_of_bits(i)) == i
-    assert LOG.itemsize <= 512  # a pipe takes it whole or not at all
+    assert LOG.itemsize <= 512  # a pipe writes it atomically
 
 
 # --- deadlines --------------------------------------------------------------------------------------------------------

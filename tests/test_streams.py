@@ -1,4 +1,4 @@
-"""The mock cell's cameras over HTTP, opened by OpenCV through the driver's own code."""
+"""Tests of the mock cell's cameras over HTTP, which OpenCV opens through the driver's code."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_stopped_server_closes_its_port_and_its_clients_notice(streams):
     with Cameras(recipes(streams)) as cameras:
         cameras.read(10.0)
         port = int(streams.url("front").split(":")[2].split("/")[0])
-        streams.__exit__(None, None, None)  # with clients on it
+        streams.__exit__(None, None, None)  # while clients are connected
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
         assert fails(cameras, 10.0, "gives no pictures any more")

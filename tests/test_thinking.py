@@ -1,4 +1,4 @@
-"""A policy that runs in its own thread or on another machine: late, hung, crashed or wrong."""
+"""Tests of a policy in a separate thread or on another machine: late, hung, crashed or wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from srpo_robot.records import ActionChunk, ArmCommand, ArmState, Observation
 
 @dataclass
 class Slow(Script):
-    """Answers only when it is let go on."""
+    """A policy that answers only after `go` is set."""
 
     go: threading.Event = field(default_factory=threading.Event)
     calls: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -66,7 +66,7 @@ def test_a_late_answer_belongs_to_its_observation():
         policy.go.set()
         while (answer := runner.act(observation(arm))) == PENDING:
             time.sleep(0.001)
-        assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, asked once
+        assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, requested once
 
 
 def test_answers_for_the_last_trial_are_dropped():
@@ -79,7 +79,7 @@ def test_answers_for_the_last_trial_are_dropped():
         runner.reset(1)
         while (answer := runner.act(observation())) == PENDING:
             time.sleep(0.001)
-        assert isinstance(answer, ActionChunk) and policy.at == 3  # begun anew, one chunk in
+        assert isinstance(answer, ActionChunk) and policy.at == 3  # restarted, one chunk in
 
 
 def test_a_policy_that_never_answers_times_out():
@@ -120,7 +120,7 @@ def test_a_crash_is_a_one_line_error_and_refusals_pass_unchanged():
 
 
 class WatchfulArm(ToyArm):
-    """Lets the policy go on once it has held for three steps."""
+    """An arm that lets the policy continue after three steps on hold."""
 
     policy: Slow
 
@@ -142,7 +142,7 @@ def test_the_arm_holds_and_counts_while_the_policy_is_late():
     assert len(holds) == outcome.late and [step.number for step in steps] == list(range(outcome.steps))
     for step in holds[:3]:
         assert step.limited.command.joints_rad == pytest.approx(arm.home_rad) and step.chunk == -1
-    assert len(sink.frames) == outcome.steps  # a hold is a frame like any other: time passes evenly
+    assert len(sink.frames) == outcome.steps  # held frames are recorded too, so time steps are even
     assert [step.row for step in steps if step.chunk == 0 and step.row >= 0] == [0, 1, 2, 3]
 
 
@@ -286,7 +286,7 @@ def test_a_failing_policy_reports_the_error_and_stays_served():
 
 def test_no_server_and_no_url():
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # taken, and not listening
+        probe.bind(("127.0.0.1", 0))  # the port is taken, but not listening
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         with pytest.raises(PolicyError, match="does not answer .* is 'srpo-robot serve' running"):
             ServedPolicy(url, SPACE, "go", ("front",))
@@ -317,7 +317,7 @@ def test_the_command_serves_and_ends(cli, monkeypatch):
 
     def hear(text: str) -> None:
         messages.append(text)
-        if "Ctrl-C" in text:  # Ctrl-C right after the offer ends the command, too
+        if "Ctrl-C" in text:  # Ctrl-C right after the start also ends the command
             url = messages[0].split("--policy ")[1]
             answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(observation()))
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The training loop on a tiny real pi0: exact resume, exact seeds, splits that do not matter, whole checkpoints."""
+"""Tests of the training loop on a tiny real pi0: exact resume and seeds, equal splits, complete checkpoints."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def weights(buffer):
 
 @pytest.fixture(scope="module")
 def run_dir(buffer, weights, tmp_path_factory):
-    """Four steps over twelve frames in batches of four, so that the run crosses an epoch. Read-only by agreement."""
+    """A run of four steps over twelve frames in batches of four, which crosses an epoch. Tests must not change it."""
     output = tmp_path_factory.mktemp("finished") / "run"
     train(buffer, RECIPE, weights, output, LoopOptions(provenance={"advantage": "abc"}, device="cpu"))
     return output
@@ -119,7 +119,7 @@ def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, 
         train(buffer, recipe, weights, parts, LoopOptions(device="cpu", on_step=interrupt_after(2)))
     assert last_checkpoint(parts).name == "000002"
     with (parts / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')  # as a crash leaves it
+        log.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')  # the state after a crash
     torch.manual_seed(77)
     train(buffer, recipe, weights, parts, LoopOptions(resume=True, device="cpu"))
     assert metrics(parts) == metrics(whole)
@@ -182,7 +182,7 @@ def test_a_failed_save_is_a_one_line_error_and_keeps_the_last_checkpoint(buffer,
     with pytest.raises(TrainingError, match=r"step 2 cannot be written .*No space left.* are whole: free some space"):
         train(buffer, recipe, weights, tmp_path / "run", LoopOptions(device="cpu"))
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["000001", "last"]  # nothing half-written takes the place that is needed
+    assert names == ["000001", "last"]  # no partial file uses up the space
     monkeypatch.setattr(checkpoints, "write_record", real)
     train(buffer, recipe, weights, tmp_path / "run", LoopOptions(resume=True, device="cpu"))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
@@ -209,7 +209,7 @@ def test_resume_with_another_recipe_weights_or_dataset_is_refused(buffer, weight
 
 
 def test_a_run_of_an_older_version_resumes(buffer, weights, run_dir, tmp_path):
-    """Its record has old names, and lacks keys that came later: they are at their defaults."""
+    """The record has old names and lacks later keys, which take their defaults."""
     output = shutil.copytree(run_dir, tmp_path / "old", symlinks=True)
     path = last_checkpoint(output) / "pretrained_model" / "srpo.json"
     record = json.loads(path.read_text())
@@ -254,7 +254,7 @@ def test_sampling_by_weight_draws_only_frames_with_weight(buffer, tmp_path):
     train(buffer, recipe, only, tmp_path / "run", LoopOptions(steps=3, device="cpu"))
     lines = metrics(tmp_path / "run")
     assert all(line["mean_weight"] == 1.0 and line["loss"] == line["unweighted_loss"] > 0 for line in lines)
-    with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # which lists the frames of the batch
+    with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # the error lists the frames of the batch
         train(
             buffer,
             replace(recipe, learning_rate=1e30, warmup_steps=0),
@@ -288,13 +288,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, we
 
 
 def test_frames_read_from_disk_give_the_same_run(buffer, weights, run_dir, tmp_path, monkeypatch):
-    pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need that, and starting one takes 10 s
+    pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need it, and starting one takes 10 s
     monkeypatch.setattr(data, "decoding_workers", lambda: 0)
     train(buffer, replace(RECIPE, cache_gb=0.0), weights, tmp_path / "disk", LoopOptions(device="cpu"))
     assert metrics(tmp_path / "disk") == metrics(run_dir)
 
 
-# --- the same update, however it is split ---
+# --- the same update under every split ---
 
 
 PLAN = {"ema_decay": 0.0, "steps": 5, "image_shift": 0.1, "state_noise": 0.05}
@@ -302,7 +302,7 @@ STEADY = replace(RECIPE, batch_size=8, **PLAN)  # 12 frames: batches run on into
 
 
 def same_run(one, other):
-    """Metrics equal up to rounding, of which AdamW makes a little more in every step."""
+    """Asserts equal metrics up to rounding, which AdamW amplifies a little in every step."""
     first, second = metrics(one), metrics(other)
     assert [line.keys() for line in first] == [line.keys() for line in second]
     for row, other_row in zip(first, second, strict=True):
@@ -311,7 +311,7 @@ def same_run(one, other):
 
 @pytest.fixture(scope="module")
 def whole(buffer, weights, tmp_path_factory):
-    """Five steps of one process with eight samples in one pass."""
+    """A run of five steps of one process with eight samples in one pass."""
     output = tmp_path_factory.mktemp("whole") / "run"
     train(buffer, STEADY, weights, output, LoopOptions(device="cpu"))
     return output
@@ -357,7 +357,7 @@ def worker(root, change="", options="", before="") -> Path:
 
 @pytest.fixture
 def place(buffer, weights, tmp_path):
-    """A folder with the data and the weights that a worker trains on."""
+    """Creates a folder with the data and the weights for a worker."""
     shutil.copytree(buffer.root, tmp_path / "data")
     np.save(tmp_path / "weights.npy", weights)
     return tmp_path
@@ -372,7 +372,7 @@ def launch(script, processes=2):
 
 
 def test_two_processes_equal_one_and_one_can_resume_their_run(place, whole, weights, buffer):
-    stop = "def stop(step, *_):\n    if step == 3: raise KeyboardInterrupt"  # as Ctrl-C, on one of them
+    stop = "def stop(step, *_):\n    if step == 3: raise KeyboardInterrupt"  # Ctrl-C in one of them
     result = launch(worker(place, "batch_size=2, accumulate=2", "on_step=stop", stop))
     assert result.stderr.count("KeyboardInterrupt") >= 2, result.stderr
     assert last_checkpoint(place / "run").name == "000003"
@@ -492,7 +492,7 @@ def test_kill_9_during_a_save_keeps_the_last_checkpoint_and_the_run_resumes(plac
 
 
 def test_a_full_disk(place):
-    """Room for the data and one checkpoint, not for two."""
+    """The disk has room for the data and one checkpoint, not for two."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("mounting needs root and unshare")
     mount = 'mkdir -p "$0"; mount -t tmpfs -o size=400k t "$0"'
@@ -512,7 +512,7 @@ def test_a_full_disk(place):
     assert not [name for name in names if name.startswith(".partial")]
 
 
-# --- numbers that cannot be ---
+# --- invalid numbers ---
 
 
 @pytest.mark.parametrize(

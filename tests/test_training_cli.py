@@ -1,4 +1,4 @@
-"""`srpo-robot train-awr` as a user meets it: options, dry runs, and requests that cannot be."""
+"""Tests of `srpo-robot train-awr` on the command line: options, dry runs, and invalid requests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ vocab = 16
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, tiny_encoder_folder) -> Path:
-    """A scored dataset. Its progress.parquet is read-only by agreement."""
+    """A scored dataset. Tests must not change its progress.parquet."""
     import sys
 
     from srpo_robot.cli import main
@@ -144,7 +144,7 @@ def test_lora_trains_adapters_only_and_resumes(cli, dataset, recipe, tmp_path):
     load_policy(tmp_path / "whole")
     assert cli(*train, "--output", tmp_path / "parts", "--steps", 3)[0] == 0
     last = tmp_path / "parts" / "checkpoints"
-    for name in ("000003", "last"):  # as a crash after step 2 leaves it
+    for name in ("000003", "last"):  # the state after a crash at step 2
         (last / name).rename(tmp_path / name)
     code, _, err = cli(*train, "--output", tmp_path / "parts", "--resume")
     assert code == 0, err
@@ -167,7 +167,7 @@ print(sorted({"torch", "lerobot", "transformers", "accelerate", "pandas"} & set(
 
 
 def test_typos_are_reported_before_torch_and_lerobot_are_imported(recipe, tmp_path):
-    """These imports take seconds; a typo is answered without them."""
+    """These imports take seconds, and a typo must not wait for them."""
     blind = tmp_path / "blind"
     (blind / "meta").mkdir(parents=True)
     features = {"observation.state": {"dtype": "float32"}, "action": {"dtype": "float32"}}

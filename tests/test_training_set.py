@@ -1,4 +1,4 @@
-"""Samples against lerobot's own reader, from memory and from disk."""
+"""Compares samples from memory and from disk with lerobot's reader."""
 
 import numpy as np
 import pytest

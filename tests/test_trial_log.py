@@ -1,4 +1,4 @@
-"""The log of a trial, also if the trial was cut off, and the note of a fault."""
+"""Tests of the log of a trial, including interrupted trials, and of the fault note."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from srpo_robot.evaluation.trials import CUT_OFF, FAULT, clear_fault, note_fault
 from srpo_robot.records import ArmCommand, ArmState, Observation
 
 TICK = np.dtype([("time_s", "f8"), ("sent_rad", "f8", (7,)), ("code", "i2")])
-SIZE = {"front": (33, 48)}  # an odd height: the codec takes even ones
+SIZE = {"front": (33, 48)}  # an odd height, although the codec needs even ones
 
 
 def step(number: int, row: int = 0) -> Step:
@@ -40,7 +40,7 @@ def step(number: int, row: int = 0) -> Step:
 
 
 class Ticks:
-    """Ten a step, as a streamer at 100 Hz has them."""
+    """Returns ten ticks per step, like a streamer at 100 Hz."""
 
     def __init__(self) -> None:
         self.at = 0

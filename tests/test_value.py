@@ -1,4 +1,4 @@
-"""Step values: reward on windows, knn-time and knn-return, by hand, by law, and on a drop with known true state."""
+"""Tests of step values: window rewards, knn-time and knn-return, by hand, as properties, and on a known drop."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_return_counts_a_failure_as_zero():
     returns = knn_return(embeddings, times, [True, False, False], ["a", "b", "c"], neighbours=2)
     # 0.9: 1.0 (success, 1) and 1.05 (failure, 0); 3.0: 3.1 (failure) and 1.05 (failure)
     assert returns[1] == pytest.approx([0.5, 0.0])
-    assert np.isnan(returns[0]).all()  # its own is the only success
+    assert np.isnan(returns[0]).all()  # it is the only success
 
 
 def test_windows_tied_with_the_last_neighbour_all_count():
@@ -119,7 +119,7 @@ def test_the_default_step_value_is_progress():
 
 
 def test_eq5_on_the_windows_of_a_dataset():
-    # the failure's distances to 4 are 3, 2, 1: mean 2, std .8165; the success's to its own end are 4, 2, 0
+    # the failure's distances to 4 are 3, 2, 1: mean 2, std .8165; the success's to its end are 4, 2, 0
     windows = [line(0.0, 2.0, 4.0), line(1.0, 2.0, 3.0)]
     scores = score([episode(0, True), episode(1, False)], windows, ScoringConfig(value="reward"))
     z = np.sqrt(1.5)
@@ -183,7 +183,7 @@ def test_left_out_tasks_have_no_value():
     assert [e.reason for e in scores.episodes] == [NO_SUCCESS]
 
 
-# --- laws
+# --- properties
 
 
 def random_task(seed: int, episodes: int = 8, windows: int = 6):
@@ -235,11 +235,11 @@ def test_averages_agree_with_a_plain_search(seed, neighbours):
             assert phases[i][row] == pytest.approx(clock[nearest].mean())
 
 
-# --- a drop, with the true state as encoder (arXiv 2511.15605 has no such check; ours)
+# --- a drop, with the true state as encoder (our check, not from arXiv 2511.15605)
 
 
 def carry(rng: np.random.Generator, drop_at: int | None = None) -> np.ndarray:
-    """State (arm, held) of reach 0..1, grasp, carry 1..2, release, home 2..3, all plus 1 and some noise: (61, 2)."""
+    """Returns states (arm, held) of reach 0..1, grasp, carry 1..2, release, home 2..3, plus 1 and noise: (61, 2)."""
     arm = np.linspace(0.0, 3.0, 61)
     apple = ((arm >= 1.0) & (arm < 2.0)).astype(float)
     if drop_at is not None:
@@ -258,4 +258,4 @@ def test_phase_falls_at_a_drop_but_end_distance_does_not():
         by_phase = score(episodes, windows, ScoringConfig(profile=profile, value="knn-time"))
         for i in range(8, 12):
             assert by_distance.values[i][drop] > by_distance.values[i][drop - 1] + 0.05  # the drop is rewarded
-            assert by_phase.values[i][drop] < by_phase.values[i][drop - 1] - 0.05  # the drop is noticed
+            assert by_phase.values[i][drop] < by_phase.values[i][drop - 1] - 0.05  # the drop lowers the value

@@ -1,4 +1,4 @@
-"""RA-BC against lerobot's own, weights of actions by hand, the grid and its advice, and `srpo-robot weights`."""
+"""Tests of RA-BC against lerobot, hand-computed action weights, the weight grid, and `srpo-robot weights`."""
 
 import csv
 import json
@@ -38,11 +38,11 @@ from srpo_robot.recipes import PolicyRecipe, Weighting
 from srpo_robot.records import Episode
 from srpo_robot.report.weights_figure import draw_weighting
 
-LENGTHS = (24, 20, 22, 18)  # of conftest's squares
+LENGTHS = (24, 20, 22, 18)  # of the squares in conftest
 
 
 def write_scores(buffer, values, dataset=None):
-    """A progress table of `buffer` with these step values (one array an episode), as `score-dataset` would write it."""
+    """Writes a progress table with these step values (one array per episode), as `score-dataset` would."""
     config = ScoringConfig(cameras=("observation.images.front",), frames_per_clip=16)
     lengths = [episode.length for episode in buffer.episodes]
     value = np.concatenate(values)
@@ -69,7 +69,7 @@ def write_scores(buffer, values, dataset=None):
 
 
 def ramps(lengths=LENGTHS, reaches=(1.0, 1.0, 0.3, 0.5), noise=0.03, seed=0):
-    """Step values that rise with noise to a reach: successes all the way, failures not."""
+    """Returns noisy rising step values. Successes reach 1, failures stop at their reach."""
     random = np.random.default_rng(seed)
     pairs = zip(lengths, reaches, strict=True)
     return [np.clip(np.linspace(0, reach, n) + random.normal(0, noise, n), 0, 1) for n, reach in pairs]
@@ -83,7 +83,7 @@ def buffer(squares_copy):
     return buffer
 
 
-# --- RA-BC: lerobot's own code is the oracle
+# --- RA-BC, compared with lerobot's code
 
 
 @pytest.mark.parametrize(("chunk", "kappa"), [(1, 0.01), (5, 0.1), (10, 0.3), (50, 0.01)])
@@ -98,11 +98,11 @@ def test_rabc_weights_equal_lerobots_on_the_exported_file(squares_copy, tmp_path
     export_rabc(buffer, progress, tmp_path / "sarm_progress.parquet")
     reference = RABCWeights(tmp_path / "sarm_progress.parquet", chunk_size=chunk, kappa=kappa, device="cpu")  # type: ignore[arg-type]
     batch = {"index": np.arange(buffer.total_frames)}
-    want, stats = reference.compute_batch_weights(batch)  # a batch of everything: scaled to mean 1 as ours
+    want, stats = reference.compute_batch_weights(batch)  # one batch of all frames, scaled to mean 1 like ours
     result = rabc_weights(values, chunk, kappa)
     assert result.values == pytest.approx(want.numpy(), rel=1e-5, abs=1e-7)
     assert int((result.values == 0).sum()) == stats["num_zero_weight"]
-    assert len(np.unique(result.values)) > 2  # some between nothing and all
+    assert len(np.unique(result.values)) > 2  # some weights lie between 0 and 1
     assert (result.undefined > 0) == holes
     if kappa == 0.01:
         weights = weights_of(buffer, progress, Weighting(), "rabc", Chunk(chunk, chunk)).frames
@@ -162,7 +162,7 @@ def test_action_weights_have_mean_1_and_are_0_past_the_end(advantage, chunk, bet
     assert weights.shape == (len(advantage), chunk)
     assert not weights[~valid].any()
     assert weights[valid].mean() == pytest.approx(1, rel=1e-4)
-    # the first column is the frames' own weights, up to the scale
+    # the first column equals the frames' weights, up to the scale
     frames = awr_weights(advantage, beta, 20.0).values
     assert weights[:, 0] * frames.mean() / weights[:, 0].mean() == pytest.approx(frames, rel=1e-4)
 
@@ -187,7 +187,7 @@ def test_actions_are_weighted_by_their_gain(buffer):
     value = progress["value"]
     gains = value[1:6] - value[:5]  # R[t+k+1] - R[t+k] of frame 0's first actions
     assert np.argsort(by_action[0]).tolist() == np.argsort(gains[:4]).tolist()
-    assert by_action[1, :3] == pytest.approx(by_action[0, 1:])  # one action, one weight, in whichever chunk
+    assert by_action[1, :3] == pytest.approx(by_action[0, 1:])  # an action has the same weight in every chunk
     share = weights_of(buffer, progress, replace(recipe, kappa=1.0), chunk=Chunk(4, 4)).actions
     assert share is not None
     assert share[:24].mean() > by_action[:24].mean()  # a success

@@ -1,4 +1,4 @@
-"""Windows: their last frames, and the frames that show them."""
+"""Tests of windows: their last frames, and the frames of their clips."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""The driver, its streamer process and the vendor's unmodified SDK against the emulated controller, by the clock."""
+"""Tests the driver, its streamer and the vendor's unmodified SDK in real time against the emulated controller."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def server() -> Iterator[ControllerServer]:
 
 @pytest.fixture
 def recipe(server: ControllerServer) -> Iterator[HardwareRecipe]:
-    """A recipe of the emulator, with faults healed before and after. On a busy machine reports may be late."""
+    """A recipe of the emulator, whose faults are cleared before and after. It tolerates late reports."""
     heal(server)
     yield recipe_of(server)
     heal(server)
@@ -90,7 +90,7 @@ def until(happens: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def set_points(requests: tuple[LoggedRequest, ...], after_s: float = 0.0) -> np.ndarray:
-    """(n, 7) the joints of every servo command that the emulator received."""
+    """Returns the joints of every servo command that the emulator received, (n, 7)."""
     frames = [h.params for h in requests if h.function == SERVO and h.time_s > after_s]
     return np.array([np.frombuffer(frame, "<f4", JOINTS) for frame in frames], dtype=np.float64).reshape(-1, JOINTS)
 
@@ -115,7 +115,10 @@ def test_the_arm_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -
     start = arm.observe().state.joints_rad
     for k in range(1, 26):
         limited = arm.send(ArmCommand(start + 0.01 * k * TURN, 0.06))
-        assert set(limited.limited_by) <= {"gripper_step", "tcp_speed"}  # the second: if a busy machine delayed it
+        assert set(limited.limited_by) <= {
+            "gripper_step",
+            "tcp_speed",
+        }  # the second attempt, if a busy machine delayed the first
     for _ in range(15):
         arm.send(ArmCommand(start + 0.25 * TURN, 0.06))
     for _ in range(5):
@@ -140,7 +143,7 @@ def test_the_log_has_every_tick(arm: XArm7) -> None:
     log = arm.take_log()
     assert len(log) >= 20 and arm.take_log().shape[0] < len(log)
     assert (log["phase"] == StreamerState.STREAM).all() and (log["code"] == 0).all() and (log["mode"] == 1).all()
-    assert np.all(np.diff(log["time_s"]) > 0.004)  # no burst, whatever the machine did
+    assert np.all(np.diff(log["time_s"]) > 0.004)  # no burst on a busy machine either
     assert np.all(np.diff(log["target"]) >= 0) and log["target"][-1] >= 19
     assert np.abs(np.diff(log["sent_rad"][:, 0])).max() <= LAB.limits.max_joint_speed_rad_s * 0.01 + 1e-9
     assert np.nanmax(log["reply_s"]) > 0
@@ -158,7 +161,7 @@ def test_exit_stops_the_arm_and_the_streamer(recipe: HardwareRecipe, server: Con
     with pytest.raises(ArmError, match="the arm is not open"):
         arm.observe()
     assert len(arm.take_log()) > 0  # recorded ticks survive
-    assert socket.getdefaulttimeout() is None  # the SDK sets one, in its own process
+    assert socket.getdefaulttimeout() is None  # the SDK sets one, but in a separate process
 
 
 def test_a_default_timeout_of_the_process_does_not_end_the_streamer(recipe: HardwareRecipe) -> None:
@@ -200,7 +203,9 @@ def test_settings_are_stored_once_and_read_back(recipe: HardwareRecipe, server: 
     before = len([h for h in server.request_log() if h.function == 35])
     with XArm7(recipe) as arm:
         assert arm.info["serial"] == "XI130500000001" and arm.info["firmware"] == (2, 5, 0)
-    assert len([h for h in server.request_log() if h.function == 35]) == before  # nothing differed: no system reset
+    assert (
+        len([h for h in server.request_log() if h.function == 35]) == before
+    )  # no setting differed, so there was no system reset
     heavier = recipe_of(server, payload_kg=1.0)
     with XArm7(heavier, dry_run=True) as dry:
         assert dry.info["differences"] == ("payload_kg: wanted 1., got 0.82",)
@@ -290,7 +295,7 @@ TARGETS = st.lists(st.tuples(st.one_of(JUMPS, NEAR), NUMBERS, st.integers(1, 8))
 
 @pytest.fixture(scope="module")
 def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
-    """An arm that streams all the time, with its own emulator."""
+    """Yields an arm that streams all the time, with a separate emulator."""
     with ControllerServer(KinematicPlant(HOME), host=free_host()) as emulator, XArm7(recipe_of(emulator)) as driver:
         driver.resume()
         yield driver, emulator
@@ -301,7 +306,7 @@ def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
 def test_every_received_command_is_inside_the_limits(
     streaming: tuple[XArm7, ControllerServer], targets: list[tuple[np.ndarray, float, int]]
 ) -> None:
-    """Sends targets straight to the streamer, past the control period's limits. Its own limits hold for all callers."""
+    """Sends targets to the streamer directly, past the control period's limits. The streamer's limits still hold."""
     arm, server = streaming
     process, after_s = arm._process(), server.arm_state().time_s
     for number, (joints, gripper, periods) in enumerate(targets):
@@ -330,7 +335,7 @@ def test_random_walks_of_commands_stay_inside(
 
 
 def obeys(points: np.ndarray) -> None:
-    """Every law, on the set points as they came over the wire: float32, 10 ms apart by intent."""
+    """Asserts every limit on the received set points, which are float32 and nominally 10 ms apart."""
     limits, controller = LAB.limits, LAB.controller
     assert controller is not None and len(points) > 2 and np.isfinite(points).all()
     assert np.all(points >= np.array(limits.joint_min_rad) - 1e-6)
@@ -363,7 +368,7 @@ def test_a_controller_error_stops_the_arm_and_only_a_person_clears_it(
     threading.Timer(0.2, server.faults.error, [code]).start()
     fault = run_until_fault(arm)
     assert isinstance(fault, ControllerFault) and fault.code == code
-    assert server.arm_state().error == code and stands(server)  # it was not cleaned
+    assert server.arm_state().error == code and stands(server)  # the error was not cleared
     for call in (arm.observe, arm.go_home, arm.resume):
         with pytest.raises(ControllerFault):
             call()
@@ -397,7 +402,7 @@ def test_the_grippers_fault_stops_the_arm(arm: XArm7, server: ControllerServer, 
     with pytest.raises(ControllerFault, match=says):
         raise run_until_fault(arm)
     assert stands(server)
-    with pytest.raises(ControllerFault, match=says):  # it is still broken
+    with pytest.raises(ControllerFault, match=says):  # the gripper is still broken
         arm.recover(confirmed=True)
     server.faults.gripper_repair()
     arm.recover(confirmed=True)
@@ -485,7 +490,7 @@ def test_an_error_before_the_start_is_not_cleared(recipe: HardwareRecipe, server
     with pytest.raises(ControllerFault, match=r"C31 \(collision\)"), arm:
         pass
     assert server.arm_state().error == 31
-    arm.recover(confirmed=True)  # not open: the command line asks before it opens again
+    arm.recover(confirmed=True)  # not open, since the command line asks before it opens again
     assert server.arm_state().error == 0
     with arm:
         arm.resume()
@@ -569,7 +574,9 @@ def test_a_program_that_dies_leaves_the_arm_standing(
     until(lambda: is_gone(pid))
     state = server.arm_state()
     assert state.state in STANDS and state.error == 0 and not state.velocity_rad_s.any()
-    if how == signal.SIGKILL:  # it braked before it stopped: no step of the set points beyond the acceleration cap
+    if (
+        how == signal.SIGKILL
+    ):  # the arm braked before it stopped: no step of the set points exceeds the acceleration cap
         points = set_points(server.request_log(), after_s - 0.1)
         assert np.abs(np.diff(points, n=2, axis=0)).max() <= 8.0 * 1e-4 + 2e-6
     until(lambda: not server.clients())
@@ -606,7 +613,7 @@ def test_the_wrong_controller_is_a_one_line_error(firmware: Firmware, changes: d
 
 
 class Deaf(ControllerServer):
-    """A controller that takes the payload (function 36) and forgets it."""
+    """A controller that accepts the payload (function 36) and does not store it."""
 
     def _execute(self, client: int, request: Request) -> bytes:
         return encode_reply(request, Reply(0)) if request.function == 36 else super()._execute(client, request)
@@ -629,7 +636,7 @@ def test_a_setting_that_the_controller_drops_is_named() -> None:
     ids=["gripper's baud rate", "speed factor"],
 )
 def test_settings_of_other_programs_are_refused_and_not_repaired(function: int, params: bytes, says: str) -> None:
-    """The SDK by itself would clean errors, reboot the tool and enable the arm if a baud rate differs."""
+    """The SDK alone would clear errors, reboot the tool and enable the arm if a baud rate differs."""
     with ControllerServer(KinematicPlant(HOME), host=free_host()) as emulator:
         wire.ask(emulator.host, emulator.command_port, function, params, 5.0)
         with pytest.raises(ArmError, match=says):

@@ -1,4 +1,4 @@
-"""The checks of a controller before its arm moves, and the meaning of its codes, without a network."""
+"""Tests of the controller checks before its arm moves, and of its error codes, without a network."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_controllers_error_names_the_next_step(code, remedy):
     fault = ControllerFault(code)
     assert fault.remedy is remedy
     assert str(fault).startswith(f"controller error C{code} (") and str(fault).endswith(remedy)
-    again = pickle.loads(pickle.dumps(fault))  # it comes from another process
+    again = pickle.loads(pickle.dumps(fault))  # raised in another process
     assert (again.code, again.gripper, str(again)) == (code, False, str(fault))
 
 
@@ -159,7 +159,7 @@ def test_every_code_has_a_title_of_one_line():
     assert controller_codes.reply(3) == "no reply in time, code 3"
 
 
-# --- the house --------------------------------------------------------------------------------------------------------
+# --- imports --------------------------------------------------------------------------------------------------------
 
 
 def test_one_file_imports_the_vendors_sdk():
