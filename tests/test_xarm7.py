@@ -203,9 +203,8 @@ def test_settings_are_stored_once_and_read_back(recipe: HardwareRecipe, server: 
     before = len([h for h in server.request_log() if h.function == 35])
     with XArm7(recipe) as arm:
         assert arm.info["serial"] == "XI130500000001" and arm.info["firmware"] == (2, 5, 0)
-    assert (
-        len([h for h in server.request_log() if h.function == 35]) == before
-    )  # no setting differed, so there was no system reset
+    # No setting differed, so there was no system reset.
+    assert len([h for h in server.request_log() if h.function == 35]) == before
     heavier = recipe_of(server, payload_kg=1.0)
     with XArm7(heavier, dry_run=True) as dry:
         assert dry.info["differences"] == ("payload_kg: wanted 1., got 0.82",)
@@ -574,9 +573,7 @@ def test_a_program_that_dies_leaves_the_arm_standing(
     until(lambda: is_gone(pid))
     state = server.arm_state()
     assert state.state in STANDS and state.error == 0 and not state.velocity_rad_s.any()
-    if (
-        how == signal.SIGKILL
-    ):  # the arm braked before it stopped: no step of the set points exceeds the acceleration cap
+    if how == signal.SIGKILL:  # the arm braked first: no set point exceeds the acceleration cap
         points = set_points(server.request_log(), after_s - 0.1)
         assert np.abs(np.diff(points, n=2, axis=0)).max() <= 8.0 * 1e-4 + 2e-6
     until(lambda: not server.clients())
