@@ -483,7 +483,7 @@ def test_a_trial_redone_by_a_person_is_void_with_a_listed_reason(cli, tmp_path, 
         (0, True, ""),
         (1, None, "interrupted: ended by hand"),
     ]
-    assert any("'x' is no answer; choices: l, t, c, a, k" in line for line in hands.heard)
+    assert any("'x' is no answer; choices: l, t, c, a, k" in line for line in hands.messages)
     assert "1 trials are left" in out
     assert "secret-policy" not in "".join(out.split())  # blind
     assert (output / "trials" / "000_before_1").is_dir()
