@@ -1,4 +1,4 @@
-"""A person at the keys: a real terminal (a pty), the workcell that asks and labels, the judge in a person's place."""
+"""Tests of the operator: a real terminal (a pty), the workcell that prompts and labels, and the judge service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from srpo_robot.http_server import HttpServer, refuse, respond_json
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """(the person's end, the program's end) of a pseudo terminal."""
+    """Yields (the person's end, the program's end) of a pseudo terminal."""
     person, program = pty.openpty()
     yield person, program
     for descriptor in (person, program):
@@ -70,14 +70,14 @@ def test_space_stops_while_the_program_is_busy_and_is_no_key(terminal):
 
 
 @pytest.mark.parametrize("crash", [False, True])
-def test_the_terminal_is_as_it_was(terminal, crash):
+def test_the_terminal_settings_are_restored(terminal, crash):
     _, program = terminal
     before = settings(program)
     try:
         with TerminalKeys(lambda: None, program):
             during = settings(program)
             assert not during[3] & termios.ICANON and not during[3] & termios.ECHO
-            assert during[3] & termios.ISIG  # Ctrl-C works as ever
+            assert during[3] & termios.ISIG  # Ctrl-C still works
             assert during[6][termios.VSUSP] == b"\0"  # Ctrl-Z does not
             if crash:
                 raise RuntimeError("boom")
@@ -109,16 +109,16 @@ def test_a_terminal_that_goes_away_stops_the_arm(terminal):
         assert stops == [1]
 
 
-def test_without_a_terminal_the_arm_could_not_be_stopped(tmp_path):
+def test_a_run_without_a_terminal_is_refused(tmp_path):
     with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="needs a person at the keys"):
         TerminalKeys(lambda: None, file.fileno())
 
 
-# --- the workcell of a person
+# --- the operator's workcell
 
 
 class Person:
-    """Keys in the order in which they are pressed. A request for more keys is an error of the test."""
+    """Returns the given keys in order. A request for more keys fails the test."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = list(keys)
@@ -135,7 +135,7 @@ class Person:
 
 
 class HomingArm:
-    """Counts its calls. `hit` runs on its way home."""
+    """An arm that counts its calls and calls `hit` on its way home."""
 
     def __init__(self, hit: Callable[[], None] = lambda: None) -> None:
         self.homes = self.stops = 0
@@ -151,64 +151,64 @@ class HomingArm:
 
 def cell(person: Person, arm: HomingArm | None = None) -> tuple[OperatorCell, HomingArm, StopSwitch, list[str]]:
     arm = arm or HomingArm()
-    switch, said = StopSwitch(arm.stop), list[str]()
-    made = OperatorCell(
-        arm, person, switch, lambda seed: {"seed": seed, "steps": ["apple left"]}, said.append, "it is on the plate"
+    switch, messages = StopSwitch(arm.stop), list[str]()
+    workcell = OperatorCell(
+        arm, person, switch, lambda seed: {"seed": seed, "steps": ["apple left"]}, messages.append, "it is on the plate"
     )
-    return made, arm, switch, said
+    return workcell, arm, switch, messages
 
 
-def test_nothing_moves_before_a_key_and_the_layout_is_shown():
-    made, arm, _, said = cell(Person("x", GO, "y", GO))
-    assert made.reset(7) == {"seed": 7}
+def test_the_arm_waits_for_a_key_and_the_layout_is_printed():
+    workcell, arm, _, messages = cell(Person("x", GO, "y", GO))
+    assert workcell.reset(7) == {"seed": 7}
     assert arm.homes == 1
-    assert "Enter sends the arm home" in said[0] and said[1] == "  apple left" and "Enter starts" in said[2]
+    assert "Enter sends the arm home" in messages[0] and messages[1] == "  apple left" and "Enter starts" in messages[2]
 
 
-def test_q_ends_the_run_before_anything_moves():
-    made, arm, _, _ = cell(Person("q"))
+def test_q_ends_the_run_before_the_arm_moves():
+    workcell, arm, _, _ = cell(Person("q"))
     with pytest.raises(Quit):
-        made.reset(0)
+        workcell.reset(0)
     assert arm.homes == 0
 
 
 @pytest.mark.parametrize(("key", "label"), [("s", True), ("f", False)])
 def test_a_label_in_the_middle_of_a_trial_ends_it(key, label):
-    made, *_ = cell(Person(GO, GO, "wait"))
-    made.reset(0)
-    assert made.verdict(ended=False) is None
-    made._keys.keys[:] = ["x", key]  # type: ignore[attr-defined]
-    assert made.verdict(ended=False) is label and made.verdict(ended=True) is label
+    workcell, *_ = cell(Person(GO, GO, "wait"))
+    workcell.reset(0)
+    assert workcell.verdict(ended=False) is None
+    workcell._keys.keys[:] = ["x", key]  # type: ignore[attr-defined]
+    assert workcell.verdict(ended=False) is label and workcell.verdict(ended=True) is label
 
 
-def test_at_the_end_the_label_is_waited_for():
-    made, _, _, said = cell(Person(GO, GO, "wait", "z", "f"))
-    made.reset(0)
-    assert made.verdict(ended=True) is False
-    assert "it is on the plate" in said[-1]
+def test_at_the_end_the_cell_waits_for_the_label():
+    workcell, _, _, messages = cell(Person(GO, GO, "wait", "z", "f"))
+    workcell.reset(0)
+    assert workcell.verdict(ended=True) is False
+    assert "it is on the plate" in messages[-1]
 
 
 def test_redo_and_quit_are_raised():
-    made, *_ = cell(Person(GO, GO, "r"))
-    made.reset(0)
+    workcell, *_ = cell(Person(GO, GO, "r"))
+    workcell.reset(0)
     with pytest.raises(Redo):
-        made.verdict(ended=False)
-    made, *_ = cell(Person(GO, GO, "q"))
-    made.reset(0)
+        workcell.verdict(ended=False)
+    workcell, *_ = cell(Person(GO, GO, "q"))
+    workcell.reset(0)
     with pytest.raises(Quit):
-        made.verdict(ended=True)
+        workcell.verdict(ended=True)
 
 
 def test_a_new_trial_forgets_the_label():
-    made, *_ = cell(Person(GO, GO, "s"))
-    made.reset(0)
-    assert made.verdict(ended=True) is True
-    made._keys.keys[:] = [GO, GO, "wait"]  # type: ignore[attr-defined]
-    made.reset(1)
-    assert made.verdict(ended=False) is None
+    workcell, *_ = cell(Person(GO, GO, "s"))
+    workcell.reset(0)
+    assert workcell.verdict(ended=True) is True
+    workcell._keys.keys[:] = [GO, GO, "wait"]  # type: ignore[attr-defined]
+    workcell.reset(1)
+    assert workcell.verdict(ended=False) is None
 
 
-def test_space_on_the_way_home_is_no_fault_and_home_is_asked_again():
+def test_space_on_the_way_home_stops_without_a_fault_and_the_operator_is_prompted_again():
     holder: list[StopSwitch] = []
 
     def hit() -> None:
@@ -217,24 +217,24 @@ def test_space_on_the_way_home_is_no_fault_and_home_is_asked_again():
             raise ArmError("the arm was stopped")
 
     arm = HomingArm(hit)
-    made, _, switch, said = cell(Person(GO, GO, GO), arm)
+    workcell, _, switch, messages = cell(Person(GO, GO, GO), arm)
     holder.append(switch)
-    made.reset(0)
-    assert arm.homes == 2 and arm.stops == 1 and "Stopped." in said and not switch.pressed()
+    workcell.reset(0)
+    assert arm.homes == 2 and arm.stops == 1 and "Stopped." in messages and not switch.pressed()
 
 
-def test_space_before_the_start_sends_it_home_again():
+def test_space_before_the_start_sends_the_arm_home_again():
     arm = HomingArm()
-    made, _, switch, _ = cell(Person(), arm)
+    workcell, _, switch, _ = cell(Person(), arm)
 
     class Restless(Person):
         def next(self) -> str:
             if len(self.keys) == 3:
-                switch.press()  # while the start is asked for
+                switch.press()  # during the prompt for the start
             return super().next()
 
-    made._keys = Restless(GO, GO, GO, GO)
-    made.reset(0)
+    workcell._keys = Restless(GO, GO, GO, GO)
+    workcell.reset(0)
     assert arm.homes == 2 and not switch.pressed()
 
 
@@ -246,11 +246,11 @@ def test_a_fault_on_the_way_home_is_a_fault():
         cell(Person(GO), HomingArm(hit))[0].reset(0)
 
 
-def test_the_stop_is_remembered_before_the_arm_hears_it():
-    seen: list[bool] = []
-    switch = StopSwitch(lambda: seen.append(switch.pressed()))
+def test_the_stop_is_recorded_before_it_is_sent_to_the_arm():
+    states: list[bool] = []
+    switch = StopSwitch(lambda: states.append(switch.pressed()))
     switch.press()
-    assert seen == [True] and switch.pressed()
+    assert states == [True] and switch.pressed()
     switch.release()
     assert not switch.pressed()
 
@@ -271,14 +271,14 @@ def judge_of(answers: Mapping[str, object]) -> HttpServer:
 def test_the_judge_lays_out_and_calls_the_result():
     arm = HomingArm()
     with judge_of({"/reset": {"seed": 3}, "/verdict": {"success": False}}) as server:
-        made = JudgedCell(arm, Judge(server.url))
-        assert made.reset(3) == {"seed": 3} and arm.homes == 1
-        assert made.verdict(ended=False) is None and made.verdict(ended=True) is False
+        workcell = JudgedCell(arm, Judge(server.url))
+        assert workcell.reset(3) == {"seed": 3} and arm.homes == 1
+        assert workcell.verdict(ended=False) is None and workcell.verdict(ended=True) is False
     with judge_of({"/verdict": {"success": True}}) as server:
         assert JudgedCell(arm, Judge(server.url)).verdict(ended=False) is True
 
 
-def test_a_judge_that_refuses_or_is_gone_is_one_line():
+def test_a_judge_that_refuses_or_does_not_answer_is_a_one_line_error():
     with judge_of({}) as server:
         with pytest.raises(ArmError, match="refused: the cell has no such task"):
             Judge(server.url).lay_out(1)

@@ -1,4 +1,4 @@
-"""From a recorded buffer to its tables: store, pipeline, staleness, the second round."""
+"""Tests of the path from a recorded buffer to its tables: store, pipeline, staleness and a second round."""
 
 from __future__ import annotations
 
@@ -42,39 +42,39 @@ def encoder(tiny_encoder_folder):
     return load_encoder(str(tiny_encoder_folder))
 
 
-def test_scores_are_those_of_embeddings_computed_one_window_at_a_time(squares_copy, encoder):
+def test_batched_scores_equal_scores_of_one_window_at_a_time(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
-    scored = score_buffer(buffer, encoder, CONFIG)
+    scoring = score_buffer(buffer, encoder, CONFIG)
     episode = buffer.episodes[2]
     frames = encoder.prepare(buffer.frames(episode, CONFIG.cameras[0]))
     ends = window_ends(episode.length, 4, 6)
     one_by_one = np.concatenate([encoder.encode(frames[clip_indices(end, 4)][None]) for end in ends])
-    stored = scored.embedded.windows[2]
-    assert stored is not None
-    assert stored.ends.tolist() == ends.tolist()
-    assert stored.embeddings == pytest.approx(one_by_one, rel=1e-4, abs=1e-5)
+    entry = scoring.embedded.windows[2]
+    assert entry is not None
+    assert entry.ends.tolist() == ends.tolist()
+    assert entry.embeddings == pytest.approx(one_by_one, rel=1e-4, abs=1e-5)
 
 
-def test_the_table_has_a_row_a_frame_and_the_recording_stays_byte_identical(squares_copy, encoder):
+def test_the_table_has_one_row_per_frame_and_the_recording_stays_byte_identical(squares_copy, encoder):
     before = checksums(squares_copy)
     buffer = open_buffer(squares_copy)
-    scored = score_buffer(buffer, encoder, CONFIG)
-    write_weights(buffer, scored.table, weights_of(buffer, scored.table, Weighting(horizon=4)))
+    scoring = score_buffer(buffer, encoder, CONFIG)
+    write_weights(buffer, scoring.table, weights_of(buffer, scoring.table, Weighting(horizon=4)))
     table = read_progress(buffer)
     assert table["index"].tolist() == list(range(84))
     assert np.bincount(table["episode_index"]).tolist() == [24, 20, 22, 18]
-    for episode, curve in zip(buffer.episodes, scored.scores.curves, strict=True):
+    for episode, curve in zip(buffer.episodes, scoring.scores.curves, strict=True):
         span = slice(episode.first_frame, episode.first_frame + episode.length)
         assert table["progress"][span].tolist() == curve.progress.tolist()
         assert np.flatnonzero(table["scored"][span]).tolist() == window_ends(episode.length, 4, 6).tolist()
     assert table["progress"][23] == 1.0  # a success ends at itself
     assert np.all(table["reward"][:44] == 1.0)
     assert np.all((table["reward"][44:] > 0) & (table["reward"][44:] < 0.8))
-    assert [c.progress.tolist() for c in read_curves(buffer)] == [c.progress.tolist() for c in scored.scores.curves]
+    assert [c.progress.tolist() for c in read_curves(buffer)] == [c.progress.tolist() for c in scoring.scores.curves]
     assert checksums(squares_copy) == before
 
 
-def test_the_second_round_embeds_only_what_is_new(squares_copy, encoder):
+def test_the_second_round_embeds_only_new_episodes(squares_copy, encoder):
     first = score_buffer(open_buffer(squares_copy), encoder, CONFIG)
     record_squares(squares_copy, [("go right", 16, 0.6, False), ("go right", 14, 1.0, True)])
     again = score_buffer(open_buffer(squares_copy), encoder, CONFIG)
@@ -85,19 +85,19 @@ def test_the_second_round_embeds_only_what_is_new(squares_copy, encoder):
         assert old.embeddings.tolist() == new.embeddings.tolist()
 
 
-def test_another_encoder_stride_or_camera_is_embedded_anew(squares_copy, encoder):
+def test_a_different_encoder_stride_or_camera_is_embedded_again(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
     score_buffer(buffer, encoder, CONFIG)
-    for other in (
+    for config in (
         replace(CONFIG, windows="stride:5"),
         replace(CONFIG, min_window=7),
         replace(CONFIG, cameras=("observation.images.side",)),
     ):
-        assert score_buffer(buffer, encoder, other).embedded.computed == 4
+        assert score_buffer(buffer, encoder, config).embedded.computed == 4
     assert score_buffer(buffer, encoder, CONFIG).embedded.computed == 0
 
 
-def test_a_score_is_stale_after_an_episode_or_a_label_changed(squares_copy, encoder):
+def test_a_score_is_stale_after_an_episode_or_a_label_changes(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
     table = score_buffer(buffer, encoder, CONFIG).table
     write_labels(buffer, {2: Label(True, "")})
@@ -110,7 +110,7 @@ def test_a_score_is_stale_after_an_episode_or_a_label_changed(squares_copy, enco
         weights_of(open_buffer(squares_copy), table, Weighting())
 
 
-def test_a_table_says_config_and_encoder_and_one_of_an_older_format_is_refused(squares_copy, tiny_encoder_folder):
+def test_a_table_records_config_and_encoder_and_an_older_format_is_refused(squares_copy, tiny_encoder_folder):
     buffer, encoder = open_buffer(squares_copy), load_encoder(str(tiny_encoder_folder), dtype="bfloat16")
     score_buffer(buffer, encoder, ScoringConfig(min_window=6, value="knn-time"))
     provenance = read_provenance(buffer)
@@ -135,19 +135,19 @@ def test_weights_of_a_buffer(squares_copy, encoder):
     with_kappa = weights_of(buffer, read_progress(buffer), Weighting(horizon=4, kappa=2.0))
     tilt = mean_weight_by_label(buffer, with_kappa.frames.values)
     assert tilt["success"] > tilt["failure"]  # kappa's trajectory advantage favours successes
-    cloned = mean_weight_by_label(buffer, weights_of(buffer, None, Weighting(), "success").frames.values)
-    assert (cloned["success"], cloned["failure"]) == (pytest.approx(84 / 44), 0.0)
+    means = mean_weight_by_label(buffer, weights_of(buffer, None, Weighting(), "success").frames.values)
+    assert (means["success"], means["failure"]) == (pytest.approx(84 / 44), 0.0)
 
 
-def test_a_task_without_success_is_refused_before_anything_is_embedded(squares_copy, encoder):
+def test_a_task_without_success_is_refused_before_embedding(squares_copy, encoder):
     record_squares(squares_copy, [("go left", 10, 0.6, False)])
     buffer = open_buffer(squares_copy)
     with pytest.raises(ScoringError, match=r"'go left' has no success.*--skip-task 'go left'"):
         score_buffer(buffer, encoder, CONFIG)
     assert not (buffer.sidecar / "embeddings.zarr").exists()
-    scored = score_buffer(buffer, encoder, replace(CONFIG, skip_tasks=("go left",)))
-    assert np.isnan(scored.table["progress"][-10:]).all()
-    weights = weights_of(buffer, scored.table, Weighting()).frames
+    scoring = score_buffer(buffer, encoder, replace(CONFIG, skip_tasks=("go left",)))
+    assert np.isnan(scoring.table["progress"][-10:]).all()
+    weights = weights_of(buffer, scoring.table, Weighting()).frames
     assert weights.undefined == 10
     assert weights.values[-10:].tolist() == [0.0] * 10
     with pytest.raises(ScoringError, match="no task 'go up' to skip"):
@@ -160,16 +160,16 @@ def test_a_bad_video_stops_scoring_and_can_be_left_out(squares_copy, encoder):
     buffer = open_buffer(squares_copy)
     with pytest.raises(UndecodableFrame, match="episode 2"):
         score_buffer(buffer, encoder, CONFIG)
-    scored = score_buffer(buffer, encoder, CONFIG, skip_bad=True)
-    assert list(scored.embedded.left_out) == [2]
-    assert scored.embedded.computed == 1  # the two before the bad one were already in the store
-    assert np.isnan(scored.scores.rewards[2])
+    scoring = score_buffer(buffer, encoder, CONFIG, skip_bad=True)
+    assert list(scoring.embedded.left_out) == [2]
+    assert scoring.embedded.computed == 1  # the two before the bad one were already in the store
+    assert np.isnan(scoring.scores.rewards[2])
 
 
 # --- the store
 
 
-def test_the_store_holds_an_episode_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_the_store_holds_complete_episodes_only(tmp_path, monkeypatch):
     store = EmbeddingStore(tmp_path / "s.zarr")
     windows = WindowEmbeddings(np.array([3, 5]), np.ones((2, 4), dtype=np.float32))
 

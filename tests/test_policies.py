@@ -1,6 +1,6 @@
-"""A tiny real pi0: built from a recipe, saved, moved, loaded, and the refusals.
+"""Tests of a tiny real pi0: it is built from a recipe, saved, moved and loaded, and bad input is refused.
 
-The other families' recipes are here too. Their differences are tested in test_families.
+The recipes of the other families are loaded here too. Their differences are tested in test_families.
 """
 
 import json
@@ -119,13 +119,13 @@ def buffer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(buffer):
+def bundle(buffer):
     return policies.build_policy(RECIPE, buffer)
 
 
 @pytest.fixture
-def saved(built, tmp_path):
-    policy, preprocessor, postprocessor = built
+def checkpoint_dir(bundle, tmp_path):
+    policy, preprocessor, postprocessor = bundle
     folder = tmp_path / "run" / "checkpoints" / "000004" / "pretrained_model"
     policy.save_pretrained(folder)
     preprocessor.save_pretrained(folder)
@@ -141,8 +141,8 @@ def observation(task: str = TASKS[0]) -> dict:
     return {**images, "observation.state": torch.rand(7, generator=random), "task": task}
 
 
-def act(built: tuple, task: str = TASKS[0]) -> torch.Tensor:
-    policy, preprocessor, postprocessor = built
+def act(bundle: tuple, task: str = TASKS[0]) -> torch.Tensor:
+    policy, preprocessor, postprocessor = bundle
     batch = preprocessor(observation(task))
     noise = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(2))
     return postprocessor(policy.predict_action_chunk(batch, noise=noise))
@@ -151,25 +151,25 @@ def act(built: tuple, task: str = TASKS[0]) -> torch.Tensor:
 # --- building ---
 
 
-def test_features_and_sizes_come_from_recipe_and_dataset(built):
-    policy = built[0]
+def test_features_and_sizes_come_from_recipe_and_dataset(bundle):
+    policy = bundle[0]
     assert list(policy.config.image_features) == ["observation.images.front", "observation.images.wrist"]
     assert policy.config.action_feature_names == list(ACTION_NAMES)
     assert policy.config.image_resolution == (16, 16)
     assert sum(p.numel() for p in policy.parameters()) < 50_000
 
 
-def test_same_seed_same_weights_and_the_global_generator_is_left_alone(buffer, built):
+def test_the_same_seed_gives_the_same_weights_without_the_global_generator(buffer, bundle):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     again = policies.build_policy(RECIPE, buffer)[0].state_dict()
     other = policies.build_policy(replace(RECIPE, seed=6), buffer)[0].state_dict()
     assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(value, again[name]) for name, value in built[0].state_dict().items())
+    assert all(torch.equal(value, again[name]) for name, value in bundle[0].state_dict().items())
     assert not torch.equal(again["model.action_out_proj.weight"], other["model.action_out_proj.weight"])
 
 
-def test_lerobot_is_left_as_it_was(buffer):
+def test_building_a_policy_does_not_change_lerobot(buffer):
     names = "get_gemma_config", "PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"
     before = [getattr(tiny.modeling_pi0, name) for name in names]
     with pytest.raises(ZeroDivisionError), tiny.architecture(RECIPE.tiny):
@@ -177,17 +177,17 @@ def test_lerobot_is_left_as_it_was(buffer):
     assert before == [getattr(tiny.modeling_pi0, name) for name in names]
 
 
-def test_actions_go_through_the_processors_and_come_back(buffer, built):
-    _, preprocessor, postprocessor = built
+def test_actions_go_through_the_processors_and_come_back(buffer, bundle):
+    _, preprocessor, postprocessor = bundle
     batch = TrainingSet(buffer, 4).__getitems__([0, 3, 11])
-    processed = preprocessor(batch)
-    assert not torch.allclose(processed["action"], batch["action"])
-    torch.testing.assert_close(postprocessor(processed["action"]), batch["action"], rtol=1e-5, atol=1e-6)
+    sample = preprocessor(batch)
+    assert not torch.allclose(sample["action"], batch["action"])
+    torch.testing.assert_close(postprocessor(sample["action"]), batch["action"], rtol=1e-5, atol=1e-6)
 
 
-def test_normalised_relative_actions_have_mean_0_and_std_1(buffer, built):
+def test_normalised_relative_actions_have_mean_0_and_std_1(buffer, bundle):
     batch = TrainingSet(buffer, 4).__getitems__(range(12))
-    inside = built[1](batch)["action"][~batch["action_is_pad"]]
+    inside = bundle[1](batch)["action"][~batch["action_is_pad"]]
     torch.testing.assert_close(inside.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(inside.std(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
 
@@ -220,8 +220,8 @@ def test_a_constant_dimension_is_not_blown_up(buffer, monkeypatch):
         np.testing.assert_allclose((stats["action"][high][3] + stats["action"][low][3]) / 2, 0.1)
 
 
-def test_quantiles_that_meet_make_way_for_the_ends_of_what_moves_rarely(buffer, monkeypatch):
-    """A gripper that opens in one frame of twelve: q10 and q90 are equal, and the one value must not be far out."""
+def test_equal_quantiles_are_replaced_by_the_extremes(buffer, monkeypatch):
+    """A gripper opens in one frame of twelve, so q10 and q90 are equal. Its open value must stay near the range."""
     columns = {key: buffer.column(key).copy() for key in ("observation.state", "action")}
     for values in columns.values():
         values[:, 3], values[4, 3] = 0.0, 0.08
@@ -233,31 +233,32 @@ def test_quantiles_that_meet_make_way_for_the_ends_of_what_moves_rarely(buffer, 
         np.testing.assert_allclose((of["q10"][3], of["q90"][3]), (0.0, 0.08))
         assert (of["q10"] < of["q90"]).all()
         moving = np.arange(len(of["q10"])) != 3
-        assert (of["q10"][moving] > of["min"][moving]).all()  # the others keep their quantiles
+        assert (of["q10"][moving] > of["min"][moving]).all()  # other dimensions keep their quantiles
 
 
-def test_unknown_words_become_one_token_and_padding_does_not_act(built):
-    policy, preprocessor, postprocessor = built
+def test_unknown_words_become_one_token_and_padding_has_no_effect(bundle):
+    policy, preprocessor, postprocessor = bundle
     tokens = preprocessor(observation("fold the towel"))["observation.language.tokens"]
-    known = preprocessor(observation(TASKS[0]))["observation.language.tokens"]
-    assert tokens[0, 0] == tokens[0, 2] == 1 and 1 not in known
-    assert not torch.allclose(act(built, TASKS[0]), act(built, TASKS[1]))
-    both = [observation(TASKS[0]), observation(TASKS[1])]  # the shorter instruction is padded beside the longer one
+    known_tokens = preprocessor(observation(TASKS[0]))["observation.language.tokens"]
+    assert tokens[0, 0] == tokens[0, 2] == 1 and 1 not in known_tokens
+    assert not torch.allclose(act(bundle, TASKS[0]), act(bundle, TASKS[1]))
+    both = [observation(TASKS[0]), observation(TASKS[1])]  # the shorter instruction is padded to the longer one
     batch = {key: [o[key] for o in both] if key == "task" else torch.stack([o[key] for o in both]) for key in both[0]}
     noise = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(2)).expand(2, -1, -1)
     chunk = postprocessor(policy.predict_action_chunk(preprocessor(batch), noise=noise))
-    torch.testing.assert_close(chunk[1:], act(built, TASKS[1]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(chunk[1:], act(bundle, TASKS[1]), rtol=1e-4, atol=1e-6)
 
 
 # --- checkpoints ---
 
 
-def test_round_trip_gives_equal_actions_wherever_the_folder_lies(built, saved, tmp_path, capsys):
-    want = act(built)
-    run = saved.parent.parent.parent
+def test_a_moved_checkpoint_gives_equal_actions(bundle, checkpoint_dir, tmp_path, capsys):
+    want = act(bundle)
+    run = checkpoint_dir.parent.parent.parent
     shutil.move(run, tmp_path / "moved")
-    moved = tmp_path / "moved"
-    for checkpoint in (moved, moved / "checkpoints" / "000004", moved / "checkpoints" / "000004" / "pretrained_model"):
+    target = tmp_path / "moved"
+    folders = (target, target / "checkpoints" / "000004", target / "checkpoints" / "000004" / "pretrained_model")
+    for checkpoint in folders:
         policy, preprocessor, postprocessor, record = policies.load_policy(checkpoint)
         assert not policy.training
         assert record["step"] == 4
@@ -265,26 +266,26 @@ def test_round_trip_gives_equal_actions_wherever_the_folder_lies(built, saved, t
     assert capsys.readouterr().out == ""
 
 
-def test_a_checkpoint_can_be_the_base_of_a_recipe(buffer, built, saved):
-    recipe = replace(RECIPE, base=str(saved), tiny={}, seed=99)
+def test_a_checkpoint_can_be_the_base_of_a_recipe(buffer, bundle, checkpoint_dir):
+    recipe = replace(RECIPE, base=str(checkpoint_dir), tiny={}, seed=99)
     policy, *_ = policies.build_policy(recipe, buffer)
     assert policy.training
-    assert all(torch.equal(v, built[0].state_dict()[k]) for k, v in policy.state_dict().items())
+    assert all(torch.equal(v, bundle[0].state_dict()[k]) for k, v in policy.state_dict().items())
     with pytest.raises(RecipeError, match=r"drop \[tiny\]"):
         policies.build_policy(replace(recipe, tiny=RECIPE.tiny), buffer)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "policy_preprocessor.json"])
-def test_missing_file_is_refused(saved, name):
-    (saved / name).unlink()
+def test_missing_file_is_refused(checkpoint_dir, name):
+    (checkpoint_dir / name).unlink()
     with pytest.raises(CheckpointError, match=rf"has no {name}; it is incomplete"):
-        policies.load_policy(saved)
+        policies.load_policy(checkpoint_dir)
 
 
-def test_missing_statistics_are_refused(saved):
-    next(saved.glob("*normalizer_processor.safetensors")).unlink()
+def test_missing_statistics_are_refused(checkpoint_dir):
+    next(checkpoint_dir.glob("*normalizer_processor.safetensors")).unlink()
     with pytest.raises(CheckpointError, match="processors cannot be loaded"):
-        policies.load_policy(saved)
+        policies.load_policy(checkpoint_dir)
 
 
 def change_weights(folder: Path, change) -> None:
@@ -293,7 +294,7 @@ def change_weights(folder: Path, change) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
-def test_renamed_missing_or_reshaped_weights_are_refused(saved, tmp_path):
+def test_renamed_missing_or_reshaped_weights_are_refused(checkpoint_dir, tmp_path):
     name = "model.state_proj.weight"
     changes = {
         "1 missing .*state_proj.* 1 unknown": lambda w: w.update({"model.other.weight": w.pop(name)}),
@@ -302,13 +303,13 @@ def test_renamed_missing_or_reshaped_weights_are_refused(saved, tmp_path):
         r"state_proj.weight is \(16, 4\)": lambda w: w.update({name: w[name][:, :4].contiguous()}),
     }
     for number, (message, change) in enumerate(changes.items()):
-        folder = shutil.copytree(saved, tmp_path / f"changed{number}")
+        folder = shutil.copytree(checkpoint_dir, tmp_path / f"changed{number}")
         change_weights(folder, change)
         with pytest.raises(CheckpointError, match=message):
             policies.load_policy(folder)
 
 
-def test_openpi_names_are_understood(built, saved):
+def test_openpi_weight_names_are_accepted(bundle, checkpoint_dir):
     embedding = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
     head = "model.paligemma_with_expert.paligemma.lm_head.weight"
 
@@ -317,27 +318,27 @@ def test_openpi_names_are_understood(built, saved):
         for name in list(weights):
             weights[name.removeprefix("model.").replace("action_time_mlp", "time_mlp")] = weights.pop(name)
 
-    change_weights(saved, as_openpi)
-    policy, *_ = policies.load_policy(saved)
-    own, loaded = built[0].state_dict(), policy.state_dict()
-    assert torch.equal(own[embedding], loaded[embedding])
-    assert torch.equal(own["model.action_time_mlp_in.weight"], loaded["model.action_time_mlp_in.weight"])
+    change_weights(checkpoint_dir, as_openpi)
+    policy, *_ = policies.load_policy(checkpoint_dir)
+    original, copy = bundle[0].state_dict(), policy.state_dict()
+    assert torch.equal(original[embedding], copy[embedding])
+    assert torch.equal(original["model.action_time_mlp_in.weight"], copy["model.action_time_mlp_in.weight"])
 
 
-def test_damaged_files_are_one_line_errors(saved):
-    (saved / "model.safetensors").write_bytes(b"half a file")
+def test_damaged_files_are_one_line_errors(checkpoint_dir):
+    (checkpoint_dir / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match="cannot be read") as error:
-        policies.load_policy(saved)
+        policies.load_policy(checkpoint_dir)
     assert "\n" not in str(error.value)
-    (saved / "config.json").write_text("{")
+    (checkpoint_dir / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
-        policies.load_policy(saved)
-    (saved / "config.json").write_text(json.dumps({"type": "act"}))
+        policies.load_policy(checkpoint_dir)
+    (checkpoint_dir / "config.json").write_text(json.dumps({"type": "act"}))
     with pytest.raises(CheckpointError, match="no policy family 'act' here; there are pi0, pi05, pi0_fast, smolvla"):
-        policies.load_policy(saved)
+        policies.load_policy(checkpoint_dir)
 
 
-def test_no_checkpoint_there(tmp_path, monkeypatch):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         policies.load_policy(tmp_path)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
@@ -367,7 +368,7 @@ def test_no_checkpoint_there(tmp_path, monkeypatch):
         ({"tiny": {"widht": 16}}, "unknown 'widht'"),
     ],
 )
-def test_bad_recipe_is_one_line(buffer, change, message):
+def test_a_bad_recipe_is_a_one_line_error(buffer, change, message):
     recipe = replace(RECIPE, **{key: getattr(RECIPE, key) | value for key, value in change.items()})
     with pytest.raises(RecipeError, match=message) as error:
         policies.build_policy(recipe, buffer)
@@ -389,10 +390,10 @@ def test_dataset_without_state_or_action(buffer, key, monkeypatch):
 
 
 def test_full_size_names_the_gate_of_its_tokenizer(buffer, monkeypatch):
-    def gated(*_, **__):
+    def raise_gated_error(*_, **__):
         raise OSError("403 gated repo")
 
-    monkeypatch.setattr("lerobot.processor.tokenizer_processor.AutoTokenizer.from_pretrained", gated)
+    monkeypatch.setattr("lerobot.processor.tokenizer_processor.AutoTokenizer.from_pretrained", raise_gated_error)
     with pytest.raises(CheckpointError, match=r"accept its licence at https://huggingface.co/google/paligemma"):
         policies.build_policy(replace(RECIPE, tiny={}), buffer)
 

@@ -1,4 +1,4 @@
-"""The list before an arm moves: each line's law, and the whole of it against the emulated controller and cameras."""
+"""Tests of the checks before an arm moves: each line alone, and all against the emulated controller and cameras."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 # --- each line --------------------------------------------------------------------------------------------------------
 
 
-def test_what_fails_says_what_would_work():
+def test_a_failed_check_suggests_a_fix():
     line = preflight.attempt("pose", lambda: preflight.pose(HOME + 2.0, 0.04, LIMITS))
     assert (line.verdict, line.name) == (FAIL, "pose")
     assert line.found == "the arm stands outside its limits (joint_range, workspace_box)"
@@ -62,7 +62,7 @@ def test_what_fails_says_what_would_work():
 
 
 def test_round_trips_are_judged_by_the_99th_percentile_and_the_streams_rate():
-    """At 100 Hz half a period is 5 ms. Two slow replies of 100 are too many, one of 1000 is not."""
+    """Half a period at 100 Hz is 5 ms. Two slow replies in 100 fail the check, one in 1000 passes."""
     good = np.full(1000, 0.001)
     good[0] = 1.0
     assert preflight.round_trips(good, 100.0).verdict is PASS
@@ -76,21 +76,21 @@ def test_round_trips_are_judged_by_the_99th_percentile_and_the_streams_rate():
 
 
 @pytest.mark.parametrize(
-    ("error", "warning", "found", "todo"),
+    ("error", "warning", "finding", "todo"),
     [
         (31, 0, "controller error C31 (collision)", "confirm the recovery"),
         (2, 0, "controller error C2 (the emergency stop input is open)", "release the emergency stop"),
         (0, 11, "warning W11", "studio"),
     ],
 )
-def test_an_error_says_who_may_go_on(error, warning, found, todo):
+def test_a_controller_error_fails_and_names_the_next_step(error, warning, finding, todo):
     line = preflight.errors(error, warning)
-    assert (line.verdict, line.found) == (FAIL, found)
+    assert (line.verdict, line.found) == (FAIL, finding)
     assert todo in line.todo
     assert preflight.errors(0, 0).verdict is PASS
 
 
-def test_every_setting_is_on_a_line_and_fails_it():
+def test_every_setting_has_a_line_that_fails_if_it_differs():
     lines = preflight.settings(WANTED, WANTED)
     assert [line.name for line in lines] == list(preflight.SETTINGS)
     assert {line.verdict for line in lines} == {PASS}
@@ -103,12 +103,12 @@ def test_every_setting_is_on_a_line_and_fails_it():
         assert "--set-up" in wrong[0].todo
 
 
-def test_what_the_recipe_leaves_off_is_no_pass():
+def test_a_protection_that_the_recipe_turns_off_is_skipped_not_passed():
     assert CONTROLLER is not None
     off = replace(CONTROLLER, fence=False, reduced=False, self_collision=False)
-    wanted = controller_setup.recipe_settings(RECIPE, off)
-    lines = by_name(list(preflight.settings(wanted, wanted_as_stored := replace(wanted, fence_box_m=(0.0,) * 6))))
-    assert not wanted_as_stored.fence
+    expected = controller_setup.recipe_settings(RECIPE, off)
+    lines = by_name(list(preflight.settings(expected, stored_settings := replace(expected, fence_box_m=(0.0,) * 6))))
+    assert not stored_settings.fence
     for name, key in (("fence", "fence"), ("reduced mode", "reduced"), ("self-collision", "self_collision")):
         assert (lines[name].verdict, lines[name].found) == (SKIP, f"controller.{key} = false in the recipe")
 
@@ -141,7 +141,7 @@ def test_a_camera_by_hand(reading, changes, verdict, says):
     assert says in line.found + line.todo
 
 
-def test_views_join_what_is_wrong():
+def test_camera_lines_join_all_problems():
     recipe = CameraRecipe(name="front", height_px=8, width_px=8, source="0", reference="front.png")
     assert preflight.camera_views([recipe], ()).verdict is PASS
     assert preflight.camera_views([replace(recipe, reference="")], ()).verdict is SKIP
@@ -172,7 +172,7 @@ def test_a_first_chunk_inside_the_limits_passes_and_one_rewritten_by_them_fails(
         preflight.first_chunk(chunk_of([still * np.nan]), space_of(limits), start, limits, LIMITS)
 
 
-def test_a_first_chunk_that_goes_through_the_table_fails_however_slowly():
+def test_a_slow_first_chunk_through_the_table_fails():
     """The box limits the TCP alone, the table limits every part."""
     limits = XArm7(RECIPE).limits
     high = replace(LIMITS, table_m=0.45)  # above the flange at home
@@ -206,7 +206,7 @@ def test_answers_disk_and_emergency_stop_by_hand():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Fewer round trips, and no judgement of a machine that runs other tests too."""
+    """Measures fewer round trips and does not judge their times, because the machine runs other tests too."""
     monkeypatch.setattr(checking, "_ROUND_TRIPS", 10)
     monkeypatch.setattr(preflight, "_RTT_SHARE", 1e3)
     monkeypatch.setattr(preflight, "FREE_BYTES", 1)
@@ -217,7 +217,7 @@ live = pytest.mark.usefixtures("quick")
 
 @contextmanager
 def emulator(**firmware) -> Iterator[tuple[ControllerServer, HardwareRecipe]]:
-    """An emulated controller, and a recipe without cameras that points at it."""
+    """Yields an emulated controller and a recipe without cameras that points at it."""
     plant = KinematicPlant(HOME, gripper_m=0.04)
     with ControllerServer(plant, host=free_host(), firmware=Firmware(**firmware)) as server:
         yield server, at(server.host, server.command_port)
@@ -230,11 +230,11 @@ def at(host: str, port: int, **changes) -> HardwareRecipe:
 
 
 @live
-def test_it_looks_and_changes_nothing(cli, tmp_path):
+def test_the_check_changes_nothing(cli, tmp_path):
     with emulator() as (server, recipe):
         (tmp_path / "arm.toml").write_text(dump(recipe))
         code, out, err = cli("check", "--arm", tmp_path / "arm.toml", "--json", tmp_path / "check.json")
-        heard = {request.function for request in server.request_log()}
+        functions = {request.function for request in server.request_log()}
     assert code == 1, err
     content = json.loads((tmp_path / "check.json").read_text())
     assert content["passed"] is False
@@ -263,11 +263,11 @@ def test_it_looks_and_changes_nothing(cli, tmp_path):
     assert "9 PASS, 5 FAIL, 5 SKIP" in out
     assert "add --set-up" in " ".join(out.split())
     changes = {11, 12, 16, 19, 21, 23, 29, 35, 36, 37, 48, 49, 52, 58, 59, 60, 77, 78}  # enable, states, modes, setters
-    assert heard & changes == set()
+    assert functions & changes == set()
 
 
 @live
-def test_set_up_and_moved_everything_passes_and_nothing_is_left(cli, tmp_path):
+def test_with_set_up_and_motion_every_check_passes_and_nothing_is_left_running(cli, tmp_path):
     with emulator() as (server, recipe):
         (tmp_path / "arm.toml").write_text(dump(recipe))
         code, out, err = cli("check", "--arm", tmp_path / "arm.toml", "--move", "--json", tmp_path / "check.json")
@@ -281,16 +281,16 @@ def test_set_up_and_moved_everything_passes_and_nothing_is_left(cli, tmp_path):
 
 
 def wait_for_no_clients(server: ControllerServer) -> None:
-    ended = threading.Event()
+    pause = threading.Event()
     for _ in range(600):
         if not server.clients():
             return
-        ended.wait(0.05)
+        pause.wait(0.05)
     raise AssertionError("a connection is left")
 
 
 class Fingers:
-    """Keys that do something to the emulator first: `at_press` while it waits, then `answers` one after another."""
+    """Keys that act on the emulator first: `at_press` runs during the wait, then `answers` run one after another."""
 
     def __init__(self, at_press, *answers):
         self.at_press, self.answers = at_press, list(answers)
@@ -312,7 +312,7 @@ def nothing():
 
 
 @live
-def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
+def test_a_person_tests_the_emergency_stop(monkeypatch):
     enter, other = (nothing, "\n"), (nothing, "x")
     with emulator() as (server, recipe):
         faults = server.faults
@@ -323,7 +323,7 @@ def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
         good = run_checks(recipe, None, CheckOptions(arm="x"), Fingers(press, (faults.release, "\n"), enter, enter))
         lines = by_name(good)
         assert lines["emergency stop"] == preflight.emergency_stop(2, True)
-        assert lines["TCP offset"].verdict is PASS  # a key stored the settings
+        assert lines["TCP offset"].verdict is PASS  # the key stored the settings
         assert lines["gripper travel"].verdict is PASS
 
         stuck = by_name(run_checks(recipe, None, CheckOptions(arm="x"), Fingers(press, (nothing, "\n"))))
@@ -339,7 +339,7 @@ def test_the_emergency_stop_is_tested_by_a_person(monkeypatch):
 
 
 @live
-def test_a_stop_that_does_not_arrive_fails_and_a_key_leaves_it_out(monkeypatch):
+def test_a_missing_stop_fails_and_a_key_skips_the_check(monkeypatch):
     monkeypatch.setattr(checking, "ESTOP_S", 0.2)
     with emulator() as (_, recipe):
         other = (nothing, "x")
@@ -350,7 +350,7 @@ def test_a_stop_that_does_not_arrive_fails_and_a_key_leaves_it_out(monkeypatch):
         assert lines["emergency stop"].found == "left out by a key"
 
 
-# --- mistakes of a lab ------------------------------------------------------------------------------------------------
+# --- common setup mistakes --------------------------------------------------------------------------------------------
 
 
 def first_failure(recipe: HardwareRecipe) -> Check:
@@ -370,7 +370,7 @@ def test_a_wrong_address():
 
 @contextmanager
 def answering(version: bytes) -> Iterator[HardwareRecipe]:
-    """Something on the command port that answers every request with `version`."""
+    """Runs a server on the command port that answers every request with `version`."""
 
     def serve() -> None:
         while True:
@@ -407,7 +407,7 @@ def test_an_xarm_6_a_strange_serial_number_and_a_strange_machine(version, says):
 
 
 @live
-def test_a_firmware_too_old_for_the_mode_and_another_arm_than_the_recipes():
+def test_old_firmware_and_another_arm_than_the_recipes_are_refused():
     assert CONTROLLER is not None
     with emulator(version="v1.9.0") as (_, recipe):
         assert recipe.controller is not None
@@ -430,19 +430,19 @@ def test_an_arm_with_a_narrower_joint_range_than_the_recipes():
 @live
 def test_another_client_that_moves_the_arm():
     with emulator() as (server, recipe):
-        where = server.host, server.command_port
+        address = server.host, server.command_port
         for function, params in ((11, b"\x08\x01"), (19, b"\0"), (12, b"\0")):
-            wire.ask(*where, function, params)
-        wire.ask(*where, 23, encode_floats(HOME + np.eye(7)[0], 0.01, 1.0, 0.0))  # for 100 s
+            wire.ask(*address, function, params)
+        wire.ask(*address, 23, encode_floats(HOME + np.eye(7)[0], 0.01, 1.0, 0.0))  # for 100 s
         line = first_failure(recipe)
         still = server.arm_state().state
     assert (line.name, line.found) == ("connection", "another client moves the arm")
     assert line.todo.startswith("end it")
-    assert still == 1  # it was left alone
+    assert still == 1  # the other client was not disturbed
 
 
 @live
-def test_a_controller_that_goes_away_in_between(monkeypatch):
+def test_a_controller_that_disconnects_during_the_check(monkeypatch):
     def gone(self):
         raise ArmError("the process that asks the controller has ended; try again")
 
@@ -454,7 +454,7 @@ def test_a_controller_that_goes_away_in_between(monkeypatch):
 
 
 @live
-def test_recipes_that_cannot_be_are_one_line(cli, tmp_path):
+def test_invalid_recipes_are_one_line_errors(cli, tmp_path):
     box = replace(RECIPE, limits=replace(RECIPE.limits, box_min_m=(0.5, -0.35, 0.02)))
     (tmp_path / "box.toml").write_text(dump(box))
     refused(cli("check", "--arm", tmp_path / "box.toml"), "the workspace box excludes home; widen limits.box_*")
@@ -479,12 +479,12 @@ def recipe(lab) -> HardwareRecipe:
 
 
 def slow(recipe: HardwareRecipe) -> HardwareRecipe:
-    """Cameras of a machine that runs other tests too."""
+    """Allows older camera frames, because the machine runs other tests too."""
     return replace(recipe, fps=1.0, cameras=tuple(replace(camera, max_age_s=5.0) for camera in recipe.cameras))
 
 
 @live
-def test_cameras_swapped_and_missing(recipe, tmp_path):
+def test_swapped_and_missing_cameras_fail(recipe, tmp_path):
     recipe = slow(recipe)
     lines = by_name(checking.look_through_cameras(recipe, tmp_path))
     assert {line.verdict for name, line in lines.items() if name != "camera views"} == {PASS}
@@ -495,8 +495,8 @@ def test_cameras_swapped_and_missing(recipe, tmp_path):
     swapped = replace(front, source=wrist.source), replace(wrist, source=front.source)
     lines = by_name(checking.look_through_cameras(replace(recipe, cameras=swapped)))
     assert (lines["camera views"].verdict, lines["camera views"].todo) == (FAIL, "swap their sources")
-    gone = replace(wrist, source=wrist.source.replace("wrist", "gone").replace("http://", "http://127.0.0.1:1/"))
-    lines = by_name(checking.look_through_cameras(replace(recipe, cameras=(front, gone))))
+    missing = replace(wrist, source=wrist.source.replace("wrist", "gone").replace("http://", "http://127.0.0.1:1/"))
+    lines = by_name(checking.look_through_cameras(replace(recipe, cameras=(front, missing))))
     assert lines["camera wrist"].verdict is FAIL
     assert "cannot be opened" in lines["camera wrist"].found
     assert lines["camera front"].verdict is PASS
@@ -530,26 +530,26 @@ def test_the_first_chunk_of_a_policy_goes_through_the_drivers_dry_run(cli, lab, 
     work = load(TaskRecipe, "datasets", "put-apple")
     space = make_action_space(work.action_space, XArm7(recipe).limits, np.array(recipe.home_rad))
     (tmp_path / "arm.toml").write_text(dump(slow(recipe)))
-    for policy, found in ((ScriptedPolicy(lab), None), (Broken(), "ZeroDivisionError: a model's bug")):
+    for policy, error in ((ScriptedPolicy(lab), None), (Broken(), "ZeroDivisionError: a model's bug")):
         with PolicyServer(policy, describe(policy, space, work.cameras)) as server:
-            asked = ("--policy", server.url, "--task", work.name, "--set-up", "--json", tmp_path / "check.json")
-            code, out, err = cli("check", "--arm", tmp_path / "arm.toml", *asked)
+            options = ("--policy", server.url, "--task", work.name, "--set-up", "--json", tmp_path / "check.json")
+            code, out, err = cli("check", "--arm", tmp_path / "arm.toml", *options)
         lines = {check["name"]: check for check in json.loads((tmp_path / "check.json").read_text())["checks"]}
-        if found is None:
+        if error is None:
             assert lines["first chunk"]["found"].startswith("0 of 1 actions changed"), out + err
             assert lines["policy"]["found"].startswith("answers in")
         else:
             assert code == 1
-            assert found in lines["policy"]["found"]
+            assert error in lines["policy"]["found"]
             assert lines["first chunk"]["verdict"] == "SKIP"
     assert lab.controller.arm_state().joints_rad == pytest.approx(recipe.home_rad, abs=0.01)
 
 
 @live
-def test_a_policy_that_does_not_fit_is_a_line(recipe, tmp_path, cli):
+def test_a_mismatched_policy_fails_its_line(recipe, tmp_path, cli):
     (tmp_path / "arm.toml").write_text(dump(replace(slow(recipe), cameras=())))
-    asked = ("--policy", tmp_path / "nothing", "--task", "put-apple", "--json", tmp_path / "check.json")
-    assert cli("check", "--arm", tmp_path / "arm.toml", *asked)[0] == 1
+    options = ("--policy", tmp_path / "nothing", "--task", "put-apple", "--json", tmp_path / "check.json")
+    assert cli("check", "--arm", tmp_path / "arm.toml", *options)[0] == 1
     lines = {check["name"]: check for check in json.loads((tmp_path / "check.json").read_text())["checks"]}
     assert lines["policy"]["verdict"] == "FAIL"
     assert "needs camera front, wrist" in lines["policy"]["found"]
@@ -559,7 +559,7 @@ def test_a_policy_that_does_not_fit_is_a_line(recipe, tmp_path, cli):
 
 
 def test_the_labs_page_lists_what_the_emulator_assumes():
-    """The page has the same rows in the same order. After a change, write them anew from `ASSUMPTIONS`."""
+    """The page has the same rows in the same order. After a change, rewrite them from `ASSUMPTIONS`."""
     page = (Path(__file__).resolve().parents[1] / "hardware" / "LAB.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| [ ] ")]
     assert rows == [f"| [ ] {item.topic} | {item.emulated} | {item.check} |" for item in ASSUMPTIONS]

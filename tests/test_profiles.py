@@ -1,4 +1,4 @@
-"""Profiles of the score: rewards and progress by hand, leave-one-out by law, and how profiles disagree."""
+"""Tests of the score profiles: hand-computed rewards and progress, leave-one-out properties, and comparisons."""
 
 from typing import get_args
 
@@ -70,7 +70,7 @@ def test_siirl_rewards_by_rank_between_the_extremes():
     assert rewards == pytest.approx([1.0, 0.6 * sigmoid(5.0), 0.3, 0.6 * sigmoid(-5.0)])
     assert (
         score(EPISODES, WINDOWS, ScoringConfig(profile="siirl", alpha=0.5)).rewards.tolist() == rewards.tolist()
-    )  # its own ceiling
+    )  # its ceiling
 
 
 def test_siirl_counts_equal_distances_as_a_half():
@@ -92,12 +92,12 @@ def test_siirl_gives_failures_of_a_task_without_success_zero():
 
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "siirl"])
-def test_any_other_profile_refuses_a_task_without_success(profile):
+def test_other_profiles_refuse_a_task_without_success(profile):
     with pytest.raises(ScoringError, match=r"'task' has no success \(3 failures\).*--skip-task"):
         score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile))
 
 
-def test_siirl_has_its_own_references():
+def test_siirl_uses_the_siirl_references():
     successes = [line(0.0, 1.0, end) for end in (10.0, 10.0, 20.0, 20.0)]
     episodes = [episode(i, True) for i in range(4)] + [episode(4, False)]
     scores = score(episodes, [*successes, line(0.0, 1.0, 18.0)], ScoringConfig(profile="siirl"))
@@ -115,8 +115,8 @@ def test_failures_that_are_equally_far_get_equal_rewards():
 
 def test_trajectory_advantage_is_standardised_within_the_task():
     rewards = np.array([1.0, 0.0, 0.5, np.nan, 0.3])
-    found = trajectory_advantages(rewards, ["a", "a", "b", "a", "b"])
-    assert found == pytest.approx([1.0, -1.0, 1.0, np.nan, -1.0], nan_ok=True)
+    advantages = trajectory_advantages(rewards, ["a", "a", "b", "a", "b"])
+    assert advantages == pytest.approx([1.0, -1.0, 1.0, np.nan, -1.0], nan_ok=True)
     assert trajectory_advantages(np.ones(3), ["a"] * 3).tolist() == [0.0, 0.0, 0.0]
     scores = score(EPISODES, WINDOWS)
     assert scores.trajectory_advantages == pytest.approx(
@@ -128,7 +128,7 @@ def test_trajectory_advantage_is_standardised_within_the_task():
 
 
 def test_loo_measures_successes_by_the_others():
-    # successes end at 10 and 12, the failure at 7: knn3 is the mean distance to those two (or to the other one)
+    # Successes end at 10 and 12, the failure at 7. knn3 is the mean distance to both, or to the other success.
     episodes = [episode(0, True), episode(1, True), episode(2, False)]
     scores = score(
         episodes, [line(0.0, 5.0, 10.0), line(0.0, 6.0, 12.0), line(0.0, 5.0, 7.0)], ScoringConfig(profile="loo")
@@ -136,7 +136,7 @@ def test_loo_measures_successes_by_the_others():
     assert scores.curves[0].distance[10:].tolist() == [12.0, 7.0, 2.0]
     assert scores.curves[1].distance[10:].tolist() == [10.0, 4.0, 2.0]
     assert scores.curves[2].distance[10:].tolist() == [11.0, 6.0, 4.0]
-    # d_ref is the task's largest, 12, for everyone
+    # d_ref is 12 for every episode, the largest of the task
     assert scores.curves[0].progress[10:] == pytest.approx([0.0, 5 / 12, 10 / 12])
     assert scores.curves[2].progress[10:] == pytest.approx([1 / 12, 6 / 12, 8 / 12])
     assert scores.rewards.tolist() == [1.0, 1.0, 0.4]
@@ -144,7 +144,7 @@ def test_loo_measures_successes_by_the_others():
 
 
 def test_loo_leaves_out_the_whole_group():
-    # the failure is a piece of success 1's take: it may be measured by success 0 only
+    # The failure is part of success 1's take, so only success 0 may measure it.
     episodes = [episode(0, True, group="a"), episode(1, True, group="b"), episode(2, False, group="b")]
     windows = [line(0.0, 5.0, 10.0), line(0.0, 6.0, 12.0), line(0.0, 6.0, 11.0)]
     scores = score(episodes, windows, ScoringConfig(profile="loo"))
@@ -176,7 +176,7 @@ def test_a_constant_video_has_no_loo_progress_and_a_short_one_has():
     scores = score(episodes, [line(0.0, 5.0, 10.0), line(3.0, 3.0, 3.0), short], ScoringConfig(profile="loo"))
     assert scores.curves[1].reason == CONSTANT
     assert np.isnan(scores.curves[1].progress).all()
-    assert scores.curves[2].progress == pytest.approx(np.full(7, 1 - 1 / 7))  # d_ref 7, of the constant video
+    assert scores.curves[2].progress == pytest.approx(np.full(7, 1 - 1 / 7))  # d_ref is 7, from the constant video
     assert scores.curves[2].reason == ""
 
 
@@ -184,15 +184,15 @@ def test_a_constant_video_has_no_loo_progress_and_a_short_one_has():
 
 
 def test_external_references_need_no_success_and_no_leaving_out():
-    fixed = {"task": np.array([[10.0, 1.0], [20.0, 1.0]])}
+    external = {"task": np.array([[10.0, 1.0], [20.0, 1.0]])}
     for profile in PROFILES:
-        scores = score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile, references="external"), fixed)
+        scores = score(EPISODES[1:], WINDOWS[1:], ScoringConfig(profile=profile, references="external"), external)
         assert scores.curves[0].distance[10:].tolist() == [10.0, 5.0, 1.0]
         assert scores.reference_episodes["task"].tolist() == []
-    honest = score(EPISODES, WINDOWS, ScoringConfig(profile="loo", references="external"), fixed)
+    honest = score(EPISODES, WINDOWS, ScoringConfig(profile="loo", references="external"), external)
     assert honest.curves[0].distance[10:].tolist() == [10.0, 5.0, 0.0]
-    clustered = score(EPISODES, WINDOWS, ScoringConfig(references="external:mean"), fixed)
-    assert clustered.curves[1].distance[10:].tolist() == [15.0, 10.0, 6.0]
+    means = score(EPISODES, WINDOWS, ScoringConfig(references="external:mean"), external)
+    assert means.curves[1].distance[10:].tolist() == [15.0, 10.0, 6.0]
 
 
 def test_external_references_that_do_not_fit_are_refused():
@@ -221,15 +221,15 @@ def test_external_references_that_do_not_fit_are_refused():
         ({"neighbours": 0}, "neighbours 0"),
     ],
 )
-def test_rules_refuse_what_there_is_not(wrong, message):
+def test_invalid_rules_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
         ScoringConfig(**wrong)
 
 
 def test_unlabelled_episodes_are_listed():
-    unlabelled = [Episode(index=i, task="task", length=13, fps=10.0, first_frame=0, cameras=()) for i in (4, 7)]
+    new_episodes = [Episode(index=i, task="task", length=13, fps=10.0, first_frame=0, cameras=()) for i in (4, 7)]
     with pytest.raises(ScoringError, match=r"2 episodes \(4, 7\) are unlabelled; .*--csv FILE.*--all-success"):
-        score([*EPISODES, *unlabelled], [*WINDOWS, None, None])
+        score([*EPISODES, *new_episodes], [*WINDOWS, None, None])
 
 
 def test_each_profile_has_its_references():
@@ -243,7 +243,7 @@ def test_each_profile_has_its_references():
     assert ScoringConfig().value_name == "progress"
 
 
-def test_left_out_episodes_have_nothing_under_any_profile():
+def test_omitted_episodes_have_no_values_under_any_profile():
     episodes = [*EPISODES, episode(4, True, task="other"), episode(5, False)]
     for profile in PROFILES:
         scores = score(
@@ -263,7 +263,7 @@ def test_profiles_that_agree_in_order_have_no_disagreement():
     assert {row.disagreement for row in compare(EPISODES, WINDOWS, ["paper", "siirl"])} == {0.0}
 
 
-def test_the_printed_sign_turns_the_failures_round():
+def test_the_printed_sign_reverses_the_failures():
     rows = compare(EPISODES, WINDOWS, ["paper", "paper-literal"])
     assert [row.episode_index for row in rows] == [1, 3, 0, 2]
     assert [row.disagreement for row in rows] == [2.0, 2.0, 0.0, 0.0]
@@ -273,7 +273,7 @@ def test_the_printed_sign_turns_the_failures_round():
     assert rows[0].progress["paper"] == pytest.approx(0.9)
 
 
-def test_loo_sees_the_success_that_is_unlike_the_others():
+def test_loo_detects_the_unusual_success():
     successes = [line(0.0, 1.0, end) for end in (10.0, 10.1, 10.2, 10.3, 2.0)]
     episodes = [episode(i, True) for i in range(5)] + [episode(5, False)]
     rows = compare(episodes, [*successes, line(0.0, 5.0, 9.0)], ["paper", "loo"])
@@ -290,20 +290,20 @@ def test_compare_needs_two_known_profiles():
         compare(EPISODES, WINDOWS, ["paper", "x"])
 
 
-def test_what_was_left_out_does_not_disagree():
+def test_omitted_episodes_are_not_counted_as_disagreements():
     rows = compare([*EPISODES, episode(4, False)], [*WINDOWS, None], ["paper", "siirl", "loo"])
     left_out = next(row for row in rows if row.episode_index == 4)
     assert left_out.disagreement == 0.0
     assert np.isnan(left_out.reward["loo"])
 
 
-# --- laws
+# --- properties
 
 
 def walks(seed: int, episodes: int = 9) -> tuple[list[Episode], list[WindowEmbeddings]]:
     rng = np.random.default_rng(seed)
-    listed = [episode(i, success=i < 5, task="a" if i % 2 else "b", group=f"take {i // 3}") for i in range(episodes)]
-    return listed, [WindowEmbeddings(np.array([10, 12]), rng.normal(size=(2, 4)).cumsum(0)) for _ in range(episodes)]
+    listing = [episode(i, success=i < 5, task="a" if i % 2 else "b", group=f"take {i // 3}") for i in range(episodes)]
+    return listing, [WindowEmbeddings(np.array([10, 12]), rng.normal(size=(2, 4)).cumsum(0)) for _ in range(episodes)]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -314,14 +314,14 @@ def test_scores_do_not_depend_on_the_order_of_episodes(profile, value, seed, ord
     episodes, windows = walks(seed)
     rules = ScoringConfig(profile=profile, value=value, neighbours=2)
     straight = score(episodes, windows, rules)
-    shuffled = score([episodes[i] for i in order], [windows[i] for i in order], rules)
+    permutation = score([episodes[i] for i in order], [windows[i] for i in order], rules)
     for place, i in enumerate(order):
         for one, other in (
-            (shuffled.curves[place].distance, straight.curves[i].distance),
-            (shuffled.curves[place].progress, straight.curves[i].progress),
-            (shuffled.values[place], straight.values[i]),
-            (shuffled.rewards[place], straight.rewards[i]),
-            (shuffled.trajectory_advantages[place], straight.trajectory_advantages[i]),
+            (permutation.curves[place].distance, straight.curves[i].distance),
+            (permutation.curves[place].progress, straight.curves[i].progress),
+            (permutation.values[place], straight.values[i]),
+            (permutation.rewards[place], straight.rewards[i]),
+            (permutation.trajectory_advantages[place], straight.trajectory_advantages[i]),
         ):
             assert one == pytest.approx(other, abs=1e-9, nan_ok=True)
 
@@ -337,32 +337,32 @@ def test_progress_and_rewards_are_within_0_and_1(profile, seed):
 
 
 @pytest.mark.parametrize("references", ["knn3", "dbscan-auto", "nearest"])
-@given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 8))
+@given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, 8))
 @settings(max_examples=15, deadline=None)
-def test_loo_distances_ignore_copies_within_the_own_group(references, seed, which):
+def test_loo_distances_ignore_copies_within_the_same_group(references, seed, index):
     episodes, windows = walks(seed)
     rules = ScoringConfig(profile="loo", references=references)
-    before = score(episodes, windows, rules).curves[which].distance
-    copied = episode(9, bool(episodes[which].success), episodes[which].task, episodes[which].group)
-    after = score([*episodes, copied], [*windows, windows[which]], rules)
-    assert after.curves[which].distance == pytest.approx(before, nan_ok=True)
+    before = score(episodes, windows, rules).curves[index].distance
+    copy = episode(9, bool(episodes[index].success), episodes[index].task, episodes[index].group)
+    after = score([*episodes, copy], [*windows, windows[index]], rules)
+    assert after.curves[index].distance == pytest.approx(before, nan_ok=True)
     assert after.curves[9].distance == pytest.approx(before, nan_ok=True)
 
 
-def test_pure_noise_looks_perfect_under_the_papers_profile():
-    """A tautology, kept as a test: a success compared with itself scores 1.00 whatever the video shows."""
+def test_pure_noise_scores_perfectly_under_the_papers_profile():
+    """A success that is compared with itself scores 1.00 for any video. The test documents this tautology."""
     rng = np.random.default_rng(0)
     ends = np.arange(10, 110)
     episodes = [episode(i, i < 6, length=110) for i in range(12)]
     windows = []
     for _ in episodes:
         frames = rng.normal(size=(110, 256))
-        pooled = frames.cumsum(axis=0) / np.arange(1, 111)[:, None]  # a mean-pooled encoder on prefix windows
-        windows.append(WindowEmbeddings(ends, pooled[ends]))
+        means = frames.cumsum(axis=0) / np.arange(1, 111)[:, None]  # a mean-pooled encoder on prefix windows
+        windows.append(WindowEmbeddings(ends, means[ends]))
     paper = score(episodes, windows)
     success = [curve.progress[ends] for curve in paper.curves[:6]]
     assert [progress[-1] for progress in success] == [1.0] * 6
-    correlations = [np.corrcoef(ends, rankdata(progress))[0, 1] for progress in success]  # Spearman's: ends are sorted
+    correlations = [np.corrcoef(ends, rankdata(progress))[0, 1] for progress in success]  # Spearman: ends are sorted
     assert min(correlations) > 0.99
     honest = score(episodes, windows, ScoringConfig(profile="loo"))
     assert max(curve.progress[-1] for curve in honest.curves[:6]) < 1.0

@@ -1,4 +1,4 @@
-"""The trial protocol: the sheet, the journal that survives anything, and the run on the mock arm."""
+"""Tests of the trial protocol: the sheet, the crash-safe journal, and runs on the mock arm."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ POLICIES = ("outputs/sft", "outputs/awr")
 
 
 def draw(tasks=("put-apple", "put-pear"), policies=POLICIES, trials=3, seed=0, **options) -> Protocol:
-    def scene(task: str, own: int) -> dict:
-        return {"task": task, "seed": own, "swapped": own % 2 == 0}
+    def scene(task: str, layout_seed: int) -> dict:
+        return {"task": task, "seed": layout_seed, "swapped": layout_seed % 2 == 0}
 
     return draw_protocol("mock", tasks, policies, trials, seed, scene, **options)
 
@@ -75,12 +75,12 @@ def test_every_policy_is_tried_once_on_every_layout_one_after_the_other(tasks, p
     order = [protocol.sheet.layout(row).task for row in rows][::policies]
     if by_task:
         assert sum(a != b for a, b in pairwise(order)) == tasks - 1
-    else:  # stopped after any round, all tasks were tried alike
+    else:  # after any round, all tasks had equally many trials
         assert all(sorted(order[i : i + tasks]) == names for i in range(0, len(order), tasks))
     assert len({layout.seed for layout in protocol.sheet.layouts}) == tasks * trials
 
 
-def test_a_sheet_follows_from_its_seed_and_the_letters_from_chance():
+def test_the_seed_determines_the_sheet_and_letters_are_balanced():
     assert draw(seed=4) == draw(seed=4)
     assert draw(seed=4).digest != draw(seed=5).digest
     first = Counter(draw(trials=1, seed=seed).policies["A"] for seed in range(200))
@@ -89,7 +89,7 @@ def test_a_sheet_follows_from_its_seed_and_the_letters_from_chance():
     assert min(turns["A"], turns["B"]) > 70
 
 
-def test_a_sheet_is_read_as_it_was_written_and_never_overwritten(tmp_path):
+def test_a_sheet_survives_a_round_trip_and_is_never_overwritten(tmp_path):
     protocol, path = draw(), tmp_path / "a" / "study.json"
     write_protocol(path, protocol)
     assert read_protocol(path) == protocol
@@ -114,7 +114,7 @@ def test_a_sheet_is_read_as_it_was_written_and_never_overwritten(tmp_path):
         (("{", "["), "cannot be read as a protocol's sheet"),
     ],
 )
-def test_a_sheet_that_cannot_be_run(tmp_path, change, says):
+def test_invalid_sheets_are_refused(tmp_path, change, says):
     path = tmp_path / "study.json"
     write_protocol(path, draw())
     assert change[0] in path.read_text()
@@ -141,7 +141,7 @@ def test_a_layout_twice_for_one_policy_no_rows_and_no_key(tmp_path):
         read_protocol(path)
 
 
-def test_a_protocol_of_nothing():
+def test_an_empty_protocol_is_refused():
     with pytest.raises(UsageError, match="--policy outputs/sft is given twice"):
         draw(policies=("outputs/sft", "outputs/sft"))
     with pytest.raises(UsageError, match="at least one --task"):
@@ -153,7 +153,7 @@ def test_a_protocol_of_nothing():
 # --- the journal
 
 
-def test_a_study_goes_on_where_it_stopped(tmp_path):
+def test_a_study_resumes_after_its_last_trial(tmp_path):
     protocol = draw()
     study = begin_study(tmp_path / "out", protocol, blind=False)
     carry_out(study, 5)
@@ -165,16 +165,16 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert open_study(tmp_path / "out") == again
 
 
-def test_a_protocol_edited_after_its_first_trial_is_refused_before_it_is_not(tmp_path):
+def test_a_protocol_may_be_edited_only_before_its_first_trial(tmp_path):
     protocol, other = draw(), draw(seed=1)
     begin_study(tmp_path, protocol, blind=False)
     study = begin_study(tmp_path, other, blind=False)
     assert study.protocol == other
-    begin_trial(study, study.pending()[0])  # from here on it stands
-    for edited in (protocol, replace(other, policies=dict(zip(other.policies, POLICIES[::-1], strict=True)))):
-        if edited != other:
+    begin_trial(study, study.pending()[0])  # the protocol is fixed from here on
+    for variant in (protocol, replace(other, policies=dict(zip(other.policies, POLICIES[::-1], strict=True)))):
+        if variant != other:
             with pytest.raises(UsageError, match="edited after its first trial"):
-                begin_study(tmp_path, edited, blind=False)
+                begin_study(tmp_path, variant, blind=False)
     carry_out(begin_study(tmp_path, other, blind=False), 2)
     with pytest.raises(UsageError, match="edited after its first trial"):
         begin_study(tmp_path, protocol, blind=False)
@@ -184,7 +184,7 @@ def test_a_protocol_edited_after_its_first_trial_is_refused_before_it_is_not(tmp
         open_study(tmp_path)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused_unchanged(tmp_path):
     (tmp_path / "notes.txt").write_text("keep")
     with pytest.raises(UsageError, match="is not a run"):
         begin_study(tmp_path, draw(), blind=False)
@@ -206,7 +206,7 @@ def test_an_interrupted_trial_is_void_with_that_reason_and_run_again(tmp_path):
         assert (last.trial, last.success, last.note) == (2, None, "interrupted: the run ended during this trial")
         assert len(study.trials()) == 3 + cut
         assert study.pending()[0].trial == 2
-    assert len(begin_study(tmp_path, protocol, blind=False).trials()) == 3 + cut  # and only once each
+    assert len(begin_study(tmp_path, protocol, blind=False).trials()) == 3 + cut  # each only once
     carry_out(study, 1)
     assert study.pending()[0].trial == 3
 
@@ -217,13 +217,13 @@ def test_a_trial_that_is_in_the_journal_was_not_interrupted(tmp_path):
     begin_trial(study, row)
     note = (tmp_path / "begun.json").read_text()
     end_trial(study, result(study, row, True))
-    (tmp_path / "begun.json").write_text(note)  # killed between the journal and the removal of the note
+    (tmp_path / "begun.json").write_text(note)  # killed after the journal entry, before the note was removed
     assert [trial.success for trial in begin_study(tmp_path, draw(), blind=False).trials()] == [True]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_journal_torn_at_any_byte_goes_on(tmp_path_factory, data):
+def test_a_study_resumes_from_a_journal_cut_at_any_byte(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("torn")
     protocol = draw(trials=1)
     study = begin_study(folder, protocol, blind=False)
@@ -232,7 +232,7 @@ def test_a_journal_torn_at_any_byte_goes_on(tmp_path_factory, data):
     begin_trial(study, row)
     whole = (folder / JOURNAL).read_bytes()
     end_trial(study, result(study, row, False))
-    begin_trial(study, study.pending()[0])  # so that the note of a begun trial is there, whatever it is of
+    begin_trial(study, study.pending()[0])  # so that a note of a begun trial exists, for any trial
     longer = (folder / JOURNAL).read_bytes()
     cut = data.draw(st.integers(len(whole), len(longer)))
     (folder / JOURNAL).write_bytes(longer[:cut])
@@ -240,12 +240,12 @@ def test_a_journal_torn_at_any_byte_goes_on(tmp_path_factory, data):
     carry_out(again, 99)
     trials = again.trials()
     assert [trial.trial for trial in trials if trial.success is not None] == [0, 1, 2, 3]
-    kept = cut >= len(longer) - 1  # all but the line's end
-    assert [trial.success for trial in trials if trial.trial == 2][-1] is (not kept)
+    is_whole = cut >= len(longer) - 1  # all but the line's end
+    assert [trial.success for trial in trials if trial.trial == 2][-1] is (not is_whole)
     assert len((folder / JOURNAL).read_text().splitlines()) == len(trials)
 
 
-def test_void_needs_a_reason_and_a_label_is_one_of_the_choices(tmp_path):
+def test_a_void_trial_needs_a_reason_and_a_label_must_be_valid(tmp_path):
     study = begin_study(tmp_path, draw(), blind=False)
     row = study.pending()[0]
     begin_trial(study, row)
@@ -256,7 +256,7 @@ def test_void_needs_a_reason_and_a_label_is_one_of_the_choices(tmp_path):
     assert study.trials() == []
 
 
-def test_a_row_that_is_void_again_and_again_is_left_void(tmp_path):
+def test_a_row_stays_void_after_too_many_attempts(tmp_path):
     study = begin_study(tmp_path, draw(), blind=False)
     for attempt in range(ATTEMPTS):
         row = study.pending()[0]
@@ -277,11 +277,11 @@ def test_a_row_of_another_protocol_is_detected(tmp_path):
             study.trials()
 
 
-def test_letters_are_told_at_the_end_of_a_blind_study_only(tmp_path):
+def test_a_blind_study_reveals_the_letters_only_at_its_end(tmp_path):
     protocol = draw(trials=1)
     study = begin_study(tmp_path, protocol, blind=True)
     carry_out(study, 3)
-    study = begin_study(tmp_path, protocol, blind=False)  # it stays as blind as it was begun
+    study = begin_study(tmp_path, protocol, blind=False)  # the study stays blind
     assert [study.name(letter) for letter in "AB"] == ["A", "B"]
     assert study.name("A", unblind=True) == protocol.policies["A"]
     assert "outputs" not in (tmp_path / JOURNAL).read_text()
@@ -291,7 +291,7 @@ def test_letters_are_told_at_the_end_of_a_blind_study_only(tmp_path):
 
 def test_a_study_that_began_with_names_cannot_become_blind(tmp_path):
     assert begin_study(tmp_path, draw(), blind=False).blind is False
-    study = begin_study(tmp_path, draw(), blind=True)  # nothing was run yet
+    study = begin_study(tmp_path, draw(), blind=True)  # no trial was run yet
     assert study.blind
     other = begin_study(tmp_path / "b", draw(), blind=False)
     carry_out(other, 1)
@@ -309,27 +309,27 @@ class Still:
         self.name = name
 
     def reset(self, seed: int) -> None:
-        self._left = 3
+        self._steps_left = 3
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        self._left -= 1
+        self._steps_left -= 1
         bad = np.nan if "nan" in self.name else 0.04
-        return ActionChunk(np.array([[0.40, 0.0, 0.25, bad]]), TCP_NAMES) if self._left >= 0 else None
+        return ActionChunk(np.array([[0.40, 0.0, 0.25, bad]]), TCP_NAMES) if self._steps_left >= 0 else None
 
 
 @pytest.fixture
 def still(monkeypatch):
-    """Replaces checkpoints by policies that do not move. The mock arm and the recording are the real ones."""
+    """Replaces checkpoints by policies that do not move. The mock arm and the recording are real."""
     from srpo_robot.cli import protocols
 
-    shown: list[str] = []
+    screens: list[str] = []
 
     def load(name: str, space, work, device: str, screen: str) -> Still:
-        shown.append(screen)
+        screens.append(screen)
         return Still(name)
 
     monkeypatch.setattr(protocols, "load_any_policy", load)
-    return shown
+    return screens
 
 
 def write_sheet(cli, path: Path, *policies: str, trials: int = 2) -> None:
@@ -339,7 +339,7 @@ def write_sheet(cli, path: Path, *policies: str, trials: int = 2) -> None:
     assert f"{trials * len(policies)} trials" in out
 
 
-def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, monkeypatch):
+def test_a_protocol_runs_stops_and_resumes_on_the_mock(cli, tmp_path, still, monkeypatch):
     from srpo_robot.buffer.opening import open_buffer
     from srpo_robot.cli import protocols
     from srpo_robot.cli.protocols import run_protocol
@@ -370,8 +370,8 @@ def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, mon
     assert code == 0, err
     trials = study.trials()
     assert [(t.trial, t.success) for t in trials[3:]] == [(2, False), (3, False)]
-    assert set(still) == {"A", "B"}  # not one name on the operator's screen
-    assert "sft" in out  # at the end they are told
+    assert set(still) == {"A", "B"}  # the operator's screen shows no name
+    assert "sft" in out  # the names are shown at the end
     buffer = open_buffer(output / "dataset")
     assert len(buffer.episodes) == 4
     assert [t.episode_index for t in trials if t.success is not None] == [0, 1, 2, 3]
@@ -382,7 +382,7 @@ def test_a_protocol_runs_on_the_mock_stops_and_goes_on(cli, tmp_path, still, mon
     refused(cli("run", "--protocol", path, "--output", output, "--seed", 4), "leave out --seed")
 
 
-def test_a_policy_that_asks_for_nan_is_void_three_times_and_the_study_goes_on(cli, tmp_path, still):
+def test_a_nan_policy_is_void_three_times_and_the_study_continues(cli, tmp_path, still):
     path, output = tmp_path / "study.json", tmp_path / "out"
     write_sheet(cli, path, "nan", "awr", trials=1)
     code, _, err = cli("run", "--protocol", path, "--output", output)
@@ -413,7 +413,7 @@ def test_a_fault_is_the_reason_of_a_void_trial(cli, tmp_path, still, monkeypatch
     assert [t.success for t in study.trials()] == [None, False]
 
 
-def test_a_recipe_that_lays_out_another_scene_is_found_before_the_first_trial(cli, tmp_path, still, monkeypatch):
+def test_a_recipe_with_another_scene_is_detected_before_the_first_trial(cli, tmp_path, still, monkeypatch):
     from srpo_robot.recipes import packaged_folder
 
     path = tmp_path / "study.json"
@@ -428,7 +428,7 @@ def test_a_recipe_that_lays_out_another_scene_is_found_before_the_first_trial(cl
     assert not (tmp_path / "out").exists()
 
 
-def test_options_that_do_not_go_together(cli, tmp_path):
+def test_conflicting_options_are_refused(cli, tmp_path):
     refused(cli("run", "--output", tmp_path / "o", "--blind"), "--blind needs --protocol")
     refused(cli("run", "--output", tmp_path / "o", "--policy", "x"), "give --policy and --task, or --protocol")
     refused(
@@ -441,11 +441,11 @@ def test_options_that_do_not_go_together(cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the command, by hand on the arm's driver against the mock lab
+# --- the command with a person, on the real driver and the mock lab
 
 
 @pytest.mark.real_time
-def test_what_a_person_wants_redone_is_void_with_a_reason_from_the_list(cli, tmp_path, monkeypatch):
+def test_a_trial_redone_by_a_person_is_void_with_a_listed_reason(cli, tmp_path, monkeypatch):
     from test_mock_lab import CELL, TASK, XARM
     from test_run_xarm7 import Hands, Nudge
 
@@ -462,7 +462,7 @@ def test_what_a_person_wants_redone_is_void_with_a_reason_from_the_list(cli, tmp
             "'x' is no answer": ["t"],
         }
     )
-    pressed = iter("rs")  # in the middle of the first, and of the first again
+    pressed = iter("rs")  # during the first trial, and during its repetition
     nudge = Nudge(lambda: hands.press(next(pressed)), steps=40)
     monkeypatch.setattr(protocols, "load_any_policy", lambda *_: nudge)
     monkeypatch.setattr(sessions, "say", hands.hear)
@@ -483,7 +483,7 @@ def test_what_a_person_wants_redone_is_void_with_a_reason_from_the_list(cli, tmp
         (0, True, ""),
         (1, None, "interrupted: ended by hand"),
     ]
-    assert any("'x' is no answer; choices: l, t, c, a, k" in line for line in hands.heard)
+    assert any("'x' is no answer; choices: l, t, c, a, k" in line for line in hands.messages)
     assert "1 trials are left" in out
     assert "secret-policy" not in "".join(out.split())  # blind
     assert (output / "trials" / "000_before_1").is_dir()

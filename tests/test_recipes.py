@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones load, and errors name the wrong key."""
+"""Tests of recipes: every packaged recipe loads, and errors name the wrong key."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_packaged_recipe_loads_under_its_name(folder):
         assert recipe.name.replace("-", "_") == path.stem
 
 
-def test_the_labs_recipe_comes_before_the_packaged_one(tmp_path, monkeypatch):
+def test_a_lab_recipe_overrides_the_packaged_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     text = (packaged_folder("datasets") / "put_apple.toml").read_text().replace("the plate", "our plate")
@@ -38,8 +38,8 @@ def test_the_labs_recipe_comes_before_the_packaged_one(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_is_answered_with_the_closest_and_the_list():
-    said = r"no recipe 'put-aple' .* did you mean 'put-apple'\? There are: fold-towel, put-apple"
-    with pytest.raises(RecipeError, match=said):
+    message = r"no recipe 'put-aple' .* did you mean 'put-apple'\? There are: fold-towel, put-apple"
+    with pytest.raises(RecipeError, match=message):
         load(TaskRecipe, "datasets", "put-aple")
 
 
@@ -74,7 +74,7 @@ def test_a_missing_key_and_broken_toml_are_named(tmp_path):
         load(PolicyRecipe, "policies", str(path))
 
 
-def test_whole_numbers_are_floats_where_floats_are_wanted():
+def test_integers_are_accepted_for_float_fields():
     recipe = build(PolicyRecipe, table(beta=2), "here")
     assert recipe.beta == 2.0
     assert isinstance(recipe.beta, float)

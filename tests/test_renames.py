@@ -1,4 +1,4 @@
-"""Old names: each still works and warns once with the new name; recorded data is read without a warning."""
+"""Tests of old names: each works and warns once with the new name. Recorded data is read without a warning."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from srpo_robot.renames import OPTIONS, RECIPE_KEYS, REFERENCES, STEP_VALUES, Re
 TABLES = (OPTIONS, STEP_VALUES, REFERENCES, RECIPE_KEYS)
 
 
-def warned(err: str, old: str, new: str) -> None:
-    """Exactly one warning line speaks of `old`, and it names `new`."""
+def check_warning(err: str, old: str, new: str) -> None:
+    """Asserts that exactly one warning line mentions `old`, and that it names `new`."""
     lines = [line for line in err.splitlines() if repr(old) in line]
     assert len(lines) == 1, err
     assert lines[0].startswith("warning:") and repr(new) in lines[0]
@@ -42,7 +42,7 @@ def test_new_and_unknown_names_pass_without_a_warning(table: dict[str, str]):
             assert current(name, table) == name
 
 
-def test_no_new_name_is_an_old_one_too():
+def test_no_new_name_is_also_an_old_name():
     for table in TABLES:
         assert not table.keys() & set(table.values())
 
@@ -80,16 +80,16 @@ def write_sheet(cli, path: Path, *options: str) -> str:
 
 
 @pytest.mark.parametrize("options", [("--looks", "0.5"), ("--looks=0.5",)])
-def test_an_old_option_works_and_says_so_once(cli, tmp_path: Path, options: tuple[str, ...]):
-    warned(write_sheet(cli, tmp_path / "sheet.json", *options), "--looks", "--randomization")
+def test_an_old_option_works_and_warns_once(cli, tmp_path: Path, options: tuple[str, ...]):
+    check_warning(write_sheet(cli, tmp_path / "sheet.json", *options), "--looks", "--randomization")
     assert read_protocol(tmp_path / "sheet.json").sheet.randomization == 0.5
 
 
-def test_the_new_option_says_nothing(cli, tmp_path: Path):
+def test_the_new_option_does_not_warn(cli, tmp_path: Path):
     assert "warning" not in write_sheet(cli, tmp_path / "sheet.json", "--randomization", "0.5")
 
 
-def test_an_old_options_value_is_checked_as_the_new_ones(cli, tmp_path: Path):
+def test_the_value_of_an_old_option_is_checked_like_that_of_the_new_one(cli, tmp_path: Path):
     code, _, err = cli("record", "--task", "put-apple", "--episodes", 1, "--root", tmp_path / "d", "--looks", "2")
     assert code == 2
     assert "--randomization" in err
@@ -106,7 +106,7 @@ def test_a_sheet_with_the_old_key_is_read_without_a_warning(cli, tmp_path: Path)
         assert read_protocol(path).sheet.randomization == 0.25
 
 
-def test_old_step_values_references_and_recipe_keys_work_and_say_so_once(
+def test_old_step_values_references_and_recipe_keys_work_and_warn_once(
     cli, squares_copy: Path, tiny_encoder_folder: Path, tmp_path: Path
 ):
     from srpo_robot.buffer.opening import open_buffer
@@ -114,21 +114,21 @@ def test_old_step_values_references_and_recipe_keys_work_and_say_so_once(
     score = ("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
     code, _, err = cli(*score, "--value", "phase", "--references", "nn2")
     assert code == 0, err
-    warned(err, "phase", "knn-time")
-    warned(err, "nn2", "dbscan-auto")
+    check_warning(err, "phase", "knn-time")
+    check_warning(err, "nn2", "dbscan-auto")
     config = read_provenance(open_buffer(squares_copy)).config
     assert (config.value_name, config.references) == ("knn-time", "dbscan-auto")
     metadata = pq.read_schema(squares_copy / "srpo" / "progress.parquet").metadata[b"srpo"]
     assert b"phase" not in metadata and b"nn2" not in metadata
 
     recipe = tmp_path / "old.toml"
-    packaged = (packaged_folder("policies") / "pi0_tiny.toml").read_text()
-    recipe.write_text('timestep_weights = true\nvalue = "phase"\n' + packaged)
+    recipe_text = (packaged_folder("policies") / "pi0_tiny.toml").read_text()
+    recipe.write_text('timestep_weights = true\nvalue = "phase"\n' + recipe_text)
     code, _, err = cli("weights", squares_copy, "--policy", recipe)
     assert code == 0, err
-    warned(err, "timestep_weights", "action_weights")
-    warned(err, "phase", "knn-time")
+    check_warning(err, "timestep_weights", "action_weights")
+    check_warning(err, "phase", "knn-time")
 
 
-def test_an_unknown_name_is_not_taken_for_an_old_one(cli, squares_copy: Path):
+def test_an_unknown_name_is_not_treated_as_an_old_name(cli, squares_copy: Path):
     refused(cli("score-dataset", squares_copy, "--value", "phases"), "no value 'phases'", "knn-time")

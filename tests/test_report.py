@@ -1,4 +1,4 @@
-"""Strategy maps and the report page: their arithmetic by hand, their pictures and markup on real small datasets."""
+"""Tests of strategy maps and the report page: hand-computed values, and figures and markup of small datasets."""
 
 from __future__ import annotations
 
@@ -46,62 +46,60 @@ from srpo_robot.report.strategy_figure import draw_strategy_maps, file_names
 
 FRONT = "observation.images.front"
 EVIL = "go right</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 
 # --- the worst regress
 
 
 def test_a_regress_by_hand():
     assert worst_regress(np.array([0.0, 0.6, 0.5, 0.9, 0.7, 0.8, 0.4, 1.0])) == Regress(3, 6, 0.5)
-    assert worst_regress(np.array([0.0, 0.5, 0.5, 1.0])) is None  # a plateau is no fall
+    assert worst_regress(np.array([0.0, 0.5, 0.5, 1.0])) is None  # a plateau is not a fall
     assert worst_regress(np.array([0.3])) is None
     assert worst_regress(np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])) == Regress(
         1, 2, 1.0
-    )  # the first to end, the shortest
+    )  # the first that ends, then the shortest
 
 
 @pytest.mark.parametrize("value", [np.zeros(0), np.array([0.0, np.nan]), np.array([np.inf, 0.0])])
-def test_a_regress_of_what_is_undefined_is_an_error(value):
+def test_a_regress_of_undefined_values_is_an_error(value):
     with pytest.raises(ValueError, match="finite"):
         worst_regress(value)
 
 
 @given(arrays(np.float64, st.integers(1, 30), elements=st.integers(-9, 9).map(lambda n: n / 8)))  # exact
-def test_the_regress_is_the_brute_force_one(value):
+def test_the_regress_equals_a_brute_force_search(value):
     pairs = [(value[s] - value[e], -e, s) for e in range(len(value)) for s in range(e)]
     drop, end, start = max(pairs, default=(0.0, 0, 0))
-    found = worst_regress(value)
-    assert found == (Regress(start, -end, drop) if drop > 0 else None)
-    if found is not None:  # the same thing as the most negative run of increments
+    regress = worst_regress(value)
+    assert regress == (Regress(start, -end, drop) if drop > 0 else None)
+    if regress is not None:  # equal to the most negative run of increments
         increments = np.diff(value)
         runs = [increments[s:e].sum() for s in range(len(value)) for e in range(s + 1, len(value))]
-        assert found.drop == -min(runs)
+        assert regress.drop == -min(runs)
 
 
-def test_the_window_of_a_frame_is_the_last_one_that_ends_there():
-    own = WindowEmbeddings(np.array([4, 8, 11]), np.array([[1.0], [2.0], [3.0]]))
-    assert [float(window_at(own, frame)[0]) for frame in (0, 4, 7, 8, 11)] == [1, 1, 1, 2, 3]
+def test_the_window_of_a_frame_is_the_last_one_that_ended():
+    windows = WindowEmbeddings(np.array([4, 8, 11]), np.array([[1.0], [2.0], [3.0]]))
+    assert [float(window_at(windows, frame)[0]) for frame in (0, 4, 7, 8, 11)] == [1, 1, 1, 2, 3]
 
 
 def test_the_nearest_success_is_of_another_group():
     queries = np.array([[0.0, 0.0], [5.0, 0.0]])
     same = WindowEmbeddings(np.array([3, 6]), np.array([[0.0, 0.0], [5.0, 0.0]]))
     other = WindowEmbeddings(np.array([2, 9]), np.array([[3.0, 4.0], [5.0, 2.0]]))
-    found = nearest_windows(queries, ["a", "b"], [(7, "a", same), (8, "c", other)])
-    assert found == [Match(8, 2, 5.0), Match(7, 6, 0.0)]
+    matches = nearest_windows(queries, ["a", "b"], [(7, "a", same), (8, "c", other)])
+    assert matches == [Match(8, 2, 5.0), Match(7, 6, 0.0)]
     assert nearest_windows(queries[:1], ["a"], [(7, "a", same)]) == [None]
 
 
-# --- the strategy map, its arithmetic
+# --- the strategy map
 
 
 def test_the_plane_by_hand():
     points = np.array([[13.0, 20.0], [7.0, 20.0], [10.0, 21.0], [10.0, 19.0]])
     plane = principal_plane(points)
     assert plane.origin.tolist() == pytest.approx([10, 20])
-    assert plane.shares.tolist() == pytest.approx([0.9, 0.1])  # 9 + 9 against 1 + 1
+    assert plane.shares.tolist() == pytest.approx([0.9, 0.1])  # variances 9 + 9 and 1 + 1
     assert np.abs(plane.project(points)).tolist() == [pytest.approx(row) for row in ([3, 0], [3, 0], [0, 1], [0, 1])]
     assert np.abs(plane.project(np.array([[10.0, 22.0]]))).tolist() == [pytest.approx([0, 2])]
 
@@ -122,9 +120,9 @@ def test_points_of_a_plane_keep_their_distances(seed, count, width):
     flat = rng.normal(size=(count, 2))
     points = flat @ np.linalg.qr(rng.normal(size=(width, 2)))[0].T + rng.normal(size=width)
     plane = principal_plane(points)
-    shown = plane.project(points)
-    for a, b in zip(shown, flat, strict=True):
-        assert np.linalg.norm(shown - a, axis=1) == pytest.approx(np.linalg.norm(flat - b, axis=1), abs=1e-9)
+    projections = plane.project(points)
+    for a, b in zip(projections, flat, strict=True):
+        assert np.linalg.norm(projections - a, axis=1) == pytest.approx(np.linalg.norm(flat - b, axis=1), abs=1e-9)
     assert plane.shares.sum() == pytest.approx(1)
     assert np.sort(principal_plane(points[::-1]).shares) == pytest.approx(np.sort(plane.shares))
 
@@ -132,34 +130,34 @@ def test_points_of_a_plane_keep_their_distances(seed, count, width):
 def test_the_medoid_and_the_most_central_by_hand():
     points = np.array([[0.0], [1.0], [9.0], [2.0]])
     assert medoid(points, np.array([3.0])) == 3
-    assert medoid(points[:2], np.array([0.5])) == 0  # equally near: the first
+    assert medoid(points[:2], np.array([0.5])) == 0  # the first of two equally near points
     assert most_central(points) == 1  # sums 12, 10, 24, 10: the first of the equal ones
     assert most_central(points[[0, 3, 1]]) == 2
 
 
 def two_blobs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Episodes 10..18: failures 12 and 17; successes around 0 (10, 11, 13), around 100 (14, 15, 16), and 18 far off."""
+    """Episodes 10..18: failures 12 and 17, successes near 0 (10, 11, 13), near 100 (14, 15, 16), and 18 far away."""
     along = np.array([0.0, 1.0, 50.0, 3.0, 100.0, 101.0, 102.5, 60.0, 500.0])
     success = np.array([True, True, False, True, True, True, True, False, True])
     return np.arange(10, 19), success, np.column_stack([along, np.zeros(9), along * 0])
 
 
-def mapped(name: str):
+def map_blobs(name: str):
     episodes, success, points = two_blobs()
-    own = [] if name.startswith("external") else episodes[success]
+    sources = [] if name.startswith("external") else episodes[success]
     return strategy_map(
-        "go", episodes, success, points, parse_references(name)(points[success]), np.array(own, dtype=int)
+        "go", episodes, success, points, parse_references(name)(points[success]), np.array(sources, dtype=int)
     )
 
 
-def test_clusters_are_numbered_by_size_and_stood_for_by_a_real_success():
-    found = mapped("5")  # radius 5: {10, 11, 13}, {14, 15, 16}, and 18 alone
-    assert found.cluster.tolist() == [0, 0, OUTSIDE, 0, 1, 1, 1, OUTSIDE, OUTSIDE]
-    assert [(s.size, int(found.episodes[s.medoid])) for s in found.strips] == [(3, 11), (3, 15), (1, 18)]
-    assert found.centres.shape == (3, 2)
-    assert found.shares.tolist() == pytest.approx([1, 0])
-    assert found.notes == ("radius 5: 2 clusters and 1 success alone, each its own reference.",)
-    assert [strategy_figure._strip_name(found, n) for n in range(3)] == [
+def test_clusters_are_numbered_by_size_and_shown_by_a_real_success():
+    blob_map = map_blobs("5")  # radius 5: {10, 11, 13}, {14, 15, 16}, and 18 alone
+    assert blob_map.cluster.tolist() == [0, 0, OUTSIDE, 0, 1, 1, 1, OUTSIDE, OUTSIDE]
+    assert [(s.size, int(blob_map.episodes[s.medoid])) for s in blob_map.strips] == [(3, 11), (3, 15), (1, 18)]
+    assert blob_map.centres.shape == (3, 2)
+    assert blob_map.shares.tolist() == pytest.approx([1, 0])
+    assert blob_map.notes == ("radius 5: 2 clusters and 1 success alone, each its own reference.",)
+    assert [strategy_figure._strip_name(blob_map, n) for n in range(3)] == [
         "cluster 1: 3 successes, medoid episode 11",
         "cluster 2: 3 successes, medoid episode 15",
         "alone: episode 18",
@@ -168,18 +166,18 @@ def test_clusters_are_numbered_by_size_and_stood_for_by_a_real_success():
 
 @pytest.mark.parametrize("name", ["nearest", "knn3"])
 def test_without_clusters_only_the_most_central_success_is_shown(name):
-    found = mapped(name)
-    assert not found.clustered
-    assert [(s.size, int(found.episodes[s.medoid])) for s in found.strips] == [(7, 14)]  # the median of the seven
-    assert found.centres.shape == (0, 2)
-    assert "each success is its own reference" in found.notes[0]
+    blob_map = map_blobs(name)
+    assert not blob_map.clustered
+    assert [(s.size, int(blob_map.episodes[s.medoid])) for s in blob_map.strips] == [(7, 14)]  # the median of the seven
+    assert blob_map.centres.shape == (0, 2)
+    assert "each success is its own reference" in blob_map.notes[0]
 
 
 def test_external_references_are_stars_without_strips():
-    found = mapped("external")
-    assert found.strips == ()
-    assert found.centres.shape == (7, 2)
-    assert "another dataset" in found.notes[0]
+    blob_map = map_blobs("external")
+    assert blob_map.strips == ()
+    assert blob_map.centres.shape == (7, 2)
+    assert "another dataset" in blob_map.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -189,28 +187,28 @@ def test_external_references_are_stars_without_strips():
         ("1000", "radius 1000 degenerated: all 7 successes form one cluster"),
     ],
 )
-def test_one_reference_for_all_is_said(name, says):
-    found = mapped(name)
-    assert len(found.strips) == 1
-    assert says in found.notes[0]
+def test_a_single_reference_is_noted(name, says):
+    blob_map = map_blobs(name)
+    assert len(blob_map.strips) == 1
+    assert says in blob_map.notes[0]
 
 
-def test_noise_is_said():
-    points = np.random.default_rng(0).normal(size=(5, 40))  # far apart once scaled, as real embeddings are
-    found = strategy_map("go", np.arange(5), np.ones(5, bool), points, parse_references("siirl")(points), np.arange(5))
-    assert "siirl called all 5 successes noise, so their mean is the reference" in found.notes[0]
+def test_noise_is_noted():
+    points = np.random.default_rng(0).normal(size=(5, 40))  # far apart after scaling, like real embeddings
+    noise = strategy_map("go", np.arange(5), np.ones(5, bool), points, parse_references("siirl")(points), np.arange(5))
+    assert "siirl called all 5 successes noise, so their mean is the reference" in noise.notes[0]
     copies = np.array([[0.0, 0.0], [0.0, 0.0], [9.0, 1.0], [2.0, 8.0]])
-    found = strategy_map("go", np.arange(4), np.ones(4, bool), copies, parse_references("siirl")(copies), np.arange(4))
-    assert found.cluster.tolist() == [0, 0, OUTSIDE, OUTSIDE]
-    assert "one cluster of 2; 2 successes called noise" in found.notes[0]
+    noise = strategy_map("go", np.arange(4), np.ones(4, bool), copies, parse_references("siirl")(copies), np.arange(4))
+    assert noise.cluster.tolist() == [0, 0, OUTSIDE, OUTSIDE]
+    assert "one cluster of 2; 2 successes called noise" in noise.notes[0]
 
 
-def test_few_successes_are_said():
+def test_few_successes_are_noted():
     points = np.eye(3)
     for count, says in ((1, "One success"), (2, "2 successes are too few")):
         references = parse_references("dbscan-auto")(points[:count])
-        found = strategy_map("go", np.arange(3), np.arange(3) < count, points, references, np.arange(count))
-        assert says in found.notes[0]
+        task_map = strategy_map("go", np.arange(3), np.arange(3) < count, points, references, np.arange(count))
+        assert says in task_map.notes[0]
 
 
 @given(st.integers(0, 500), st.sampled_from(["dbscan-auto", "medoid", "hdbscan", "nearest", "mean", "0.5"]))
@@ -219,15 +217,15 @@ def test_every_map_shows_members_of_its_clusters(seed, name):
     points = rng.normal(size=(9, 4)).round(1)
     success = np.arange(9) % 3 != 0
     references = parse_references(name)(points[success])
-    found = strategy_map("go", np.arange(9), success, points, references, np.flatnonzero(success))
-    assert not (found.cluster[~success] != OUTSIDE).any()
-    sizes = [strip.size for strip in found.strips]
+    task_map = strategy_map("go", np.arange(9), success, points, references, np.flatnonzero(success))
+    assert not (task_map.cluster[~success] != OUTSIDE).any()
+    sizes = [strip.size for strip in task_map.strips]
     assert sizes == sorted(sizes, reverse=True)
-    for number, strip in enumerate(found.strips):
+    for number, strip in enumerate(task_map.strips):
         assert success[strip.medoid]
         if strip.size > 1 and name != "nearest":
-            assert found.cluster[strip.medoid] == number
-            assert (found.cluster == number).sum() == strip.size
+            assert task_map.cluster[strip.medoid] == number
+            assert (task_map.cluster == number).sum() == strip.size
 
 
 # --- frames
@@ -239,7 +237,7 @@ def test_frames_are_spread_from_the_first_to_the_last():
     assert spread(1, 6).tolist() == [0]
 
 
-def test_tiles_stand_in_rows_on_white():
+def test_tiles_are_placed_in_rows_on_white():
     frames = [np.full((2, 3, 3), shade, dtype=np.uint8) for shade in (10, 20, 30)]
     sheet = tiled(frames, 2, gap=1)
     assert sheet.shape == (5, 7, 3)
@@ -259,7 +257,7 @@ def test_strips_go_to_the_first_then_evenly():
 def test_a_histogram_needs_a_weight():
     with pytest.raises(ValueError, match="no positive weight"):
         draw_weights({"success": np.zeros(3)})
-    assert draw_weights({"success": np.ones(3)}).startswith(b"\x89PNG")  # all alike: uniform weights
+    assert draw_weights({"success": np.ones(3)}).startswith(b"\x89PNG")  # uniform weights
 
 
 # --- the page's markup
@@ -289,19 +287,19 @@ def test_cells_attributes_and_captions_are_escaped_once(tmp_path):
     pictures = [(b"\xff\xd8", name)]
     write_page(path, name, name, [Section(title=name, tables=[[("task",), (name,), (button,)]], pictures=pictures)])
     page = path.read_text()
-    escaped = "a &amp; b &lt; c &gt; &#34;d&#34; &#39;e&#39;"
-    assert f"<td>{escaped}</td>" in page
-    assert f'<img alt="{escaped}" src="data:image/jpeg;base64,' in page
-    assert f'<button type="button" data-episode="3" data-frame="7">{escaped}</button>' in page
-    assert page.count(escaped) == 7 and name not in page
+    markup = "a &amp; b &lt; c &gt; &#34;d&#34; &#39;e&#39;"
+    assert f"<td>{markup}</td>" in page
+    assert f'<img alt="{markup}" src="data:image/jpeg;base64,' in page
+    assert f'<button type="button" data-episode="3" data-frame="7">{markup}</button>' in page
+    assert page.count(markup) == 7 and name not in page
 
 
-def test_a_page_without_a_script_lets_none_run(tmp_path):
+def test_a_page_without_a_script_forbids_scripts(tmp_path):
     write_page(tmp_path / "page.html", "t", "l", [])
     assert "script-src 'none'" in (tmp_path / "page.html").read_text()
 
 
-def test_data_cannot_end_its_block_and_holds_no_nan():
+def test_data_cannot_close_its_block_and_contains_no_nan():
     block = data_block("d", {"task": EVIL})
     assert block.count("</script>") == 1
     assert json.loads(block[block.index(">") + 1 : block.rindex("<")]) == {"task": EVIL}
@@ -323,28 +321,28 @@ def score_squares(
         cameras=cameras, windows="stride:4", min_window=6, frames_per_clip=frames_per_clip, **scoring
     )
     buffer = open_buffer(root)
-    scored = score_buffer(buffer, load_encoder(str(folder)), config)
-    write_weights(buffer, scored.table, weights_of(buffer, scored.table, Weighting(horizon=4)))
-    return buffer, scored
+    result = score_buffer(buffer, load_encoder(str(folder)), config)
+    write_weights(buffer, result.table, weights_of(buffer, result.table, Weighting(horizon=4)))
+    return buffer, result
 
 
-def let_fall(buffer: Buffer, scored) -> None:
-    """Episode 2 climbs to 0.75 at frame 10 and is at 0.25 from frame 14 on. Every other value rises."""
+def let_fall(buffer: Buffer, result) -> None:
+    """Sets values: episode 2 rises to 0.75 at frame 10 and is at 0.25 from frame 14 on. All others rise."""
     value = np.concatenate([np.linspace(0, 1, e.length) for e in buffer.episodes])
     first = buffer.episodes[2].first_frame
     value[first : first + 22] = np.interp(np.arange(22), [0, 10, 14, 21], [0.0, 0.75, 0.25, 0.25])
-    columns = {**scored.table.columns, "value": value}
-    progress = write_table(buffer.sidecar / TABLE, columns, scored.table.metadata)
+    columns = {**result.table.columns, "value": value}
+    progress = write_table(buffer.sidecar / TABLE, columns, result.table.metadata)
     write_weights(buffer, progress, weights_of(buffer, progress, Weighting(horizon=4)))
 
 
 @pytest.fixture(scope="module")
 def scored_squares(squares, tiny_encoder_folder, tmp_path_factory) -> Path:
-    """The squares, scored, with a known fall in episode 2 and strategy maps. Read-only by agreement."""
+    """A scored copy of the squares with a known fall in episode 2 and strategy maps. Tests must not change it."""
     root = shutil.copytree(squares, tmp_path_factory.mktemp("report") / "data")
-    buffer, scored = score_squares(root, tiny_encoder_folder)
-    let_fall(buffer, scored)
-    draw_strategy_maps(buffer, scored.scores, scored.windows, FRONT)
+    buffer, result = score_squares(root, tiny_encoder_folder)
+    let_fall(buffer, result)
+    draw_strategy_maps(buffer, result.scores, result.windows, FRONT)
     return root
 
 
@@ -353,7 +351,7 @@ def scored_copy(scored_squares: Path, tmp_path: Path) -> Path:
     return shutil.copytree(scored_squares, tmp_path / "data")
 
 
-def test_scoring_draws_a_map_a_task_and_names_it(cli, squares_copy, tiny_encoder_folder):
+def test_scoring_draws_and_lists_one_map_per_task(cli, squares_copy, tiny_encoder_folder):
     (squares_copy / "srpo" / "strategy").mkdir(parents=True)
     (squares_copy / "srpo" / "strategy" / "task_of_before.png").write_bytes(b"old")
     code, out, err = cli("score-dataset", squares_copy, "--encoder", tiny_encoder_folder, "--min-window", 6)
@@ -367,9 +365,9 @@ def test_scoring_draws_a_map_a_task_and_names_it(cli, squares_copy, tiny_encoder
 
 def test_many_tasks_get_maps_of_the_largest(tmp_path, tiny_encoder_folder, monkeypatch):
     root = record_squares(tmp_path / "d", [("a", 12, 1.0, True), ("b", 12, 1.0, True), ("b", 12, 0.3, False)])
-    buffer, scored = score_squares(root, tiny_encoder_folder)
+    buffer, result = score_squares(root, tiny_encoder_folder)
     monkeypatch.setattr(strategy_figure, "MAX_MAPS", 1)
-    assert [path.name for path in draw_strategy_maps(buffer, scored.scores, scored.windows, FRONT)] == ["b.png"]
+    assert [path.name for path in draw_strategy_maps(buffer, result.scores, result.windows, FRONT)] == ["b.png"]
 
 
 class _NoVideo(Buffer):
@@ -377,14 +375,14 @@ class _NoVideo(Buffer):
         raise UndecodableFrame(f"episode {episode.index}, frame 0 cannot be decoded; record it again")
 
 
-def test_a_video_that_cannot_be_decoded_is_said_and_stops_nothing(scored_copy, tiny_encoder_folder):
-    buffer, scored = score_squares(scored_copy, tiny_encoder_folder)
-    broken = _NoVideo(buffer.root, buffer.meta, buffer.episodes)
-    assert [path.name for path in draw_strategy_maps(broken, scored.scores, scored.windows, FRONT)] == ["go_right.png"]
-    found = dataset_page.decode(read_scored(broken), [])
-    assert found.strips == {}
-    assert found.missing[3] == "episode 3, frame 0 cannot be decoded"
-    page = make_report(broken, scored_copy / "page.html").read_text()
+def test_an_undecodable_video_is_noted_and_the_report_continues(scored_copy, tiny_encoder_folder):
+    buffer, result = score_squares(scored_copy, tiny_encoder_folder)
+    copy = _NoVideo(buffer.root, buffer.meta, buffer.episodes)
+    assert [path.name for path in draw_strategy_maps(copy, result.scores, result.windows, FRONT)] == ["go_right.png"]
+    images = dataset_page.decode(read_scored(copy), [])
+    assert images.strips == {}
+    assert images.missing[3] == "episode 3, frame 0 cannot be decoded"
+    page = make_report(copy, scored_copy / "page.html").read_text()
     assert "episode 2, frame 0 cannot be decoded" in page
 
 
@@ -399,60 +397,60 @@ def test_names_of_files_are_distinct_and_readable():
 
 
 @pytest.mark.parametrize("task", ["cost $x_1$ and $\\frac{", "放苹果", ""])
-def test_a_task_of_any_text_is_drawn(tmp_path, task):
+def test_a_task_name_may_be_any_text(tmp_path, task):
     points = np.random.default_rng(0).normal(size=(6, 3))
     success = np.arange(6) < 4
     references = parse_references("dbscan-auto")(points[success])
-    own = strategy_map(task, np.arange(6), success, points, references, np.arange(4))
-    strategy_figure.draw_strategy_map(own, [], tmp_path / "map.png")
+    task_map = strategy_map(task, np.arange(6), success, points, references, np.arange(4))
+    strategy_figure.draw_strategy_map(task_map, [], tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
-def test_one_episode_is_drawn_as_a_plain_statement(tmp_path):
+def test_a_task_of_one_episode_is_a_plain_statement(tmp_path):
     points = np.ones((1, 3))
-    own = strategy_map(
+    task_map = strategy_map(
         "go", np.arange(1), np.ones(1, bool), points, parse_references("dbscan-auto")(points), np.arange(1)
     )
-    strategy_figure.draw_strategy_map(own, [], tmp_path / "map.png")
+    strategy_figure.draw_strategy_map(task_map, [], tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(("frames", "cameras"), [(None, (FRONT,)), (6, (FRONT, "observation.images.side"))])
-def test_the_embeddings_of_a_score_are_found_without_its_encoder(squares_copy, tiny_encoder_folder, frames, cameras):
-    buffer, scored = score_squares(squares_copy, tiny_encoder_folder, frames, cameras)
+def test_a_scores_embeddings_load_without_its_encoder(squares_copy, tiny_encoder_folder, frames, cameras):
+    buffer, result = score_squares(squares_copy, tiny_encoder_folder, frames, cameras)
     embeddings = Embeddings(read_scored(buffer))
-    for episode, own in zip(buffer.episodes, scored.windows, strict=True):
-        found = embeddings.of(episode)
-        assert found is not None
-        assert own is not None
-        assert found.ends.tolist() == own.ends.tolist()
-        assert found.embeddings.tolist() == own.embeddings.tolist()
+    for episode, windows in zip(buffer.episodes, result.windows, strict=True):
+        entry = embeddings.of(episode)
+        assert entry is not None
+        assert windows is not None
+        assert entry.ends.tolist() == windows.ends.tolist()
+        assert entry.embeddings.tolist() == windows.embeddings.tolist()
 
 
 def test_embeddings_of_another_clip_length_are_not_mistaken_for_the_scores(squares_copy, tiny_encoder_folder):
     score_squares(squares_copy, tiny_encoder_folder, 6)
-    buffer, scored = score_squares(squares_copy, tiny_encoder_folder)
+    buffer, result = score_squares(squares_copy, tiny_encoder_folder)
     assert read_scored(buffer).provenance.config.frames_per_clip == 4
     embeddings = [Embeddings(read_scored(buffer)).of(episode) for episode in buffer.episodes]
-    for expected, result in zip(scored.windows, embeddings, strict=True):
+    for expected, entry in zip(result.windows, embeddings, strict=True):
         assert expected is not None
-        assert result is not None
-        assert result.embeddings.tolist() == expected.embeddings.tolist()
+        assert entry is not None
+        assert entry.embeddings.tolist() == expected.embeddings.tolist()
 
 
-def test_a_fall_is_found_and_compared_with_a_success_of_another_take(scored_copy):
-    scored = read_scored(open_buffer(scored_copy))
-    falls = worst_falls(scored, 9)
+def test_a_fall_is_compared_with_a_success_of_another_take(scored_copy):
+    dataset = read_scored(open_buffer(scored_copy))
+    falls = worst_falls(dataset, 9)
     assert [(fall.episode.index, fall.regress.start, fall.regress.end) for fall in falls] == [(2, 10, 14)]
     assert falls[0].regress.drop == pytest.approx(0.5)
-    match = matched(scored, falls)[0].match
+    match = matched(dataset, falls)[0].match
     assert match is not None
-    own = [Embeddings(scored).of(e) for e in scored.buffer.episodes]
-    failed = own[2]
-    assert failed is not None
-    query = failed.embeddings[failed.ends.tolist().index(10)]
+    entries = [Embeddings(dataset).of(e) for e in dataset.buffer.episodes]
+    failure = entries[2]
+    assert failure is not None
+    query = failure.embeddings[failure.ends.tolist().index(10)]
     every = {}
-    for index, success in enumerate(own[:2]):
+    for index, success in enumerate(entries[:2]):
         assert success is not None
         distances = np.linalg.norm(success.embeddings - query, axis=1)
         every |= {(index, int(t)): float(d) for t, d in zip(success.ends, distances, strict=True)}
@@ -460,21 +458,21 @@ def test_a_fall_is_found_and_compared_with_a_success_of_another_take(scored_copy
     assert match.distance == pytest.approx(min(every.values()))
 
 
-def test_a_fall_whose_take_holds_every_success_is_compared_with_none(squares_copy, tiny_encoder_folder):
+def test_a_fall_without_a_success_of_another_take_has_no_match(squares_copy, tiny_encoder_folder):
     write_labels(open_buffer(squares_copy), {i: Label(None, "one take") for i in (0, 1, 2)})
-    buffer, scored = score_squares(squares_copy, tiny_encoder_folder)
-    let_fall(buffer, scored)
-    found = read_scored(buffer)
-    fall = matched(found, worst_falls(found, 9))[0]
+    buffer, result = score_squares(squares_copy, tiny_encoder_folder)
+    let_fall(buffer, result)
+    dataset = read_scored(buffer)
+    fall = matched(dataset, worst_falls(dataset, 9))[0]
     assert fall.match is None
     assert "outside its own group" in fall.why
 
 
 def test_the_page_is_one_file_with_every_part_and_the_same_each_time(scored_copy):
     buffer = open_buffer(scored_copy)
-    done = []
-    page = make_report(buffer, scored_copy / "page.html", lambda at, of: done.append((at, of))).read_text()
-    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    progress = []
+    page = make_report(buffer, scored_copy / "page.html", lambda at, of: progress.append((at, of))).read_text()
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
         "Summary", "Curves", "Where failures fall back", "Strategy maps", "Weights of the frames", "Episodes",
@@ -482,41 +480,41 @@ def test_the_page_is_one_file_with_every_part_and_the_same_each_time(scored_copy
     assert "falls by 0.500" in page
     assert "effective sample size" in page
     assert 'alt="strategy map of the task go right"' in page
-    page_only = page.replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
+    page_only = page.replace("http://www.w3.org/2000/svg", "")  # a namespace, never fetched
     assert not re.search(r"https?:|(src|href)=\"(?!data:)|@import|url\((?!\$)", page_only)
     assert make_report(buffer, scored_copy / "again.html").read_text() == page
 
 
 def curve_data(page: str) -> dict:
-    found = re.search(r'<script type="application/json" id="curve-data">(.*?)</script>', page, re.S)
-    assert found is not None
-    return json.loads(found[1])
+    match = re.search(r'<script type="application/json" id="curve-data">(.*?)</script>', page, re.S)
+    assert match is not None
+    return json.loads(match[1])
 
 
-def test_the_curves_of_the_page_are_those_of_the_table(scored_copy):
+def test_the_pages_curves_equal_the_tables(scored_copy):
     buffer = open_buffer(scored_copy)
-    scored = read_scored(buffer)
+    dataset = read_scored(buffer)
     data = curve_data(make_report(buffer, scored_copy / "page.html").read_text())
     assert data["measures"] == {"progress": "progress"}
-    for episode, shown in zip(buffer.episodes, data["episodes"], strict=True):
-        ends = np.flatnonzero(scored.of("scored", episode))
-        assert shown["frames"] == ends.tolist()
-        assert shown["progress"] == pytest.approx(scored.of("progress", episode)[ends], abs=1e-4)
-        assert shown["success"] == SQUARES[episode.index][3]
-        assert shown["strip"]["frames"] == spread(episode.length, 24).tolist()
-        packed = base64.b64decode(shown["strip"]["uri"].removeprefix("data:image/jpeg;base64,"))
-        assert packed.startswith(b"\xff\xd8")
+    for episode, curve in zip(buffer.episodes, data["episodes"], strict=True):
+        ends = np.flatnonzero(dataset.of("scored", episode))
+        assert curve["frames"] == ends.tolist()
+        assert curve["progress"] == pytest.approx(dataset.of("progress", episode)[ends], abs=1e-4)
+        assert curve["success"] == SQUARES[episode.index][3]
+        assert curve["strip"]["frames"] == spread(episode.length, 24).tolist()
+        jpeg = base64.b64decode(curve["strip"]["uri"].removeprefix("data:image/jpeg;base64,"))
+        assert jpeg.startswith(b"\xff\xd8")
 
 
-def test_a_large_dataset_says_which_episodes_have_no_strip(scored_copy, monkeypatch):
+def test_a_large_dataset_lists_the_episodes_without_a_strip(scored_copy, monkeypatch):
     monkeypatch.setattr(dataset_page, "MAX_STRIPS", 2)
     page = make_report(open_buffer(scored_copy), scored_copy / "page.html").read_text()
     assert "2 of 4 episodes have a film strip" in page
     strips = [e["index"] for e in curve_data(page)["episodes"] if e["strip"]]
-    assert strips == [0, 2]  # the one that falls first
+    assert strips == [0, 2]  # the episode with a fall comes first
 
 
-def test_what_is_missing_is_said(scored_copy):
+def test_missing_parts_are_noted(scored_copy):
     shutil.rmtree(scored_copy / "srpo" / STORE)
     shutil.rmtree(scored_copy / "srpo" / "strategy")
     (scored_copy / "srpo" / ADVANTAGE).unlink()
@@ -527,7 +525,7 @@ def test_what_is_missing_is_said(scored_copy):
     assert "srpo-robot score-dataset draws them" in page
 
 
-def test_the_pages_weights_are_the_tables_or_the_defaults(scored_copy):
+def test_the_pages_weights_come_from_the_table_or_the_defaults(scored_copy):
     buffer = open_buffer(scored_copy)
     progress = read_progress(buffer)
     path = buffer.sidecar / ADVANTAGE
@@ -536,20 +534,20 @@ def test_the_pages_weights_are_the_tables_or_the_defaults(scored_copy):
         in make_report(buffer, scored_copy / "page.html").read_text()
     )
     table = read_weights(buffer, progress)
-    write_table(path, table.columns, {key: v for key, v in table.metadata.items() if key != "format"})  # as before
+    write_table(path, table.columns, {key: v for key, v in table.metadata.items() if key != "format"})  # unchanged
     assert read_scored(buffer).weights == pytest.approx(weights_of(buffer, progress, Weighting()).frames.values)
 
 
 def test_without_any_value_there_are_no_weights(scored_copy):
     buffer = open_buffer(scored_copy)
     progress = read_progress(buffer)
-    undefined = progress.columns | {"value": np.full(buffer.total_frames, np.nan)}
-    write_table(buffer.sidecar / TABLE, undefined, progress.metadata)
+    columns = progress.columns | {"value": np.full(buffer.total_frames, np.nan)}
+    write_table(buffer.sidecar / TABLE, columns, progress.metadata)
     page = make_report(buffer, scored_copy / "page.html").read_text()
     assert "There are no weights: no finite advantage to train on" in page
 
 
-def test_undefined_progress_is_said_and_never_drawn_as_a_number(tmp_path, tiny_encoder_folder):
+def test_undefined_progress_is_noted_and_never_drawn_as_a_number(tmp_path, tiny_encoder_folder):
     root = record_squares(tmp_path / "d", [*SQUARES[:3], ("go right", 4, 0.1, False)])  # shorter than the first window
     buffer, _ = score_squares(root, tiny_encoder_folder)
     page = make_report(buffer, tmp_path / "page.html").read_text()
@@ -564,7 +562,7 @@ def test_only_successes(tmp_path, tiny_encoder_folder):
     assert "There is no failure." in make_report(buffer, tmp_path / "page.html").read_text()
 
 
-def test_the_audit_is_shown_where_there_is_one(scored_copy):
+def test_the_audit_is_shown_if_it_exists(scored_copy):
     path = scored_copy / "srpo" / "audit.json"
     path.write_text(json.dumps({"passed": False, "lines": ["shuffled <frames> 0.91"], "advice": ["try loo"]}))
     page = make_report(open_buffer(scored_copy), scored_copy / "page.html").read_text()
@@ -619,9 +617,9 @@ def page(scored_squares, tmp_path_factory) -> Path:
 
 
 def inside(dom: str, name: str) -> str:
-    found = re.search(rf'id="{name}"[^>]*>(.*?)</', dom, re.S)
-    assert found is not None
-    return found[1]
+    match = re.search(rf'id="{name}"[^>]*>(.*?)</', dom, re.S)
+    assert match is not None
+    return match[1]
 
 
 def test_a_page_opens_with_all_curves_and_nothing_pinned(page):
@@ -648,7 +646,7 @@ def test_a_fragment_that_names_no_episode_pins_nothing(page):
 
 
 def with_script(page: Path, script: str) -> Path:
-    """A copy of the page without its policy, with a user's hand appended."""
+    """Returns a copy of the page without its content policy and with a script that acts as the user."""
     copy = page.with_name("clicked.html")
     bare, policies = re.subn(r"<meta http-equiv=[^>]*>", "", page.read_text())
     assert policies == 1
@@ -680,17 +678,17 @@ const key = (name) => document.querySelector("svg").dispatchEvent(new KeyboardEv
         ("document.querySelector('.fall-card button').click()", "Episode 2, failure (pinned)"),
     ],
 )
-def test_a_hand_on_the_page(page, hand, title):
+def test_user_input_on_the_page(page, hand, title):
     dom, _ = browse(with_script(page, POINT + hand), "", "--dump-dom")
     assert inside(dom, "details-title") == title
     assert len(re.findall(r'<div class="cell', dom)) > 0
 
 
 def test_a_click_and_the_fragment_show_the_same(page):
-    clicked, _ = browse(with_script(page, POINT + "at(2, 'click', 0)"), "", "--dump-dom")
-    opened, _ = browse(page, "#episode=2", "--dump-dom")
+    dom_after_click, _ = browse(with_script(page, POINT + "at(2, 'click', 0)"), "", "--dump-dom")
+    dom, _ = browse(page, "#episode=2", "--dump-dom")
     parts = ("details-title", "details-frame", "details-facts", "strip")
-    assert [inside(clicked, part) for part in parts] == [inside(opened, part) for part in parts]
+    assert [inside(dom_after_click, part) for part in parts] == [inside(dom, part) for part in parts]
 
 
 def test_tasks_and_measures_can_be_chosen(tmp_path, tiny_encoder_folder):
@@ -705,29 +703,29 @@ def test_tasks_and_measures_can_be_chosen(tmp_path, tiny_encoder_folder):
     assert sorted(re.findall(r'data-curve="(\d+)"', dom)) == ["5"]  # the success has no neighbour outside its group
     assert "successes (1), 1 undefined" in dom
     assert "step value (knn-time) of 1 failures" in dom
-    unpinned, _ = browse(copy, "#episode=0", "--dump-dom")  # its task is left, so it is let go
-    assert inside(unpinned, "details-title") == "Episode 0, success"
+    dom_after_choice, _ = browse(copy, "#episode=0", "--dump-dom")  # unpinned, since the task differs
+    assert inside(dom_after_choice, "details-title") == "Episode 0, success"
     back = with_script(tmp_path / "page.html", choose + "choose('task', '1'); location.hash = '#episode=0'")
     dom, _ = browse(back, "", "--dump-dom")
     assert len(re.findall(r"data-curve=", dom)) == 5  # an episode of another task brings all tasks back
 
 
-def test_the_page_looks_like_something(page):
+def test_the_rendered_page_shows_the_strip_and_the_fall(page):
     picture = page.with_name("shot.png")
     browse(page, "#episode=2", f"--screenshot={picture}")
     with Image.open(picture) as shot:
-        seen = np.asarray(shot.convert("RGB")).astype(int)
-    red = (seen[..., 0] > 200) & (seen[..., 1] < 110) & (seen[..., 2] < 110)
+        pixels = np.asarray(shot.convert("RGB")).astype(int)
+    red = (pixels[..., 0] > 200) & (pixels[..., 1] < 110) & (pixels[..., 2] < 110)
     assert red.sum() > 500  # the squares of the film strip
-    assert (np.abs(seen - (254, 202, 202)).max(axis=-1) < 3).sum() > 2000  # the shaded fall
+    assert (np.abs(pixels - (254, 202, 202)).max(axis=-1) < 3).sum() > 2000  # the shaded fall
 
 
-def test_a_task_that_is_a_script_does_not_run(tmp_path, tiny_encoder_folder):
-    root = record_squares(tmp_path / "d", [(EVIL, *rest) for _, *rest in SQUARES])  # type: ignore[misc]
-    buffer, scored = score_squares(root, tiny_encoder_folder)
-    assert len(draw_strategy_maps(buffer, scored.scores, scored.windows, FRONT)) == 1
-    made = make_report(buffer, tmp_path / "page.html")
-    for copy in (made, with_script(made, "0")):  # with its policy, and by escaping alone
+def test_a_script_in_a_task_name_does_not_run(tmp_path, tiny_encoder_folder):
+    root = record_squares(tmp_path / "d", [(EVIL, *values) for _, *values in SQUARES])  # type: ignore[misc]
+    buffer, result = score_squares(root, tiny_encoder_folder)
+    assert len(draw_strategy_maps(buffer, result.scores, result.windows, FRONT)) == 1
+    report = make_report(buffer, tmp_path / "page.html")
+    for copy in (report, with_script(report, "0")):  # with the content policy, and with escaping alone
         dom, _ = browse(copy, "#episode=2", "--dump-dom")
         assert "<title>d: progress</title>" in dom
         assert "go right&lt;/script&gt;" in inside(dom, "details-task")

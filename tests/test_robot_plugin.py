@@ -1,4 +1,4 @@
-"""`--robot.type=xarm7`: the plugin's wheel as pip would unpack it, lerobot's factory, and lerobot's real commands."""
+"""Tests of `--robot.type=xarm7`: the unpacked wheel, lerobot's factory, and lerobot's real commands."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ PATIENT = {"max_report_age_s": 0.5, "command_timeout_s": 1.5}  # the emulator sh
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The plugin as pip would install it."""
+    """A folder with the plugin, laid out as pip installs it."""
     return unpacked_wheel("lerobot_robot_xarm7", tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="module")
 def plugin(installed) -> Iterator[Any]:
-    """The plugin's module, imported by lerobot itself, which discovers it by name."""
+    """The plugin's module. lerobot discovers it by name and imports it."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
     with pytest.MonkeyPatch.context() as patch:
@@ -69,15 +69,15 @@ def robot(plugin, recipe, tmp_path) -> Iterator[Any]:
     from lerobot.robots import make_robot_from_config
 
     config = plugin.XArm7RobotConfig(recipe=str(recipe), calibration_dir=tmp_path / "calibration")
-    made = make_robot_from_config(config)
-    yield made
-    if made.is_connected:
-        made.disconnect()
+    xarm7 = make_robot_from_config(config)
+    yield xarm7
+    if xarm7.is_connected:
+        xarm7.disconnect()
 
 
-def set_points(heard) -> np.ndarray:
-    """(n, 7) joint set points that the controller took, [rad]."""
-    return np.array([np.frombuffer(r.params[:28], "<f4") for r in heard if r.function == SERVO and r.status == 0])
+def set_points(requests) -> np.ndarray:
+    """Returns the (n, 7) joint set points that the controller accepted, [rad]."""
+    return np.array([np.frombuffer(r.params[:28], "<f4") for r in requests if r.function == SERVO and r.status == 0])
 
 
 def action(joints, gripper_m=0.04) -> dict[str, float]:
@@ -87,12 +87,12 @@ def action(joints, gripper_m=0.04) -> dict[str, float]:
 # --- the robot --------------------------------------------------------------------------------------------------------
 
 
-def test_the_wheel_is_named_as_lerobot_looks_for_it(installed):
+def test_the_wheel_has_the_name_that_lerobot_looks_for(installed):
     (path,) = installed.glob("*.dist-info/METADATA")
     assert "Name: lerobot_robot_xarm7\n" in path.read_text()
 
 
-def test_lerobots_factory_makes_it_and_its_features_are_known_before_it_is_connected(plugin, robot):
+def test_lerobots_factory_builds_the_robot_and_its_features_need_no_connection(plugin, robot):
     from lerobot.robots import RobotConfig
 
     assert isinstance(robot, plugin.XArm7Robot)
@@ -105,7 +105,7 @@ def test_lerobots_factory_makes_it_and_its_features_are_known_before_it_is_conne
     assert list(with_cameras.cameras) == ["front", "wrist"]
 
 
-def test_it_executes_the_limited_action_and_returns_it(robot, server):
+def test_send_action_executes_and_returns_the_limited_action(robot, server):
     from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
     with pytest.raises(DeviceNotConnectedError):
@@ -113,24 +113,24 @@ def test_it_executes_the_limited_action_and_returns_it(robot, server):
     robot.connect()
     with pytest.raises(DeviceAlreadyConnectedError):
         robot.connect()
-    assert server.arm_state().state != 1 and not len(set_points(server.request_log()))  # nothing moves yet
-    seen = robot.get_observation()
-    assert [seen[name] for name in JOINT_NAMES] == pytest.approx([*HOME, 0.04], abs=1e-4)
+    assert server.arm_state().state != 1 and not len(set_points(server.request_log()))  # the arm does not move yet
+    observation = robot.get_observation()
+    assert [observation[name] for name in JOINT_NAMES] == pytest.approx([*HOME, 0.04], abs=1e-4)
 
     jump = HOME + np.array([1.0, 0, 0, 0, 0, 0, 0])
-    executed = [robot.send_action(action(jump, 0.085)) for _ in range(4)]
-    joints = np.array([[step[name] for name in JOINT_NAMES[:7]] for step in executed])
+    actions = [robot.send_action(action(jump, 0.085)) for _ in range(4)]
+    joints = np.array([[step[name] for name in JOINT_NAMES[:7]] for step in actions])
     steps = np.diff(np.vstack([HOME, joints]), axis=0)
     most = RECIPE.limits.max_joint_speed_rad_s / RECIPE.fps
     assert np.abs(steps).max() <= most + 1e-9
-    assert joints[-1, 0] > HOME[0] + most  # it does go there
-    assert 0.04 < executed[0]["gripper.pos"] <= 0.05 + 1e-9  # 0.1 m/s for 0.1 s
+    assert joints[-1, 0] > HOME[0] + most  # the arm reaches it
+    assert 0.04 < actions[0]["gripper.pos"] <= 0.05 + 1e-9  # 0.1 m/s for 0.1 s
     robot.disconnect()
     assert not robot.is_connected
 
-    sent = set_points(server.request_log())
-    assert len(sent) > 20
-    assert np.abs(np.diff(sent, axis=0)).max() <= RECIPE.limits.max_joint_speed_rad_s / 100.0 + 1e-5
+    path = set_points(server.request_log())
+    assert len(path) > 20
+    assert np.abs(np.diff(path, axis=0)).max() <= RECIPE.limits.max_joint_speed_rad_s / 100.0 + 1e-5
     assert server.arm_state().state == 4  # stopped
     with pytest.raises(DeviceNotConnectedError):
         robot.send_action(action(HOME))
@@ -147,7 +147,7 @@ def test_invalid_actions_are_refused_and_the_arm_holds(robot, server):
     assert server.arm_state().error == 0
 
 
-def test_a_fault_ends_the_loop_and_connecting_again_cleans_nothing(robot, server):
+def test_a_fault_ends_the_loop_and_reconnecting_does_not_clear_it(robot, server):
     robot.connect()
     robot.send_action(action(HOME))
     server.faults.error(31)
@@ -208,7 +208,7 @@ for name, options in json.loads(sys.argv[1]):
 
 
 def leader(site: Path) -> None:
-    """A teleoperator without hardware, as an installed distribution that lerobot finds."""
+    """Writes a teleoperator without hardware, as an installed distribution that lerobot finds."""
     (site / "lerobot_teleoperator_jump.py").write_text(TELEOPERATOR.format(home=action(HOME)))
     info = site / "lerobot_teleoperator_jump-0.1.dist-info"
     info.mkdir()
@@ -216,7 +216,7 @@ def leader(site: Path) -> None:
 
 
 def tiny_act(folder: Path, size: int) -> Path:
-    """An untrained ACT of lerobot for this arm and its two cameras."""
+    """Writes an untrained ACT policy of lerobot for this arm and its two cameras."""
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.act.configuration_act import ACTConfig
     from lerobot.policies.act.modeling_act import ACTPolicy
@@ -255,22 +255,22 @@ def test_lerobots_own_commands_record_teleoperate_and_roll_out(installed, tmp_pa
     """Drives the arm, its limits and its MJPEG cameras through stock lerobot, and reads the recorded dataset."""
     cell = load(HardwareRecipe, "hardware", "mock")
     with MockLab(cell, load(TaskRecipe, "datasets", "put-apple")) as lab:
-        made = lab.recipe(RECIPE)
-        slow = tuple(replace(camera, max_age_s=5.0) for camera in made.cameras)
-        (tmp_path / "arm.toml").write_text(dump(replace(made, cameras=slow)))
+        lab_recipe = lab.recipe(RECIPE)
+        slow = tuple(replace(camera, max_age_s=5.0) for camera in lab_recipe.cameras)
+        (tmp_path / "arm.toml").write_text(dump(replace(lab_recipe, cameras=slow)))
         shutil.copytree(installed, tmp_path / "site")
         leader(tmp_path / "site")
         policy = tiny_act(tmp_path / "act", cell.cameras[0].height_px)
         robot = ["--robot.type=xarm7", f"--robot.recipe={tmp_path / 'arm.toml'}", "--robot.id=one"]
-        recorded = ["--dataset.repo_id=local/xarm", f"--dataset.root={tmp_path / 'data'}", "--dataset.num_episodes=1"]
-        recorded += ["--dataset.single_task=jump", "--dataset.fps=10", "--dataset.episode_time_s=1.5"]
-        recorded += ["--dataset.push_to_hub=false", "--play_sounds=false"]
-        rolled_out = [f"--policy.path={policy}", "--strategy.type=base", "--fps=10", "--duration=1", "--task=jump"]
-        rolled_out += ["--return_to_initial_position=false", "--play_sounds=false", "--device=cpu"]
+        recording = ["--dataset.repo_id=local/xarm", f"--dataset.root={tmp_path / 'data'}", "--dataset.num_episodes=1"]
+        recording += ["--dataset.single_task=jump", "--dataset.fps=10", "--dataset.episode_time_s=1.5"]
+        recording += ["--dataset.push_to_hub=false", "--play_sounds=false"]
+        rollout = [f"--policy.path={policy}", "--strategy.type=base", "--fps=10", "--duration=1", "--task=jump"]
+        rollout += ["--return_to_initial_position=false", "--play_sounds=false", "--device=cpu"]
         commands = [
-            ("lerobot_record", [*robot, "--teleop.type=jump", *recorded]),
+            ("lerobot_record", [*robot, "--teleop.type=jump", *recording]),
             ("lerobot_teleoperate", [*robot, "--teleop.type=jump", "--fps=10", "--teleop_time_s=0.5"]),
-            ("lerobot_rollout", [*robot, *rolled_out]),
+            ("lerobot_rollout", [*robot, *rollout]),
         ]
         environment = {
             **os.environ,
@@ -279,18 +279,18 @@ def test_lerobots_own_commands_record_teleoperate_and_roll_out(installed, tmp_pa
             "HF_LEROBOT_HOME": str(tmp_path / "lerobot"),
         }
         call = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
-        done = subprocess.run(
+        process = subprocess.run(
             call, capture_output=True, text=True, env=environment, check=False, timeout=280, stdin=subprocess.DEVNULL
         )
-        heard, after = lab.controller.request_log(), lab.controller.arm_state()
+        requests, after = lab.controller.request_log(), lab.controller.arm_state()
     for name, _ in commands:
-        assert f"DONE {name}" in done.stdout, done.stderr[-3000:]
+        assert f"DONE {name}" in process.stdout, process.stderr[-3000:]
     buffer = open_buffer(tmp_path / "data")
     assert [episode.length for episode in buffer.episodes] >= [5]
     assert buffer.episodes[0].cameras == ("observation.images.front", "observation.images.wrist")
-    sessions = [set_points([r for r in heard if r.client == n]) for n in {r.client for r in heard}]
-    sessions = [sent for sent in sessions if len(sent)]
+    sessions = [set_points([r for r in requests if r.client == n]) for n in {r.client for r in requests}]
+    sessions = [path for path in sessions if len(path)]
     assert len(sessions) == 3 and min(map(len, sessions)) > 10
-    for sent in sessions:  # the leader jumps by 1 rad, the arm does not
-        assert np.abs(np.diff(sent, axis=0)).max() <= cell.limits.max_joint_speed_rad_s / 100.0 + 1e-5
+    for path in sessions:  # the leader jumps by 1 rad, the arm stays below its speed limit
+        assert np.abs(np.diff(path, axis=0)).max() <= cell.limits.max_joint_speed_rad_s / 100.0 + 1e-5
     assert (after.state, after.error) == (4, 0)

@@ -1,4 +1,4 @@
-"""The flywheel: trials back into the buffer, scored without embedding anything twice, and success by round."""
+"""Tests of rounds: trials are appended and scored without a second embedding, and success is compared by round."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEW = [("go right", 22, 0.9, True), ("go left", 16, 0.4, False)]  # 22: a length
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory) -> Path:
-    """A run with two recorded trials, one of a task that the buffer does not have."""
+    """A run with two recorded trials. The buffer does not have the task of one of them."""
     run = write_run(tmp_path_factory.mktemp("trials") / "run", [True, False], "p")
     record_squares(run / "dataset", NEW)
     return run
@@ -35,9 +35,9 @@ def trials(tmp_path_factory) -> Path:
 # --- appending
 
 
-def test_frames_columns_labels_and_groups_come_along(squares_copy, trials, tmp_path):
+def test_append_copies_frames_columns_labels_and_groups(squares_copy, trials, tmp_path):
     extra = shutil.copytree(trials / "dataset", tmp_path / "more")
-    write_labels(open_buffer(extra), {1: Label(True, "take 7")})  # a person has corrected it
+    write_labels(open_buffer(extra), {1: Label(True, "take 7")})  # corrected by a person
     before, source = open_buffer(squares_copy), open_buffer(extra)
     frames = [
         before.frames(before.episodes[2], "observation.images.side"),
@@ -46,23 +46,21 @@ def test_frames_columns_labels_and_groups_come_along(squares_copy, trials, tmp_p
     write_labels(before, {3: Label(None, "take 7")})
     action = np.concatenate([before.column("action"), source.column("action")])
     assert append(squares_copy, [extra]) == (2, 6)
-    merged = open_buffer(squares_copy)
-    assert [(e.task, e.length) for e in merged.episodes] == [(t, n) for t, n, _, _ in SQUARES + NEW]
-    assert [e.success for e in merged.episodes] == [True, True, False, False, True, True]
-    groups = [e.group for e in merged.episodes]
+    buffer = open_buffer(squares_copy)
+    assert [(e.task, e.length) for e in buffer.episodes] == [(t, n) for t, n, _, _ in SQUARES + NEW]
+    assert [e.success for e in buffer.episodes] == [True, True, False, False, True, True]
+    groups = [e.group for e in buffer.episodes]
     assert groups[3] == "take 7"
     assert groups[4] == "episode 4"
-    assert len(set(groups)) == 6  # a take of another dataset is another take
-    assert np.array_equal(merged.frames(merged.episodes[2], "observation.images.side"), frames[0])
-    assert np.array_equal(merged.frames(merged.episodes[5], "observation.images.front"), frames[1])
-    assert np.array_equal(merged.column("action"), action)
+    assert len(set(groups)) == 6  # takes of two datasets stay distinct
+    assert np.array_equal(buffer.frames(buffer.episodes[2], "observation.images.side"), frames[0])
+    assert np.array_equal(buffer.frames(buffer.episodes[5], "observation.images.front"), frames[1])
+    assert np.array_equal(buffer.column("action"), action)
     assert [p.name for p in tmp_path.iterdir() if "append" in p.name or "before" in p.name] == []
     assert append(tmp_path / "new", [squares_copy]) == (6, 6)  # a missing buffer is created
 
 
-def test_what_was_embedded_stays_embedded_and_the_rest_is_stale(
-    cli, squares_copy, trials, tiny_encoder_folder, tmp_path
-):
+def test_appending_keeps_embeddings_and_makes_the_score_stale(cli, squares_copy, trials, tiny_encoder_folder, tmp_path):
     score = (
         "score-dataset",
         squares_copy,
@@ -83,16 +81,16 @@ def test_what_was_embedded_stays_embedded_and_the_rest_is_stale(
     assert cli(*score, "--skip-task", "go left")[0] == 0
     assert json.loads((tmp_path / "s.json").read_text())["embedded_now"] == 2
     new = read_progress(open_buffer(squares_copy))["distance"]
-    own = slice(0, 44)  # the two old successes: to their own ends, which have not changed
-    assert np.array_equal(new[own], old[own], equal_nan=True)
-    # a recorder goes on from there
+    old_successes = slice(0, 44)  # the two old successes: distances to their ends, which have not changed
+    assert np.array_equal(new[old_successes], old[old_successes], equal_nan=True)
+    # a recorder continues from here
     record_squares(squares_copy, [("go right", 12, 0.8, True)])
     assert len(open_buffer(squares_copy).episodes) == 7
     assert cli(*score, "--skip-task", "go left")[0] == 0
     assert json.loads((tmp_path / "s.json").read_text())["embedded_now"] == 1
 
 
-def test_the_truth_of_the_simulator_survives(tmp_path):
+def test_append_keeps_the_simulators_true_state(tmp_path):
     features = dataset_features({"front": (48, 48)}, ("x",), ("x",))
     features["truth.stage"] = {"dtype": "float32", "shape": (1,), "names": ["stage"]}
     for number in range(2):
@@ -116,7 +114,7 @@ def test_the_same_trials_are_not_appended_twice(squares_copy, trials, tmp_path):
     assert checksums(squares_copy) == before
 
 
-def test_what_cannot_be_appended_leaves_the_buffer_as_it_was(cli, squares_copy, trials, tmp_path):
+def test_a_refused_append_does_not_change_the_buffer(cli, squares_copy, trials, tmp_path):
     before = checksums(squares_copy)
     odd = dataset_features({"front": (48, 48)}, ("x", "y"), ("x", "y"))
     for name, fps, says in (("fewer", 10.0, "differ in the column 'observation.images.side'"), ("slow", 5.0, "5 fps")):
@@ -133,7 +131,7 @@ def test_what_cannot_be_appended_leaves_the_buffer_as_it_was(cli, squares_copy, 
     assert checksums(squares_copy) == before
 
 
-def test_an_append_that_fails_or_was_cut_off(squares_copy, trials, tmp_path, monkeypatch):
+def test_a_failed_append_is_undone_and_an_interrupted_one_refused(squares_copy, trials, tmp_path, monkeypatch):
     from srpo_robot.buffer import appending
 
     before = checksums(squares_copy)
@@ -169,18 +167,18 @@ def test_rounds_are_compared_with_the_first(cli, tmp_path):
     assert (rows[0]["rate"]["low"], rows[0]["rate"]["high"]) == pytest.approx((interval.low, interval.high))
     assert "effect" not in rows[0]
     assert rows[2]["effect"]["difference"] == pytest.approx(0.8)
-    assert rows[2]["p"] == pytest.approx(6 * 17 / 2**16)  # 16 wins in a row, second of all the rounds to come
+    assert rows[2]["p"] == pytest.approx(6 * 17 / 2**16)  # 16 wins in a row, second of all future rounds
     assert rows[1]["p"] == 1.0
 
 
-def test_all_rounds_to_come_share_one_chance_of_a_false_alarm():
+def test_all_future_rounds_share_one_false_alarm_rate():
     levels = [0.05 / spent(1e-9, number) * 1e-9 for number in range(1, 2000)]
     assert sum(levels) == pytest.approx(0.05, rel=1e-3)
     assert sum(levels) < 0.05
     assert spent(0.4, 3) == 1.0
 
 
-def test_nothing_is_shown_by_one_round_or_by_equal_ones(cli, tmp_path):
+def test_one_round_or_equal_rounds_show_no_difference(cli, tmp_path):
     runs = [write_run(tmp_path / name, BETTER, name) for name in "ab"]
     assert "No round is shown to differ" in cli("rounds", *runs)[1]
     code, out, _ = cli("rounds", runs[0])
@@ -188,7 +186,7 @@ def test_nothing_is_shown_by_one_round_or_by_equal_ones(cli, tmp_path):
     assert "differ" not in out
 
 
-def test_rounds_that_are_none(cli, tmp_path):
+def test_invalid_rounds_are_refused(cli, tmp_path):
     good = write_run(tmp_path / "good", WORSE, "a")
     refused(cli("rounds", good, study_of(tmp_path / "s", False, 20)), "holds 2 policies; a round is a run of one")
     refused(cli("rounds", good, write_run(tmp_path / "v", [None], "b")), "no trial that counts")

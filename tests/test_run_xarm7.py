@@ -1,4 +1,4 @@
-"""`srpo-robot run` on the real driver, against the mock lab: solved end to end, by hand, and with faults."""
+"""Tests of `srpo-robot run` with the real driver and the mock lab: end to end, with a person, and with faults."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ HOME_M = np.array([0.40, 0.0, 0.25, 0.085])
 
 @dataclass
 class Nudge:
-    """Goes a little down and to the side for `steps` steps, then ends. `on` runs in the middle of the third step."""
+    """Moves a little down and sideways for `steps` steps, then ends. `on` is called during the third step."""
 
     on: Callable[[], object] = lambda: None
     steps: int = 6
     name: str = "nudge"
     row: np.ndarray = field(default_factory=lambda: HOME_M - [0.0, 0.02, 0.02, 0.0])
-    asked: int = 0
+    calls: int = 0
 
     def reset(self, seed: int) -> None:
-        self.asked = 0
+        self.calls = 0
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        self.asked += 1
-        if self.asked == 3:
+        self.calls += 1
+        if self.calls == 3:
             self.on()
-        return ActionChunk(self.row[None], TCP_NAMES) if self.asked <= self.steps else None
+        return ActionChunk(self.row[None], TCP_NAMES) if self.calls <= self.steps else None
 
 
 @dataclass
 class Bench:
-    """A lab in this process, and `srpo-robot run` on it with a policy of the test's own."""
+    """A lab in this process, and `srpo-robot run` on it with a policy that the test provides."""
 
     lab: MockLab
     folder: Path
@@ -121,11 +121,11 @@ def frames(path: Path) -> int:
 
 def children() -> list[int]:
     """Returns the ids of this process's children."""
-    listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if not line.endswith(" ps")]
+    process = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in process.stdout.splitlines() if not line.endswith(" ps")]
 
 
-# --- solved, by real processes on loopback
+# --- end to end, with real processes on loopback
 
 
 def test_put_apple_is_solved_through_the_driver_and_a_kill_is_survived(tmp_path, cli):
@@ -150,14 +150,14 @@ def test_put_apple_is_solved_through_the_driver_and_a_kill_is_survived(tmp_path,
         code, _ = end(lab)
     assert code == 0
     (trial,) = read_trials(output)
-    assert trial.success is True and trial.episode_index == 0 and trial.note == "", trial  # physics says so
+    assert trial.success is True and trial.episode_index == 0 and trial.note == "", trial  # from the simulation state
     assert not (output / FAULT).exists()
     folder = output / "trials" / "000"
     steps, ticks = read_log(folder, STEPS), read_log(folder, TICKS)
     assert len(steps["step"]) == trial.steps == frames(folder / "front.mp4") == frames(folder / "wrist.mp4")
     assert np.abs(steps["sent_rad"] - steps["reached_rad"]).max() < 0.5
     assert np.all(ticks["code"] == 0) and np.isfinite(ticks["sent_rad"]).all(axis=1).sum() > 5 * trial.steps
-    episode = recorded(output / "dataset")
+    episode = dataset_facts(output / "dataset")
     assert episode["length"] == trial.steps and episode["success"] is True
     assert episode["travel_m"] > 0.3 and (folder.parent / "000_before_1").is_dir()
 
@@ -169,8 +169,8 @@ def until(happens: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def recorded(root: Path) -> dict[str, Any]:
-    """Returns facts of the dataset's only episode, read by the project's own reader."""
+def dataset_facts(root: Path) -> dict[str, Any]:
+    """Reads the only episode of a dataset with the project's reader and returns facts of it."""
     from srpo_robot.buffer.opening import open_buffer
 
     buffer = open_buffer(root)
@@ -185,7 +185,7 @@ def recorded(root: Path) -> dict[str, Any]:
     }
 
 
-# --- everything checked, nothing moved
+# --- dry runs
 
 
 def test_a_dry_run_checks_everything_and_moves_nothing(bench):
@@ -204,8 +204,8 @@ def test_a_dry_run_checks_everything_and_moves_nothing(bench):
 def test_a_dry_run_finds_swapped_cameras(bench):
     recipe = bench.lab.recipe(XARM)
     cameras = [replace(camera, reference=str(bench.folder / f"{camera.name}.png")) for camera in recipe.cameras]
-    with Cameras(recipe.cameras) as opened:
-        for name, frame in opened.read(10.0).items():
+    with Cameras(recipe.cameras) as streams:
+        for name, frame in streams.read(10.0).items():
             cv2.imwrite(str(bench.folder / f"{name}.png"), frame.image[..., ::-1])
     bench.recipe.write_text(dump(replace(recipe, cameras=tuple(cameras))))
     assert bench.run(Nudge(), "--dry-run")[0] == 0
@@ -245,13 +245,13 @@ def test_a_crashing_policy(bench):
     bench.faulted(bench.run(Nudge(crash)), "the policy crashed: RuntimeError: no more memory", 2)
 
 
-def test_a_policy_that_says_nan(bench):
+def test_a_policy_that_returns_nan(bench):
     policy = Nudge(steps=100)
     policy.on = lambda: policy.row.__imul__(np.nan)
     code, _, err = bench.run(policy)
     assert code == 1 and "NaN" in err
     (trial,) = read_trials(bench.output)
-    assert trial.success is None and "NaN" in trial.note  # the journal has it
+    assert trial.success is None and "NaN" in trial.note  # the trial is in the journal
     assert len(read_log(bench.output / "trials" / "000", STEPS)["step"]) == 2
     refused(bench.run(Nudge(), trials=2), "nobody has confirmed")
 
@@ -260,9 +260,9 @@ def test_a_policy_that_says_nan(bench):
     ("number", "code", "note"),
     [(signal.SIGINT, 130, "ended by Ctrl-C"), (signal.SIGTERM, 143, "ended by a signal")],
 )
-def test_a_signal_stops_the_arm_and_keeps_what_was_recorded(bench, number, code, note):
-    got, _, err = bench.run(Nudge(lambda: os.kill(os.getpid(), number), steps=100))
-    assert got == code, err
+def test_a_signal_stops_the_arm_and_keeps_the_recording(bench, number, code, note):
+    exit_code, _, err = bench.run(Nudge(lambda: os.kill(os.getpid(), number), steps=100))
+    assert exit_code == code, err
     assert note in read_fault(bench.output)
     assert len(read_log(bench.output / "trials" / "000", STEPS)["step"]) >= 2
     assert frames(bench.output / "trials" / "000" / "front.mp4") >= 2
@@ -286,7 +286,7 @@ def test_a_full_disk(bench):
     assert read_fault(bench.output)
 
 
-def test_no_trial_begins_on_a_disk_that_is_all_but_full(bench, monkeypatch):
+def test_no_trial_begins_on_an_almost_full_disk(bench, monkeypatch):
     monkeypatch.setattr(sessions, "_FREE_BYTES", 10**18)
     code, _, err = bench.run(Nudge())
     assert code == 1 and "make room" in err
@@ -300,7 +300,7 @@ def test_a_collision_is_cleaned_only_when_confirmed(bench):
     assert bench.lab.controller.arm_state().error == 0
 
 
-def test_a_judge_that_is_gone(bench):
+def test_a_judge_that_does_not_answer(bench):
     bench.recipe.write_text(dump(replace(bench.lab.recipe(XARM), judge_url="http://127.0.0.1:9")))
     code, _, err = bench.run(Nudge())
     assert code == 1 and "the judge at http://127.0.0.1:9 does not answer" in err
@@ -310,17 +310,17 @@ def test_a_judge_that_is_gone(bench):
 
 
 class Hands:
-    """A person at a pty. `answers` maps a part of each question to the keys that answer it."""
+    """A person at a pty. `answers` maps a part of each prompt to the keys that answer it."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.person, self.program = pty.openpty()
-        self.answers, self.heard = answers, list[str]()
+        self.answers, self.messages = answers, list[str]()
 
     def press(self, keys: str) -> None:
         os.write(self.person, keys.encode())
 
     def hear(self, text: str) -> None:
-        self.heard.append(text)
+        self.messages.append(text)
         for part, keys in self.answers.items():
             if part in text and keys:
                 self.press(keys.pop(0))
@@ -332,13 +332,13 @@ class Hands:
 
 @pytest.fixture
 def hands(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hands]:
-    made = Hands({})
-    stdin = os.fdopen(os.dup(made.program))
+    person = Hands({})
+    stdin = os.fdopen(os.dup(person.program))
     monkeypatch.setattr(sys, "stdin", stdin)
-    monkeypatch.setattr(sessions, "say", made.hear)
-    yield made
+    monkeypatch.setattr(sessions, "say", person.hear)
+    yield person
     stdin.close()
-    made.close()
+    person.close()
 
 
 def test_a_person_runs_labels_stops_redoes_and_quits(bench, hands):
@@ -347,7 +347,7 @@ def test_a_person_runs_labels_stops_redoes_and_quits(bench, hands):
         "Enter starts the policy": ["\n"] * 4,
         "The trial is over": ["f"],
     }
-    pressed = iter(["s", "r", "f"])  # in the middle of the first, the second, the second again; the third is stopped
+    pressed = iter(["s", "r", "f"])  # during the first trial, the second and its repetition. The third is stopped
 
     def press() -> None:
         hands.press(next(pressed, " "))
@@ -398,7 +398,7 @@ def test_bad_input(bench, cli, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_the_first_chunk_goes_at_the_pace_that_was_asked_for(bench):
+def test_the_first_chunk_runs_at_the_given_pace(bench):
     assert bench.run(Nudge(row=HOME_M - [0.0, 0.1, 0.0, 0.0]), "--first-pace", "0.1")[0] == 0
     log = read_log(bench.output / "trials" / "000", STEPS)
     path = np.vstack([log["reached_rad"][:1], log["sent_rad"]])  # the first command counts from the arm's position
@@ -408,7 +408,7 @@ def test_the_first_chunk_goes_at_the_pace_that_was_asked_for(bench):
     assert "joint_step" in log["limited_by"][0]
 
 
-def test_nothing_is_left(bench):
+def test_no_child_process_is_left(bench):
     bench.run(Nudge())
     assert children() == []
     assert json.loads((bench.output / "run.json").read_text())["arm"] == str(bench.recipe)

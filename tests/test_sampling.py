@@ -1,4 +1,4 @@
-"""What a step sees and draws: the same under every split, every frame once an epoch, and held-out episodes never."""
+"""Tests of sampling: steps are equal under every split, an epoch has each frame once, held-out episodes never."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from srpo_robot.records import Episode
 
 
 def episodes(*lengths: int, tasks: str = "", groups: list[str] | None = None) -> list[Episode]:
-    """Episodes of these lengths. `tasks` has a letter for each (one task by default)."""
-    made, first = [], 0
+    """Returns episodes of these lengths. `tasks` has a letter for each (one task by default)."""
+    result, first = [], 0
     for number, length in enumerate(lengths):
         group = groups[number] if groups else ""
-        made.append(
+        result.append(
             Episode(
                 index=number,
                 task=tasks[number] if tasks else "t",
@@ -36,10 +36,10 @@ def episodes(*lengths: int, tasks: str = "", groups: list[str] | None = None) ->
             )
         )
         first += length
-    return made
+    return result
 
 
-def dealt(
+def frames_by_step(
     of: list[Episode],
     seed: int,
     split: tuple[int, int, int],
@@ -48,13 +48,13 @@ def dealt(
     weights: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Returns the frames of each step, gathered from all processes in batch order."""
-    found, (per_pass, passes, processes) = [], split
+    parts, (per_pass, passes, processes) = [], split
     for process in range(processes):
-        mine = Split(per_pass, passes, processes, process)
-        batches = list(islice(SampleOrder(of, seed, mine, first, weights), steps * passes))
-        found.append([(number, mine.first(number % passes), rows) for number, rows in enumerate(batches)])
+        process_split = Split(per_pass, passes, processes, process)
+        batches = list(islice(SampleOrder(of, seed, process_split, first, weights), steps * passes))
+        parts.append([(number, process_split.first(number % passes), rows) for number, rows in enumerate(batches)])
     by_step: list[dict[int, list[int]]] = [{} for _ in range(steps)]
-    for number, place, rows in (entry for process in found for entry in process):
+    for number, place, rows in (entry for process in parts for entry in process):
         by_step[number // passes][place] = rows
     return [[frame for _, rows in sorted(step.items()) for frame in rows] for step in by_step]
 
@@ -65,11 +65,11 @@ lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 9), splits, st.integers(0, 5))
-def test_however_a_batch_is_dealt_a_step_sees_the_same_frames(lengths, seed, split, first):
+def test_a_step_has_the_same_frames_under_every_split(lengths, seed, split, first):
     of = episodes(*lengths)
-    whole = dealt(of, seed, (8, 1, 1), 4, first)
-    assert dealt(of, seed, split, 4, first) == whole
-    assert dealt(of, seed, (8, 1, 1), 4 + first)[first:] == whole  # resumed at `first`, or come there
+    whole = frames_by_step(of, seed, (8, 1, 1), 4, first)
+    assert frames_by_step(of, seed, split, 4, first) == whole
+    assert frames_by_step(of, seed, (8, 1, 1), 4 + first)[first:] == whole  # resumed at `first`, or run up to it
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,7 +77,7 @@ def test_however_a_batch_is_dealt_a_step_sees_the_same_frames(lengths, seed, spl
 def test_each_epoch_has_each_frame_once_in_lerobots_order(lengths, seed):
     of = episodes(*lengths)
     total = sum(lengths)
-    frames = [frame for step in dealt(of, seed, (1, 1, 1), 2 * total) for frame in step]
+    frames = [frame for step in frames_by_step(of, seed, (1, 1, 1), 2 * total) for frame in step]
     sampler = EpisodeAwareSampler(
         [e.first_frame for e in of], [e.first_frame + e.length for e in of], shuffle=True, seed=seed
     )
@@ -111,16 +111,16 @@ def test_over_many_epochs_a_frame_is_drawn_its_weight_times():
 
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(0, 9), splits, st.integers(0, 5))
-def test_weighted_draws_are_the_same_however_dealt_and_resumed(lengths, seed, split, first):
+def test_weighted_draws_do_not_depend_on_split_and_resume(lengths, seed, split, first):
     of, weight = episodes(*lengths), np.random.default_rng(seed).random(sum(lengths))
-    whole = dealt(of, seed, (8, 1, 1), 4, first, weight)
-    assert dealt(of, seed, split, 4, first, weight) == whole
-    assert dealt(of, seed, (8, 1, 1), 4 + first, 0, weight)[first:] == whole
+    whole = frames_by_step(of, seed, (8, 1, 1), 4, first, weight)
+    assert frames_by_step(of, seed, split, 4, first, weight) == whole
+    assert frames_by_step(of, seed, (8, 1, 1), 4 + first, 0, weight)[first:] == whole
 
 
-def test_weighted_draws_leave_held_out_episodes_alone():
+def test_weighted_draws_skip_held_out_episodes():
     of, weight = episodes(3, 4, 5), np.ones(12)
-    frames = [frame for step in dealt([of[0], of[2]], 0, (4, 1, 1), 20, 0, weight) for frame in step]
+    frames = [frame for step in frames_by_step([of[0], of[2]], 0, (4, 1, 1), 20, 0, weight) for frame in step]
     assert set(frames) == {0, 1, 2, 7, 8, 9, 10, 11}
 
 
@@ -138,7 +138,7 @@ def test_a_share_of_each_task_is_held_out_by_seed(number, share, seed):
     assert held_out(of, 0.0, seed) == frozenset()
 
 
-def test_another_seed_holds_out_others():
+def test_another_seed_holds_out_other_episodes():
     of = episodes(*[3] * 30)
     assert len({held_out(of, 0.1, seed) for seed in range(8)}) > 4
 
@@ -158,7 +158,7 @@ def test_a_task_must_keep_an_episode():
             held_out(episodes(3, 3), share, 0)
 
 
-def test_frames_are_spread_over_all_of_an_episode():
+def test_frames_are_spread_over_the_whole_episode():
     assert spread_frames(episodes(5, 5)[1:], 100) == [5, 6, 7, 8, 9]
     assert spread_frames(episodes(5, 5), 4) == [0, 3, 6, 9]
 
@@ -167,7 +167,7 @@ def test_frames_are_spread_over_all_of_an_episode():
 
 
 class Flow(torch.nn.Module):
-    """What FlowNoise looks for in a policy."""
+    """A module with the two methods that FlowNoise replaces in a policy."""
 
     def sample_noise(self, shape: Any, device: Any) -> torch.Tensor:
         return sample_noise(shape, device)
@@ -176,27 +176,27 @@ class Flow(torch.nn.Module):
         return sample_time_beta(bsize, device, alpha=1.5, beta=1.0, scale=0.999, offset=0.001)
 
 
-def drawn(key: tuple[int, ...], first: int, samples: int, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_noise(key: tuple[int, ...], first: int, samples: int, total: int) -> tuple[torch.Tensor, torch.Tensor]:
     flow = Flow()
     with FlowNoise(torch.nn.Sequential(flow)).rows(key, first, total):
         return flow.sample_noise((samples, 3, 2), "cpu"), flow.sample_time(samples, "cpu")
 
 
-def test_noise_belongs_to_a_place_in_the_batch_and_to_the_step():
-    noise, time = drawn((5, 1), 0, 8, 8)
+def test_noise_depends_on_the_batch_position_and_the_step():
+    noise, time = draw_noise((5, 1), 0, 8, 8)
     assert len(noise.unique()) == noise.numel()
     assert len(time.unique()) == 8
     assert ((time >= 0.001) & (time <= 1)).all()
     for first, samples in ((0, 3), (3, 5), (7, 1)):
-        torch.manual_seed(first)  # earlier draws do not matter
-        part_noise, part_time = drawn((5, 1), first, samples, 8)
+        torch.manual_seed(first)  # earlier draws have no effect
+        part_noise, part_time = draw_noise((5, 1), first, samples, 8)
         assert torch.equal(part_noise, noise[first : first + samples])
         assert torch.equal(part_time, time[first : first + samples])
-    for other in ((5, 2), (6, 1)):
-        assert not torch.equal(drawn(other, 0, 8, 8)[0], noise)
+    for key in ((5, 2), (6, 1)):
+        assert not torch.equal(draw_noise(key, 0, 8, 8)[0], noise)
 
 
-def test_drawing_leaves_torchs_own_generator_and_the_policy_as_they_were():
+def test_drawing_does_not_change_torchs_generator_or_the_policy():
     flow = Flow()
     noise = FlowNoise(torch.nn.Sequential(flow))
     torch.manual_seed(3)
@@ -210,6 +210,6 @@ def test_drawing_leaves_torchs_own_generator_and_the_policy_as_they_were():
         assert not torch.equal(flow.sample_noise((4, 2), "cpu"), first)
 
 
-def test_a_policy_that_draws_nothing_is_left_alone():
+def test_a_policy_without_noise_is_accepted():
     with FlowNoise(torch.nn.Linear(1, 1)).rows((5, 1), 0, 4):
         pass

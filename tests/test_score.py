@@ -1,4 +1,4 @@
-"""Distances, references, progress and reward of the paper profile: by hand, and by law."""
+"""Tests of the paper profile: distances, references, progress and reward, hand-computed and as properties."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def episode(index: int, success: bool, length: int = 13, task: str = "task") -> 
 
 
 def line(*values: float, ends: tuple[int, ...] = (10, 11, 12)) -> WindowEmbeddings:
-    """Windows with embeddings on a line, so that distances are differences."""
+    """Returns windows with embeddings on a line, so that distances are differences."""
     return WindowEmbeddings(np.array(ends), np.array([[v, 1.0] for v in values]))
 
 
@@ -51,7 +51,7 @@ def test_a_success_is_measured_against_its_own_end():
     assert curve.distance[10:].tolist() == [4.0, 1.0, 0.0]
     assert curve.progress[10:] == pytest.approx([0.0, 0.75, 1.0])  # (4 - d) / (4 - 0)
     assert np.isnan(curve.distance[:10]).all()
-    assert curve.progress[:10].tolist() == [0.0] * 10  # held at the first window's
+    assert curve.progress[:10].tolist() == [0.0] * 10  # the first window's value is held
     assert np.flatnonzero(curve.scored).tolist() == [10, 11, 12]
     assert scores.rewards.tolist() == [1.0]
 
@@ -88,7 +88,7 @@ def test_two_clusters_and_a_lone_success():
     assert references.distance(np.array([[6.5], [0.0]])) == pytest.approx([0.5, 0.05])
 
 
-def test_fewer_than_four_successes_are_their_mean():
+def test_fewer_than_four_successes_use_their_mean():
     references = parse_references("dbscan-auto")(np.array([[0.0], [0.2], [10.0]]))
     assert references.centres.ravel() == pytest.approx([3.4])
     assert np.isnan(references.eps)
@@ -102,16 +102,16 @@ def test_one_cluster_out_of_many_is_called_degenerate():
     assert any("one cluster" in text for text in score(many, windows).warnings)
 
 
-def test_copies_of_one_success_are_their_mean():
+def test_copies_of_one_success_use_their_mean():
     assert parse_references("dbscan-auto")(np.ones((6, 3))).centres.tolist() == [[1.0, 1.0, 1.0]]
 
 
-def test_strided_distances_are_interpolated_and_exact_where_measured():
+def test_strided_distances_are_interpolated_and_exact_at_measured_frames():
     dense = dense_distance(np.array([10, 14, 18, 19]), np.array([4.0, 2.0, 3.0, 0.0]))
     assert len(dense) == 10
     assert dense[[0, 4, 8, 9]].tolist() == [4.0, 2.0, 3.0, 0.0]
     assert dense.min() >= 0.0  # PCHIP does not overshoot
-    assert dense[6] > dense[4]  # the regress stays
+    assert dense[6] > dense[4]  # the regress is kept
 
 
 # --- missing is never a number
@@ -123,7 +123,7 @@ def test_a_constant_video_has_no_progress():
     assert curve.reason == CONSTANT
 
 
-def test_a_short_episode_is_one_window_without_progress():
+def test_a_short_episode_has_one_window_and_no_progress():
     short = WindowEmbeddings(np.array([6]), np.array([[1.0, 1.0]]))
     curve = score([episode(0, True, length=7)], [short]).curves[0]
     assert curve.reason == ONE_WINDOW
@@ -141,19 +141,19 @@ def test_a_task_without_success_is_an_error_or_left_out():
 
 
 def test_an_unlabelled_episode_is_never_a_failure():
-    unlabelled = Episode(index=4, task="task", length=13, fps=10.0, first_frame=0, cameras=(), success=None, group="")
+    new_episode = Episode(index=4, task="task", length=13, fps=10.0, first_frame=0, cameras=(), success=None, group="")
     with pytest.raises(ScoringError, match="episode 4 is unlabelled"):
-        score([episode(0, True), unlabelled], [line(0.0, 1.0, 2.0)] * 2)
+        score([episode(0, True), new_episode], [line(0.0, 1.0, 2.0)] * 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_a_bad_embedding_is_an_error_that_names_episode_and_frame(bad):
-    own = WindowEmbeddings(np.array([10, 11, 12]), np.array([[1.0, 1.0], [bad, bad], [2.0, 1.0]]))
+    windows = WindowEmbeddings(np.array([10, 11, 12]), np.array([[1.0, 1.0], [bad, bad], [2.0, 1.0]]))
     with pytest.raises(ScoringError, match=r"episode 7, window up to frame 11"):
-        score([episode(7, True)], [own])
+        score([episode(7, True)], [windows])
 
 
-def test_a_left_out_episode_leaves_the_others_scores_alone():
+def test_omitting_an_episode_does_not_change_the_others():
     episodes = [episode(0, True), episode(1, False), episode(2, False)]
     windows = [line(0.0, 1.0, 9.0), line(0.0, 1.0, 2.0), line(0.0, 2.0, 4.0)]
     without = score([episodes[0], episodes[1]], windows[:2])
@@ -162,7 +162,7 @@ def test_a_left_out_episode_leaves_the_others_scores_alone():
     assert scores.rewards[1] == without.rewards[1]
 
 
-# --- laws
+# --- properties
 
 distances = hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(0, 1e3, allow_subnormal=False)).filter(
     lambda d: np.ptp(d) > 1e-6
@@ -195,10 +195,10 @@ def test_scores_do_not_depend_on_the_order_of_episodes(seed, order):
     episodes = [episode(i, success=i < 5, task="a" if i % 2 else "b") for i in range(9)]
     windows = [WindowEmbeddings(np.array([10, 12]), rng.normal(size=(2, 4)).cumsum(0)) for _ in range(9)]
     straight = score(episodes, windows)
-    shuffled = score([episodes[i] for i in order], [windows[i] for i in order])
+    permutation = score([episodes[i] for i in order], [windows[i] for i in order])
     for place, i in enumerate(order):
-        assert shuffled.curves[place].progress == pytest.approx(straight.curves[i].progress, abs=1e-9)
-        assert shuffled.rewards[place] == pytest.approx(straight.rewards[i], abs=1e-9)
+        assert permutation.curves[place].progress == pytest.approx(straight.curves[i].progress, abs=1e-9)
+        assert permutation.rewards[place] == pytest.approx(straight.rewards[i], abs=1e-9)
 
 
 @given(st.integers(0, 2**32 - 1))

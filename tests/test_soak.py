@@ -1,4 +1,4 @@
-"""The soak test as a user runs it, as short as possible, and that its checks notice lost data."""
+"""Tests of the soak script: a short run as a user starts it, and checks that detect lost data."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def soak(monkeypatch) -> Any:
     return module
 
 
-def test_a_killed_run_loses_nothing_and_the_next_one_goes_on_once_it_is_confirmed(tmp_path):
+def test_a_killed_run_loses_nothing_and_the_next_run_needs_confirmation(tmp_path):
     faults = ("--fault", "nothing", "--fault", "kill -9", "--runs", "2", "--minutes", "3", "--seed", "1")
-    kept = ("--keep", str(tmp_path / "kept"), "--json", str(tmp_path / "soak.json"))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), *faults, *kept],
+    options = ("--keep", str(tmp_path / "kept"), "--json", str(tmp_path / "soak.json"))
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), *faults, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
         timeout=280,
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
     counts = json.loads((tmp_path / "soak.json").read_text())
     assert counts["problems"] == []
     assert {name: count for name, count in counts["faults"].items() if count} == {"kill -9": 1, "nothing": 1}
-    assert done.stdout.index("kill -9") < done.stdout.index("nothing")  # so that the second one was confirmed
+    assert process.stdout.index("kill -9") < process.stdout.index("nothing")  # the second run was confirmed
     early = len(counts["by_themselves"])  # a busy machine
     assert (counts["runs"], counts["refused"]) == (2 + early, 1 + early)
     assert (counts["trials"], counts["episodes"]) == (1, 1)
@@ -63,16 +63,16 @@ def test_a_killed_run_loses_nothing_and_the_next_one_goes_on_once_it_is_confirme
 
 @pytest.fixture
 def checks(soak, tmp_path) -> Any:
-    """The checks on a folder with two trials and a log of three steps, without a lab."""
-    made = soak.Soak.__new__(soak.Soak)
-    made.counts = soak.Counts()
-    made._output, made._journal = tmp_path, b""
+    """The script's checks, on a folder with two trials and a log of three steps, without a lab."""
+    instance = soak.Soak.__new__(soak.Soak)
+    instance.counts = soak.Counts()
+    instance._output, instance._journal = tmp_path, b""
     arm = load(HardwareRecipe, "hardware", "xarm7")
     assert arm.controller is not None
     nowhere = replace(arm.controller, address="127.0.0.1", command_port=1)
-    made._hardware = replace(arm, cameras=(), judge_url="http://127.0.0.1:1", controller=nowhere)
-    made._task = load(TaskRecipe, "datasets", "put-apple")
-    made._read_dataset = lambda: (2, 10, "")
+    instance._hardware = replace(arm, cameras=(), judge_url="http://127.0.0.1:1", controller=nowhere)
+    instance._task = load(TaskRecipe, "datasets", "put-apple")
+    instance._read_dataset = lambda: (2, 10, "")
     for number in range(2):
         append_trial(
             tmp_path,
@@ -83,10 +83,10 @@ def checks(soak, tmp_path) -> Any:
     (folder / "steps.jsonl").write_text("".join(f'{{"step": {k}}}\n' for k in range(3)))
     with (folder / "ticks.npys").open("wb") as file:
         np.save(file, np.array([(0.0,), (0.01,)], dtype=[("time_s", "f8")]))
-    return made
+    return instance
 
 
-def test_whole_data_is_no_problem(checks):
+def test_complete_data_is_no_problem(checks):
     folder = checks._output / "trials" / "002"
     for _ in range(2):
         checks._check_kept("x", folder, 3)
@@ -112,7 +112,7 @@ def test_lost_data_is_a_problem(checks, spoil, says):
     assert any(re.search(says, problem) for problem in checks.counts.problems), checks.counts.problems
 
 
-def test_a_fault_that_is_not_noted_and_a_next_run_that_is_not_refused_are_problems(checks, soak, monkeypatch):
+def test_a_missing_fault_note_or_refusal_is_a_problem(checks, soak, monkeypatch):
     checks._check_confirmation("x", True)
     assert checks.counts.problems == ["run 0 (x): a fault is not noted for the next run"]
     checks.counts.problems.clear()
@@ -125,9 +125,9 @@ def test_a_fault_that_is_not_noted_and_a_next_run_that_is_not_refused_are_proble
 
 
 def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch):
-    """Replaces the lab, the server and the runs by ones that do nothing."""
+    """Replaces the lab, the server and the runs by stubs."""
     names = list(soak.FAULTS)
-    drawn: list[str] = []
+    order: list[str] = []
 
     class Idle:
         def __init__(self, *_, **__):
@@ -146,9 +146,9 @@ def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch
             assert 1 <= at_step <= soak._LAST_STEP
             self.counts.runs += 1
             if self.counts.runs == 3:
-                return False  # ended by itself
+                return False  # the run ended without the fault
             self.counts.faults[name] += 1
-            drawn.append(name)
+            order.append(name)
             return True
 
     for part in ("MockLab", "PolicyServer", "Soak", "ScriptedPolicy"):
@@ -156,4 +156,4 @@ def test_every_fault_is_drawn_before_one_comes_again(soak, tmp_path, monkeypatch
     monkeypatch.setattr(soak, "describe", lambda *_: None)
     counts = soak.soak(60.0, 2 * len(names), names, 1, tmp_path, soak.Console(quiet=True))
     assert counts.runs == 2 * len(names) + 1
-    assert Counter(drawn[: len(names)]) == Counter(drawn[len(names) :]) == Counter(names)
+    assert Counter(order[: len(names)]) == Counter(order[len(names) :]) == Counter(names)

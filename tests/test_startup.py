@@ -1,4 +1,4 @@
-"""Start-up: a help page or a typo is answered before torch, lerobot or another heavy package is imported."""
+"""Tests that help pages and typos are answered before torch, lerobot or another heavy package is imported."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_no_help_page_imports_a_heavy_package(tmp_path: Path):
 # --- typos --------------------------------------------------------------------------------------------------------
 
 DEVICE = "cuda:9x"
-# (command line, a part of its error line). The folder they run in is made by `laboratory`.
+# (command line, a part of its error line). `laboratory` creates the folder in which they run.
 TYPOS: dict[str, tuple[str, str]] = {
     "run: arm": ("run --arm mok --task put-apple --policy ckpt --output new", "no recipe 'mok' in hardware/"),
     "run: task": ("run --task put-aple --policy ckpt --output new", "did you mean 'put-apple'"),
@@ -120,7 +120,7 @@ TYPOS: dict[str, tuple[str, str]] = {
 
 @pytest.fixture
 def laboratory(tmp_path: Path) -> Path:
-    """A folder with a checkpoint whose files are empty, an incomplete one, and folders that are something else."""
+    """A folder with a checkpoint of empty files, an incomplete checkpoint, and unrelated folders."""
     files = {
         "ckpt": ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"),
         "half": ("config.json", "model.safetensors"),

@@ -1,4 +1,4 @@
-"""Rates, exact tests, intervals, the sequential test and power: by hand, against scipy, and by simulation."""
+"""Tests of rates, exact tests, intervals, the sequential test and power: by hand, with scipy, by simulation."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def strata(draw: st.DrawFn) -> Stratum:
 
 
 def fisher(table: list[list[int]]) -> float:
-    found: Any = fisher_exact(table)
-    return float(found[1])
+    result: Any = fisher_exact(table)
+    return float(result[1])
 
 
 # --- exact tests
@@ -69,16 +69,16 @@ def test_one_task_is_fishers_exact_test(s):
 
 @settings(deadline=None)
 @given(st.lists(strata(), min_size=1, max_size=4), st.randoms())
-def test_the_order_of_tasks_does_not_matter_and_swapping_the_policies_turns_the_sign(tasks, random):
+def test_task_order_has_no_effect_and_swapping_policies_flips_the_sign(tasks, random):
     forward = stratified_effect(tasks)
-    shuffled = random.sample(tasks, len(tasks))
-    assert stratified_effect(shuffled) == pytest.approx(forward, abs=1e-7)
+    permutation = random.sample(tasks, len(tasks))
+    assert stratified_effect(permutation) == pytest.approx(forward, abs=1e-7)
     back = stratified_effect([Stratum(s.successes_b, s.trials_b, s.successes_a, s.trials_a) for s in tasks])
     assert (-back.difference, -back.high, -back.low, back.p) == pytest.approx(forward, abs=1e-6)
 
 
 def test_two_tasks_by_enumeration():
-    # Every split of the totals of each task, weighted by the hypergeometric law, written out.
+    # Enumerates every split of each task's totals, weighted by the hypergeometric distribution.
     first, second = Stratum(1, 3, 3, 4), Stratum(0, 2, 2, 3)
 
     def law(s: Stratum) -> dict[int, float]:
@@ -94,7 +94,7 @@ def test_two_tasks_by_enumeration():
     assert exact_stratified([first, second]) == pytest.approx(expected)
 
 
-def test_pooling_tasks_first_would_have_turned_the_result():
+def test_pooling_tasks_first_would_reverse_the_result():
     # A was run on the easy task, B on the hard one, and B is better on both (Simpson's paradox).
     effect = stratified_effect([Stratum(72, 90, 9, 10), Stratum(1, 10, 27, 90)])
     assert effect.difference == pytest.approx(0.15)
@@ -162,10 +162,10 @@ def test_nothing_to_compare_is_an_error():
 def test_paired_intervals_cover_and_tests_err_as_promised(pairs, only_a, only_b):
     rng = np.random.default_rng(pairs)
     studies = rng.multinomial(pairs, [only_a, only_b, 1 - only_a - only_b], size=2000)
-    draws, often = np.unique(studies, axis=0, return_counts=True)  # many are alike: each is computed once
+    draws, often = np.unique(studies, axis=0, return_counts=True)  # many outcomes are equal, so each is computed once
     effects = [paired_effect(Pairs(int(c), int(a), int(b), 0)) for a, b, c in draws]
-    covered = often @ [effect.low <= only_b - only_a <= effect.high for effect in effects] / often.sum()
-    assert covered >= 0.93
+    coverage = often @ [effect.low <= only_b - only_a <= effect.high for effect in effects] / often.sum()
+    assert coverage >= 0.93
     if only_a == only_b:
         assert often @ [effect.p <= 0.05 for effect in effects] / often.sum() <= 0.05
 
@@ -191,7 +191,7 @@ def test_progress_by_hand():
     a, b = np.array([0.2, 0.4, 0.6]), np.array([0.5, 0.5, 0.9])
     paired = mean_effect([(a, b)], paired=True)
     assert paired.difference == pytest.approx(0.7 / 3)
-    assert paired.p == pytest.approx(2 / 8, abs=0.03)  # all three signs alike: 2 of 8 sign patterns
+    assert paired.p == pytest.approx(2 / 8, abs=0.03)  # all three signs equal: 2 of 8 sign patterns
     # Two tasks of 3 and 1 pairs: (3 * 0.7 / 3 + 0.1) / 4
     assert mean_effect([(a, b), (np.array([0.1]), np.array([0.2]))], paired=True).difference == pytest.approx(0.2)
 
@@ -227,7 +227,7 @@ def test_evidence_by_hand():
     assert look.p == pytest.approx(9 / 256)
 
 
-def test_layouts_on_which_both_agree_are_no_evidence():
+def test_layouts_with_equal_outcomes_are_no_evidence():
     outcomes = [(False, True), (True, True), (False, False)] * 10
     assert monitor(outcomes).evidence == pytest.approx(monitor([(False, True)] * 10).evidence)
     assert monitor([(True, True)] * 50).p == 1.0
@@ -235,15 +235,15 @@ def test_layouts_on_which_both_agree_are_no_evidence():
 
 @settings(deadline=None)
 @given(PAIRS)
-def test_interval_and_test_agree_and_the_policies_are_treated_alike(pairs):
+def test_interval_and_test_agree_and_treat_the_policies_alike(pairs):
     assert log_wealth(pairs, 0.0) == pytest.approx(float(log_evidence(pairs.only_a, pairs.only_b)), abs=1e-9)
     low, high = anytime_interval(pairs)
     assert (low > 0 or high < 0) == (log_wealth(pairs, 0.0) > math.log(20))
-    mirrored = anytime_interval(Pairs(pairs.both, pairs.only_b, pairs.only_a, pairs.neither))
-    assert (-mirrored[1], -mirrored[0]) == pytest.approx((low, high), abs=1e-6)
+    mirror = anytime_interval(Pairs(pairs.both, pairs.only_b, pairs.only_a, pairs.neither))
+    assert (-mirror[1], -mirror[0]) == pytest.approx((low, high), abs=1e-6)
     assert low <= (pairs.only_b - pairs.only_a) / pairs.layouts <= high
-    fixed = paired_effect(pairs)
-    assert high - low >= fixed.high - fixed.low - 1e-6  # looking at any time has its price
+    ordinary = paired_effect(pairs)
+    assert high - low >= ordinary.high - ordinary.low - 1e-6  # the anytime interval is wider
 
 
 def test_evidence_is_a_fair_bet():
@@ -257,9 +257,9 @@ def test_looking_after_every_trial_raises_no_more_false_alarms_than_promised(agr
     rng = np.random.default_rng(7)
     draws = rng.random((2000, 400))
     wins_a, wins_b = np.cumsum(draws < (1 - agree) / 2, axis=1), np.cumsum(draws > (1 + agree) / 2, axis=1)
-    stopped = (log_evidence(wins_a, wins_b) >= math.log(20)).any(axis=1).mean()
-    assert stopped <= 0.05
-    if agree == 0.0:  # the ordinary test, looked at as often, does not keep its promise
+    false_alarms = (log_evidence(wins_a, wins_b) >= math.log(20)).any(axis=1).mean()
+    assert false_alarms <= 0.05
+    if agree == 0.0:  # the ordinary test exceeds its error rate if it is repeated that often
         limits = binom.ppf(0.025, np.arange(1, 401), 0.5)
         assert (np.minimum(wins_a, wins_b) < limits).any(axis=1).mean() > 0.2
 
@@ -267,18 +267,18 @@ def test_looking_after_every_trial_raises_no_more_false_alarms_than_promised(agr
 @pytest.mark.parametrize(("only_a", "only_b"), [(0.1, 0.3), (0.4, 0.4)])
 def test_the_interval_holds_at_all_times_together(only_a, only_b):
     rng = np.random.default_rng(3)
-    missed = 0
+    misses = 0
     for _ in range(100):
         counts = [0, 0, 0]
         for kind in rng.choice(3, 60, p=[only_a, only_b, 1 - only_a - only_b]):
             counts[kind] += 1
             if log_wealth(Pairs(counts[2], counts[0], counts[1], 0), only_b - only_a) >= math.log(20):
-                missed += 1
+                misses += 1
                 break
-    assert missed <= 5
+    assert misses <= 5
 
 
-def test_it_stops_where_no_difference_that_matters_is_left():
+def test_the_test_stops_once_no_relevant_difference_is_left():
     look = monitor([(True, True)] * 60, margin=0.15)
     assert look.decision == "equivalent"
     low, high = anytime_interval(Pairs(look.decided_at, 0, 0, 0))
@@ -322,7 +322,7 @@ def test_without_a_difference_power_is_the_error_rate():
 
 @settings(max_examples=10, deadline=None)
 @given(st.floats(0.05, 0.45), st.floats(0.2, 0.4))
-def test_a_larger_difference_needs_fewer_trials_and_what_is_needed_suffices(base, difference):
+def test_a_larger_difference_needs_fewer_trials_and_that_number_suffices(base, difference):
     size, fewer = pairs_needed(base, difference), pairs_needed(base, difference + 0.15)
     assert size is not None
     assert fewer is not None
@@ -332,25 +332,25 @@ def test_a_larger_difference_needs_fewer_trials_and_what_is_needed_suffices(base
 
 
 def test_looking_after_every_trial_costs_trials_but_keeps_the_power():
-    fixed, looked = pairs_needed(0.3, 0.3), sequential_pairs_needed(0.3, 0.3)
-    assert fixed is not None
-    assert looked is not None
-    assert fixed < looked < 2 * fixed
-    rng = np.random.default_rng(99)  # other studies than those it was found with
+    ordinary, sequential = pairs_needed(0.3, 0.3), sequential_pairs_needed(0.3, 0.3)
+    assert ordinary is not None
+    assert sequential is not None
+    assert ordinary < sequential < 2 * ordinary
+    rng = np.random.default_rng(99)  # independent of the studies that the number was computed from
     only_a, only_b = discordance(0.3, 0.3)
-    draws = rng.random((2000, looked))
+    draws = rng.random((2000, sequential))
     wins_a, wins_b = np.cumsum(draws < only_a, axis=1), np.cumsum(draws > 1 - only_b, axis=1)
     assert (log_evidence(wins_a, wins_b) >= math.log(20)).any(axis=1).mean() == pytest.approx(0.8, abs=0.03)
 
 
 def test_unpaired_trials_are_needed_as_computed():
-    size = trials_needed(0.28, 0.187)  # figure 8 of the paper, were both arms run on layouts of their own
+    size = trials_needed(0.28, 0.187)  # figure 8 of the paper, if both arms ran on different layouts
     assert size is not None
     assert unpaired_power(size, 0.28, 0.467) >= 0.8 > unpaired_power(size - 20, 0.28, 0.467)
 
 
-def test_a_difference_that_cannot_be():
-    assert rates(0.9, 0.2) == pytest.approx((0.9, 0.7))  # no room above
+def test_an_impossible_difference_is_refused():
+    assert rates(0.9, 0.2) == pytest.approx((0.9, 0.7))  # no higher rate is possible
     with pytest.raises(ValueError, match="no rate is 70% away"):
         rates(0.5, 0.7)
     with pytest.raises(ValueError, match="power"):

@@ -1,8 +1,8 @@
-"""The stock trainer as the oracle: with plain weights our losses are those of lerobot's own `train`.
+"""Compares our trainer with lerobot's: with uniform weights, the losses equal those of lerobot's `train`.
 
-lerobot's loop runs as it is, on the same dataset, checkpoint, seed and batch size. What is replaced in it is its random
-generator: lerobot draws noise and time from torch's global one, here they come from `FlowNoise`, as a function of the
-step. pi0-FAST draws nothing, and then nothing is replaced but the recording of the loss.
+lerobot's loop runs unchanged on the same dataset, checkpoint, seed and batch size, except for its random numbers.
+lerobot draws noise and time from torch's global generator. Here they come from `FlowNoise`, as a function of the step.
+pi0-FAST draws no noise, so only the loss is recorded.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FRAMES = (11, 9)  # 20 frames in batches of 4, since lerobot cuts a batch at an 
 
 
 def plain(recipe: PolicyRecipe) -> PolicyRecipe:
-    """`recipe` with everything of ours that lerobot has not, off."""
+    """Returns `recipe` with every option off that lerobot does not have."""
     same = {"padding": "trained", "token_balance": "batch", "ema_decay": 0.0, "steps": STEPS, "warmup_steps": 3}
     rates = {"learning_rate": 1e-3, "final_learning_rate": 1e-4}
     config = recipe.config | {"use_relative_actions": False}
-    if "normalization_mapping" in config:  # lerobot estimates quantiles of a dataset from its episodes' quantiles
+    if "normalization_mapping" in config:  # lerobot estimates a dataset's quantiles from those of its episodes
         config |= {"normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}}
     return replace(recipe, **same, **rates, config=config)
 
@@ -50,7 +50,7 @@ def buffer(tmp_path_factory):
 
 
 def starting_point(buffer, recipe, root: Path) -> Path:
-    """A checkpoint with fresh weights from which both trainers start. lerobot's config names the tokenizer."""
+    """Writes a checkpoint with fresh weights from which both trainers start. lerobot's config names the tokenizer."""
     policy, preprocessor, postprocessor = build_policy(recipe, buffer)
     for part in (policy, preprocessor, postprocessor):
         part.save_pretrained(root)
@@ -60,7 +60,7 @@ def starting_point(buffer, recipe, root: Path) -> Path:
     for step in content["steps"]:
         if step.get("registry_name") == "tokenizer_processor":
             step["config"]["tokenizer_name"] = str(root / "tokenizer")
-        if step.get("registry_name") == "action_tokenizer_processor":  # lerobot does not save this one
+        if step.get("registry_name") == "action_tokenizer_processor":  # lerobot does not save this file
             step["config"]["fast_skip_tokens"] = recipe.config["fast_skip_tokens"]
     path.write_text(json.dumps(content))
     return root
@@ -93,14 +93,14 @@ def stock_losses(buffer, recipe, start: Path, output: Path, monkeypatch) -> list
     losses: list[float] = []
     real = lerobot_train.update_policy
 
-    def recorded(metrics: Any, policy: Any, *rest: Any, **options: Any) -> Any:
+    def record_loss(metrics: Any, policy: Any, *rest: Any, **options: Any) -> Any:
         noise = FlowNoise(policy).rows((recipe.seed, len(losses) + 1), 0, recipe.batch_size)
         with noise:
             result = real(metrics, policy, *rest, **options)
         losses.append(metrics.loss.val)
         return result
 
-    monkeypatch.setattr(lerobot_train, "update_policy", recorded)
+    monkeypatch.setattr(lerobot_train, "update_policy", record_loss)
     monkeypatch.setattr(sys, "argv", ["lerobot-train"])
     kind, tokenizers = family(recipe.family), saved_tokenizers(start)
     with in_lerobot(kind, tokenizers), architecture(recipe.tiny, 16):  # sizes and tokenizers, no code
@@ -120,13 +120,13 @@ def our_losses(buffer, recipe, start: Path, output: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("sized", [RECIPE, FAST], ids=lambda recipe: recipe.family)
-def test_plain_training_is_stock_lerobots(buffer, tmp_path, monkeypatch, sized):
-    recipe = plain(sized)
+@pytest.mark.parametrize("small_recipe", [RECIPE, FAST], ids=lambda recipe: recipe.family)
+def test_plain_training_equals_lerobots_trainer(buffer, tmp_path, monkeypatch, small_recipe):
+    recipe = plain(small_recipe)
     start = starting_point(buffer, recipe, tmp_path / "start")
-    ours = our_losses(buffer, recipe, start, tmp_path / "ours")
+    losses = our_losses(buffer, recipe, start, tmp_path / "ours")
     stock = stock_losses(buffer, recipe, start, tmp_path / "stock", monkeypatch)
     assert len(stock) == STEPS
-    assert ours == pytest.approx(stock, rel=1e-4)
+    assert losses == pytest.approx(stock, rel=1e-4)
     assert np.ptp(stock) > 0.05 * np.mean(stock)  # steps differ by far more than the tolerance
     assert torch.get_default_dtype() is torch.float32

@@ -1,4 +1,4 @@
-"""The store of embeddings is whole or absent with several writers, a full disk, or a kill. Also plans over it."""
+"""Tests of the embedding store: entries stay complete with several writers, full disks or kills. Also its plans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(tmp_path):
 # --- entries
 
 
-def test_an_entry_tells_what_it_is_of_and_how_large_it_is(store):
+def test_an_entry_records_its_source_and_size(store):
     store.put("b", windows(3), {"camera": "front", "episode": 7, "windows": {"kind": "dense"}})
     store.put("a", windows(2))
     first, second = store.entries()
@@ -43,7 +43,7 @@ def test_an_entry_tells_what_it_is_of_and_how_large_it_is(store):
     assert store.keys() == ["a", "b"]
 
 
-def test_the_size_that_a_plan_promises_holds(store):
+def test_an_entry_has_the_planned_size(store):
     noise = np.random.default_rng(0).normal(size=(74, 256)).astype(np.float32)
     store.put("a", WindowEmbeddings(np.arange(74), noise))
     on_disk = store.entries()[0].bytes
@@ -61,19 +61,19 @@ def test_an_entry_without_metadata_of_an_older_version_is_listed(store):
 # --- prune
 
 
-def test_prune_keeps_what_it_is_told_and_frees_the_rest(store):
+def test_prune_keeps_the_given_entries_and_frees_the_rest(store):
     for key in "abc":
         store.put(key, windows(2))
     size = store.entries()[0].bytes
-    heard: list[str] = []
-    assert store.prune({"b"}, heard.append) == Pruned(2, 0, 2 * size)
-    assert (store.keys(), heard) == (["b"], ["a", "c"])
+    messages: list[str] = []
+    assert store.prune({"b"}, messages.append) == Pruned(2, 0, 2 * size)
+    assert (store.keys(), messages) == (["b"], ["a", "c"])
     assert store.prune({"b"}) == Pruned(0, 0, 0)
     assert store.get("b").embeddings.tolist() == windows(2).embeddings.tolist()
     assert EmbeddingStore(store.path).keys() == ["b"]
 
 
-def test_prune_removes_what_a_killed_writer_left(store):
+def test_prune_removes_the_leftovers_of_a_killed_writer(store):
     script = (
         "import numpy as np, os, sys\n"
         "from pathlib import Path\n"
@@ -86,13 +86,13 @@ def test_prune_removes_what_a_killed_writer_left(store):
     assert subprocess.run([sys.executable, "-c", script, str(store.path)], check=False).returncode == -9
     assert len(list(store.path.glob(".half.*"))) == 1
     assert len(store) == 1
-    pruned = store.prune({"whole"})
-    assert (pruned.entries, pruned.leftovers) == (0, 1)
-    assert pruned.bytes > 0
+    result = store.prune({"whole"})
+    assert (result.entries, result.leftovers) == (0, 1)
+    assert result.bytes > 0
     assert sorted(child.name for child in store.path.iterdir()) == ["srpo.json", "whole", "zarr.json"]
 
 
-def test_a_prune_that_is_cut_off_leaves_whole_entries_only(store, monkeypatch):
+def test_an_interrupted_prune_leaves_complete_entries_only(store, monkeypatch):
     store.put("a", windows(2))
 
     def stop(*_: object, **__: object) -> None:
@@ -107,14 +107,14 @@ def test_a_prune_that_is_cut_off_leaves_whole_entries_only(store, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["between arrays", "before the rename"])
-def test_a_writer_whose_unfinished_entry_is_pruned_starts_it_again(store, monkeypatch, moment):
+def test_a_writer_restarts_an_entry_that_was_pruned(store, monkeypatch, moment):
     import zarr
 
-    rename, create, seen = os.rename, zarr.Group.create_array, []
+    rename, create, prunes = os.rename, zarr.Group.create_array, []
 
     def prune_once() -> None:
-        if not seen:
-            seen.append(True)
+        if not prunes:
+            prunes.append(True)
             assert store.prune(set()).leftovers == 1
 
     def create_array(group, name, **options):
@@ -130,7 +130,7 @@ def test_a_writer_whose_unfinished_entry_is_pruned_starts_it_again(store, monkey
     monkeypatch.setattr(zarr.Group, "create_array", create_array)
     monkeypatch.setattr("srpo_robot.progress.store.os.rename", rename_after)
     store.put("a", windows(2))
-    assert seen == [True]
+    assert prunes == [True]
     assert store.get("a").ends.tolist() == [0, 1]
     assert not list(store.path.glob(".*"))
 
@@ -170,8 +170,8 @@ def test_two_processes_on_one_store_lose_nothing(tmp_path):
     assert len(store) == 36
     for name in ("shared", "left", "right"):
         for i in range(12):
-            own = store.get(f"{name}{i}")
-            assert (own.ends.tolist(), own.embeddings.tolist()) == ([i], [[float(i)] * 8])
+            entry = store.get(f"{name}{i}")
+            assert (entry.ends.tolist(), entry.embeddings.tolist()) == ([i], [[float(i)] * 8])
     assert not list(path.glob(".*"))
 
 
@@ -179,15 +179,15 @@ def test_two_processes_on_one_store_lose_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("where", ["zarr.Group.create_array", "srpo_robot.progress.store.os.rename"])
-def test_a_full_disk_is_one_line_and_keeps_what_there_is(store, monkeypatch, code, where):
+@pytest.mark.parametrize("target", ["zarr.Group.create_array", "srpo_robot.progress.store.os.rename"])
+def test_a_full_disk_is_a_one_line_error_and_keeps_the_entries(store, monkeypatch, code, target):
     store.put("early", windows(2))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(where, full)
+        patch.setattr(target, full)
         with pytest.raises(SrpoRobotError, match=r"needs 2\.0 MB, [\d.]+ MB are free; earlier episodes are kept") as e:
             store.put("late", windows(1000, width=500))
     assert "\n" not in str(e.value)
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_there_is(store, monkeypatch, cod
     assert store.keys() == ["early", "late"]
 
 
-def test_a_disk_that_is_really_full(tmp_path):
+def test_a_real_full_disk(tmp_path):
     """On a file system of 256 kB, if mounting is allowed."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -219,7 +219,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_folder_that_may_not_be_written_is_one_line(store, tmp_path, monkeypatch):
+def test_a_read_only_folder_is_a_one_line_error(store, tmp_path, monkeypatch):
     store.put("early", windows(2))
 
     def refuse(*_: object, **__: object) -> None:
@@ -243,7 +243,7 @@ def test_a_real_read_only_folder(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_another_failure_to_rename_passes_as_it_is(store, monkeypatch):
+def test_other_rename_errors_propagate(store, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "input/output error")
 
@@ -263,7 +263,7 @@ def test_a_store_whose_format_cannot_be_read_is_refused(store, content):
 # --- plan
 
 
-def test_a_plan_counts_what_is_left_for_every_camera():
+def test_a_plan_counts_the_remaining_windows_of_every_camera():
     geometry = Geometry(layers=24, hidden=1024, mlp_ratio=4, crop_px=256)
     episodes = [
         Episode(index=i, task="t", length=length, fps=10.0, first_frame=0, cameras=("a", "b"))
@@ -271,28 +271,28 @@ def test_a_plan_counts_what_is_left_for_every_camera():
     ]
     spec = ScoringConfig(windows="stride:4", frames_per_clip=64)
     keys = {0: ("a0", "b0"), 1: ("a1", "b1"), 2: ("a2", "b2")}
-    made = plan(episodes, spec, geometry, keys, {"a0", "b2"}, tflops=100.0)
+    result = plan(episodes, spec, geometry, keys, {"a0", "b2"}, tflops=100.0)
     counts = [24, 4, 1]  # ends 10, 14, .., 98, 99 / 10, 14, 18, 19 / 4
-    left = counts[0] + 2 * counts[1] + counts[2]
-    assert (made.windows, made.windows_stored) == (2 * sum(counts), counts[0] + counts[2])
-    assert made.tflop == pytest.approx(left * 11.571, rel=1e-3)
-    assert made.seconds == pytest.approx(made.tflop / 100)
-    assert made.bytes == sum(entry_bytes(n, 1024) for n in (24, 4, 4, 1))
+    remaining = counts[0] + 2 * counts[1] + counts[2]
+    assert (result.windows, result.windows_stored) == (2 * sum(counts), counts[0] + counts[2])
+    assert result.tflop == pytest.approx(remaining * 11.571, rel=1e-3)
+    assert result.seconds == pytest.approx(result.tflop / 100)
+    assert result.bytes == sum(entry_bytes(n, 1024) for n in (24, 4, 4, 1))
 
 
-def test_a_plan_of_nested_windows_costs_each_at_its_own_length():
+def test_a_plan_of_nested_windows_uses_the_length_of_each_window():
     geometry = Geometry(layers=24, hidden=1024, mlp_ratio=4, crop_px=256)
     episode = Episode(index=3, task="t", length=300, fps=10.0, first_frame=0, cameras=("a",))
-    made = plan([episode], ScoringConfig(windows="nested", min_window=0, frames_per_clip=64), geometry, {3: ("k",)}, ())
-    assert made.windows == 32
-    assert made.seconds is None
-    assert made.tflop == pytest.approx(sum(tflop_per_clip(geometry, t) for t in range(2, 65, 2)))
-    assert made.tflop == pytest.approx(156, rel=0.01)
+    cost = plan([episode], ScoringConfig(windows="nested", min_window=0, frames_per_clip=64), geometry, {3: ("k",)}, ())
+    assert cost.windows == 32
+    assert cost.seconds is None
+    assert cost.tflop == pytest.approx(sum(tflop_per_clip(geometry, t) for t in range(2, 65, 2)))
+    assert cost.tflop == pytest.approx(156, rel=0.01)
 
 
-def test_a_plan_where_all_is_stored_or_left_out_costs_nothing():
+def test_a_plan_with_all_windows_stored_or_omitted_costs_nothing():
     episodes = [Episode(index=i, task="t", length=30, fps=10.0, first_frame=0, cameras=("a",)) for i in range(2)]
-    made = plan(
+    result = plan(
         episodes,
         ScoringConfig(windows="dense", frames_per_clip=4),
         Geometry(layers=2, hidden=32, mlp_ratio=2, crop_px=32),
@@ -300,4 +300,4 @@ def test_a_plan_where_all_is_stored_or_left_out_costs_nothing():
         {"k"},
         1.0,
     )
-    assert (made.windows, made.windows_stored, made.tflop, made.seconds, made.bytes) == (20, 20, 0, 0, 0)
+    assert (result.windows, result.windows_stored, result.tflop, result.seconds, result.bytes) == (20, 20, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The streamer's core without processes: set points between targets, deadlines, and the bytes it reads by itself."""
+"""Tests of the streamer's core without processes: set points between targets, deadlines, and report decoding."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ AIMS = st.tuples(
     NUMBERS,
     st.floats(-0.1, 0.3),  # due after
     st.sampled_from([1.0, 0.1]),  # pace
-    st.lists(st.floats(0.001, 0.3), max_size=12),  # times between the ticks that follow: late and early ones
+    st.lists(st.floats(0.001, 0.3), max_size=12),  # times between the next ticks, some late and some early
 )
 
 
 @settings(deadline=None, max_examples=40)
 @given(aims=st.lists(AIMS, min_size=1, max_size=6))
-def test_no_targets_and_no_lateness_lead_out_of_the_limits(aims):
+def test_targets_and_delays_never_lead_out_of_the_limits(aims):
     stream, now, path = points(), 0.0, [HOME]
     for number, (joints, gripper, due, pace, waits) in enumerate(aims):
         try:
@@ -63,24 +63,24 @@ def test_no_targets_and_no_lateness_lead_out_of_the_limits(aims):
 
 def test_a_stream_of_targets_becomes_a_steady_motion_that_ends_at_the_last_one():
     """0.04 rad every 0.1 s: 0.4 rad/s throughout, and no stop between the targets."""
-    stream, speeds, asked = points(), [], []
+    stream, speeds, positions = points(), [], []
     for k in range(1, 11):
         now = 0.1 * (k - 1)
         stream.aim(k, ArmCommand(HOME + np.array([0.04 * k, 0, 0, 0, 0, 0, 0]), 0.04), now, now + 0.1)
         for tick in range(10):
-            asked.append(stream.target_at(now + TICK * tick).joints_rad[0])
+            positions.append(stream.target_at(now + TICK * tick).joints_rad[0])
             assert stream.advance(now + TICK * tick) == ()
             speeds.append(stream.motion.speed_rad_s[0])
-    assert np.diff(asked) == pytest.approx(np.full(99, 0.004))  # straight from target to target
+    assert np.diff(positions) == pytest.approx(np.full(99, 0.004))  # straight from target to target
     assert np.array(speeds[20:]) == pytest.approx(np.full(80, 0.4), abs=0.02)
-    for tick in range(60):  # the targets ran out: it holds the last one
+    for tick in range(60):  # no target is left, so the last one is held
         stream.advance(1.0 + TICK * tick)
     assert stream.motion.joints_rad[0] == pytest.approx(0.4, abs=1e-9)
     assert stream.motion.at_rest or np.abs(stream.motion.speed_rad_s).max() < 1e-9
     assert stream.number == 10
 
 
-def test_what_is_no_number_brakes_and_holds_until_the_next_target():
+def test_a_nan_target_brakes_and_holds_until_the_next_target():
     stream = points()
     stream.aim(1, ArmCommand(HOME + 0.05, 0.04), 0.0, 0.05)
     for tick in range(5):
@@ -90,9 +90,9 @@ def test_what_is_no_number_brakes_and_holds_until_the_next_target():
         stream.aim(2, ArmCommand(np.full(JOINTS, np.nan), 0.04), 0.05, 0.1)
     for tick in range(30):
         assert stream.advance(0.05 + TICK * tick) == ()
-    held = stream.motion.joints_rad
+    position = stream.motion.joints_rad
     assert stream.motion.at_rest
-    assert stream.target_at(1.0).joints_rad == pytest.approx(held)
+    assert stream.target_at(1.0).joints_rad == pytest.approx(position)
     stream.aim(3, ArmCommand(HOME, 0.04), 1.0, 1.1)
     for tick in range(60):
         stream.advance(1.0 + TICK * tick)
@@ -112,16 +112,16 @@ def test_the_resting_place_is_where_braking_ends(seed, ticks):
     assert place == pytest.approx(here.joints_rad, abs=1e-12)
 
 
-def test_clips_go_through_the_log_and_back():
+def test_limit_names_survive_the_log():
     for i in range(1 << len(motion.LAYERS)):
         assert bits_of_layers(layers_of_bits(i)) == i
-    assert LOG.itemsize <= 512  # a pipe takes it whole or not at all
+    assert LOG.itemsize <= 512  # a pipe writes it atomically
 
 
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 
-def test_deadlines_are_absolute_and_a_stall_is_not_made_up_for():
+def test_deadlines_are_absolute_and_missed_ticks_are_dropped():
     due = Deadlines(0.0, 0.01)
     assert due.begin(0.001) == (pytest.approx(0.001), 0)
     assert due.next_s == pytest.approx(0.01)  # lateness does not add up
@@ -135,17 +135,17 @@ def test_deadlines_are_absolute_and_a_stall_is_not_made_up_for():
 @settings(deadline=None)
 @given(delays=st.lists(st.floats(0, 0.1), min_size=2, max_size=50))
 def test_two_ticks_are_never_closer_than_half_a_period(delays):
-    due, begun = Deadlines(0.0, 0.01), []
+    due, starts = Deadlines(0.0, 0.01), []
     for delay in delays:
-        begun.append(due.next_s + delay)
-        due.begin(begun[-1])
-    assert np.diff(begun).min() >= 0.005 - 1e-12
+        starts.append(due.next_s + delay)
+        due.begin(starts[-1])
+    assert np.diff(starts).min() >= 0.005 - 1e-12
 
 
 # --- the wire ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_report_is_read_as_the_emulator_writes_it():
+def test_a_report_of_the_emulator_is_decoded():
     values = {"state_mode": 2 | 1 << 4, "joints": HOME, "queued": 3}
     frame = frames.encode_report(wire.REPORT_PORT, values)
     first = wire.decode(frame[4:], 10.0, None)
@@ -153,8 +153,8 @@ def test_a_report_is_read_as_the_emulator_writes_it():
     assert first.joints_rad == pytest.approx(HOME, abs=1e-6)
     same = wire.decode(frame[4:], 11.0, first)
     assert (same.time_s, same.changed_s) == (11.0, 10.0)
-    moved = frames.encode_report(wire.REPORT_PORT, values | {"joints": HOME + 1e-5})
-    assert wire.decode(moved[4:], 12.0, same).changed_s == 12.0
+    report_after = frames.encode_report(wire.REPORT_PORT, values | {"joints": HOME + 1e-5})
+    assert wire.decode(report_after[4:], 12.0, same).changed_s == 12.0
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def silent():
         yield server.getsockname()[1]
 
 
-def test_no_server_and_a_silent_one_are_one_line_within_the_time_limit(silent):
+def test_a_missing_or_silent_server_is_a_one_line_error_within_the_time_limit(silent):
     with pytest.raises(
         ArmError, match=r"no xArm controller answers at 127.0.0.1:\d+ within 0.2 s \(no answer\); check"
     ):
@@ -175,7 +175,7 @@ def test_no_server_and_a_silent_one_are_one_line_within_the_time_limit(silent):
         wire.ask("127.0.0.1", port, wire.VERSION, timeout_s=0.2)
 
 
-def test_a_connection_that_closes_is_no_answer():
+def test_a_closed_connection_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as server:
         closing = threading.Thread(target=lambda: server.accept()[0].close())
         closing.start()

@@ -1,4 +1,4 @@
-"""The mock cell's cameras over HTTP, opened by OpenCV through the driver's own code."""
+"""Tests of the mock cell's cameras over HTTP, which OpenCV opens through the driver's code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def works(act: Callable[[], object]) -> bool:
     return False
 
 
-def test_opencv_sees_what_the_cell_renders(streams):
+def test_opencv_reads_the_images_that_the_cell_renders(streams):
     expected = {}
     reference = CellSim(HARDWARE, TASK)
     reference.reset(tasks.layout(TASK, 1), START)
@@ -117,14 +117,14 @@ def test_faults_of_a_camera_are_detected(streams):
         assert works(lambda: cameras.read(1.0))
 
 
-def test_only_what_is_watched_is_drawn_and_a_browser_finds_a_page(streams):
+def test_only_watched_cameras_are_rendered_and_a_browser_gets_a_page(streams):
     time.sleep(0.1)
     assert all(stream.number == 0 for stream in streams._streams.values())
     with urllib.request.urlopen(streams.url("front").rsplit("/", 1)[0] + "/", timeout=10) as answer:
         assert b"/front.mjpg" in answer.read()
 
 
-def test_two_watchers_see_the_same_camera(streams):
+def test_two_clients_can_read_the_same_camera(streams):
     front = recipes(streams)[:1]
     with Cameras(front) as one, Cameras(front) as other:
         assert one.read(10.0)["front"].image.shape == other.read(10.0)["front"].image.shape
@@ -138,18 +138,18 @@ def test_bad_input(streams):
         CameraStreams(streams._plant, port=port).__enter__()
 
 
-def test_a_machine_that_cannot_draw_says_so_at_the_start(monkeypatch):
+def test_a_machine_that_cannot_render_is_refused_at_the_start(monkeypatch):
     monkeypatch.setenv("SRPO_RENDERER", "vulkan")
     with pytest.raises(ArmError, match="the mock cameras failed: SRPO_RENDERER='vulkan' is no renderer"):
         CameraStreams(CellPlant(CellSim(HARDWARE, TASK))).__enter__()
     assert not [t.name for t in threading.enumerate() if t.name in ("mock-cameras", "http-server")]
 
 
-def test_nothing_is_left(streams):
+def test_a_stopped_server_closes_its_port_and_its_clients_notice(streams):
     with Cameras(recipes(streams)) as cameras:
         cameras.read(10.0)
         port = int(streams.url("front").split(":")[2].split("/")[0])
-        streams.__exit__(None, None, None)  # with clients on it
+        streams.__exit__(None, None, None)  # while clients are connected
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
         assert fails(cameras, 10.0, "gives no pictures any more")

@@ -1,4 +1,4 @@
-"""A policy that runs in its own thread or on another machine: late, hung, crashed or wrong."""
+"""Tests of a policy in a separate thread or on another machine: late, hung, crashed or wrong."""
 
 from __future__ import annotations
 
@@ -28,67 +28,67 @@ from srpo_robot.records import ActionChunk, ArmCommand, ArmState, Observation
 
 @dataclass
 class Slow(Script):
-    """Answers only when it is let go on."""
+    """A policy that answers only after `go` is set."""
 
     go: threading.Event = field(default_factory=threading.Event)
-    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    calls: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def act(self, observation: Observation) -> ActionChunk | None:
-        self.asked.release()
+        self.calls.release()
         self.go.wait(30.0)
         return super().act(observation)
 
 
-def seen(arm: ToyArm | None = None) -> Observation:
+def observation(arm: ToyArm | None = None) -> Observation:
     return (arm or ToyArm()).observe()
 
 
 # --- in a thread
 
 
-def test_answers_are_those_of_the_policy():
+def test_answers_equal_the_policys():
     with AsyncRunner(Script(rows(3)), 10.0, 10.0) as runner:
         runner.reset(0)
-        answer = runner.act(seen())
+        answer = runner.act(observation())
         assert isinstance(answer, ActionChunk) and len(answer.actions) == 3
-        assert runner.act(seen()) is None
+        assert runner.act(observation()) is None
     assert not any(thread.name == "policy" for thread in threading.enumerate())
 
 
-def test_a_late_answer_is_waited_for_and_belongs_to_its_question():
+def test_a_late_answer_belongs_to_its_observation():
     policy = Slow(rows(3))
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
         arm = ToyArm()
-        assert runner.act(seen(arm)) == PENDING
+        assert runner.act(observation(arm)) == PENDING
         arm.driven.append(ArmCommand(arm.home_rad, 0.04))
-        assert runner.act(seen(arm)) == PENDING
+        assert runner.act(observation(arm)) == PENDING
         policy.go.set()
-        while (answer := runner.act(seen(arm))) == PENDING:
+        while (answer := runner.act(observation(arm))) == PENDING:
             time.sleep(0.001)
-        assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, asked once
+        assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, requested once
 
 
-def test_what_was_thought_for_the_last_trial_is_dropped():
+def test_answers_for_the_last_trial_are_dropped():
     policy = Slow(rows(6))
     with AsyncRunner(policy, 0.001, 10.0) as runner:
         runner.reset(0)
-        assert runner.act(seen()) == PENDING
-        policy.asked.acquire()
+        assert runner.act(observation()) == PENDING
+        policy.calls.acquire()
         policy.go.set()
         runner.reset(1)
-        while (answer := runner.act(seen())) == PENDING:
+        while (answer := runner.act(observation())) == PENDING:
             time.sleep(0.001)
-        assert isinstance(answer, ActionChunk) and policy.at == 3  # begun anew, one chunk in
+        assert isinstance(answer, ActionChunk) and policy.at == 3  # restarted, one chunk in
 
 
-def test_a_policy_that_never_answers_is_given_up():
+def test_a_policy_that_never_answers_times_out():
     policy = Slow(rows(3))
     with AsyncRunner(policy, 0.001, 0.05) as runner:
         runner.reset(0)
 
         def wait_for_it() -> None:
-            while runner.act(seen()) == PENDING:
+            while runner.act(observation()) == PENDING:
                 time.sleep(0.001)
 
         with pytest.raises(PolicyError, match="has not answered for 0.05 s"):
@@ -105,22 +105,22 @@ class Crashing(Script):
         raise self.error
 
 
-def test_a_crash_is_one_line_and_refusals_stay_what_they_are():
+def test_a_crash_is_a_one_line_error_and_refusals_pass_unchanged():
     policy = Crashing(rows(3))
     with AsyncRunner(policy, 10.0, 10.0) as runner:
         runner.reset(0)
         with pytest.raises(PolicyError, match="the policy crashed: RuntimeError: CUDA out of memory"):
-            runner.act(seen())
+            runner.act(observation())
         policy.error = UndecodableActions("no action in it")
         with pytest.raises(UndecodableActions, match="no action in it"):
-            runner.act(seen())
+            runner.act(observation())
 
 
 # --- in the loop
 
 
 class WatchfulArm(ToyArm):
-    """Lets the policy go on once it has held for three steps."""
+    """An arm that lets the policy continue after three steps on hold."""
 
     policy: Slow
 
@@ -135,78 +135,78 @@ def test_the_arm_holds_and_counts_while_the_policy_is_late():
     arm, policy, sink, steps = WatchfulArm(), Slow(rows(4, z=0.24), execute=4), Sink(), list[Step]()
     arm.policy = policy
     with AsyncRunner(policy, 0.001, 10.0) as runner:
-        made = setup(arm, ToyCell(arm), time_limit_s=1.0, runner=runner, log=steps.append)
-        outcome = run_episode(made, policy, 0, sink)
+        trial_setup = setup(arm, ToyCell(arm), time_limit_s=1.0, runner=runner, log=steps.append)
+        outcome = run_episode(trial_setup, policy, 0, sink)
     assert outcome.late >= 3 and outcome.steps <= 10
-    held = [step for step in steps if step.row < 0]
-    assert len(held) == outcome.late and [step.number for step in steps] == list(range(outcome.steps))
-    for step in held[:3]:
+    holds = [step for step in steps if step.row < 0]
+    assert len(holds) == outcome.late and [step.number for step in steps] == list(range(outcome.steps))
+    for step in holds[:3]:
         assert step.limited.command.joints_rad == pytest.approx(arm.home_rad) and step.chunk == -1
-    assert len(sink.frames) == outcome.steps  # a hold is a frame like any other: time passes evenly
+    assert len(sink.frames) == outcome.steps  # held frames are recorded too, so time steps are even
     assert [step.row for step in steps if step.chunk == 0 and step.row >= 0] == [0, 1, 2, 3]
 
 
-def test_a_crash_ends_the_episode_and_nothing_half_is_kept():
+def test_a_crash_ends_the_episode_and_discards_it():
     arm, sink = ToyArm(), Sink()
     with AsyncRunner(Crashing(rows(3)), 10.0, 10.0) as runner, pytest.raises(PolicyError, match="crashed"):
         run_episode(setup(arm, ToyCell(arm), runner=runner), Script(rows(3)), 0, sink)
     assert sink.ends == [None]
 
 
-def test_a_stop_by_hand_is_no_fault_and_is_judged():
+def test_a_stop_by_hand_is_not_a_fault_and_is_labelled():
     pressed = threading.Event()
 
-    class Stopped(ToyArm):
+    class StoppingArm(ToyArm):
         def _drive(self, command: ArmCommand) -> None:
             super()._drive(command)
             if len(self.driven) == 3:
                 pressed.set()
                 raise ArmError("the arm was stopped")
 
-    arm, sink = Stopped(), Sink()
+    arm, sink = StoppingArm(), Sink()
     outcome = run_episode(setup(arm, ToyCell(arm), stopped=pressed.is_set), Script(rows(9)), 0, sink)
     assert (outcome.success, outcome.note, outcome.steps) == (False, "stopped by hand", 2)
     assert sink.ends == [False]
 
 
-def test_a_redone_trial_counts_for_nothing():
-    class Again(ToyCell):
+def test_a_redone_trial_is_not_counted():
+    class RedoingCell(ToyCell):
         def verdict(self, ended: bool) -> bool | None:
             raise Redo("redone by hand")
 
     arm, sink = ToyArm(), Sink()
-    outcome = run_episode(setup(arm, Again(arm)), Script(rows(9)), 0, sink)
+    outcome = run_episode(setup(arm, RedoingCell(arm)), Script(rows(9)), 0, sink)
     assert outcome.redo and outcome.success is None and sink.ends == [None]
 
 
 def test_a_failure_called_in_the_middle_ends_the_trial():
-    class Called(ToyCell):
+    class LabellingCell(ToyCell):
         def verdict(self, ended: bool) -> bool | None:
             return False if len(self.arm.driven) >= 4 else None
 
     arm = ToyArm()
-    outcome = run_episode(setup(arm, Called(arm)), Script(rows(9)), 0, Sink())
+    outcome = run_episode(setup(arm, LabellingCell(arm)), Script(rows(9)), 0, Sink())
     assert (outcome.success, outcome.steps, outcome.score) == (False, 4, 0.4)
     assert outcome.as_trial(0, "go", "p", 0).score == 0.4
 
 
-def test_nan_is_told_from_other_void_trials():
+def test_a_nan_trial_differs_from_other_void_trials():
     arm, bad = ToyArm(), rows(3)
     bad[1, 0] = np.nan
     outcome = run_episode(setup(arm, ToyCell(arm)), Script(bad), 0)
     assert outcome.refused and outcome.success is None and outcome.score is None
 
 
-def test_a_layout_may_have_its_own_instruction():
-    class Told(Script):
+def test_a_layout_may_define_an_instruction():
+    class ToldPolicy(Script):
         instruction = ""
 
-    class Named(ToyCell):
+    class NamingCell(ToyCell):
         def reset(self, seed: int) -> dict[str, object]:
             return {"instruction": f"take card {seed}"}
 
-    arm, policy, sink = ToyArm(), Told(rows(3)), Sink()
-    run_episode(setup(arm, Named(arm)), policy, 4, sink)
+    arm, policy, sink = ToyArm(), ToldPolicy(rows(3)), Sink()
+    run_episode(setup(arm, NamingCell(arm)), policy, 4, sink)
     assert policy.instruction == "take card 4" and sink.frames[0][3] == "take card 4"
     run_episode(setup(arm, ToyCell(arm)), policy, 4, sink)
     assert policy.instruction == "go"
@@ -218,7 +218,7 @@ def test_a_layout_may_have_its_own_instruction():
 SPACE = make_action_space("tcp", ToyArm().limits, ToyArm().home_rad)
 
 
-def served(policy: Script, cameras: tuple[str, ...] = ("front",)) -> PolicyServer:
+def serve(policy: Script, cameras: tuple[str, ...] = ("front",)) -> PolicyServer:
     return PolicyServer(policy, describe(policy, SPACE, cameras))
 
 
@@ -226,39 +226,39 @@ def client(server: PolicyServer, **options) -> ServedPolicy:
     return ServedPolicy(server.url, SPACE, "go", options.pop("cameras", ("front",)), **options)
 
 
-def test_an_observation_travels_unchanged():
+def test_an_observation_survives_the_wire_format():
     rng = np.random.default_rng(0)
     images = {"front": rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), "wrist": np.zeros((2, 2, 3), np.uint8)}
-    sent = Observation(ArmState(1.5, rng.normal(size=7), 0.04), ArmCommand(rng.normal(size=7), 0.05), images)
-    got = unpack_observation(pack_observation(sent))
-    assert np.array_equal(got.state.joints_rad, sent.state.joints_rad) and got.state.time_s == 1.5
-    assert np.array_equal(got.commanded.joints_rad, sent.commanded.joints_rad) and got.commanded.gripper_m == 0.05
-    assert got.images.keys() == images.keys() and all(np.array_equal(got.images[n], images[n]) for n in images)
+    source = Observation(ArmState(1.5, rng.normal(size=7), 0.04), ArmCommand(rng.normal(size=7), 0.05), images)
+    copy = unpack_observation(pack_observation(source))
+    assert np.array_equal(copy.state.joints_rad, source.state.joints_rad) and copy.state.time_s == 1.5
+    assert np.array_equal(copy.commanded.joints_rad, source.commanded.joints_rad) and copy.commanded.gripper_m == 0.05
+    assert copy.images.keys() == images.keys() and all(np.array_equal(copy.images[n], images[n]) for n in images)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", pack_observation(seen())[:-40]])
-def test_what_is_no_observation_is_refused(content):
+@pytest.mark.parametrize("content", [b"", b"garbage", pack_observation(observation())[:-40]])
+def test_an_invalid_observation_is_refused(content):
     with pytest.raises(ValueError):
         unpack_observation(content)
 
 
-def test_a_served_policy_is_the_policy():
-    with served(Script(rows(5))) as server:
+def test_a_served_policy_acts_like_the_policy():
+    with serve(Script(rows(5))) as server:
         policy = client(server)
         assert policy.name.startswith("script at http://")
         policy.reset(3)
         here = Script(rows(5))
         for _ in range(2):
-            there, own = policy.act(seen()), here.act(seen())
-            assert there is not None and own is not None
-            assert np.array_equal(there.actions, own.actions) and there.names == TCP_NAMES
-        assert policy.act(seen()) is None
+            remote_chunk, local_chunk = policy.act(observation()), here.act(observation())
+            assert remote_chunk is not None and local_chunk is not None
+            assert np.array_equal(remote_chunk.actions, local_chunk.actions) and remote_chunk.names == TCP_NAMES
+        assert policy.act(observation()) is None
         policy.reset(4)
-        assert policy.act(seen()) is not None
+        assert policy.act(observation()) is not None
 
 
 def test_a_policy_for_something_else_is_refused_before_the_first_move():
-    with served(Script(rows(5)), cameras=("side",)) as server, pytest.raises(CheckpointError, match="has cameras"):
+    with serve(Script(rows(5)), cameras=("side",)) as server, pytest.raises(CheckpointError, match="has cameras"):
         client(server)
     joints = make_action_space("joints", ToyArm().limits, ToyArm().home_rad)
     with (
@@ -268,25 +268,25 @@ def test_a_policy_for_something_else_is_refused_before_the_first_move():
         client(server)
 
 
-def test_another_policy_has_another_fingerprint():
+def test_different_policies_have_different_fingerprints():
     one, other = Script(rows(1)), Script(rows(1), name="other")
     assert describe(one, SPACE, ("front",)).fingerprint != describe(other, SPACE, ("front",)).fingerprint
 
 
-def test_a_served_policy_that_fails_says_how_and_goes_on_serving():
+def test_a_failing_policy_reports_the_error_and_stays_served():
     crashing = Crashing(rows(3))
-    with served(crashing) as server:
+    with serve(crashing) as server:
         policy = client(server)
         with pytest.raises(PolicyError, match="failed: RuntimeError: CUDA out of memory"):
-            policy.act(seen())
+            policy.act(observation())
         crashing.error = UndecodableActions("no action in it")
         with pytest.raises(UndecodableActions, match="no action in it"):
-            policy.act(seen())
+            policy.act(observation())
 
 
 def test_no_server_and_no_url():
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # taken, and not listening
+        probe.bind(("127.0.0.1", 0))  # the port is taken, but not listening
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         with pytest.raises(PolicyError, match="does not answer .* is 'srpo-robot serve' running"):
             ServedPolicy(url, SPACE, "go", ("front",))
@@ -294,32 +294,32 @@ def test_no_server_and_no_url():
         ServedPolicy("ws://host:1", SPACE, "go", ())
 
 
-def test_an_answer_that_does_not_come_is_given_up():
+def test_a_missing_answer_times_out():
     policy = Slow(rows(3))
-    with served(policy) as server:
-        mine = client(server, answer_s=0.2)
+    with serve(policy) as server:
+        remote = client(server, answer_s=0.2)
         with pytest.raises(PolicyError, match="does not answer .*timed out"):
-            mine.act(seen())
+            remote.act(observation())
         policy.go.set()
 
 
-def test_a_server_that_goes_away_in_the_middle():
-    with served(Script(rows(3))) as server:
+def test_a_server_that_disconnects_during_a_run():
+    with serve(Script(rows(3))) as server:
         policy = client(server)
     with pytest.raises(PolicyError, match="does not answer"):
-        policy.act(seen())
+        policy.act(observation())
 
 
 def test_the_command_serves_and_ends(cli, monkeypatch):
     from srpo_robot.cli import running
 
-    said, answers = list[str](), list[object]()
+    messages, answers = list[str](), list[object]()
 
     def hear(text: str) -> None:
-        said.append(text)
-        if "Ctrl-C" in text:  # Ctrl-C right after the offer ends the command, too
-            url = said[0].split("--policy ")[1]
-            answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(seen()))
+        messages.append(text)
+        if "Ctrl-C" in text:  # Ctrl-C right after the start also ends the command
+            url = messages[0].split("--policy ")[1]
+            answers.append(ServedPolicy(url, SPACE, "go", ("front", "wrist")).act(observation()))
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(running, "check_policy", lambda *_: None)

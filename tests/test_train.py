@@ -1,4 +1,4 @@
-"""The training loop on a tiny real pi0: exact resume, exact seeds, splits that do not matter, whole checkpoints."""
+"""Tests of the training loop on a tiny real pi0: exact resume and seeds, equal splits, complete checkpoints."""
 
 import errno
 import json
@@ -42,8 +42,8 @@ def weights(buffer):
 
 
 @pytest.fixture(scope="module")
-def finished(buffer, weights, tmp_path_factory):
-    """Four steps over twelve frames in batches of four, so that the run crosses an epoch. Read-only by agreement."""
+def run_dir(buffer, weights, tmp_path_factory):
+    """A run of four steps over twelve frames in batches of four, which crosses an epoch. Tests must not change it."""
     output = tmp_path_factory.mktemp("finished") / "run"
     train(buffer, RECIPE, weights, output, LoopOptions(provenance={"advantage": "abc"}, device="cpu"))
     return output
@@ -62,26 +62,26 @@ def interrupt_after(step):
     return on_step
 
 
-def test_a_run_leaves_lerobots_layout_and_our_record(buffer, weights, finished):
-    checkpoint = last_checkpoint(finished)
+def test_a_run_writes_lerobots_layout_and_a_record(buffer, weights, run_dir):
+    checkpoint = last_checkpoint(run_dir)
     assert checkpoint.name == "000004"
-    assert (finished / "checkpoints" / "last").resolve() == checkpoint.resolve()
+    assert (run_dir / "checkpoints" / "last").resolve() == checkpoint.resolve()
     model, state = checkpoint / "pretrained_model", checkpoint / "training_state"
     for name in ("config.json", "model.safetensors", "train_config.json", "policy_preprocessor.json", "srpo.json"):
         assert (model / name).is_file(), name
     assert (state / "optimizer_state.safetensors").is_file()
-    assert not list((finished / "checkpoints").glob(".partial*"))
+    assert not list((run_dir / "checkpoints").glob(".partial*"))
     record = json.loads((model / "srpo.json").read_text())
     assert record["recipe"]["learning_rate"] == RECIPE.learning_rate
     assert (record["tiny"], record["seed"], record["step"]) == (RECIPE.tiny, 5, 4)
     assert record["dataset"]["fingerprint"] == buffer.fingerprint
     assert record["provenance"] == {"advantage": "abc"}
-    policy, *_ = load_policy(finished)
+    policy, *_ = load_policy(run_dir)
     assert policy.config.use_relative_actions
 
 
-def test_metrics_are_one_line_a_step(finished):
-    lines = metrics(finished)
+def test_metrics_have_one_line_per_step(run_dir):
+    lines = metrics(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert lines[0]["lr"] == pytest.approx(RECIPE.learning_rate / 2)  # the first of one warmup step
@@ -89,22 +89,22 @@ def test_metrics_are_one_line_a_step(finished):
     assert len({line["mean_weight"] for line in lines}) > 1
 
 
-def test_the_loss_is_the_weighted_one(buffer, finished, weights):
+def test_the_loss_is_the_weighted_one(buffer, run_dir, weights):
     policy, preprocessor, _ = build_policy(RECIPE, buffer)
     rows = list(EpisodeAwareSampler([0, 7], [7, 12], shuffle=True, seed=5))[:4]
     with FlowNoise(policy).rows((5, 1), 0, 4):
         losses = per_sample_loss(policy, preprocessor(TrainingSet(buffer, 4).__getitems__(rows)))
     want = float((losses.detach().numpy() * weights[rows]).mean())
-    assert metrics(finished)[0]["loss"] == pytest.approx(want, rel=1e-5)
-    assert metrics(finished)[0]["mean_weight"] == pytest.approx(weights[rows].mean(), rel=1e-5)
+    assert metrics(run_dir)[0]["loss"] == pytest.approx(want, rel=1e-5)
+    assert metrics(run_dir)[0]["mean_weight"] == pytest.approx(weights[rows].mean(), rel=1e-5)
 
 
-def test_same_seed_same_run_whatever_was_drawn_before(buffer, weights, finished, tmp_path):
+def test_the_same_seed_gives_the_same_run_after_other_draws(buffer, weights, run_dir, tmp_path):
     torch.manual_seed(123)
     train(buffer, RECIPE, weights, tmp_path / "again", LoopOptions(device="cpu"))
-    assert metrics(tmp_path / "again") == metrics(finished)
+    assert metrics(tmp_path / "again") == metrics(run_dir)
     train(buffer, replace(RECIPE, seed=6), weights, tmp_path / "other", LoopOptions(steps=1, device="cpu"))
-    assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
+    assert metrics(tmp_path / "other")[0]["loss"] != metrics(run_dir)[0]["loss"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_resume_repeats_an_uninterrupted_run_exactly(buffer, weights, tmp_path, 
         train(buffer, recipe, weights, parts, LoopOptions(device="cpu", on_step=interrupt_after(2)))
     assert last_checkpoint(parts).name == "000002"
     with (parts / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')  # as a crash leaves it
+        log.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')  # the state after a crash
     torch.manual_seed(77)
     train(buffer, recipe, weights, parts, LoopOptions(resume=True, device="cpu"))
     assert metrics(parts) == metrics(whole)
@@ -137,11 +137,11 @@ def test_more_steps_can_be_added(buffer, weights, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
 
 
-def test_the_checkpoint_carries_the_average(finished):
-    averaged = load_file(last_checkpoint(finished) / "pretrained_model" / "model.safetensors")
-    raw = load_file(last_checkpoint(finished) / "training_state" / "raw_weights.safetensors")
-    assert raw.keys() <= averaged.keys()
-    assert not torch.equal(averaged["model.state_proj.weight"], raw["model.state_proj.weight"])
+def test_the_checkpoint_carries_the_average(run_dir):
+    average = load_file(last_checkpoint(run_dir) / "pretrained_model" / "model.safetensors")
+    raw = load_file(last_checkpoint(run_dir) / "training_state" / "raw_weights.safetensors")
+    assert raw.keys() <= average.keys()
+    assert not torch.equal(average["model.state_proj.weight"], raw["model.state_proj.weight"])
 
 
 def test_average_by_hand():
@@ -170,7 +170,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(buffer, weights, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, weights, tmp_path, monkeypatch):
+def test_a_failed_save_is_a_one_line_error_and_keeps_the_last_checkpoint(buffer, weights, tmp_path, monkeypatch):
     recipe, real = replace(RECIPE, save_every=1), checkpoints.write_record
 
     def fail_at_2(folder, preprocessor, record):
@@ -182,7 +182,7 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, 
     with pytest.raises(TrainingError, match=r"step 2 cannot be written .*No space left.* are whole: free some space"):
         train(buffer, recipe, weights, tmp_path / "run", LoopOptions(device="cpu"))
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["000001", "last"]  # nothing half-written takes the place that is needed
+    assert names == ["000001", "last"]  # no partial file uses up the space
     monkeypatch.setattr(checkpoints, "write_record", real)
     train(buffer, recipe, weights, tmp_path / "run", LoopOptions(resume=True, device="cpu"))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
@@ -190,27 +190,27 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_checkpoint_before(buffer, 
     ]  # fmt: skip
 
 
-def test_output_that_exists_is_not_overwritten(buffer, weights, finished):
+def test_an_existing_output_is_not_overwritten(buffer, weights, run_dir):
     with pytest.raises(UsageError, match=r"exists; go on with it: --resume, or write elsewhere: --output"):
-        train(buffer, RECIPE, weights, finished, LoopOptions(device="cpu"))
+        train(buffer, RECIPE, weights, run_dir, LoopOptions(device="cpu"))
 
 
-def test_resume_with_something_else_is_refused(buffer, weights, finished, tmp_path):
+def test_resume_with_another_recipe_weights_or_dataset_is_refused(buffer, weights, run_dir, tmp_path):
     again = LoopOptions(resume=True, steps=9, device="cpu")
     with pytest.raises(UsageError, match=r"another learning_rate \(then 0.01, now 0.02\); start a new run"):
-        train(buffer, replace(RECIPE, learning_rate=0.02), weights, finished, again)
+        train(buffer, replace(RECIPE, learning_rate=0.02), weights, run_dir, again)
     with pytest.raises(UsageError, match="another set of weights"):
-        train(buffer, RECIPE, weights + 1, finished, again)
+        train(buffer, RECIPE, weights + 1, run_dir, again)
     with pytest.raises(UsageError, match="has no checkpoint to resume"):
         train(buffer, RECIPE, weights, tmp_path / "nothing", again)
     other = record_dataset(tmp_path / "other", (6, 6))
     with pytest.raises(UsageError, match="another dataset"):
-        train(other, RECIPE, weights, finished, again)
+        train(other, RECIPE, weights, run_dir, again)
 
 
-def test_a_run_of_an_older_version_goes_on(buffer, weights, finished, tmp_path):
-    """Its record has old names, and lacks keys that came later: they are at their defaults."""
-    output = shutil.copytree(finished, tmp_path / "old", symlinks=True)
+def test_a_run_of_an_older_version_resumes(buffer, weights, run_dir, tmp_path):
+    """The record has old names and lacks later keys, which take their defaults."""
+    output = shutil.copytree(run_dir, tmp_path / "old", symlinks=True)
     path = last_checkpoint(output) / "pretrained_model" / "srpo.json"
     record = json.loads(path.read_text())
     old = {key: value for key, value in record["recipe"].items() if key not in ("step_horizon", "action_weights")}
@@ -237,7 +237,7 @@ def test_unusable_weights(buffer, weights, tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_frames_of_weight_zero_teach_nothing(buffer, tmp_path):
+def test_frames_of_weight_zero_have_no_effect(buffer, tmp_path):
     """A frame of weight zero adds nothing to the loss."""
     only = np.zeros(buffer.total_frames)
     only[0] = 12.0
@@ -254,7 +254,7 @@ def test_sampling_by_weight_draws_only_frames_with_weight(buffer, tmp_path):
     train(buffer, recipe, only, tmp_path / "run", LoopOptions(steps=3, device="cpu"))
     lines = metrics(tmp_path / "run")
     assert all(line["mean_weight"] == 1.0 and line["loss"] == line["unweighted_loss"] > 0 for line in lines)
-    with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # which lists the frames of the batch
+    with pytest.raises(TrainingError, match=r"nan_batch\.json"):  # the error lists the frames of the batch
         train(
             buffer,
             replace(recipe, learning_rate=1e30, warmup_steps=0),
@@ -280,21 +280,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_lists_its_frames(buffer, we
     good = int(last_checkpoint(tmp_path / "run").name)
     assert batch["step"] == good + 1 == len(metrics(tmp_path / "run")) + 1
     order = [*EpisodeAwareSampler([0, 7], [7, 12], shuffle=True, seed=5)]
-    seen = [sample["index"] for sample in batch["samples"]]
-    assert seen == (order * 40)[4 * good : 4 * good + len(seen)] if good < 3 else len(seen) in (2, 4)
+    frames = [sample["index"] for sample in batch["samples"]]
+    assert frames == (order * 40)[4 * good : 4 * good + len(frames)] if good < 3 else len(frames) in (2, 4)
     assert {sample["episode"] for sample in batch["samples"]} <= {0, 1}
     state = load_file(last_checkpoint(tmp_path / "run") / "pretrained_model" / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
-def test_frames_read_from_disk_train_alike(buffer, weights, finished, tmp_path, monkeypatch):
-    pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need that, and starting one takes 10 s
+def test_frames_read_from_disk_give_the_same_run(buffer, weights, run_dir, tmp_path, monkeypatch):
+    pickle.dumps(TrainingSet(buffer, 4, cache_gb=0.0))  # spawned workers need it, and starting one takes 10 s
     monkeypatch.setattr(data, "decoding_workers", lambda: 0)
     train(buffer, replace(RECIPE, cache_gb=0.0), weights, tmp_path / "disk", LoopOptions(device="cpu"))
-    assert metrics(tmp_path / "disk") == metrics(finished)
+    assert metrics(tmp_path / "disk") == metrics(run_dir)
 
 
-# --- the same update, however it is split ---
+# --- the same update under every split ---
 
 
 PLAN = {"ema_decay": 0.0, "steps": 5, "image_shift": 0.1, "state_noise": 0.05}
@@ -302,16 +302,16 @@ STEADY = replace(RECIPE, batch_size=8, **PLAN)  # 12 frames: batches run on into
 
 
 def same_run(one, other):
-    """Metrics equal up to rounding, of which AdamW makes a little more in every step."""
+    """Asserts equal metrics up to rounding, which AdamW amplifies a little in every step."""
     first, second = metrics(one), metrics(other)
     assert [line.keys() for line in first] == [line.keys() for line in second]
-    for mine, yours in zip(first, second, strict=True):
-        assert mine == pytest.approx(yours, rel=2e-4), mine["step"]
+    for row, other_row in zip(first, second, strict=True):
+        assert row == pytest.approx(other_row, rel=2e-4), row["step"]
 
 
 @pytest.fixture(scope="module")
 def whole(buffer, weights, tmp_path_factory):
-    """Five steps of one process with eight samples in one pass."""
+    """A run of five steps of one process with eight samples in one pass."""
     output = tmp_path_factory.mktemp("whole") / "run"
     train(buffer, STEADY, weights, output, LoopOptions(device="cpu"))
     return output
@@ -357,7 +357,7 @@ def worker(root, change="", options="", before="") -> Path:
 
 @pytest.fixture
 def place(buffer, weights, tmp_path):
-    """A folder with the data and the weights that a worker trains on."""
+    """Creates a folder with the data and the weights for a worker."""
     shutil.copytree(buffer.root, tmp_path / "data")
     np.save(tmp_path / "weights.npy", weights)
     return tmp_path
@@ -371,8 +371,8 @@ def launch(script, processes=2):
     )
 
 
-def test_two_processes_train_as_one_does_and_one_goes_on_from_there(place, whole, weights, buffer):
-    stop = "def stop(step, *_):\n    if step == 3: raise KeyboardInterrupt"  # as Ctrl-C, on one of them
+def test_two_processes_equal_one_and_one_can_resume_their_run(place, whole, weights, buffer):
+    stop = "def stop(step, *_):\n    if step == 3: raise KeyboardInterrupt"  # Ctrl-C in one of them
     result = launch(worker(place, "batch_size=2, accumulate=2", "on_step=stop", stop))
     assert result.stderr.count("KeyboardInterrupt") >= 2, result.stderr
     assert last_checkpoint(place / "run").name == "000003"
@@ -381,12 +381,12 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(place, whole
     same_run(place / "run", whole)
 
 
-def test_a_step_of_another_size_is_not_mixed_in(buffer, weights, whole):
+def test_resume_with_another_batch_size_is_refused(buffer, weights, whole):
     with pytest.raises(UsageError, match=r"number of samples per step \(then 8, now 16: batch_size x accumulate"):
         train(buffer, replace(STEADY, accumulate=2), weights, whole, LoopOptions(resume=True, steps=9, device="cpu"))
 
 
-def test_a_process_with_a_nan_stops_the_other_one_too(place):
+def test_a_nan_in_one_process_stops_the_other(place):
     spoil = (
         "import srpo_robot.awr.train as t; real = t.awr_loss; calls = []\n"
         "def spoiled(loss, *rest):\n"
@@ -413,27 +413,29 @@ def test_held_out_episodes_are_measured_under_fixed_noise_and_never_trained_on(w
     lines = metrics(tmp_path / "run")
     assert ["validation_loss" in line for line in lines] == [False, True, False, True]
     chosen = held_out(buffer.episodes, 0.5, recipe.seed)
-    kept = [e for e in buffer.episodes if e.index in chosen]
-    trained = np.concatenate([np.arange(e.first_frame, e.first_frame + 4) for e in buffer.episodes if e not in kept])
+    validation = [e for e in buffer.episodes if e.index in chosen]
+    training = np.concatenate(
+        [np.arange(e.first_frame, e.first_frame + 4) for e in buffer.episodes if e not in validation]
+    )
     policy, preprocessor, *_ = load_policy(tmp_path / "run")
-    frames = spread_frames(kept, 100)
+    frames = spread_frames(validation, 100)
     with torch.no_grad(), FlowNoise(policy).rows((recipe.seed, 0), 0, 8):
         losses = per_sample_loss(policy, preprocessor(TrainingSet(buffer, 4).__getitems__(frames))).numpy()
     assert lines[3]["validation_loss"] == pytest.approx(losses.mean(), rel=1e-4)
-    scaled = weights * weights.mean() / weights[trained].mean()  # over the trained frames the mean does not change
-    assert lines[3]["validation_weighted_loss"] == pytest.approx((losses * scaled[frames]).mean(), rel=1e-4)
+    scale = weights * weights.mean() / weights[training].mean()  # over the trained frames the mean does not change
+    assert lines[3]["validation_weighted_loss"] == pytest.approx((losses * scale[frames]).mean(), rel=1e-4)
     assert np.mean([line["mean_weight"] for line in lines]) == pytest.approx(weights.mean())  # two epochs of 8 frames
 
 
-def test_the_held_out_loss_is_of_the_weights_that_are_saved(buffer, weights, tmp_path):
+def test_the_held_out_loss_belongs_to_the_saved_weights(buffer, weights, tmp_path):
     """A tiny learning rate changes nothing, so the measured loss stays the same for any training noise."""
     big = record_dataset(tmp_path / "data", (4, 4, 4, 4))
     recipe = replace(
         RECIPE, validation_share=0.3, steps=3, save_every=1, learning_rate=1e-12, final_learning_rate=1e-12
     )
     train(big, recipe, np.ones(16), tmp_path / "run", LoopOptions(device="cpu"))
-    measured = [line["validation_loss"] for line in metrics(tmp_path / "run")]
-    assert measured == pytest.approx([measured[0]] * 3, rel=1e-6)
+    losses = [line["validation_loss"] for line in metrics(tmp_path / "run")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
     with pytest.raises(TrainingError, match="every frame with weight is held out"):
         chosen = held_out(big.episodes, 0.3, recipe.seed)
         only = np.repeat([float(e.index in chosen) for e in big.episodes], 4)
@@ -449,11 +451,11 @@ def test_metrics_go_to_tensorboard_too(buffer, weights, tmp_path):
     train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(steps=2, device="cpu", track=("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "srpo-robot"))
     events.Reload()
-    logged = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
-    assert logged == pytest.approx({line["step"]: line["loss"] for line in metrics(tmp_path / "run")})
+    losses = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
+    assert losses == pytest.approx({line["step"]: line["loss"] for line in metrics(tmp_path / "run")})
 
 
-def test_a_tracker_that_is_not_there_is_named(buffer, weights, tmp_path, monkeypatch):
+def test_a_missing_tracker_is_named(buffer, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--track wandb needs a package: pip install srpo-robot\[tracking\]"):
         train(buffer, RECIPE, weights, tmp_path / "run", LoopOptions(device="cpu", track=("wandb",)))
@@ -465,7 +467,7 @@ def test_a_tracker_that_is_not_there_is_named(buffer, weights, tmp_path, monkeyp
 # --- disks and kills ---
 
 
-def test_kill_9_during_a_save_leaves_the_checkpoint_before_and_the_run_goes_on(place, whole, buffer, weights):
+def test_kill_9_during_a_save_keeps_the_last_checkpoint_and_the_run_resumes(place, whole, buffer, weights):
     wait = (
         "import time, srpo_robot.awr.checkpoints as c; real = c.write_record\n"
         "def slow(folder, preprocessor, record):\n"
@@ -489,8 +491,8 @@ def test_kill_9_during_a_save_leaves_the_checkpoint_before_and_the_run_goes_on(p
     assert not (place / "run" / "checkpoints" / ".partial-000003").exists()
 
 
-def test_a_disk_that_is_full(place):
-    """Room for the data and one checkpoint, not for two."""
+def test_a_full_disk(place):
+    """The disk has room for the data and one checkpoint, not for two."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("mounting needs root and unshare")
     mount = 'mkdir -p "$0"; mount -t tmpfs -o size=400k t "$0"'
@@ -504,13 +506,13 @@ def test_a_disk_that_is_full(place):
     )
     assert "TrainingError: the checkpoint of step" in result.stderr, result.stderr
     assert "free some space and go on with --resume" in result.stderr
-    left = result.stdout.split()
-    assert "last" in left
-    assert "000001" in left
-    assert not [name for name in left if name.startswith(".partial")]
+    names = result.stdout.split()
+    assert "last" in names
+    assert "000001" in names
+    assert not [name for name in names if name.startswith(".partial")]
 
 
-# --- numbers that cannot be ---
+# --- invalid numbers ---
 
 
 @pytest.mark.parametrize(
@@ -523,6 +525,6 @@ def test_a_disk_that_is_full(place):
         ({"validation_share": 0.9}, "leaves .* no episode to train on"),
     ],
 )
-def test_recipes_that_cannot_train(buffer, weights, tmp_path, change, message):
+def test_invalid_recipes_are_refused(buffer, weights, tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         train(buffer, replace(RECIPE, **change), weights, tmp_path / "run", LoopOptions(device="cpu"))

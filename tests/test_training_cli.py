@@ -1,4 +1,4 @@
-"""`srpo-robot train-awr` as a user meets it: options, dry runs, and requests that cannot be."""
+"""Tests of `srpo-robot train-awr` on the command line: options, dry runs, and invalid requests."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ vocab = 16
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory, tiny_encoder_folder) -> Path:
-    """A scored dataset. Its progress.parquet is read-only by agreement."""
+def dataset(tmp_path_factory, tiny_encoder_folder) -> Path:
+    """A scored dataset. Tests must not change its progress.parquet."""
     import sys
 
     from srpo_robot.cli import main
@@ -79,9 +79,9 @@ def made_from(output: Path) -> dict:
     return json.loads((output / "checkpoints" / "last" / "pretrained_model" / "srpo.json").read_text())
 
 
-def test_a_dry_run_prints_sizes_and_writes_nothing(cli, scored, recipe, tmp_path):
-    train = ("train-awr", scored, "--policy", recipe("validation_share = 0.25\naccumulate = 2"), "--dry-run")
-    before = {path: path.stat().st_mtime_ns for path in scored.rglob("*")}
+def test_a_dry_run_prints_sizes_and_writes_nothing(cli, dataset, recipe, tmp_path):
+    train = ("train-awr", dataset, "--policy", recipe("validation_share = 0.25\naccumulate = 2"), "--dry-run")
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
     code, out, err = cli(*train, "--output", tmp_path / "out")
     assert code == 0, err
     text = " ".join(out.split())
@@ -92,16 +92,16 @@ def test_a_dry_run_prints_sizes_and_writes_nothing(cli, scored, recipe, tmp_path
     ):  # fmt: skip
         assert words in text, words
     assert not (tmp_path / "out").exists()
-    assert {path: path.stat().st_mtime_ns for path in scored.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
     code, out, err = cli(*train[:2], "--policy", recipe("lora_rank = 2"), "--dry-run", "--output", tmp_path / "out")
     assert code == 0, err
     assert "(100.0%)" not in out
 
 
-def test_options_stand_in_for_the_recipes_keys_and_are_recorded(cli, scored, recipe, tmp_path):
+def test_options_override_recipe_keys_and_are_recorded(cli, dataset, recipe, tmp_path):
     options = ("--beta", 0.5, "--w-max", 7, "--horizon", 5, "--shift", 0, "--tail", "raw", "--kappa", 0.25)
     options += ("--baseline", "value", "--weights-as", "sampling")
-    train = ("train-awr", scored, "--policy", recipe(), "--accept-audit", "--output", tmp_path / "out")
+    train = ("train-awr", dataset, "--policy", recipe(), "--accept-audit", "--output", tmp_path / "out")
     code, _, err = cli(*train, *options, "--track", "tensorboard", "--steps", 2)
     assert code == 0, err
     weighting = made_from(tmp_path / "out")["provenance"]["weighting"]
@@ -113,8 +113,8 @@ def test_options_stand_in_for_the_recipes_keys_and_are_recorded(cli, scored, rec
 
 
 @pytest.mark.parametrize("scheme", ["rabc", "success", "uniform"])
-def test_other_weights_need_no_audit(cli, scored, recipe, tmp_path, scheme):
-    train = ("train-awr", scored, "--policy", recipe(), "--weights", scheme, "--output", tmp_path / "out")
+def test_other_weights_need_no_audit(cli, dataset, recipe, tmp_path, scheme):
+    train = ("train-awr", dataset, "--policy", recipe(), "--weights", scheme, "--output", tmp_path / "out")
     code, out, err = cli(*train, "--steps", 2)
     assert code == 0, err
     assert f"weights: {scheme}" in out
@@ -122,20 +122,20 @@ def test_other_weights_need_no_audit(cli, scored, recipe, tmp_path, scheme):
     assert [line["mean_weight"] == 1.0 for line in lines(tmp_path / "out")] == [scheme == "uniform"] * 2
 
 
-def test_weights_of_every_action_train_too(cli, scored, recipe, tmp_path):
-    train = ("train-awr", scored, "--policy", recipe("action_weights = true"), "--output", tmp_path / "out")
+def test_action_weights_can_be_trained(cli, dataset, recipe, tmp_path):
+    train = ("train-awr", dataset, "--policy", recipe("action_weights = true"), "--output", tmp_path / "out")
     code, _, err = cli(*train, "--accept-audit")
     assert code == 0, err
     assert len(lines(tmp_path / "out")) == 3
     refused(cli(*train, "--weights", "rabc"), "action_weights are AWR's", "--weights awr")
 
 
-def test_lora_trains_adapters_only_and_goes_on(cli, scored, recipe, tmp_path):
+def test_lora_trains_adapters_only_and_resumes(cli, dataset, recipe, tmp_path):
     from safetensors.torch import load_file
 
     from srpo_robot.awr.policies import load_policy
 
-    train = ("train-awr", scored, "--policy", recipe("lora_rank = 2"), "--weights", "uniform")
+    train = ("train-awr", dataset, "--policy", recipe("lora_rank = 2"), "--weights", "uniform")
     code, _, err = cli(*train, "--output", tmp_path / "whole")
     assert code == 0, err
     raw = load_file(tmp_path / "whole" / "checkpoints" / "last" / "training_state" / "raw_weights.safetensors")
@@ -144,7 +144,7 @@ def test_lora_trains_adapters_only_and_goes_on(cli, scored, recipe, tmp_path):
     load_policy(tmp_path / "whole")
     assert cli(*train, "--output", tmp_path / "parts", "--steps", 3)[0] == 0
     last = tmp_path / "parts" / "checkpoints"
-    for name in ("000003", "last"):  # as a crash after step 2 leaves it
+    for name in ("000003", "last"):  # the state after a crash at step 2
         (last / name).rename(tmp_path / name)
     code, _, err = cli(*train, "--output", tmp_path / "parts", "--resume")
     assert code == 0, err
@@ -166,8 +166,8 @@ print(sorted({"torch", "lerobot", "transformers", "accelerate", "pandas"} & set(
 """
 
 
-def test_typos_are_answered_before_torch_and_lerobot_are_imported(recipe, tmp_path):
-    """These imports take seconds; a typo is answered without them."""
+def test_typos_are_reported_before_torch_and_lerobot_are_imported(recipe, tmp_path):
+    """These imports take seconds, and a typo must not wait for them."""
     blind = tmp_path / "blind"
     (blind / "meta").mkdir(parents=True)
     features = {"observation.state": {"dtype": "float32"}, "action": {"dtype": "float32"}}
@@ -192,15 +192,15 @@ def test_typos_are_answered_before_torch_and_lerobot_are_imported(recipe, tmp_pa
     }
     (tmp_path / "wrong.toml").write_text(RECIPE.format(more="accumulate = 0"))
     command = [sys.executable, "-c", REFUSALS, json.dumps(list(requests.values()))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
-    said = " ".join(done.stderr.split())
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.strip().endswith("[]")
+    message = " ".join(process.stderr.split())
     for words in requests:
-        assert words in said, words
+        assert words in message, words
 
 
-def test_recipes_that_cannot_train_are_refused_before_anything_is_written(cli, scored, recipe, tmp_path):
-    train = ("train-awr", scored, "--policy", recipe(), "--output", tmp_path / "out", "--accept-audit")
+def test_invalid_recipes_are_refused_before_anything_is_written(cli, dataset, recipe, tmp_path):
+    train = ("train-awr", dataset, "--policy", recipe(), "--output", tmp_path / "out", "--accept-audit")
     refused(cli(*train, "--horizon", 500), "horizon 500 is longer than every episode")
     refused(cli(*train, "--beta", 0), "must be positive")
     refused(cli(*train, "--w-max", -1), "must be positive")

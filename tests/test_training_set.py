@@ -1,4 +1,4 @@
-"""Samples against lerobot's own reader, from memory and from disk."""
+"""Compares samples from memory and from disk with lerobot's reader."""
 
 import numpy as np
 import pytest
@@ -26,11 +26,11 @@ def lerobot_dataset(buffer, chunk):
     return LeRobotDataset(f"local/{buffer.root.name}", root=buffer.root, delta_timestamps={"action": times})
 
 
-def assert_same(ours, theirs, cameras):
+def assert_same(item, reference, cameras):
     for key in (*cameras, "observation.state", "action", "action_is_pad", "index", "episode_index"):
-        assert ours[key].dtype == theirs[key].dtype, key
-        assert torch.equal(ours[key], theirs[key]), key
-    assert ours["task"] == theirs["task"]
+        assert item[key].dtype == reference[key].dtype, key
+        assert torch.equal(item[key], reference[key]), key
+    assert item["task"] == reference["task"]
 
 
 @pytest.mark.parametrize("cache_gb", [4.0, 0.0], ids=["memory", "disk"])
@@ -57,7 +57,7 @@ def test_the_last_action_of_the_episode_is_repeated_and_marked(buffer):
     assert sample["action_is_pad"].tolist() == [False, False, True, True]
 
 
-def test_a_batch_is_its_items_stacked(buffer):
+def test_a_batch_stacks_its_items(buffer):
     samples, rows = TrainingSet(buffer, CHUNK), [11, 0, 7]
     batch = next(iter(DataLoader(samples, batch_size=3, sampler=rows, collate_fn=collate)))  # type: ignore[arg-type]
     assert batch["task"] == [TASKS[1], TASKS[0], TASKS[1]]
@@ -74,7 +74,7 @@ def test_a_sample_does_not_share_memory_with_the_set(buffer):
         assert samples[0][key].abs().max() > 0, key
 
 
-def test_memory_is_what_it_says(buffer):
+def test_the_reported_memory_is_correct(buffer):
     assert cached_bytes(buffer) == 12 * 2 * 32 * 32 * 3
     assert TrainingSet(buffer, CHUNK, cached_bytes(buffer) / 1e9).in_memory
     assert not TrainingSet(buffer, CHUNK, cached_bytes(buffer) / 1e9 * 0.99).in_memory
@@ -93,12 +93,12 @@ def test_dataset_without_action(buffer, monkeypatch):
         TrainingSet(buffer, CHUNK)
 
 
-def test_undecodable_frame_on_disk_is_one_line(buffer, monkeypatch):
+def test_an_undecodable_frame_on_disk_is_a_one_line_error(buffer, monkeypatch):
     source = DiskFrames(buffer)
 
-    def broken(*_):
+    def fail(*_):
         raise ValueError("two\nlines")
 
-    monkeypatch.setattr(type(source._dataset), "__getitem__", broken)
+    monkeypatch.setattr(type(source._dataset), "__getitem__", fail)
     with pytest.raises(UndecodableFrame, match=r"frame 3 .* two lines"):
         source(np.array([3]))

@@ -1,4 +1,4 @@
-"""The log of a trial, also if the trial was cut off, and the note of a fault."""
+"""Tests of the log of a trial, including interrupted trials, and of the fault note."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from srpo_robot.evaluation.trials import CUT_OFF, FAULT, clear_fault, note_fault
 from srpo_robot.records import ArmCommand, ArmState, Observation
 
 TICK = np.dtype([("time_s", "f8"), ("sent_rad", "f8", (7,)), ("code", "i2")])
-SIZE = {"front": (33, 48)}  # an odd height: the codec takes even ones
+SIZE = {"front": (33, 48)}  # an odd height, although the codec needs even ones
 
 
 def step(number: int, row: int = 0) -> Step:
     image = np.full((33, 48, 3), 10 * number % 256, dtype=np.uint8)
     state = ArmState(100.0 + 0.1 * number, np.full(7, 0.01 * number), 0.05)
-    sent = Limited(ArmCommand(np.full(7, 0.02 * number), 0.06), ("joint_step",))
+    limited = Limited(ArmCommand(np.full(7, 0.02 * number), 0.06), ("joint_step",))
     requested = ArmCommand(np.full(7, 0.03 * number), 0.07)
     return Step(
         number=number,
         observation=Observation(state, requested, {"front": image}),
         requested=requested,
-        limited=sent,
+        limited=limited,
         chunk=2,
         row=row,
-        limited_by=sent.limited_by,
+        limited_by=limited.limited_by,
     )
 
 
 class Ticks:
-    """Ten a step, as a streamer at 100 Hz has them."""
+    """Returns ten ticks per step, like a streamer at 100 Hz."""
 
     def __init__(self) -> None:
         self.at = 0
 
     def __call__(self) -> np.ndarray:
-        made = np.zeros(10, TICK)
-        made["time_s"] = 0.01 * np.arange(self.at, self.at + 10)
-        made["sent_rad"] = np.arange(7)
+        ticks = np.zeros(10, TICK)
+        ticks["time_s"] = 0.01 * np.arange(self.at, self.at + 10)
+        ticks["sent_rad"] = np.arange(7)
         self.at += 10
-        return made
+        return ticks
 
 
 def frames(path) -> list[np.ndarray]:
@@ -74,7 +74,7 @@ def check(folder, steps: int) -> None:
     assert len(ticks["time_s"]) >= 10 * steps and ticks["sent_rad"][3].tolist() == list(range(7))
 
 
-def test_a_trial_that_ended_is_parquet_and_films(tmp_path):
+def test_an_ended_trial_is_parquet_and_videos(tmp_path):
     folder = tmp_path / "trials" / "000"
     with TrialLog(folder, SIZE, 10.0, Ticks()) as log:
         for number in range(25):
@@ -100,14 +100,14 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_a_kill_costs_the_last_second_at_most(tmp_path):
+def test_a_kill_loses_at_most_the_last_second(tmp_path):
     code = KILLED.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     check(tmp_path, 45)
     assert len(frames(tmp_path / "front.mp4")) >= 35
 
 
-def test_a_line_or_tick_that_was_cut_is_left_out(tmp_path):
+def test_a_truncated_line_or_tick_is_omitted(tmp_path):
     log = TrialLog(tmp_path, {}, 10.0, Ticks())
     log.__enter__()
     for number in range(4):
@@ -120,7 +120,7 @@ def test_a_line_or_tick_that_was_cut_is_left_out(tmp_path):
     assert len(read_log(tmp_path, TICKS)["time_s"]) == 30
 
 
-def test_a_full_disk_does_not_hide_what_came_first(tmp_path):
+def test_a_full_disk_does_not_hide_the_first_error(tmp_path):
     with pytest.raises(RuntimeError, match="the first"), TrialLog(tmp_path / "x", {}, 10.0, Ticks()) as log:
         log.add(step(0))
         (tmp_path / "x" / "ticks.parquet").mkdir()  # the parquet cannot be written
@@ -132,7 +132,7 @@ def test_a_full_disk_does_not_hide_what_came_first(tmp_path):
         log.add(step(0))
 
 
-def test_a_trial_without_a_step_leaves_nothing_to_read(tmp_path):
+def test_a_trial_without_a_step_has_no_log(tmp_path):
     with TrialLog(tmp_path, SIZE, 10.0):
         pass
     with pytest.raises(DatasetError, match="has no steps"):
@@ -142,7 +142,7 @@ def test_a_trial_without_a_step_leaves_nothing_to_read(tmp_path):
 # --- the note of a fault
 
 
-def test_a_fault_is_noted_read_and_cleared(tmp_path):
+def test_a_fault_note_is_written_read_and_cleared(tmp_path):
     assert read_fault(tmp_path) == ""
     note_fault(tmp_path)
     assert read_fault(tmp_path).startswith(CUT_OFF)
@@ -154,12 +154,12 @@ def test_a_fault_is_noted_read_and_cleared(tmp_path):
     assert read_fault(tmp_path) == "" and not list(tmp_path.iterdir())
 
 
-def test_a_note_that_cannot_be_read_is_still_a_fault(tmp_path):
+def test_an_unreadable_note_is_still_a_fault(tmp_path):
     (tmp_path / FAULT).write_text("{")
     assert read_fault(tmp_path) == CUT_OFF
 
 
-def test_a_note_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_note(tmp_path, monkeypatch):
     note_fault(tmp_path)
 
     def full(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""Step values: reward on windows, knn-time and knn-return, by hand, by law, and on a drop with known true state."""
+"""Tests of step values: window rewards, knn-time and knn-return, by hand, as properties, and on a known drop."""
 
 import numpy as np
 import pytest
@@ -66,8 +66,8 @@ def test_normalised_time_ends_at_one():
 
 def test_eq5_standardises_by_the_pool():
     # pool 1 and 3: mean 2, std 1. d = 2, 3, 1: z = 0, 1, -1
-    found = window_rewards(np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0]))
-    assert found == pytest.approx([0.4, 0.8 * 0.2689414, 0.8 * 0.7310586])
+    rewards = window_rewards(np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0]))
+    assert rewards == pytest.approx([0.4, 0.8 * 0.2689414, 0.8 * 0.7310586])
     assert window_rewards(np.array([3.0]), np.array([1.0, 3.0]), literal=True) == pytest.approx([0.8 * 0.7310586])
     assert np.isnan(window_rewards(np.array([3.0]), np.zeros(0))).all()
 
@@ -75,35 +75,35 @@ def test_eq5_standardises_by_the_pool():
 def test_phase_is_the_mean_time_of_the_nearest_success_windows():
     embeddings = [column(0.0, 1.0, 2.0), column(0.1, 1.1, 2.2), column(0.9, 5.0)]
     times = [np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 1.0]), np.array([0.5, 1.0])]
-    found = knn_time(embeddings, times, [True, True, False], ["a", "b", "c"], neighbours=2)
+    phases = knn_time(embeddings, times, [True, True, False], ["a", "b", "c"], neighbours=2)
     # 0.9: 1.0 (.5) and 1.1 (.4). 5.0: 2.2 (1) and 2.0 (1)
-    assert found[2] == pytest.approx([0.45, 1.0])
+    assert phases[2] == pytest.approx([0.45, 1.0])
     # episode 0 sees episode 1 only. 0: .1 (0), 1.1 (.4); 1: 1.1 (.4), .1 (0); 2: 2.2 (1), 1.1 (.4)
-    assert found[0] == pytest.approx([0.2, 0.2, 0.7])
+    assert phases[0] == pytest.approx([0.2, 0.2, 0.7])
 
 
 def test_return_counts_a_failure_as_zero():
     embeddings = [column(0.0, 1.0), column(0.9, 3.0), column(1.05, 3.1)]
     times = [np.array([0.5, 1.0])] * 3
-    found = knn_return(embeddings, times, [True, False, False], ["a", "b", "c"], neighbours=2)
+    returns = knn_return(embeddings, times, [True, False, False], ["a", "b", "c"], neighbours=2)
     # 0.9: 1.0 (success, 1) and 1.05 (failure, 0); 3.0: 3.1 (failure) and 1.05 (failure)
-    assert found[1] == pytest.approx([0.5, 0.0])
-    assert np.isnan(found[0]).all()  # its own is the only success
+    assert returns[1] == pytest.approx([0.5, 0.0])
+    assert np.isnan(returns[0]).all()  # it is the only success
 
 
 def test_windows_tied_with_the_last_neighbour_all_count():
     embeddings = [column(1.0), column(-1.0), column(0.0)]
-    found = averages(embeddings, ["a", "b", "c"], [0, 1], [np.array([1.0]), np.array([0.0]), np.zeros(1)], 1)
-    assert found[2].tolist() == [0.5]
+    values = averages(embeddings, ["a", "b", "c"], [0, 1], [np.array([1.0]), np.array([0.0]), np.zeros(1)], 1)
+    assert values[2].tolist() == [0.5]
 
 
 def test_the_bank_may_be_smaller_than_the_neighbours():
-    found = knn_time([column(0.0, 1.0), column(5.0)], [np.array([0.0, 1.0]), np.ones(1)], [True, False], ["a", "b"], 10)
-    assert found[1].tolist() == [0.5]
-    assert np.isnan(found[0]).all()
+    times = knn_time([column(0.0, 1.0), column(5.0)], [np.array([0.0, 1.0]), np.ones(1)], [True, False], ["a", "b"], 10)
+    assert times[1].tolist() == [0.5]
+    assert np.isnan(times[0]).all()
 
 
-def test_an_unknown_value_lists_those_there_are():
+def test_an_unknown_step_value_is_refused_with_the_list():
     with pytest.raises(UsageError, match="there are: progress, reward, knn-time, knn-return"):
         parse_value("rewards")
 
@@ -111,7 +111,7 @@ def test_an_unknown_value_lists_those_there_are():
 # --- through score
 
 
-def test_the_value_is_progress_unless_asked_otherwise():
+def test_the_default_step_value_is_progress():
     scores = score([episode(0, True), episode(1, False)], [line(0.0, 3.0, 4.0), line(0.0, 1.0, 2.0)])
     for curve, value in zip(scores.curves, scores.values, strict=True):
         assert value.tolist() == curve.progress.tolist()
@@ -119,7 +119,7 @@ def test_the_value_is_progress_unless_asked_otherwise():
 
 
 def test_eq5_on_the_windows_of_a_dataset():
-    # the failure's distances to 4 are 3, 2, 1: mean 2, std .8165; the success's to its own end are 4, 2, 0
+    # the failure's distances to 4 are 3, 2, 1: mean 2, std .8165; the success's to its end are 4, 2, 0
     windows = [line(0.0, 2.0, 4.0), line(1.0, 2.0, 3.0)]
     scores = score([episode(0, True), episode(1, False)], windows, ScoringConfig(value="reward"))
     z = np.sqrt(1.5)
@@ -162,7 +162,7 @@ def test_phase_of_strided_windows_is_interpolated():
     assert any("1 episodes without a value 'knn-time'" in text for text in scores.warnings)
 
 
-def test_return_without_a_failure_is_phase_and_says_so():
+def test_return_without_a_failure_equals_phase_and_warns():
     episodes = [episode(i, True) for i in range(3)]
     windows = [line(0.0, 1.0, 2.0 + i) for i in range(3)]
     by_return = score(episodes, windows, ScoringConfig(value="knn-return", neighbours=2))
@@ -183,7 +183,7 @@ def test_left_out_tasks_have_no_value():
     assert [e.reason for e in scores.episodes] == [NO_SUCCESS]
 
 
-# --- laws
+# --- properties
 
 
 def random_task(seed: int, episodes: int = 8, windows: int = 6):
@@ -200,14 +200,14 @@ def test_values_stay_in_0_and_1_and_ignore_the_order_of_episodes(estimate, seed,
     columns = random_task(seed)
     straight = estimate(*columns)
     assert all(((v >= 0) & (v <= 1)).all() for v in straight)
-    shuffled = estimate(*([column[i] for i in order] for column in columns))
+    permutation = estimate(*([column[i] for i in order] for column in columns))
     for place, i in enumerate(order):
-        assert shuffled[place] == pytest.approx(straight[i])
+        assert permutation[place] == pytest.approx(straight[i])
 
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25)
-def test_an_episodes_own_group_never_matters_to_it(seed):
+def test_an_episodes_value_ignores_its_group(seed):
     embeddings, times, success, groups = random_task(seed)
     straight = knn_time(embeddings, times, success, groups)
     more = knn_time([*embeddings, embeddings[0]], [*times, times[0]], [*success, True], [*groups, groups[0]])
@@ -215,7 +215,7 @@ def test_an_episodes_own_group_never_matters_to_it(seed):
     assert more[1] == pytest.approx(straight[1])  # episodes 0 and 1 share a group
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_the_chunk_size_has_no_effect(monkeypatch):
     columns = random_task(3)
     whole = knn_return(*columns)
     monkeypatch.setattr(value_module, "CHUNK_NUMBERS", 1)  # one query at a time
@@ -226,28 +226,28 @@ def test_chunks_change_nothing(monkeypatch):
 @settings(max_examples=25)
 def test_averages_agree_with_a_plain_search(seed, neighbours):
     embeddings, times, success, groups = random_task(seed)
-    found = knn_time(embeddings, times, success, groups, neighbours)
-    for i, own in enumerate(embeddings):
+    phases = knn_time(embeddings, times, success, groups, neighbours)
+    for i, windows in enumerate(embeddings):
         bank = [j for j in range(8) if success[j] and groups[j] != groups[i]]
         points, clock = np.concatenate([embeddings[j] for j in bank]), np.concatenate([times[j] for j in bank])
-        for row, point in enumerate(own):
+        for row, point in enumerate(windows):
             nearest = np.argsort(np.linalg.norm(points - point, axis=1))[:neighbours]
-            assert found[i][row] == pytest.approx(clock[nearest].mean())
+            assert phases[i][row] == pytest.approx(clock[nearest].mean())
 
 
-# --- a drop, with the true state as encoder (arXiv 2511.15605 has no such check; ours)
+# --- a drop, with the true state as encoder (our check, not from arXiv 2511.15605)
 
 
 def carry(rng: np.random.Generator, drop_at: int | None = None) -> np.ndarray:
-    """State (arm, held) of reach 0..1, grasp, carry 1..2, release, home 2..3, all plus 1 and some noise: (61, 2)."""
+    """Returns states (arm, held) of reach 0..1, grasp, carry 1..2, release, home 2..3, plus 1 and noise: (61, 2)."""
     arm = np.linspace(0.0, 3.0, 61)
-    held = ((arm >= 1.0) & (arm < 2.0)).astype(float)
+    apple = ((arm >= 1.0) & (arm < 2.0)).astype(float)
     if drop_at is not None:
-        held[drop_at:] = 0.0
-    return np.stack([arm, held], axis=1) + 1.0 + rng.normal(scale=0.01, size=(61, 2))
+        apple[drop_at:] = 0.0
+    return np.stack([arm, apple], axis=1) + 1.0 + rng.normal(scale=0.01, size=(61, 2))
 
 
-def test_phase_falls_at_a_drop_and_distance_to_the_end_does_not():
+def test_phase_falls_at_a_drop_but_end_distance_does_not():
     rng = np.random.default_rng(0)
     drop = 25  # the arm is at 1.25, a quarter of the way to the plate
     states = [carry(rng) for _ in range(8)] + [carry(rng, drop) for _ in range(4)]
@@ -258,4 +258,4 @@ def test_phase_falls_at_a_drop_and_distance_to_the_end_does_not():
         by_phase = score(episodes, windows, ScoringConfig(profile=profile, value="knn-time"))
         for i in range(8, 12):
             assert by_distance.values[i][drop] > by_distance.values[i][drop - 1] + 0.05  # the drop is rewarded
-            assert by_phase.values[i][drop] < by_phase.values[i][drop - 1] - 0.05  # the drop is noticed
+            assert by_phase.values[i][drop] < by_phase.values[i][drop - 1] - 0.05  # the drop lowers the value

@@ -1,4 +1,4 @@
-"""Windows: their last frames, and the frames that show them."""
+"""Tests of windows: their last frames, and the frames of their clips."""
 
 from typing import get_args
 
@@ -68,19 +68,19 @@ SPECS = [
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @given(length=st.integers(1, 300))
 def test_every_spec_ends_with_the_episode_and_shows_frames_of_its_windows_only(spec, length):
-    last, shown = ends(length, spec), clips(length, spec)
+    last, window_clips = ends(length, spec), clips(length, spec)
     assert np.all(np.diff(last) > 0)
     assert last[-1] == length - 1
     assert np.all(last[:-1] >= spec.min_window)
-    assert [len(clip) for clip in shown] == clip_lengths(length, spec).tolist()
-    for end, clip in zip(last, shown, strict=True):
+    assert [len(clip) for clip in window_clips] == clip_lengths(length, spec).tolist()
+    for end, clip in zip(last, window_clips, strict=True):
         assert clip.min() >= 0
         assert clip.max() == end
         assert len(clip) % 2 == 0
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 20))
-def test_dense_and_stride_end_where_window_ends_does(length, stride, t0):
+def test_dense_and_stride_end_at_the_window_ends(length, stride, t0):
     assert (
         ends(length, ScoringConfig(windows=f"stride:{stride}", min_window=t0)).tolist()
         == window_ends(length, stride, t0).tolist()
@@ -95,7 +95,7 @@ def test_recent_is_the_last_frames_and_a_short_past_is_a_prefix():
     assert clip_indices(2, 6, spec).tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_cyclic_restarts_short_windows_and_leaves_long_ones_alone():
+def test_cyclic_restarts_short_windows_only():
     spec = ScoringConfig(windows="dense", profile="siirl")
     assert clip_indices(2, 8, spec).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]  # np.resize, as siiRL
     assert clip_indices(40, 8, spec).tolist() == clip_indices(40, 8).tolist()
@@ -109,7 +109,7 @@ def test_nested_windows_are_even_prefixes_of_one_sampling():
     assert ends(71, ScoringConfig(windows="nested", min_window=31, frames_per_clip=8)).tolist() == [50, 70]
 
 
-def test_nested_windows_of_a_short_episode_are_told_apart_by_their_end():
+def test_nested_windows_of_a_short_episode_have_distinct_ends():
     spec = ScoringConfig(windows="nested", min_window=0, frames_per_clip=8)
     assert ends(3, spec).tolist() == [0, 1, 2]  # the sampling is 0 0 1 1 1 1 2 2
     assert [clip.tolist() for clip in clips(3, spec)] == [[0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 2, 2]]
@@ -122,7 +122,7 @@ def test_the_last_nested_window_is_the_full_clip(length, frames):
     assert clips(length, spec)[-1].tolist() == clip_indices(length - 1, frames).tolist()
 
 
-def test_texts_and_what_they_mean():
+def test_window_specs_are_parsed():
     configs = [ScoringConfig(windows=text) for text in ("dense", "stride:9", "stride:09", "nested")]
     assert [config.window_kind for config in configs] == ["dense", "stride", "stride", "nested"]
     assert [config.stride for config in configs] == [1, 9, 9, 1]
@@ -141,7 +141,7 @@ def test_only_siirl_repeats_a_short_window_from_its_start():
 
 
 @pytest.mark.parametrize("text", ["stride", "stride:", "stride:0", "stride:-1", "dense:2", "nested:4", "", "stride:²"])
-def test_an_unknown_text_is_refused_with_the_list(text):
+def test_an_unknown_spec_is_refused_with_the_list(text):
     with pytest.raises(UsageError, match=r"there are: dense, stride:K \(for example stride:4\), nested"):
         ScoringConfig(windows=text)
 
@@ -155,12 +155,12 @@ def test_an_unknown_text_is_refused_with_the_list(text):
         ({"frames_per_clip": 0}, "even number"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, says):
+def test_invalid_options_are_refused(options, says):
     with pytest.raises(UsageError, match=says):
         ScoringConfig(windows="stride:4", **options)
 
 
-def test_nested_is_refused_where_it_would_mean_nothing():
+def test_nested_is_refused_in_meaningless_combinations():
     with pytest.raises(UsageError, match="nested windows are prefixes of one sampling, not 'prefix' with 'cyclic'"):
         ScoringConfig(windows="nested", profile="siirl")
     with pytest.raises(UsageError, match="nested windows are prefixes of one sampling"):

@@ -1,4 +1,4 @@
-"""The driver, its streamer process and the vendor's unmodified SDK against the emulated controller, by the clock."""
+"""Tests the driver, its streamer and the vendor's unmodified SDK in real time against the emulated controller."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def server() -> Iterator[ControllerServer]:
 
 @pytest.fixture
 def recipe(server: ControllerServer) -> Iterator[HardwareRecipe]:
-    """A recipe of the emulator, with faults healed before and after. On a busy machine reports may be late."""
+    """A recipe of the emulator, whose faults are cleared before and after. It tolerates late reports."""
     heal(server)
     yield recipe_of(server)
     heal(server)
@@ -63,9 +63,9 @@ def recipe(server: ControllerServer) -> Iterator[HardwareRecipe]:
 
 @pytest.fixture
 def arm(recipe: HardwareRecipe) -> Iterator[XArm7]:
-    with XArm7(recipe) as opened:
-        opened.resume()
-        yield opened
+    with XArm7(recipe) as driver:
+        driver.resume()
+        yield driver
 
 
 def recipe_of(server: ControllerServer, fps: float = 50.0, **changes: object) -> HardwareRecipe:
@@ -89,9 +89,9 @@ def until(happens: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-def set_points(heard: tuple[LoggedRequest, ...], after_s: float = 0.0) -> np.ndarray:
-    """(n, 7) the joints of every servo command that the emulator received."""
-    frames = [h.params for h in heard if h.function == SERVO and h.time_s > after_s]
+def set_points(requests: tuple[LoggedRequest, ...], after_s: float = 0.0) -> np.ndarray:
+    """Returns the joints of every servo command that the emulator received, (n, 7)."""
+    frames = [h.params for h in requests if h.function == SERVO and h.time_s > after_s]
     return np.array([np.frombuffer(frame, "<f4", JOINTS) for frame in frames], dtype=np.float64).reshape(-1, JOINTS)
 
 
@@ -111,11 +111,14 @@ def is_gone(pid: int) -> bool:
 # --- normal operation -------------------------------------------------------------------------------------------------
 
 
-def test_it_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> None:
+def test_the_arm_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> None:
     start = arm.observe().state.joints_rad
     for k in range(1, 26):
         limited = arm.send(ArmCommand(start + 0.01 * k * TURN, 0.06))
-        assert set(limited.limited_by) <= {"gripper_step", "tcp_speed"}  # the second: if a busy machine delayed it
+        assert set(limited.limited_by) <= {
+            "gripper_step",
+            "tcp_speed",
+        }  # the second attempt, if a busy machine delayed the first
     for _ in range(15):
         arm.send(ArmCommand(start + 0.25 * TURN, 0.06))
     for _ in range(5):
@@ -132,7 +135,7 @@ def test_it_follows_holds_and_stops(arm: XArm7, server: ControllerServer) -> Non
     assert (server.arm_state().mode, server.arm_state().state) == (1, READY)
 
 
-def test_the_log_tells_every_tick(arm: XArm7) -> None:
+def test_the_log_has_every_tick(arm: XArm7) -> None:
     start = arm.observe().state.joints_rad
     arm.take_log()
     for k in range(1, 21):
@@ -140,13 +143,13 @@ def test_the_log_tells_every_tick(arm: XArm7) -> None:
     log = arm.take_log()
     assert len(log) >= 20 and arm.take_log().shape[0] < len(log)
     assert (log["phase"] == StreamerState.STREAM).all() and (log["code"] == 0).all() and (log["mode"] == 1).all()
-    assert np.all(np.diff(log["time_s"]) > 0.004)  # no burst, whatever the machine did
+    assert np.all(np.diff(log["time_s"]) > 0.004)  # no burst on a busy machine either
     assert np.all(np.diff(log["target"]) >= 0) and log["target"][-1] >= 19
     assert np.abs(np.diff(log["sent_rad"][:, 0])).max() <= LAB.limits.max_joint_speed_rad_s * 0.01 + 1e-9
     assert np.nanmax(log["reply_s"]) > 0
 
 
-def test_leaving_stops_the_arm_and_leaves_nothing(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_exit_stops_the_arm_and_the_streamer(recipe: HardwareRecipe, server: ControllerServer) -> None:
     with XArm7(recipe) as arm:
         start = arm.observe().state.joints_rad
         for k in range(1, 6):
@@ -158,7 +161,7 @@ def test_leaving_stops_the_arm_and_leaves_nothing(recipe: HardwareRecipe, server
     with pytest.raises(ArmError, match="the arm is not open"):
         arm.observe()
     assert len(arm.take_log()) > 0  # recorded ticks survive
-    assert socket.getdefaulttimeout() is None  # the SDK sets one, in its own process
+    assert socket.getdefaulttimeout() is None  # the SDK sets one, but in a separate process
 
 
 def test_a_default_timeout_of_the_process_does_not_end_the_streamer(recipe: HardwareRecipe) -> None:
@@ -175,7 +178,7 @@ def test_a_default_timeout_of_the_process_does_not_end_the_streamer(recipe: Hard
         socket.setdefaulttimeout(None)
 
 
-def test_the_sdk_leaves_nothing_at_home(
+def test_the_sdk_writes_no_file_at_home(
     recipe: HardwareRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -184,7 +187,7 @@ def test_the_sdk_leaves_nothing_at_home(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_person_may_take_their_time(arm: XArm7) -> None:
+def test_a_long_pause_does_not_block_the_reports(arm: XArm7) -> None:
     """The log is not read for longer than a pipe holds (2.7 s). The newest report still arrives afterwards."""
     start = arm.observe().state.joints_rad
     time.sleep(3.5)
@@ -200,7 +203,8 @@ def test_settings_are_stored_once_and_read_back(recipe: HardwareRecipe, server: 
     before = len([h for h in server.request_log() if h.function == 35])
     with XArm7(recipe) as arm:
         assert arm.info["serial"] == "XI130500000001" and arm.info["firmware"] == (2, 5, 0)
-    assert len([h for h in server.request_log() if h.function == 35]) == before  # nothing differed: no system reset
+    # No setting differed, so there was no system reset.
+    assert len([h for h in server.request_log() if h.function == 35]) == before
     heavier = recipe_of(server, payload_kg=1.0)
     with XArm7(heavier, dry_run=True) as dry:
         assert dry.info["differences"] == ("payload_kg: wanted 1., got 0.82",)
@@ -219,7 +223,7 @@ def test_a_dry_run_checks_and_counts_but_sends_nothing(recipe: HardwareRecipe, s
     assert not [h.function for h in server.request_log()[count:] if h.function in moving and h.client != 0]
 
 
-def test_the_first_chunk_goes_at_its_pace(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_the_first_chunk_runs_at_the_recipes_pace(recipe: HardwareRecipe, server: ControllerServer) -> None:
     with XArm7(recipe, first_pace=0.1) as arm:
         start = arm.observe().state.joints_rad
         after_s = server.arm_state().time_s
@@ -233,16 +237,16 @@ def test_the_first_chunk_goes_at_its_pace(recipe: HardwareRecipe, server: Contro
     assert slow <= 0.1 * LAB.limits.max_joint_speed_rad_s * 0.01 + 1e-6 < 0.5 * fast
 
 
-def test_what_the_set_points_are_held_back_by_is_named_and_counts_as_executed(server: ControllerServer) -> None:
+def test_a_limit_of_the_set_points_is_named_and_counts_as_executed(server: ControllerServer) -> None:
     heal(server)
     with XArm7(recipe_of(server, max_tcp_speed_m_s=0.02)) as arm:
         arm.resume()
         start = arm.observe().state.joints_rad
-        seen: set[str] = set()
+        limit_names: set[str] = set()
         for _ in range(20):
             limited = arm.send(ArmCommand(start + TURN, 0.085))
-            seen |= set(limited.limited_by)
-        assert "tcp_speed" in seen
+            limit_names |= set(limited.limited_by)
+        assert "tcp_speed" in limit_names
         # 0.4 s at 0.02 m/s, 0.4 m from the base's axis: the reference did not run away from the set points.
         assert limited.command.joints_rad[0] - start[0] < 0.05
         assert limited.command is arm.commanded
@@ -259,27 +263,25 @@ def test_mode_6_is_streamed_too(server: ControllerServer) -> None:
         until(lambda: bool(abs(server.arm_state().joints_rad[0] - start[0] - 0.2) < 1e-3))
 
 
-def test_the_gripper_is_told_at_most_ten_times_a_second_and_only_what_changes(
-    arm: XArm7, server: ControllerServer
-) -> None:
-    def told(after_s: float) -> list[tuple[float, int]]:
+def test_the_gripper_gets_at_most_ten_writes_a_second_and_only_changes(arm: XArm7, server: ControllerServer) -> None:
+    def gripper_writes(after_s: float) -> list[tuple[float, int]]:
         """Returns (time, pulses) of every write of the target register (func 124, device 8)."""
         write = bytes([9, 8, 0x10, 0x07, 0x00])
-        found = [h for h in server.request_log() if h.function == 124 and h.time_s > after_s and h.params[:5] == write]
-        return [(h.time_s, int.from_bytes(h.params[8:12], "big", signed=True)) for h in found]
+        writes = [h for h in server.request_log() if h.function == 124 and h.time_s > after_s and h.params[:5] == write]
+        return [(h.time_s, int.from_bytes(h.params[8:12], "big", signed=True)) for h in writes]
 
     start, began_s = arm.observe().state.joints_rad, server.arm_state().time_s
     for k in range(75):
         arm.send(ArmCommand(start, 0.085 if k // 10 % 2 else -1.0))
-    orders = told(began_s)
+    orders = gripper_writes(began_s)
     assert 3 <= len(orders) <= (orders[-1][0] - orders[0][0]) / 0.1 + 2
     assert all(0 <= pulses <= 850 for _, pulses in orders)
     last = arm.reference()
-    until(lambda: abs(told(began_s)[-1][1] - 1e4 * last.gripper_m) <= 1)
+    until(lambda: abs(gripper_writes(began_s)[-1][1] - 1e4 * last.gripper_m) <= 1)
     quiet_s = server.arm_state().time_s
     for _ in range(20):
         arm.hold()
-    assert told(quiet_s) == []
+    assert gripper_writes(quiet_s) == []
 
 
 # --- no command leaves the limits -------------------------------------------------------------------------------------
@@ -292,18 +294,18 @@ TARGETS = st.lists(st.tuples(st.one_of(JUMPS, NEAR), NUMBERS, st.integers(1, 8))
 
 @pytest.fixture(scope="module")
 def streaming() -> Iterator[tuple[XArm7, ControllerServer]]:
-    """An arm that streams all the time, with its own emulator."""
-    with ControllerServer(KinematicPlant(HOME), host=free_host()) as own, XArm7(recipe_of(own)) as opened:
-        opened.resume()
-        yield opened, own
+    """Yields an arm that streams all the time, with a separate emulator."""
+    with ControllerServer(KinematicPlant(HOME), host=free_host()) as emulator, XArm7(recipe_of(emulator)) as driver:
+        driver.resume()
+        yield driver, emulator
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(targets=TARGETS)
-def test_no_command_that_the_controller_receives_leaves_the_limits(
+def test_every_received_command_is_inside_the_limits(
     streaming: tuple[XArm7, ControllerServer], targets: list[tuple[np.ndarray, float, int]]
 ) -> None:
-    """Sends targets straight to the streamer, past the control period's limits. Its own limits hold for all callers."""
+    """Sends targets to the streamer directly, past the control period's limits. The streamer's limits still hold."""
     arm, server = streaming
     process, after_s = arm._process(), server.arm_state().time_s
     for number, (joints, gripper, periods) in enumerate(targets):
@@ -332,7 +334,7 @@ def test_random_walks_of_commands_stay_inside(
 
 
 def obeys(points: np.ndarray) -> None:
-    """Every law, on the set points as they came over the wire: float32, 10 ms apart by intent."""
+    """Asserts every limit on the received set points, which are float32 and nominally 10 ms apart."""
     limits, controller = LAB.limits, LAB.controller
     assert controller is not None and len(points) > 2 and np.isfinite(points).all()
     assert np.all(points >= np.array(limits.joint_min_rad) - 1e-6)
@@ -351,21 +353,21 @@ def obeys(points: np.ndarray) -> None:
 
 def run_until_fault(arm: XArm7) -> ArmError:
     """Keeps moving gently until the driver raises. Returns the error."""
-    with pytest.raises(ArmError) as caught:
+    with pytest.raises(ArmError) as error:
         here = arm.reference().joints_rad
         for k in range(500):
             arm.send(ArmCommand(here + 0.1 * np.sin(0.1 * k) * TURN, 0.08 - 0.02 * (k // 25 % 2)))
-    return caught.value
+    return error.value
 
 
 @pytest.mark.parametrize("code", [31, 13])
-def test_an_error_of_the_controller_stops_says_why_and_is_cleaned_only_by_a_person(
+def test_a_controller_error_stops_the_arm_and_only_a_person_clears_it(
     arm: XArm7, server: ControllerServer, code: int
 ) -> None:
     threading.Timer(0.2, server.faults.error, [code]).start()
     fault = run_until_fault(arm)
     assert isinstance(fault, ControllerFault) and fault.code == code
-    assert server.arm_state().error == code and stands(server)  # it was not cleaned
+    assert server.arm_state().error == code and stands(server)  # the error was not cleared
     for call in (arm.observe, arm.go_home, arm.resume):
         with pytest.raises(ControllerFault):
             call()
@@ -399,7 +401,7 @@ def test_the_grippers_fault_stops_the_arm(arm: XArm7, server: ControllerServer, 
     with pytest.raises(ControllerFault, match=says):
         raise run_until_fault(arm)
     assert stands(server)
-    with pytest.raises(ControllerFault, match=says):  # it is still broken
+    with pytest.raises(ControllerFault, match=says):  # the gripper is still broken
         arm.recover(confirmed=True)
     server.faults.gripper_repair()
     arm.recover(confirmed=True)
@@ -444,7 +446,7 @@ def test_a_sick_network_stops_the_arm(
     assert is_gone(pid) and len(arm.take_log()) > 0
 
 
-def test_a_dead_network_is_said_loudly_and_the_arm_holds(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_a_dead_network_is_reported_and_the_arm_holds(recipe: HardwareRecipe, server: ControllerServer) -> None:
     arm = XArm7(recipe)
     with pytest.raises(ArmError, match="PRESS THE EMERGENCY STOP"), arm:
         arm.resume()
@@ -466,7 +468,7 @@ def test_another_client_that_stops_or_takes_the_arm_is_noticed(arm: XArm7, serve
     assert server.arm_state().state in STANDS
 
 
-def test_who_comes_second_is_refused(arm: XArm7, recipe: HardwareRecipe) -> None:
+def test_a_second_client_is_refused(arm: XArm7, recipe: HardwareRecipe) -> None:
     with pytest.raises(ArmError, match="another srpo-robot on this machine has the arm"), XArm7(recipe):
         pass
 
@@ -481,30 +483,30 @@ def test_a_moving_arm_belongs_to_another_client(recipe: HardwareRecipe, server: 
         pass
 
 
-def test_an_error_before_the_start_is_not_cleaned(recipe: HardwareRecipe, server: ControllerServer) -> None:
+def test_an_error_before_the_start_is_not_cleared(recipe: HardwareRecipe, server: ControllerServer) -> None:
     server.faults.error(31)
     arm = XArm7(recipe)
     with pytest.raises(ControllerFault, match=r"C31 \(collision\)"), arm:
         pass
     assert server.arm_state().error == 31
-    arm.recover(confirmed=True)  # not open: the command line asks before it opens again
+    arm.recover(confirmed=True)  # not open, since the command line asks before it opens again
     assert server.arm_state().error == 0
     with arm:
         arm.resume()
 
 
-def test_a_stop_gets_through_from_another_thread_while_a_command_is_stuck(arm: XArm7, server: ControllerServer) -> None:
+def test_a_stop_from_another_thread_passes_a_blocked_command(arm: XArm7, server: ControllerServer) -> None:
     here = arm.reference().joints_rad
     arm.send(ArmCommand(here + 0.01 * TURN, 0.085))
     server.faults.half_open(client=server.clients()[0])
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def stop() -> None:
         try:
             arm.stop()
             assert server.arm_state().state in STANDS
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     stopping = threading.Thread(target=stop)
     stopping.start()
@@ -512,7 +514,7 @@ def test_a_stop_gets_through_from_another_thread_while_a_command_is_stuck(arm: X
         for k in range(200):
             arm.send(ArmCommand(here + 0.001 * k * TURN, 0.085))
     stopping.join()
-    assert not failed
+    assert not errors
 
 
 def test_a_stop_before_the_first_command_is_not_forgotten(recipe: HardwareRecipe, server: ControllerServer) -> None:
@@ -525,7 +527,7 @@ def test_a_stop_before_the_first_command_is_not_forgotten(recipe: HardwareRecipe
         arm.hold()
 
 
-def test_an_order_given_before_a_stop_is_void(arm: XArm7, server: ControllerServer) -> None:
+def test_a_command_sent_before_a_stop_is_void(arm: XArm7, server: ControllerServer) -> None:
     process = arm._process()
     before = process.stops
     arm.stop()
@@ -571,7 +573,7 @@ def test_a_program_that_dies_leaves_the_arm_standing(
     until(lambda: is_gone(pid))
     state = server.arm_state()
     assert state.state in STANDS and state.error == 0 and not state.velocity_rad_s.any()
-    if how == signal.SIGKILL:  # it braked before it stopped: no step of the set points beyond the acceleration cap
+    if how == signal.SIGKILL:  # the arm braked first: no set point exceeds the acceleration cap
         points = set_points(server.request_log(), after_s - 0.1)
         assert np.abs(np.diff(points, n=2, axis=0)).max() <= 8.0 * 1e-4 + 2e-6
     until(lambda: not server.clients())
@@ -599,27 +601,27 @@ def test_a_streamer_that_dies_is_noticed_and_the_arm_stopped(
         (Firmware(), {"connect_timeout_s": 0.5, "command_port": 1}, "no xArm controller answers at"),
     ],
 )
-def test_the_wrong_controller_is_one_line(firmware: Firmware, changes: dict[str, Any], says: str) -> None:
-    with ControllerServer(KinematicPlant(HOME), host=free_host(), firmware=firmware) as other:
-        recipe = recipe_of(other, **changes)
-        with pytest.raises(ArmError, match=says) as caught, XArm7(recipe):
+def test_the_wrong_controller_is_a_one_line_error(firmware: Firmware, changes: dict[str, Any], says: str) -> None:
+    with ControllerServer(KinematicPlant(HOME), host=free_host(), firmware=firmware) as emulator:
+        recipe = recipe_of(emulator, **changes)
+        with pytest.raises(ArmError, match=says) as error, XArm7(recipe):
             pass
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 class Deaf(ControllerServer):
-    """A controller that takes the payload (function 36) and forgets it."""
+    """A controller that accepts the payload (function 36) and does not store it."""
 
     def _execute(self, client: int, request: Request) -> bytes:
         return encode_reply(request, Reply(0)) if request.function == 36 else super()._execute(client, request)
 
 
-def test_a_setting_that_is_not_kept_is_named() -> None:
-    with Deaf(KinematicPlant(HOME), host=free_host()) as other:
-        with pytest.raises(ArmError, match=r"payload_kg: wanted 0.82, got 0.; payload_centre_m: wanted") as caught:
-            XArm7(recipe_of(other)).__enter__()
-        assert other.arm_state().state in STANDS
-    assert "did not keep its settings" in str(caught.value)
+def test_a_setting_that_the_controller_drops_is_named() -> None:
+    with Deaf(KinematicPlant(HOME), host=free_host()) as emulator:
+        with pytest.raises(ArmError, match=r"payload_kg: wanted 0.82, got 0.; payload_centre_m: wanted") as error:
+            XArm7(recipe_of(emulator)).__enter__()
+        assert emulator.arm_state().state in STANDS
+    assert "did not keep its settings" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -631,21 +633,21 @@ def test_a_setting_that_is_not_kept_is_named() -> None:
     ids=["gripper's baud rate", "speed factor"],
 )
 def test_settings_of_other_programs_are_refused_and_not_repaired(function: int, params: bytes, says: str) -> None:
-    """The SDK by itself would clean errors, reboot the tool and enable the arm if a baud rate differs."""
-    with ControllerServer(KinematicPlant(HOME), host=free_host()) as other:
-        wire.ask(other.host, other.command_port, function, params, 5.0)
+    """The SDK alone would clear errors, reboot the tool and enable the arm if a baud rate differs."""
+    with ControllerServer(KinematicPlant(HOME), host=free_host()) as emulator:
+        wire.ask(emulator.host, emulator.command_port, function, params, 5.0)
         with pytest.raises(ArmError, match=says):
-            XArm7(recipe_of(other)).__enter__()
-        assert not [h for h in other.request_log()[1:] if h.function in (16, 127, 232)]
-        assert other.arm_state().state in STANDS
+            XArm7(recipe_of(emulator)).__enter__()
+        assert not [h for h in emulator.request_log()[1:] if h.function in (16, 127, 232)]
+        assert emulator.arm_state().state in STANDS
 
 
 def test_the_benchmark_measures_what_it_says(tmp_path: Path) -> None:
-    script, found = Path(__file__).parents[1] / "scripts" / "bench_streamer.py", tmp_path / "bench.json"
-    command = [sys.executable, str(script), "--seconds", "1", "--stops", "1", "--json", str(found)]
+    script, output = Path(__file__).parents[1] / "scripts" / "bench_streamer.py", tmp_path / "bench.json"
+    command = [sys.executable, str(script), "--seconds", "1", "--stops", "1", "--json", str(output)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    numbers = json.loads(found.read_text())
+    numbers = json.loads(output.read_text())
     assert numbers["period_p99_ms"] >= numbers["distributions_ms"]["period"]["p50"] == pytest.approx(10.0, abs=3.0)
     assert 0 <= numbers["deadline_misses"] <= numbers["ticks"] and numbers["ticks"] > 50
     for key in ("stop_p99_ms_healthy", "stop_p99_ms_stuck"):

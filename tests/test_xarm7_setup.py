@@ -1,4 +1,4 @@
-"""The checks of a controller before its arm moves, and the meaning of its codes, without a network."""
+"""Tests of the controller checks before its arm moves, and of its error codes, without a network."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def controller(**changes):
 
 
 def test_the_identity_is_read():
-    found = controller_setup.identify(GOOD, controller(serial="XI130500000001"))
-    assert (found.axes, found.serial, found.firmware) == (7, "XI130500000001", (2, 5, 0))
+    identity = controller_setup.identify(GOOD, controller(serial="XI130500000001"))
+    assert (identity.axes, identity.serial, identity.firmware) == (7, "XI130500000001", (2, 5, 0))
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_the_identity_is_read():
         (b"7,7,XI130500000001,AC1,v1.9.9\0", {"stream": "online"}, "1.9.9 is too old .* 'online': it needs 1.10.0"),
     ],
 )
-def test_the_wrong_arm_is_one_line(answer, changes, says):
-    with pytest.raises(ArmError, match=says) as caught:
+def test_the_wrong_arm_is_a_one_line_error(answer, changes, says):
+    with pytest.raises(ArmError, match=says) as error:
         controller_setup.identify(answer, controller(**changes))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_the_joint_range_is_that_of_the_generation():
+def test_the_joint_range_depends_on_the_generation():
     """Vendor's table: J2 -118..120 and J4 -11..225 deg until 1304; -117..116 and -6..225 from 1305 on."""
     new = controller_setup.identify(GOOD, controller())
     old = controller_setup.identify(GOOD.replace(b"XI1305", b"XI1304"), controller())
@@ -82,18 +82,18 @@ def test_a_controllers_socket_file_is_refused(tmp_path):
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_setting_that_reads_back_otherwise_is_named_with_both_values():
-    wanted = controller_setup.recipe_settings(RECIPE, controller())
-    assert controller_setup.differences(wanted, wanted) == ()
-    for field in fields(wanted):
-        value = getattr(wanted, field.name)
+def test_each_differing_setting_is_named_with_both_values():
+    expected = controller_setup.recipe_settings(RECIPE, controller())
+    assert controller_setup.differences(expected, expected) == ()
+    for field in fields(expected):
+        value = getattr(expected, field.name)
         other = tuple(v + 0.01 for v in value) if isinstance(value, tuple) else float(value) + 1
-        lines = controller_setup.differences(wanted, replace(wanted, **{field.name: other}))
+        lines = controller_setup.differences(expected, replace(expected, **{field.name: other}))
         assert len(lines) == 1
         assert lines[0].startswith(f"{field.name}: wanted ") and ", got " in lines[0]
 
 
-def test_the_fence_lies_outside_the_box_and_is_left_alone_where_the_recipe_has_none():
+def test_the_fence_lies_outside_the_box_and_is_ignored_if_off():
     fence = controller_setup.recipe_settings(RECIPE, controller()).fence_box_m
     assert fence == pytest.approx((0.64, 0.18, 0.37, -0.37, 0.52, 0.0))
     none = controller_setup.recipe_settings(RECIPE, controller(fence=False, reduced=False))
@@ -112,7 +112,7 @@ def test_the_fence_lies_outside_the_box_and_is_left_alone_where_the_recipe_has_n
         ({"max_tcp_speed_m_s": 0.0}, "must be positive"),
     ],
 )
-def test_recipes_that_cannot_be(changes, says):
+def test_invalid_recipes_are_refused(changes, says):
     with pytest.raises(RecipeError, match=says):
         XArm7(replace(RECIPE, controller=controller(**changes)))
 
@@ -137,15 +137,15 @@ def test_recipes_of_another_arm_and_of_a_box_without_home():
     + [(code, Remedy.SUPPORT) for code in (10, 13, 17, 18, 26, 42, 50, 53, 110, 200)]
     + [(36, Remedy.PROGRAM)],
 )
-def test_a_controllers_error_says_who_may_go_on(code, remedy):
+def test_a_controllers_error_names_the_next_step(code, remedy):
     fault = ControllerFault(code)
     assert fault.remedy is remedy
     assert str(fault).startswith(f"controller error C{code} (") and str(fault).endswith(remedy)
-    again = pickle.loads(pickle.dumps(fault))  # it comes from another process
+    again = pickle.loads(pickle.dumps(fault))  # raised in another process
     assert (again.code, again.gripper, str(again)) == (code, False, str(fault))
 
 
-def test_the_grippers_errors_are_its_own():
+def test_gripper_errors_have_a_separate_title():
     assert str(ControllerFault(11, gripper=True)).startswith(
         "gripper error G11 (too much current); the arm has stopped"
     )
@@ -159,7 +159,7 @@ def test_every_code_has_a_title_of_one_line():
     assert controller_codes.reply(3) == "no reply in time, code 3"
 
 
-# --- the house --------------------------------------------------------------------------------------------------------
+# --- imports --------------------------------------------------------------------------------------------------------
 
 
 def test_one_file_imports_the_vendors_sdk():
