@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import refused
-from test_mock_lab import CELL, TASK, XARM, end, start_lab, told
+from test_mock_lab import CELL, TASK, XARM, end, output_until_open, start_lab
 
 from srpo_robot.arm.actions import TCP_NAMES
 from srpo_robot.arm.cameras import Cameras
@@ -132,7 +132,7 @@ def test_put_apple_is_solved_through_the_driver_and_a_kill_is_survived(tmp_path,
     recipe, output = tmp_path / "lab.toml", tmp_path / "run"
     lab = start_lab(recipe)
     try:
-        policy = re.findall(r"--policy (http://\S+)", told(lab))[0]
+        policy = re.findall(r"--policy (http://\S+)", output_until_open(lab))[0]
         command = ["run", "--arm", recipe, "--task", "put-apple", "--policy", policy, "--trials", "1"]
         command += ["--output", output, "--seed", "10000"]
         program = [sys.executable, "-m", "srpo_robot.cli", *map(str, command)]

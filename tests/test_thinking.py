@@ -66,7 +66,7 @@ def test_a_late_answer_belongs_to_its_observation():
         policy.go.set()
         while (answer := runner.act(observation(arm))) == PENDING:
             time.sleep(0.001)
-        assert isinstance(answer, ActionChunk) and policy.seen == [0]  # the first observation, requested once
+        assert isinstance(answer, ActionChunk) and policy.pixels == [0]  # the first observation, requested once
 
 
 def test_answers_for_the_last_trial_are_dropped():

@@ -93,5 +93,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _build(options: type, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(options)
-    nested = {name: _build(hint, values) for name, hint in hints.items() if is_dataclass(hint)}
+    nested = {
+        name: _build(hint, values) for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)
+    }
     return options(**nested, **{f.name: values[f.name] for f in fields(options) if f.name in values})
