@@ -23,9 +23,8 @@ def report_dataset(dataset: str, output: Path | None) -> None:
 
         buffer = open_buffer(dataset)
     episodes = len(buffer.episodes)
-    with bar(
-        "decoding for the page", episodes, "episode"
-    ) as progress:  # only some episodes of a large dataset are decoded
+    # Only some episodes of a large dataset are decoded.
+    with bar("decoding for the page", episodes, "episode") as progress:
 
         def on_episode(done: int, of: int) -> None:
             progress.at(round(done / of * episodes))
