@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED, help="of the first held-out episode")
     parser.add_argument("--successes", type=int, default=80)
     parser.add_argument("--failures", type=int, default=20, help="of each kind")
-    parser.add_argument("--randomization", type=float, default=1.0, help="how much light, tint and camera vary, 0 to 1")
+    parser.add_argument(
+        "--randomization", "--looks", type=float, default=1.0, help="how much light, tint and camera vary, 0 to 1"
+    )
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--json", type=Path, help="write every number here")
     options = parser.parse_args()

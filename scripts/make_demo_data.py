@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--failure-rate", type=float, default=0.5, help="share that fails on purpose")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode of every task")
     parser.add_argument(
-        "--randomization", type=float, default=1.0, help="how much light, colours and cameras vary, 0 to 1"
+        "--randomization", "--looks", type=float, default=1.0, help="how much light, colours and cameras vary, 0 to 1"
     )
     parser.add_argument("--together", action="store_true", help="one dataset of all tasks")
     parser.add_argument("--json", type=Path, help="write every number here")

@@ -345,7 +345,9 @@ def main() -> None:
     recording.add_argument("--each", type=int, nargs=2, default=(0, 0), help="successes, and failures of each kind")
     recording.add_argument("--views", type=int, default=1, help="appearances in which each episode is shown")
     recording.add_argument("--camera", default="front")
-    recording.add_argument("--randomization", type=float, default=1.0, help="how much the appearance varies, 0 to 1")
+    recording.add_argument(
+        "--randomization", "--looks", type=float, default=1.0, help="how much the appearance varies, 0 to 1"
+    )
     training = commands.add_parser("train", help="train, or go on")
     training.add_argument("out", type=Path)
     training.add_argument("--data", type=Path, nargs="+", required=True, help="recorded folders")

@@ -38,6 +38,7 @@ from srpo_robot.recipes import PolicyRecipe, Weighting
 from srpo_robot.records import Episode
 from srpo_robot.report.weights_figure import draw_weighting
 
+BETAS, CAPS = (0.1, 0.3, 1.0, 3.0), (5.0, 20.0, 100.0)
 LENGTHS = (24, 20, 22, 18)  # of the squares in conftest
 
 
@@ -230,14 +231,14 @@ def test_a_view_by_hand():
 @given(hnp.arrays(np.float64, 60, elements=st.floats(-4, 4)))
 def test_effective_frames_never_rise_with_a_sharper_beta_or_fall_with_a_lower_cap(advantage):
     frames = wg.frames_of(episodes([30, 30], [True, False]))
-    grid = {(v.beta, v.w_max): v for v in wg.weight_grid(advantage, frames, wg.BETAS, (1e20,))}
-    shares = [grid[beta, 1e20].effective for beta in wg.BETAS]
+    grid = {(v.beta, v.w_max): v for v in wg.weight_grid(advantage, frames, BETAS, (1e20,))}
+    shares = [grid[beta, 1e20].effective for beta in BETAS]
     assert np.all(np.diff(shares) >= -1e-9)
-    effective = [v.effective for v in wg.weight_grid(advantage, frames, (1.0,), wg.CAPS)]
+    effective = [v.effective for v in wg.weight_grid(advantage, frames, (1.0,), CAPS)]
     assert np.all(np.diff(effective) <= 1e-9)
 
 
-@given(hnp.arrays(np.float64, 60, elements=st.floats(-4, 4)), st.sampled_from(wg.BETAS))
+@given(hnp.arrays(np.float64, 60, elements=st.floats(-4, 4)), st.sampled_from(BETAS))
 def test_the_parts_of_a_view_add_up(advantage, beta):
     frames = wg.frames_of(episodes([20, 25, 15], [True, False, True], ["a", "b", "b"]))
     (view,) = wg.weight_grid(advantage, frames, (beta,), (20.0,))

@@ -15,8 +15,6 @@ import numpy as np
 from srpo_robot.awr.weights import Weights, awr_weights
 from srpo_robot.records import Episode
 
-BETAS = (0.1, 0.3, 1.0, 3.0)
-CAPS = (5.0, 20.0, 100.0)
 PHASES = 10  # tenths of an episode
 TOP = 0.01  # share of the frames that counts as "a handful"
 # From a prototype on the mock cell, one training run each. At beta 1 a ratio of 2.9 (2.3 against 0.8) learned no better
@@ -113,7 +111,7 @@ def view(weights: Weights, frames: Frames, beta: float, w_max: float) -> GridCel
 
 
 def weight_grid(
-    advantage: np.ndarray, frames: Frames, betas: Sequence[float] = BETAS, caps: Sequence[float] = CAPS
+    advantage: np.ndarray, frames: Frames, betas: Sequence[float], caps: Sequence[float]
 ) -> tuple[GridCell, ...]:
     """Returns a cell for every beta and, within it, every cap. `advantage`: (N,), NaN if undefined.
 

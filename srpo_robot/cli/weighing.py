@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from srpo_robot.awr.weight_grid import BETAS, CAPS, GridCell, advice, frames_of, view, weight_grid
+from srpo_robot.awr.weight_grid import GridCell, advice, frames_of, view, weight_grid
 from srpo_robot.awr.weighting import BufferWeights, Chunk, Scheme, check_horizon, resolve, weights_of
 from srpo_robot.awr.weights import check_temperature
 from srpo_robot.awr.weights_table import TABLE, write_weights
@@ -139,14 +139,12 @@ def weights_command(options: WeightsOptions) -> WeightSummary:
     return summary
 
 
-def summarise(
-    buffer: Buffer, weights: BufferWeights, betas: Sequence[float] = (), caps: Sequence[float] = ()
-) -> WeightSummary:
-    """Returns how AWR's weights are spread; empty `betas` or `caps`: the default grid. Raises as `awr_weights`."""
+def summarise(buffer: Buffer, weights: BufferWeights, betas: Sequence[float], caps: Sequence[float]) -> WeightSummary:
+    """Returns how AWR's weights are spread, also over a grid of `betas` and `caps`. Raises as `awr_weights`."""
     assert weights.advantages is not None
     frames, weighting = frames_of(buffer.episodes), weights.weighting
     chosen = view(weights.frames, frames, weighting.beta, weighting.w_max)
-    grid = weight_grid(weights.advantages.total, frames, betas or BETAS, caps or CAPS)
+    grid = weight_grid(weights.advantages.total, frames, betas, caps)
     return WeightSummary(weights=weights, chosen=chosen, grid=grid, advice=advice(chosen, grid))
 
 
@@ -278,6 +276,6 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
         numbers = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         numbers = (math.nan,)
-    if not all(0 < value < math.inf for value in numbers):
+    if not numbers or not all(0 < value < math.inf for value in numbers):
         raise UsageError(f"{option} is {text!r}; give positive numbers with commas between them, for example 0.3,1,3")
     return numbers
