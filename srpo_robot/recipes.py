@@ -116,7 +116,7 @@ class TaskRecipe:
     swap_probability: float = 0.0  # probability that target and a distractor swap places in a layout
     swap_during_probability: float = 0.0  # probability that they swap places during a trial
     strategies: tuple[str, ...] = ()  # strategies of the scripted expert, equally likely; (): all
-    material: Literal["", "hinge", "cloth"] = ""  # material of the towel; "": no towel
+    material: Literal["", "hinge", "cloth"] = ""  # of the towel; "" is the default, a hinge
 
     def instruction_for(self, target: str) -> str:
         """Returns the instruction for a layout with this target."""

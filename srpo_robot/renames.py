@@ -10,8 +10,8 @@ OPTIONS = {"--looks": "--randomization"}  # of the command line
 STEP_VALUES = {"eq5": "reward", "phase": "knn-time", "return": "knn-return"}
 REFERENCES = {"nn2": "dbscan-auto"}
 RECIPE_KEYS = {"timestep_weights": "action_weights"}
-SHEET_KEYS = {"looks": "randomization"}  # of a trial protocol
-TRIAL_KEYS = {"clips": "limited_by"}  # of a row in trials.jsonl
+SHEET_KEYS = {"looks": "randomization"}  # of a trial protocol, and of run.json
+TRIAL_KEYS = {"clips": "limited_by"}  # of trials.jsonl and of the logs of a trial
 
 
 class RenamedWarning(FutureWarning):

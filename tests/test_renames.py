@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import refused
 
 from srpo_robot.evaluation.protocol import read_protocol
+from srpo_robot.evaluation.trial_log import STEPS, read_log
 from srpo_robot.evaluation.trials import append_trial, read_trials
 from srpo_robot.progress.pipeline import read_provenance
-from srpo_robot.recipes import packaged_folder
+from srpo_robot.recipes import digest, packaged_folder
 from srpo_robot.records import Trial
 from srpo_robot.renames import OPTIONS, RECIPE_KEYS, REFERENCES, STEP_VALUES, RenamedWarning, current, current_keys
 
@@ -104,6 +107,30 @@ def test_a_sheet_with_the_old_key_is_read_without_a_warning(cli, tmp_path: Path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_protocol(path).sheet.randomization == 0.25
+
+
+def test_a_study_keeps_the_digest_that_it_was_begun_with(cli, tmp_path: Path):
+    path = tmp_path / "sheet.json"
+    write_sheet(cli, path, "--randomization", "0.25")
+    protocol = read_protocol(path)
+    content = asdict(protocol.sheet)
+    content["looks"] = content.pop("randomization")
+    assert protocol.digest == digest({"sheet": content, "policies": protocol.policies})
+
+
+def test_a_run_begun_under_the_old_key_goes_on(cli, tmp_path: Path):
+    output = tmp_path / "run"
+    output.mkdir()
+    settings = {"arm": "mock", "task": "put-apple", "policy": "./x", "seed": 10_000, "looks": 0.0}
+    (output / "run.json").write_text(json.dumps(settings))
+    run = ("run", "--task", "put-apple", "--policy", "./x", "--output", output)
+    refused(cli(*run), "no checkpoint ./x")  # the run itself is accepted
+    refused(cli(*run, "--randomization", "0.5"), "holds another run")
+
+
+def test_a_log_with_the_old_column_is_read(tmp_path: Path):
+    pq.write_table(pa.table({"step": [0, 1], "clips": ["", "joint_step"]}), tmp_path / "steps.parquet")
+    assert read_log(tmp_path, STEPS)["limited_by"].tolist() == ["", "joint_step"]
 
 
 def test_old_step_values_references_and_recipe_keys_work_and_warn_once(

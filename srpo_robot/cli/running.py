@@ -31,6 +31,7 @@ from srpo_robot.evaluation.trials import FAULT, append_trial, read_trials
 from srpo_robot.interrupts import ending
 from srpo_robot.recipes import HardwareRecipe, TaskRecipe
 from srpo_robot.records import Trial
+from srpo_robot.renames import SHEET_KEYS, current_keys
 
 if TYPE_CHECKING:
     from srpo_robot.buffer.recorder import Recorder
@@ -244,7 +245,7 @@ def _check_output(output: Path, settings: dict[str, object]) -> None:
     """
     path = output / _SETTINGS
     if path.is_file():
-        recorded = json.loads(path.read_text())
+        recorded = current_keys(json.loads(path.read_text()), SHEET_KEYS)
         if _FINGERPRINT not in settings:
             recorded.pop(_FINGERPRINT, None)
         if recorded != settings:

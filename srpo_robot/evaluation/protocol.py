@@ -89,8 +89,9 @@ class Protocol:
 
     @property
     def digest(self) -> str:
-        """Hash of sheet and key."""
-        return digest({"sheet": asdict(self.sheet), "policies": self.policies})
+        """Hash of sheet and key. It uses the sheet's old keys, so that a study can go on after an update."""
+        old = {new: key for key, new in SHEET_KEYS.items()}
+        return digest({"sheet": current_keys(asdict(self.sheet), old), "policies": self.policies})
 
 
 # --- writing a sheet ----------------------------------------------------------------------------------------------

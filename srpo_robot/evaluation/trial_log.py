@@ -22,6 +22,7 @@ import numpy as np
 from srpo_robot.errors import DatasetError
 from srpo_robot.evaluation.runtime import Step
 from srpo_robot.files import write_whole
+from srpo_robot.renames import TRIAL_KEYS, current_keys
 
 STEPS, TICKS = "steps", "ticks"
 _RUNNING = {STEPS: ".jsonl", TICKS: ".npys"}  # file suffixes while a trial runs
@@ -96,11 +97,12 @@ def read_log(folder: Path, kind: str) -> dict[str, np.ndarray]:
     parquet = folder / f"{kind}.parquet"
     if parquet.is_file():
         table = pyarrow.parquet.read_table(parquet)
-        return {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
+        columns = {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
+        return current_keys(columns, TRIAL_KEYS)
     rows = _read_running(folder, kind)
     if rows is None:
         raise DatasetError(f"{folder} has no {kind}; give a folder of OUTPUT/trials")
-    return rows
+    return current_keys(rows, TRIAL_KEYS)
 
 
 def finish(folder: Path) -> None:
@@ -155,7 +157,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _row(step: Step) -> dict[str, Any]:
-    """Returns a step's columns. Their names are on disk in old logs, so they must not change."""
+    """Returns a step's columns. If a name changes, `read_log` needs the old one in `renames.TRIAL_KEYS`."""
     state, sent = step.observation.state, step.limited.command
     return {
         "step": step.number,

@@ -236,7 +236,7 @@ def camera(recipe: CameraRecipe, reading: CameraReading, fps: float) -> Check:
 
 
 def camera_views(recipes: Sequence[CameraRecipe], problems: Sequence[str]) -> Check:
-    """Checks the cameras against their reference pictures. `wrong`: the lines of `cameras.check_references`."""
+    """Checks the cameras against their reference pictures. `problems`: lines of `cameras.check_references`."""
     checked = [recipe.name for recipe in recipes if recipe.reference]
     if problems:
         finding, todo = zip(*(line.partition("; ")[::2] for line in problems), strict=True)
