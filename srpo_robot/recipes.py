@@ -231,6 +231,9 @@ def build[T](cls: type[T], table: dict[str, Any], where: str) -> T:
     Raises:
         RecipeError: as `load`.
     """
+    for old, new in RECIPE_KEYS.items():
+        if old in table and new in table:
+            raise RecipeError(f"{where}: {old!r} is the old name of {new!r}; keep {new!r} alone")
     table = {current(key, RECIPE_KEYS): value for key, value in table.items()}
     hints = get_type_hints(cls)
     known = {f.name: f for f in _required_first(cls)}

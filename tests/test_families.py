@@ -100,6 +100,13 @@ def test_a_family_is_built_trained_saved_moved_and_loaded(buffer, name, tmp_path
     assert capsys.readouterr().out == ""
 
 
+def test_a_chunk_opens_the_base_only_for_a_size_that_the_recipe_lacks():
+    recipe = PolicyRecipe(name="far", family="pi0", base="nobody/none-such", config={"n_action_steps": 3})
+    assert policies.chunk_of(recipe, ["n_action_steps"]) == (0, 3)
+    with pytest.raises(CheckpointError, match="nobody/none-such"):
+        policies.chunk_of(recipe, ["chunk_size"])
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_each_family_refuses_weights_of_another_shape_or_name(buffer, name, tmp_path):
     recipe = FAMILIES[name]

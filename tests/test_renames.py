@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import refused
 
+from srpo_robot.errors import RecipeError
 from srpo_robot.evaluation.protocol import read_protocol
 from srpo_robot.evaluation.trial_log import STEPS, read_log
 from srpo_robot.evaluation.trials import append_trial, read_trials
 from srpo_robot.progress.pipeline import read_provenance
-from srpo_robot.recipes import digest, packaged_folder
+from srpo_robot.recipes import PolicyRecipe, digest, load, packaged_folder
 from srpo_robot.records import Trial
 from srpo_robot.renames import OPTIONS, RECIPE_KEYS, REFERENCES, STEP_VALUES, RenamedWarning, current, current_keys
 
@@ -159,3 +160,10 @@ def test_old_step_values_references_and_recipe_keys_work_and_warn_once(
 
 def test_an_unknown_name_is_not_treated_as_an_old_name(cli, squares_copy: Path):
     refused(cli("score-dataset", squares_copy, "--value", "phases"), "no value 'phases'", "knn-time")
+
+
+def test_a_recipe_with_both_names_of_a_key_is_refused(tmp_path: Path):
+    recipe = tmp_path / "both.toml"
+    recipe.write_text('name = "x"\nfamily = "pi0"\ntimestep_weights = true\naction_weights = false\n')
+    with pytest.raises(RecipeError, match="'timestep_weights' is the old name of 'action_weights'"):
+        load(PolicyRecipe, "policies", str(recipe))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
@@ -133,18 +133,23 @@ def tiny_sizes(recipe: PolicyRecipe, base: Path | None) -> dict[str, int]:
     return dict(read_record(base).get("tiny", {}))
 
 
-def chunk_of(recipe: PolicyRecipe) -> Chunk:
+def chunk_of(recipe: PolicyRecipe, needed: Collection[str] = ("chunk_size", "n_action_steps")) -> Chunk:
     """Returns the sizes of the policy's action chunk: by the recipe, otherwise by its base or lerobot's default.
+
+    Args:
+        needed: the sizes that the caller uses. The base, which may be on the Hub, is opened only for these. A size that
+            is neither needed nor in the recipe is 0.
 
     Raises:
         CheckpointError: the base is incomplete or cannot be read.
     """
-    if {"chunk_size", "n_action_steps"} <= recipe.config.keys():
-        return Chunk(int(recipe.config["chunk_size"]), int(recipe.config["n_action_steps"]))
-    base = checkpoint_folder(recipe.base) if recipe.base else None
-    config: Any = family(recipe.family).config() if base is None else _saved_config(base, "cpu")
-    size, executed = (recipe.config.get(key, getattr(config, key)) for key in ("chunk_size", "n_action_steps"))
-    return Chunk(int(size), int(executed))
+    sizes = {key: int(recipe.config.get(key, 0)) for key in ("chunk_size", "n_action_steps")}
+    missing = [key for key in needed if key not in recipe.config]
+    if missing:
+        base = checkpoint_folder(recipe.base) if recipe.base else None
+        config: Any = family(recipe.family).config() if base is None else _saved_config(base, "cpu")
+        sizes |= {key: int(getattr(config, key)) for key in missing}
+    return Chunk(sizes["chunk_size"], sizes["n_action_steps"])
 
 
 def weights_dtype(recipe: PolicyRecipe) -> str:

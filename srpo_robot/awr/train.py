@@ -61,7 +61,7 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How the training loop runs. Apart from `steps` nothing here changes the policy that comes out.
+    """How the training loop runs. Apart from `steps` (and rounding on another device) nothing here changes the policy.
 
     Attributes:
         resume: go on from the last checkpoint of the output folder.

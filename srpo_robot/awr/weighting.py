@@ -120,7 +120,7 @@ def weights_of(
 def resolve(recipe: Weighting, chunk: Chunk | None = None) -> Weighting:
     """Returns the weighting keys of `recipe` alone, with a horizon of 0 filled in."""
     keys: dict[str, Any] = {field.name: getattr(recipe, field.name) for field in fields(Weighting)}
-    keys["horizon"] = recipe.horizon or (DEFAULT_HORIZON if chunk is None else chunk.executed)
+    keys["horizon"] = recipe.horizon or (0 if chunk is None else chunk.executed) or DEFAULT_HORIZON
     return Weighting(**keys)
 
 

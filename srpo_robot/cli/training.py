@@ -54,7 +54,7 @@ def check_options(options: TrainOptions, recipe: PolicyRecipe) -> None:
         check_temperature(recipe.beta, recipe.w_max)
     check_trackers(options.track)
     _check_columns(Path(options.dataset))
-    if options.resume:
+    if options.resume and not options.dry_run:
         last_checkpoint(options.output)
     elif not options.dry_run:
         check_output(options.output)

@@ -71,12 +71,14 @@ def weigh(
 
 
 def _chunk(recipe: PolicyRecipe, scheme: Scheme) -> Chunk | None:
-    """Returns the policy's chunk if the weights depend on it. It may be known only from the base's checkpoint."""
-    if scheme == "awr" and recipe.horizon and not recipe.action_weights:
+    """Returns the policy's chunk if the weights depend on it. A size may be known only from the base's checkpoint."""
+    needed = ["chunk_size"] if scheme == "rabc" or recipe.action_weights else []
+    needed += ["n_action_steps"] if scheme == "awr" and not recipe.horizon else []
+    if not needed:
         return None
     from srpo_robot.awr.policies import chunk_of
 
-    return chunk_of(recipe)
+    return chunk_of(recipe, needed)
 
 
 def check_value(buffer: Buffer, recipe: PolicyRecipe) -> None:

@@ -22,7 +22,7 @@ from srpo_robot.progress.evidence.metrics import Estimate, Resampling, auc_diffe
 from srpo_robot.records import Episode
 
 FILE = "audit.json"
-FORMAT = 1
+FORMAT = 2  # 1: named the encoder, without its weights and precision
 LEVEL = 0.05
 AUDIT_CONTROLS = ("shuffled", "reversed", "frozen-tail", "pixel-mean", "pixel-last10")  # the score must beat each one
 FEW = 10  # with fewer episodes of a label, the first advice is to record more

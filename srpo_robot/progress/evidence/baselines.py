@@ -326,7 +326,7 @@ def _recent(frames: int, references: str = "") -> Callable[[ScoringConfig], Scor
 
     def changed(config: ScoringConfig) -> ScoringConfig:
         windows = "stride:4" if config.window_kind == "nested" else config.windows
-        recent = replace(config, windows=windows, window_shape="recent", frames_per_clip=frames)
+        recent = replace(config, windows=windows, window_shape="recent", frames_per_clip=frames, repeat="linspace")
         return replace(recent, references=references) if references else recent
 
     return changed
