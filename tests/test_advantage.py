@@ -281,6 +281,7 @@ def test_schemes_without_advantages_use_the_same_function():
     recipe = PolicyRecipe(name="p", family="pi0", action_weights=True)
     with pytest.raises(UsageError, match="action_weights are AWR's"):
         weights_of(buffer, progress, recipe, "rabc", Chunk(4, 2))
-    for scheme, missing in (("awr", None), ("rabc", progress)):
-        with pytest.raises(ValueError, match="need a progress table, and rabc and action_weights a chunk"):
-            weights_of(buffer, missing, Weighting(), scheme)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="need a progress table, and rabc and action_weights a chunk"):
+        weights_of(buffer, None, Weighting(), "awr")
+    with pytest.raises(ValueError, match="need a progress table, and rabc and action_weights a chunk"):
+        weights_of(buffer, progress, Weighting(), "rabc")

@@ -54,7 +54,7 @@ def _for_typer(function: Callable[..., None]) -> Callable[..., None]:
         function(options=_build(hints["options"], values), **extra)
 
     parameters = [*(context if "context" in hints else []), *(leaf.parameter for leaf in leaves.values())]
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect.signature
     return call
 
 
@@ -73,7 +73,7 @@ def _leaves(options: type) -> Iterator[tuple[str, _Leaf]]:
 def _leaf(field: Field[Any], hint: Any) -> _Leaf:
     kind, info, *marks = get_args(hint)
     default: Any = field.default if field.default is not MISSING else inspect.Parameter.empty
-    convert: Callable[[Any], Any] = lambda value: value  # noqa: E731
+    convert: Callable[[Any], Any] = _same
     if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
         if COMMAS in marks:
             kind, default, convert = str, ",".join(default or ()), _split
@@ -85,6 +85,10 @@ def _leaf(field: Field[Any], hint: Any) -> _Leaf:
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )
     return _Leaf(parameter, convert)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _split(text: str) -> tuple[str, ...]:
